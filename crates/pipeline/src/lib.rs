@@ -1,0 +1,31 @@
+//! What a pipeline's author imports, and the wire form that every part of Millstream shares.
+//!
+//! A pipeline is a type that implements [`Pipeline`]: a name, an id type, a row type with its ClickHouse columns, and
+//! one function from an id to a row. This crate does no I/O and spawns nothing, so such a function is tested with a
+//! plain `#[test]`; [`check`] compares the row type with the columns without computing anything.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`pipeline`] | the trait, the three outcomes of an id |
+//! | [`id`], [`block`] | id types; how a batch's ids are packed into bytes |
+//! | [`envelope`] | the messages of both streams, byte for byte |
+//! | [`schema`], [`rowbinary`] | row type against columns; rows as the bytes that ClickHouse ingests |
+//! | [`frame`] | ClickHouse's compressed frames |
+//! | [`names`] | the only place that spells subjects, streams, consumers, keys; the grammar of names |
+
+pub mod block;
+pub mod envelope;
+pub mod frame;
+pub mod id;
+pub mod names;
+pub mod pipeline;
+pub mod rowbinary;
+pub mod schema;
+
+pub use id::Id;
+pub use pipeline::{Failure, Outcome, Pipeline};
+pub use schema::{SchemaFault, check};
+
+/// The most ids one batch may hold: a batch is inserted whole, and one INSERT is atomic only as one block, for which
+/// 500,000 rows is the bound that we keep (ClickHouse's own default is 1,048,449).
+pub const MAX_BATCH_IDS: u32 = 500_000;

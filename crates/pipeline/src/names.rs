@@ -1,0 +1,185 @@
+//! The only place that spells subjects, streams, consumers and keys, and the grammar of the names in them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The longest run name.
+pub const MAX_RUN_NAME: usize = 64;
+const MAX_PIPELINE_NAME: usize = 32;
+
+/// The name of a run: 1 to 64 of `A-Z a-z 0-9 _ -`, beginning with a letter or digit.
+///
+/// It becomes a token of subjects, a part of consumer names and a value in ClickHouse, so it is checked once, here.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunName(String);
+
+/// A name outside its grammar.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameFault {
+    /// Not a run name.
+    #[error("run name `{0}` is not 1 to {MAX_RUN_NAME} of A-Z a-z 0-9 _ - beginning with a letter or digit")]
+    Run(String),
+    /// Not a pipeline name.
+    #[error("pipeline name `{0}` is not 1 to {MAX_PIPELINE_NAME} of a-z 0-9 _ beginning with a letter")]
+    Pipeline(String),
+}
+
+impl FromStr for RunName {
+    type Err = NameFault;
+
+    fn from_str(text: &str) -> Result<Self, NameFault> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if begins && text.len() <= MAX_RUN_NAME && text.bytes().all(legal) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameFault::Run(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl RunName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RunName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything that is named after a pipeline in the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    pipeline: String,
+}
+
+impl Names {
+    /// Checks the pipeline's name.
+    ///
+    /// # Errors
+    /// [`NameFault::Pipeline`] for a name outside the grammar.
+    pub fn new(pipeline: &str) -> Result<Self, NameFault> {
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let begins = pipeline.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+        if begins && pipeline.len() <= MAX_PIPELINE_NAME && pipeline.bytes().all(legal) {
+            Ok(Self { pipeline: pipeline.to_owned() })
+        } else {
+            Err(NameFault::Pipeline(pipeline.to_owned()))
+        }
+    }
+
+    /// The pipeline's own name, which is also the prefix of its tables.
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
+    /// The stream of id batches.
+    pub fn ids_stream(&self) -> String {
+        format!("{}_ids", self.pipeline)
+    }
+
+    /// Every subject of the ids stream.
+    pub fn all_ids(&self) -> String {
+        format!("{}.ids.>", self.pipeline)
+    }
+
+    /// Every batch of a run.
+    pub fn run_ids(&self, run: &RunName) -> String {
+        format!("{}.ids.{run}.*", self.pipeline)
+    }
+
+    /// One batch of a run.
+    pub fn ids_subject(&self, run: &RunName, batch: u32) -> String {
+        format!("{}.ids.{run}.{batch}", self.pipeline)
+    }
+
+    /// The stream of computed rows.
+    pub fn rows_stream(&self) -> String {
+        format!("{}_rows", self.pipeline)
+    }
+
+    /// Every subject of the rows stream.
+    pub fn all_rows(&self) -> String {
+        format!("{}.rows.>", self.pipeline)
+    }
+
+    /// Every batch of a pass.
+    pub fn pass_rows(&self, run: &RunName, pass: u32) -> String {
+        format!("{}.rows.{run}.{pass}.*", self.pipeline)
+    }
+
+    /// One computed batch of a pass.
+    pub fn rows_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
+        format!("{}.rows.{run}.{pass}.{batch}", self.pipeline)
+    }
+
+    /// The durable consumer from which all workers draw the batches of a pass.
+    pub fn work_consumer(&self, run: &RunName, pass: u32) -> String {
+        format!("work-{run}-{pass}")
+    }
+
+    /// The durable consumer that all sinks share.
+    pub fn sink_consumer(&self) -> String {
+        "sink".to_owned()
+    }
+
+    /// The key-value bucket of run and pass records.
+    pub fn bucket(&self) -> String {
+        format!("{}_runs", self.pipeline)
+    }
+
+    /// The key of a run's record.
+    pub fn run_key(&self, run: &RunName) -> String {
+        format!("run.{run}")
+    }
+
+    /// The key of a pass's record.
+    pub fn pass_key(&self, run: &RunName, pass: u32) -> String {
+        format!("pass.{run}.{pass}")
+    }
+
+    /// Where it is announced that a pass is sealed.
+    pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
+        format!("{}.sealed.{run}.{pass}", self.pipeline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_names_have_one_grammar() {
+        for name in ["a", "A-1_b", "0", &"x".repeat(64)] {
+            assert_eq!(name.parse::<RunName>().map(|run| run.to_string()), Ok(name.to_owned()));
+        }
+        for name in ["", "-a", "_a", "a.b", "a b", "a*", "ü", "a'", &"x".repeat(65)] {
+            assert!(name.parse::<RunName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn pipeline_names_fit_sql_and_subjects() {
+        for name in ["collatz", "a", "a_1"] {
+            assert!(Names::new(name).is_ok(), "{name}");
+        }
+        for name in ["", "1a", "A", "a-b", "a.b", &"a".repeat(33)] {
+            assert!(Names::new(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn subjects_are_what_the_streams_listen_to() {
+        let names = Names::new("tea").expect("legal");
+        let run: RunName = "green".parse().expect("legal");
+        assert_eq!(names.ids_subject(&run, 7), "tea.ids.green.7");
+        assert_eq!(names.run_ids(&run), "tea.ids.green.*");
+        assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
+        assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.*");
+        assert_eq!(names.work_consumer(&run, 2), "work-green-2");
+    }
+}

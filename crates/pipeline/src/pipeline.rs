@@ -1,0 +1,58 @@
+//! The trait that a pipeline's author implements, and what one id can come to.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::Id;
+
+/// What computing one id came to: a row, or a [`Failure`] that says whether trying again may help.
+pub type Outcome<R> = Result<R, Failure>;
+
+/// Why an id yielded no row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Transient: the id is tried again after a pause, a bounded number of times, then becomes a dead letter.
+    #[error("{0}")]
+    Retry(String),
+    /// Final: the id becomes a dead letter at once, with this reason.
+    #[error("{0}")]
+    Reject(String),
+}
+
+impl Failure {
+    /// A transient failure. `reason` is what the dead letter says should every attempt fail.
+    pub fn retry(reason: impl ToString) -> Self {
+        Self::Retry(reason.to_string())
+    }
+
+    /// A final failure: no further attempt is made.
+    pub fn reject(reason: impl ToString) -> Self {
+        Self::Reject(reason.to_string())
+    }
+}
+
+/// One CPU-heavy function over many ids, with the table its rows go to.
+///
+/// The function runs on a rayon pool, many ids at once, so `self` is shared: what it holds is built once in `main`.
+/// It may panic: the panic becomes that id's dead letter. It should not block for long on anything but the CPU.
+pub trait Pipeline: Send + Sync + 'static {
+    /// Names the streams and tables: `[a-z][a-z0-9_]*`, at most 32 characters.
+    const NAME: &'static str;
+
+    /// The ClickHouse columns of [`Self::Row`], in the order of its fields: name and type.
+    ///
+    /// [`check`](crate::check) compares them with the row type before any id is computed. The names `run`, `pass`,
+    /// `batch`, `batch_ids`, `id`, `status` and `error` are taken.
+    const COLUMNS: &'static [(&'static str, &'static str)];
+
+    /// The id type: `u64` or `String`.
+    type Id: Id;
+
+    /// A struct with a field per column. `Deserialize` is asked for so that its shape can be read off the type.
+    type Row: Serialize + DeserializeOwned + Send;
+
+    /// Computes one id.
+    ///
+    /// # Errors
+    /// [`Failure::Retry`] for what may pass, [`Failure::Reject`] for what will not.
+    fn compute(&self, id: &Self::Id) -> Outcome<Self::Row>;
+}
