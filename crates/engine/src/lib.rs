@@ -1,1 +1,39 @@
-//! To come.
+//! Everything that moves a batch, from the producer's input to a sealed pass in ClickHouse.
+//!
+//! Read in this order, the modules are the path of one batch:
+//!
+//! 1. [`source`] cuts the user's ids into batches; [`publish`] writes them to the ids stream, first writer wins.
+//! 2. [`consume`] takes permits, then pulls no more than they cover; [`delivery`] is what it gets: a payload with its
+//!    acker and permit, ended exactly once.
+//! 3. [`work`] decodes it, has [`compute`] grind the ids on the rayon pool, publishes the rows, and only then acks.
+//! 4. [`sink`] gathers rows of one pass, inserts, asks ClickHouse what landed, and acks just that.
+//! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
+//!    repair.
+//!
+//! Beside the path: [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
+//! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
+//! [`stop`] is how everything ends.
+
+pub mod board;
+pub mod broker;
+pub mod compute;
+pub mod consume;
+pub mod delivery;
+pub mod error;
+pub mod publish;
+pub mod records;
+pub mod retry;
+pub mod seal;
+pub mod sink;
+pub mod source;
+pub mod status;
+pub mod stop;
+pub mod store;
+pub mod tables;
+pub mod verify;
+pub mod work;
+
+pub use broker::{Broker, NatsAddress, StreamLimits};
+pub use error::Error;
+pub use stop::Stop;
+pub use store::{Store, StoreAddress};

@@ -24,6 +24,9 @@ pub trait Id: Clone + Ord + Hash + fmt::Display + fmt::Debug + Send + Sync + Siz
     /// [`IdFault`] with the text and what would have been accepted.
     fn parse(text: &str) -> Result<Self, IdFault>;
 
+    /// The id that a number of a range stands for.
+    fn from_number(number: u64) -> Self;
+
     /// ClickHouse's `sipHash64(id)`: SipHash-2-4 with a zero key over the value's bytes
     /// (<https://clickhouse.com/docs/sql-reference/functions/hash-functions#siphash64>).
     fn sip_hash(&self) -> u64;
@@ -68,7 +71,11 @@ impl Id for u64 {
     const CLICKHOUSE: &'static str = "UInt64";
 
     fn parse(text: &str) -> Result<Self, IdFault> {
-        text.parse().map_err(|_| IdFault::NotANumber { text: text.chars().take(80).collect() })
+        text.trim().parse().map_err(|_| IdFault::NotANumber { text: text.chars().take(80).collect() })
+    }
+
+    fn from_number(number: u64) -> Self {
+        number
     }
 
     fn sip_hash(&self) -> u64 {
@@ -101,6 +108,10 @@ impl Id for String {
             length if length > MAX_STRING_ID => Err(IdFault::TooLong { length }),
             _ => Ok(text.to_owned()),
         }
+    }
+
+    fn from_number(number: u64) -> Self {
+        number.to_string()
     }
 
     fn sip_hash(&self) -> u64 {
@@ -153,7 +164,7 @@ mod tests {
 
     #[test]
     fn text_that_is_no_number_is_named() {
-        for text in ["", "-1", "12a", " 7", "18446744073709551616"] {
+        for text in ["", "-1", "12a", "1 2", "18446744073709551616"] {
             let fault = u64::parse(text).expect_err(text);
             assert!(fault.to_string().contains(&format!("`{text}`")), "{fault}");
         }

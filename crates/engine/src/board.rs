@@ -1,0 +1,86 @@
+//! The passes that are running, as every process sees them: a watch on the bucket, kept up for as long as it takes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::kv::Operation;
+use futures_util::StreamExt;
+use millstream::names::RunName;
+use tokio::sync::watch;
+
+use crate::records::{PassRecord, PassState, Records};
+use crate::retry::Backoff;
+use crate::stop::Stop;
+
+/// Running passes by name and number. Sealed ones are not kept, so it does not grow with the runs there ever were.
+pub type Running = BTreeMap<(RunName, u32), PassRecord>;
+
+/// A watch is opened anew after this long, in case the old one died without a word.
+const REOPEN: Duration = Duration::from_secs(60);
+
+/// Follows the bucket until taking stops. The first value is there before this returns.
+///
+/// # Errors
+/// When the bucket cannot be read at the start; later failures are waited out.
+pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Running>, crate::Error> {
+    let mut running = Running::new();
+    for record in records.passes().await? {
+        apply(&mut running, record);
+    }
+    let (sender, receiver) = watch::channel(running);
+    let (records, stopping) = (records.clone(), stop.clone());
+    stop.spawn(async move {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        while !stopping.taking_stopped() {
+            tokio::select! {
+                () = stopping.no_more_taking() => break,
+                outcome = watch_once(&records, &sender) => match outcome {
+                    Ok(()) => backoff.reset(),
+                    Err(error) => tracing::warn!(%error, "the watch on run records broke, opening it again"),
+                },
+            }
+            stopping.pause(backoff.wait()).await;
+        }
+    });
+    Ok(receiver)
+}
+
+async fn watch_once(records: &Records, sender: &watch::Sender<Running>) -> Result<(), crate::error::Source> {
+    let until = tokio::time::Instant::now() + REOPEN;
+    let mut updates = tokio::time::timeout_at(until, records.bucket().watch_with_history("pass.>")).await??;
+    while let Ok(Some(update)) = tokio::time::timeout_at(until, updates.next()).await {
+        let update = update?;
+        if update.operation != Operation::Put {
+            let key = key_of(&update.key);
+            sender.send_if_modified(|running| key.is_some_and(|key| running.remove(&key).is_some()));
+            continue;
+        }
+        match serde_json::from_slice::<PassRecord>(&update.value) {
+            Ok(record) => {
+                sender.send_if_modified(|running| apply(running, record));
+            }
+            Err(error) => tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone"),
+        }
+    }
+    Ok(())
+}
+
+/// Whether anything changed.
+fn apply(running: &mut Running, record: PassRecord) -> bool {
+    let Ok(run) = record.run.parse::<RunName>() else { return false };
+    let key = (run, record.pass);
+    match record.state {
+        PassState::Sealed => running.remove(&key).is_some(),
+        PassState::Running if running.get(&key) == Some(&record) => false,
+        PassState::Running => {
+            running.insert(key, record);
+            true
+        }
+    }
+}
+
+/// `pass.<run>.<n>`.
+fn key_of(key: &str) -> Option<(RunName, u32)> {
+    let (run, pass) = key.strip_prefix("pass.")?.rsplit_once('.')?;
+    Some((run.parse().ok()?, pass.parse().ok()?))
+}

@@ -1,0 +1,360 @@
+//! What can fail, and whether trying again may help.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use millstream::envelope::EnvelopeFault;
+use millstream::names::NameFault;
+
+/// Any failure of another party.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// An operation that failed. `Display` fits after "error: failed to" and leaves the cause to `source()`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection to NATS.
+    #[error("connect to NATS at `{server}` ({origin})")]
+    Connect {
+        /// The address tried, without a password.
+        server: String,
+        /// Where the address came from.
+        origin: String,
+        /// Why.
+        #[source]
+        source: async_nats::ConnectError,
+    },
+    /// The credentials file cannot be used.
+    #[error("read NATS credentials from `{path}`")]
+    Credentials {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The broker refused or did not answer.
+    #[error("{doing}")]
+    Broker {
+        /// The operation, with the names in it.
+        doing: String,
+        /// Why.
+        #[source]
+        source: Source,
+    },
+    /// The broker did not answer in time.
+    #[error("{doing}: no answer within {} s", after.as_secs())]
+    BrokerSilent {
+        /// The operation.
+        doing: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// A stream exists with settings that break the protocol.
+    #[error("use stream `{stream}`: its {setting} is {found}, it must be {expected}")]
+    StreamSettings {
+        /// The stream.
+        stream: String,
+        /// The setting.
+        setting: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A message is larger than the server takes.
+    #[error("publish `{subject}`: {bytes} bytes are more than the server's limit of {limit}")]
+    TooLarge {
+        /// Its subject.
+        subject: String,
+        /// Its size.
+        bytes: usize,
+        /// The server's `max_payload`.
+        limit: usize,
+    },
+    /// A message cannot be used.
+    #[error("read message `{subject}`")]
+    Message {
+        /// Its subject.
+        subject: String,
+        /// Why.
+        #[source]
+        source: EnvelopeFault,
+    },
+    /// A record in the bucket cannot be read.
+    #[error("read record `{key}`")]
+    Record {
+        /// Its key.
+        key: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// There is no such run.
+    #[error("find run `{run}`")]
+    NoSuchRun {
+        /// The name asked for.
+        run: String,
+        /// Names there are, the newest first, a few.
+        known: Vec<String>,
+    },
+    /// The run exists and was made of something else.
+    #[error("add to run `{run}`: it was made of {existing}, not of {given}")]
+    OtherIds {
+        /// The run.
+        run: String,
+        /// What it was made of.
+        existing: String,
+        /// What was given now.
+        given: String,
+    },
+    /// A batch of the run exists with other bytes.
+    #[error("publish batch {batch} of run `{run}`: the stream holds other ids under that number")]
+    OtherBatch {
+        /// The run.
+        run: String,
+        /// The batch.
+        batch: u32,
+    },
+    /// Input without an id.
+    #[error("make a run of {input}: there are no ids in it")]
+    NoIds {
+        /// The input, as the user named it.
+        input: String,
+    },
+    /// A run of more batches than can be numbered.
+    #[error("make a run of {input}: it has more than {} batches", u32::MAX)]
+    TooManyBatches {
+        /// The input, as the user named it.
+        input: String,
+    },
+    /// The input cannot be read.
+    #[error("read {input}")]
+    Input {
+        /// The input, as the user named it.
+        input: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Lines or fields of the input are not ids.
+    #[error("read {input}: {count} of its lines hold no id{}", listed(.first))]
+    BadLines {
+        /// The input, as the user named it.
+        input: String,
+        /// How many.
+        count: u64,
+        /// The first few: line number and what is wrong.
+        first: Vec<(u64, String)>,
+    },
+    /// A CSV input has no such column.
+    #[error("read column `{column}` of {input}: its columns are {}", found.join(", "))]
+    NoColumn {
+        /// The input, as the user named it.
+        input: String,
+        /// The column asked for.
+        column: String,
+        /// The columns there are.
+        found: Vec<String>,
+    },
+    /// A query's answer is no column of ids.
+    #[error("take ids from the query: its columns are {found}, one of type {expected} is needed")]
+    QueryColumns {
+        /// Columns and types found.
+        found: String,
+        /// The id's type.
+        expected: &'static str,
+    },
+    /// The rows table differs from the pipeline's columns.
+    #[error("use table `{table}`: {}", faults.join("; "))]
+    TableColumns {
+        /// The table.
+        table: String,
+        /// One entry a column: what was found, what was expected.
+        faults: Vec<String>,
+    },
+    /// ClickHouse refused, failed or did not answer.
+    #[error("{doing} in ClickHouse at `{server}` ({origin})")]
+    Store {
+        /// The operation.
+        doing: String,
+        /// The address, without a password.
+        server: String,
+        /// Where the address came from.
+        origin: String,
+        /// Why.
+        #[source]
+        source: StoreFault,
+    },
+    /// A name outside its grammar.
+    #[error("use the name given")]
+    Name(#[from] NameFault),
+    /// The CPU pool could not be made.
+    #[error("start {threads} compute threads")]
+    Pool {
+        /// Threads asked for.
+        threads: usize,
+        /// Why.
+        #[source]
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// Asked to stop before it was done.
+    #[error("finish: it was told to stop")]
+    Stopped,
+}
+
+/// Why ClickHouse did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFault {
+    /// It answered with an exception.
+    #[error("code {code}: {text}")]
+    Exception {
+        /// ClickHouse's error code.
+        code: u32,
+        /// Its text, shortened.
+        text: String,
+    },
+    /// No answer, a cut connection, or an answer that makes no sense: whether it was done is unknown.
+    #[error("{0}")]
+    Unclear(String),
+    /// No answer in time: whether it was done is unknown.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+}
+
+/// What to do about a failed insert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Wait and try again, for as long as it takes: the fault is the server's.
+    Retry,
+    /// The same, but it may have been done: kill it, ask, then try again.
+    Unclear,
+    /// The bytes themselves are refused: trying again cannot help.
+    Reject,
+}
+
+impl StoreFault {
+    /// What to do when this came of an insert.
+    ///
+    /// Codes: <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
+    pub fn class(&self) -> Class {
+        match self {
+            // Parsing of the body: bad data, types or arguments that do not fit, constraints.
+            Self::Exception { code: 6 | 26 | 27 | 33 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691, .. } => {
+                Class::Reject
+            }
+            // It ran and was stopped, timed out, or lost touch with its own parts: it may have committed.
+            Self::Exception { code: 159 | 209 | 210 | 216 | 236 | 319 | 394 | 425 | 999, .. } => Class::Unclear,
+            Self::Exception { .. } => Class::Retry,
+            Self::Unclear(_) | Self::Silent(_) => Class::Unclear,
+        }
+    }
+}
+
+impl Error {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Connect { source, .. } => match source.kind() {
+                async_nats::ConnectErrorKind::Authentication
+                | async_nats::ConnectErrorKind::AuthorizationViolation => {
+                    "the server wants other credentials: give them with --nats-creds FILE or in the address".into()
+                }
+                _ => "start nats-server there, name another with --nats URL or NATS_URL, or name none to use the \
+                      local stack"
+                    .into(),
+            },
+            Self::BrokerSilent { .. } => {
+                "see that nats-server runs with JetStream on, and that its disk is not full (its log says so)".into()
+            }
+            Self::StreamSettings { stream, .. } => {
+                format!("change it with `nats stream edit {stream}`, or remove the stream when nothing in it is needed")
+            }
+            Self::TooLarge { .. } => {
+                "make batches smaller with --batch N, or raise max_payload of nats-server (8MB is sound)".into()
+            }
+            Self::Message { source: EnvelopeFault::NewerVersion { .. }, .. } => {
+                "run a build of this pipeline that is as new as the one that wrote it".into()
+            }
+            Self::NoSuchRun { known, .. } if known.is_empty() => "there are no runs yet: `produce` makes one".into(),
+            Self::NoSuchRun { known, .. } => format!("there are {}", known.join(", ")),
+            Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
+            Self::OtherBatch { .. } => {
+                "the input changed since the run was begun: give the run a new name with --run".into()
+            }
+            Self::BadLines { .. } => "nothing was published; mend these lines and try again".into(),
+            Self::NoColumn { .. } => "choose one of them with --column".into(),
+            Self::TableColumns { .. } => {
+                "change the pipeline's columns, alter the table, or use another database with --database".into()
+            }
+            Self::Store { source, .. } => return source.hint(),
+            _ => return None,
+        })
+    }
+}
+
+impl StoreFault {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Exception { code: 516 | 192 | 193 | 194, .. } => {
+                "give the right ones with CLICKHOUSE_USER and CLICKHOUSE_PASSWORD".into()
+            }
+            Self::Exception { code: 497 | 164, .. } => "the user lacks a right that this command needs".into(),
+            Self::Exception { code: 243, .. } => "free some disk space for ClickHouse".into(),
+            Self::Exception { code: 81, .. } => {
+                "the database does not exist: create it, or let `setup` with enough rights do it".into()
+            }
+            Self::Exception { code: 60, .. } => "the tables are missing: run `setup`".into(),
+            Self::Exception { .. } => return None,
+            Self::Unclear(_) | Self::Silent(_) => {
+                "start ClickHouse there, name another with --clickhouse URL or CLICKHOUSE_URL, or name none to use \
+                 the local stack"
+                    .into()
+            }
+        })
+    }
+}
+
+fn listed(lines: &[(u64, String)]) -> String {
+    lines.iter().fold(String::new(), |mut text, (line, fault)| {
+        write!(text, "\n  line {line}: {fault}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+/// Wraps a failure of the broker with what was being done.
+pub(crate) fn broker<E: Into<Source>>(doing: impl Into<String>) -> impl FnOnce(E) -> Error {
+    let doing = doing.into();
+    move |source| Error::Broker { doing, source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insert_is_rejected_only_for_its_own_bytes() {
+        let table = [
+            (33, Class::Reject),  // CANNOT_READ_ALL_DATA
+            (252, Class::Retry),  // TOO_MANY_PARTS
+            (243, Class::Retry),  // NOT_ENOUGH_SPACE
+            (241, Class::Retry),  // MEMORY_LIMIT_EXCEEDED
+            (60, Class::Retry),   // UNKNOWN_TABLE: an operator can bring it back
+            (159, Class::Unclear), // TIMEOUT_EXCEEDED
+            (216, Class::Unclear), // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
+        ];
+        for (code, class) in table {
+            assert_eq!(StoreFault::Exception { code, text: String::new() }.class(), class, "{code}");
+        }
+        assert_eq!(StoreFault::Silent(Duration::from_secs(1)).class(), Class::Unclear);
+    }
+
+    #[test]
+    fn bad_lines_are_listed_one_below_the_other() {
+        let first = vec![(3, "`x` is not a number".to_owned()), (9, "`y` is not a number".to_owned())];
+        let error = Error::BadLines { input: "file `ids.txt`".into(), count: 12, first };
+        assert_eq!(
+            error.to_string(),
+            "read file `ids.txt`: 12 of its lines hold no id\n  line 3: `x` is not a number\n  line 9: `y` is not a number"
+        );
+    }
+}

@@ -1,0 +1,304 @@
+//! Runs and passes as they are kept in the key-value bucket: JSON, so that a person with `nats kv get` can read them.
+//!
+//! Every change is a compare-and-set on the revision that was read. A run's record never changes once it is
+//! published; a pass's state does.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
+use futures_util::StreamExt;
+use millstream::names::{Names, RunName};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::broker::ANSWER_WITHIN;
+use crate::error::{Error, broker};
+
+/// What a run is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The run's name.
+    pub run: String,
+    /// The ids in words: `ids 1..=1000`, `file ids.txt`.
+    pub source: String,
+    /// The same, so that equal means the same ids: a digest where the words do not say it.
+    pub fingerprint: String,
+    /// Ids that were put into a batch at most.
+    pub batch_ids: u32,
+    /// Ids that the input announced, where it could say so before it was read.
+    pub expected_ids: Option<u64>,
+    /// Whether the input can hold one id twice; a range cannot.
+    pub may_repeat: bool,
+    /// Milliseconds since 1970 when it was begun.
+    pub created_ms: u64,
+    /// What was published; `None` while it is being published.
+    pub published: Option<Published>,
+}
+
+/// What a run came to once all of it was published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Number of batches, numbered from 0.
+    pub batches: u32,
+    /// Number of ids, counted once within a batch.
+    pub ids: u64,
+    /// Wrapping sum of `sipHash64(id)` over those ids, in decimal: JSON numbers of other languages lose digits.
+    #[serde(with = "decimal")]
+    pub digest: u64,
+    /// Ids that the input had twice within a batch, dropped.
+    pub dropped_repeats: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// Where a pass stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PassState {
+    /// Being computed, or waiting to be.
+    Running,
+    /// Proven and visible.
+    Sealed,
+}
+
+/// One computation of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassRecord {
+    /// The run's name.
+    pub run: String,
+    /// The pass, from 1.
+    pub pass: u32,
+    /// Where it stands.
+    pub state: PassState,
+    /// The largest batch, so that a worker knows how many cores one can occupy before it pulls it.
+    pub batch_ids: u32,
+    /// Milliseconds since 1970 when it was begun.
+    pub started_ms: u64,
+    /// What was proven; `None` until sealed.
+    pub sealed: Option<Sealed>,
+}
+
+/// What was proven of a pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Rows, one for each id.
+    pub rows: u64,
+    /// How many of them are dead letters.
+    pub dead: u64,
+    /// Ids that the user gave more than once, in different batches.
+    pub repeated_ids: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// A record with the revision that a change of it must name.
+#[derive(Debug, Clone)]
+pub struct Entry<R> {
+    /// The record.
+    pub record: R,
+    /// The revision read.
+    pub revision: u64,
+}
+
+/// Whether a change was made, or somebody else's came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Made.
+    Made,
+    /// Another process changed or created the record since it was read.
+    Beaten,
+}
+
+/// The bucket of one pipeline.
+#[derive(Debug, Clone)]
+pub struct Records {
+    bucket: Bucket,
+    names: Names,
+}
+
+impl Records {
+    pub(crate) fn new(bucket: Bucket, names: Names) -> Self {
+        Self { bucket, names }
+    }
+
+    /// A run's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the record is malformed.
+    pub async fn run(&self, run: &RunName) -> Result<Option<Entry<RunRecord>>, Error> {
+        self.get(&self.names.run_key(run)).await
+    }
+
+    /// A run's record, or an error that names the runs there are.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`], or the broker's.
+    pub async fn known_run(&self, run: &RunName) -> Result<Entry<RunRecord>, Error> {
+        match self.run(run).await? {
+            Some(entry) => Ok(entry),
+            None => {
+                let mut runs = self.runs().await?;
+                runs.sort_by_key(|run| std::cmp::Reverse(run.created_ms));
+                let known = runs.into_iter().take(8).map(|run| format!("`{}`", run.run)).collect();
+                Err(Error::NoSuchRun { run: run.to_string(), known })
+            }
+        }
+    }
+
+    /// A pass's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the record is malformed.
+    pub async fn pass(&self, run: &RunName, pass: u32) -> Result<Option<Entry<PassRecord>>, Error> {
+        self.get(&self.names.pass_key(run, pass)).await
+    }
+
+    /// The newest pass of a run.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn newest_pass(&self, run: &RunName) -> Result<Option<Entry<PassRecord>>, Error> {
+        let mut newest = None;
+        for pass in 1.. {
+            match self.pass(run, pass).await? {
+                Some(entry) => newest = Some(entry),
+                None => break,
+            }
+        }
+        Ok(newest)
+    }
+
+    /// All runs, in no order.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn runs(&self) -> Result<Vec<RunRecord>, Error> {
+        self.all("run.*").await
+    }
+
+    /// All passes of all runs, in no order.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn passes(&self) -> Result<Vec<PassRecord>, Error> {
+        self.all("pass.*.*").await
+    }
+
+    /// Creates a run's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn create_run(&self, record: &RunRecord, run: &RunName) -> Result<Change, Error> {
+        self.create(&self.names.run_key(run), record).await
+    }
+
+    /// Changes a run's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn update_run(&self, entry: &Entry<RunRecord>, run: &RunName) -> Result<Change, Error> {
+        self.update(&self.names.run_key(run), &entry.record, entry.revision).await
+    }
+
+    /// Creates a pass's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn create_pass(&self, record: &PassRecord, run: &RunName) -> Result<Change, Error> {
+        self.create(&self.names.pass_key(run, record.pass), record).await
+    }
+
+    /// Changes a pass's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn update_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
+        self.update(&self.names.pass_key(run, entry.record.pass), &entry.record, entry.revision).await
+    }
+
+    pub(crate) fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    async fn get<R: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<R>>, Error> {
+        let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
+        let entry = answer(&doing, self.bucket.entry(key)).await?;
+        match entry {
+            Some(entry) if entry.operation == Operation::Put => {
+                Ok(Some(Entry { record: parse(key, &entry.value)?, revision: entry.revision }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn create<R: Serialize>(&self, key: &str, record: &R) -> Result<Change, Error> {
+        let doing = format!("create record `{key}` in bucket `{}`", self.bucket.name);
+        match within(&doing, self.bucket.create(key, json(record))).await? {
+            Ok(_) => Ok(Change::Made),
+            Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(Change::Beaten),
+            Err(error) => Err(broker(doing)(error)),
+        }
+    }
+
+    async fn update<R: Serialize>(&self, key: &str, record: &R, revision: u64) -> Result<Change, Error> {
+        let doing = format!("change record `{key}` in bucket `{}`", self.bucket.name);
+        match within(&doing, self.bucket.update(key, json(record), revision)).await? {
+            Ok(_) => Ok(Change::Made),
+            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(Change::Beaten),
+            Err(error) => Err(broker(doing)(error)),
+        }
+    }
+
+    /// Reads every record whose key matches, in one pass over the bucket's newest values.
+    async fn all<R: DeserializeOwned>(&self, keys: &str) -> Result<Vec<R>, Error> {
+        let doing = format!("list bucket `{}`", self.bucket.name);
+        // A watch on an empty bucket never says that it has seen all there is.
+        let info = answer(&doing, self.bucket.stream.info_with_subjects(format!("$KV.{}.{keys}", self.bucket.name)));
+        let mut subjects = info.await?;
+        let mut found = Vec::new();
+        while let Some(subject) = within(&doing, subjects.next()).await? {
+            let (subject, _) = subject.map_err(broker(&doing))?;
+            let key = subject.splitn(3, '.').nth(2).unwrap_or_default();
+            found.extend(self.get(key).await?.map(|entry| entry.record));
+        }
+        Ok(found)
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
+}
+
+fn parse<R: DeserializeOwned>(key: &str, value: &[u8]) -> Result<R, Error> {
+    serde_json::from_slice(value).map_err(|source| Error::Record { key: key.to_owned(), source })
+}
+
+fn json<R: Serialize>(record: &R) -> bytes::Bytes {
+    serde_json::to_vec(record).expect("records are strings, numbers and options").into()
+}
+
+async fn within<F: Future>(doing: &str, future: F) -> Result<F::Output, Error> {
+    tokio::time::timeout(ANSWER_WITHIN, future)
+        .await
+        .map_err(|_| Error::BrokerSilent { doing: doing.to_owned(), after: ANSWER_WITHIN })
+}
+
+async fn answer<T, E: Into<crate::error::Source>>(
+    doing: &str,
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    within(doing, future).await?.map_err(broker(doing))
+}
+
+mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

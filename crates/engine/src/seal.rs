@@ -1,0 +1,231 @@
+//! The seal: proof that a pass is complete, and the moment when readers see it.
+//!
+//! Every sink process watches for passes that are done and proves them; a compare-and-set on the pass's record lets
+//! one of them say so. The proof needs ClickHouse and the run's record alone: what NATS believes only decides when it
+//! is worth trying.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use millstream::names::RunName;
+use serde::Serialize;
+
+use crate::board::{self, Running};
+use crate::broker::Broker;
+use crate::error::Error;
+use crate::records::{Change, PassState, Published, Records, RunRecord, Sealed, now_ms};
+use crate::retry::Backoff;
+use crate::stop::Stop;
+use crate::store::{Store, Stored};
+
+/// How often passes are looked at.
+const LOOK: Duration = Duration::from_millis(300);
+/// A pass whose workers are done is proven after this long even if sinks are busy: with other passes, perhaps.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Pauses between proofs of a pass that is not complete.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What a run should be, against what ClickHouse holds.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// What was published.
+    pub published: Published,
+    /// What is stored.
+    pub stored: Stored,
+}
+
+impl Proof {
+    /// Asks ClickHouse.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn take(store: &Store, run: &RunName, pass: u32, published: &Published) -> Result<Self, Error> {
+        let stored = store.stored(run.as_str(), pass).await?;
+        Ok(Self { published: published.clone(), stored })
+    }
+
+    /// Whether every id of every batch is there.
+    pub fn is_complete(&self) -> bool {
+        let Self { published, stored } = self;
+        stored.batches == u64::from(published.batches) && stored.ids == published.ids && stored.digest == published.digest
+    }
+
+    /// Whether, besides, none is there twice.
+    pub fn is_clean(&self) -> bool {
+        self.is_complete() && self.stored.raw_duplicates == 0
+    }
+}
+
+/// What is announced of a sealed pass.
+#[derive(Debug, Serialize)]
+struct Announcement<'a> {
+    run: &'a str,
+    pass: u32,
+    ids: u64,
+    #[serde(flatten)]
+    sealed: &'a Sealed,
+}
+
+struct Sealer {
+    broker: Broker,
+    store: Store,
+    records: Records,
+    stop: Stop,
+}
+
+/// A pass on its way to the seal.
+struct Watch {
+    drained_since: Option<Instant>,
+    next_try: Instant,
+    pause: Backoff,
+    run_kept: bool,
+}
+
+/// Seals passes as they complete, until taking stops.
+///
+/// # Errors
+/// When the bucket cannot be read at the start; afterwards failures are waited out.
+pub async fn seal_passes(broker: &Broker, store: &Store, stop: &Stop) -> Result<(), Error> {
+    let records = broker.records().await?;
+    let running = board::follow(&records, stop).await?;
+    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, stop: stop.clone() };
+    let mut watches = HashMap::new();
+    while !stop.taking_stopped() {
+        let passes: Running = running.borrow().clone();
+        watches.retain(|key, _| passes.contains_key(key));
+        for key in passes.into_keys() {
+            let watch = watches.entry(key.clone()).or_insert_with(Watch::new);
+            if let Err(error) = sealer.look(&key.0, key.1, watch).await {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let wait = watch.set_back();
+                tracing::warn!(run = %key.0, pass = key.1, %error, cause, retry_s = wait.as_secs(), "not sealed yet");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stop.no_more_taking() => break,
+        }
+    }
+    Ok(())
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self { drained_since: None, next_try: Instant::now(), pause: Backoff::new(PAUSE.0, PAUSE.1), run_kept: false }
+    }
+
+    fn set_back(&mut self) -> Duration {
+        let wait = self.pause.wait();
+        self.next_try = Instant::now() + wait;
+        wait
+    }
+}
+
+impl Sealer {
+    async fn look(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
+        if Instant::now() < watch.next_try {
+            return Ok(());
+        }
+        let record = self.records.known_run(run).await?.record;
+        let Some(published) = record.published.clone() else { return Ok(()) };
+        self.keep_run(&record, &published, watch).await?;
+        if !self.is_worth_trying(run, pass, watch).await? {
+            return Ok(());
+        }
+        let proof = self.prove(run, pass, &published).await?;
+        if !proof.is_clean() {
+            let Stored { batches, ids, raw_duplicates, .. } = proof.stored;
+            let wait = watch.set_back();
+            tracing::warn!(%run, pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
+                raw_duplicates, retry_s = wait.as_secs(),
+                "all batches are computed and not all rows are stored: `verify {run}` names what is missing");
+            return Ok(());
+        }
+        let repeated_ids =
+            if record.may_repeat { self.store.repeated_ids(run.as_str(), pass).await? } else { 0 };
+        self.seal(run, pass, &proof, repeated_ids).await
+    }
+
+    /// The run's record is kept in ClickHouse from the moment it is complete: NATS is never the only truth.
+    async fn keep_run(&self, record: &RunRecord, published: &Published, watch: &mut Watch) -> Result<(), Error> {
+        if !watch.run_kept && !self.store.knows_run(&record.run).await? {
+            let statement = self.store.tables().insert_run(record, published);
+            self.store.write("keep the run's record", &statement).await?;
+        }
+        watch.run_kept = true;
+        Ok(())
+    }
+
+    /// Whether workers and sinks say that they are done with it.
+    async fn is_worth_trying(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<bool, Error> {
+        let computed = self.broker.work_progress(run, pass).await?;
+        if computed.is_some_and(|info| info.num_pending > 0 || info.num_ack_pending > 0) {
+            watch.drained_since = None;
+            return Ok(false);
+        }
+        let since = *watch.drained_since.get_or_insert_with(Instant::now);
+        let landed = self.broker.sink_progress().await?;
+        let landed = landed.is_none_or(|info| info.num_pending == 0 && info.num_ack_pending == 0);
+        Ok(landed || since.elapsed() > PATIENCE)
+    }
+
+    /// Proves, and merges raw duplicates away if there are any.
+    async fn prove(&self, run: &RunName, pass: u32, published: &Published) -> Result<Proof, Error> {
+        let proof = Proof::take(&self.store, run, pass, published).await?;
+        if !proof.is_complete() || proof.is_clean() {
+            return Ok(proof);
+        }
+        tracing::warn!(%run, pass, rows = proof.stored.raw_duplicates, "raw duplicates found, merging them away");
+        self.store.heal(run.as_str()).await?;
+        Proof::take(&self.store, run, pass, published).await
+    }
+
+    async fn seal(&self, run: &RunName, pass: u32, proof: &Proof, repeated_ids: u64) -> Result<(), Error> {
+        let Proof { published, stored } = proof;
+        let sealed = Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms() };
+        // Readers first: should this process die now, the next one proves again and writes the same row.
+        let statement = self.store.tables().insert_pass(
+            run.as_str(),
+            pass,
+            published.batches,
+            stored.ids,
+            stored.dead,
+            stored.digest,
+            repeated_ids,
+            sealed.at_ms,
+        );
+        self.store.write("make a sealed pass visible", &statement).await?;
+        if !self.mark_sealed(run, pass, &sealed).await? {
+            return Ok(());
+        }
+        tracing::info!(%run, pass, ids = published.ids, dead = sealed.dead, "sealed");
+        self.tidy(run, pass).await?;
+        let announcement = Announcement { run: run.as_str(), pass, ids: published.ids, sealed: &sealed };
+        let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
+        self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await
+    }
+
+    /// Whether it was this process that sealed the pass.
+    async fn mark_sealed(&self, run: &RunName, pass: u32, sealed: &Sealed) -> Result<bool, Error> {
+        while let Some(mut entry) = self.records.pass(run, pass).await? {
+            if entry.record.state == PassState::Sealed {
+                return Ok(false);
+            }
+            entry.record.state = PassState::Sealed;
+            entry.record.sealed = Some(sealed.clone());
+            if self.records.update_pass(&entry, run).await? == Change::Made {
+                return Ok(true);
+            }
+            if self.stop.is_given_up() {
+                return Err(Error::Stopped);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Rows that are proven need no second copy, and no worker asks for this pass any more.
+    async fn tidy(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
+        self.broker.remove_work_consumer(run, pass).await
+    }
+}

@@ -1,0 +1,333 @@
+//! The sink: gathers the rows of one pass, inserts them, asks ClickHouse what landed, and acks just that.
+//!
+//! Rows are kept until the answer confirms them (**own-the-bytes**): an insert that failed, or whose outcome nobody
+//! knows, is made again from the same bytes.
+
+mod land;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::PullConsumer;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use millstream::envelope::{EnvelopeFault, decode_rows};
+use millstream::names::RunName;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::broker::{ANSWER_WITHIN, Broker};
+use crate::delivery::{Delivery, Held};
+use crate::error::{Error, Source};
+use crate::retry::Backoff;
+use crate::stop::Stop;
+use crate::store::Store;
+
+/// One INSERT carries no more than this, so that it stays one block and one part.
+const MAX_INSERT_ROWS: u64 = 500_000;
+const MAX_INSERT_BYTES: u64 = 128 << 20;
+/// A message's subject, reply and headers beside its payload.
+const MESSAGE_OVERHEAD: usize = 4 << 10;
+/// Bytes asked for in one pull at most.
+const MAX_PULL_BYTES: usize = 16 << 20;
+/// Messages asked for in one pull at most.
+const MAX_PULL: usize = 1000;
+/// How long a pull waits for more. Short, because groups age meanwhile.
+const PULL_FOR: Duration = Duration::from_millis(250);
+/// A message that cannot be inserted now is handed back for this long.
+const SET_BACK: Duration = Duration::from_secs(60);
+
+/// How a sink works.
+#[derive(Debug, Clone)]
+pub struct SinkPlan {
+    /// Rows after which a group is inserted.
+    pub group_rows: u64,
+    /// Age after which a group is inserted.
+    pub group_age: Duration,
+    /// Bytes of messages held at once: what bounds the sink's memory.
+    pub held_bytes: usize,
+    /// Inserts under way at once.
+    pub inserts: usize,
+    /// How long held rows may take to land after a stop.
+    pub drain: Duration,
+}
+
+impl Default for SinkPlan {
+    fn default() -> Self {
+        Self {
+            group_rows: 400_000,
+            group_age: Duration::from_secs(1),
+            held_bytes: 64 << 20,
+            inserts: 2,
+            drain: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a sink did, counted since its start.
+#[derive(Debug, Default)]
+pub struct SinkCounts {
+    /// Rows confirmed by ClickHouse.
+    pub rows: AtomicU64,
+    /// Batches acked.
+    pub batches: AtomicU64,
+    /// Inserts made.
+    pub inserts: AtomicU64,
+    /// Inserts that failed or whose outcome was unknown.
+    pub failed_inserts: AtomicU64,
+    /// Arrivals after the first.
+    pub redelivered: AtomicU64,
+}
+
+type PassKey = (RunName, u32);
+
+/// One computed batch in our hands.
+struct Item {
+    delivery: Delivery,
+    batch: u32,
+    ids: u64,
+    raw_bytes: u64,
+    body: Bytes,
+    /// Since when it is known that nobody inserted it; `None` when somebody may have: then ClickHouse is asked first.
+    sure_since: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Group {
+    items: Vec<Item>,
+    rows: u64,
+    bytes: u64,
+    oldest: Option<Instant>,
+}
+
+struct Sink {
+    broker: Broker,
+    store: Store,
+    plan: SinkPlan,
+    held: Held,
+    counts: Arc<SinkCounts>,
+    stop: Stop,
+    inserts: Semaphore,
+    /// Batches in our hands: one that arrives again meanwhile is not inserted twice.
+    open: Mutex<HashSet<(RunName, u32, u32)>>,
+    /// Tells this process's inserts from those of other sinks and earlier starts.
+    name: String,
+    attempts: AtomicU64,
+}
+
+/// Sinks until told to stop, then lands what it holds within the plan's deadline and hands back the rest.
+///
+/// # Errors
+/// When the sinks' consumer does not exist; afterwards failures are waited out.
+pub async fn sink(
+    broker: &Broker,
+    store: &Store,
+    plan: SinkPlan,
+    counts: Arc<SinkCounts>,
+    stop: &Stop,
+) -> Result<(), Error> {
+    let missing = || Error::Broker {
+        doing: format!("find consumer `{}`", broker.names().sink_consumer()),
+        source: "it does not exist: `setup` creates it".into(),
+    };
+    let consumer = broker.sink_consumer().await?.ok_or_else(missing)?;
+    let sink = Arc::new(Sink {
+        broker: broker.clone(),
+        store: store.clone(),
+        held: Held::start(broker.clone(), stop),
+        counts,
+        stop: stop.clone(),
+        inserts: Semaphore::new(plan.inserts),
+        open: Mutex::default(),
+        name: format!("millstream-{}-{}-{}", broker.names().pipeline(), std::process::id(), crate::records::now_ms()),
+        attempts: AtomicU64::new(0),
+        plan,
+    });
+    tracing::info!("sinking");
+    sink.gather(consumer).await;
+    tracing::info!(held = sink.held.count(), "taking no more rows, landing what is held");
+    stop.finished(sink.plan.drain).await;
+    broker.flush().await;
+    Ok(())
+}
+
+impl Sink {
+    async fn gather(self: &Arc<Self>, mut consumer: PullConsumer) {
+        let budget = Arc::new(Semaphore::new(self.plan.held_bytes));
+        let mut groups: HashMap<PassKey, Group> = HashMap::new();
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        while !self.stop.taking_stopped() {
+            let Some(room) = self.make_room(&budget, &mut groups).await else { break };
+            match self.pull(&consumer, room, &mut groups).await {
+                Ok(taken) => {
+                    backoff.reset();
+                    self.flush(&mut groups, |group| taken == 0 || group.is_old(self.plan.group_age));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "rows cannot be pulled, trying again");
+                    self.flush(&mut groups, |_| true);
+                    tokio::select! {
+                        () = tokio::time::sleep(backoff.wait()) => {}
+                        () = self.stop.no_more_taking() => break,
+                    }
+                    if let Ok(Some(found)) = self.broker.sink_consumer().await {
+                        consumer = found;
+                    }
+                }
+            }
+        }
+        self.flush(&mut groups, |_| true);
+    }
+
+    /// Room for at least one message of the largest size. When there is none, groups wait no longer.
+    async fn make_room(
+        self: &Arc<Self>,
+        budget: &Arc<Semaphore>,
+        groups: &mut HashMap<PassKey, Group>,
+    ) -> Option<OwnedSemaphorePermit> {
+        let least = (self.broker.max_payload() + MESSAGE_OVERHEAD).min(self.plan.held_bytes) as u32;
+        let mut room = match budget.clone().try_acquire_many_owned(least) {
+            Ok(room) => room,
+            Err(_) => {
+                self.flush(groups, |_| true);
+                tokio::select! {
+                    room = budget.clone().acquire_many_owned(least) => room.ok()?,
+                    () = self.stop.no_more_taking() => return None,
+                }
+            }
+        };
+        let more = budget.available_permits().min(MAX_PULL_BYTES.saturating_sub(least as usize)) as u32;
+        if let Ok(more) = budget.clone().try_acquire_many_owned(more) {
+            room.merge(more);
+        }
+        Some(room)
+    }
+
+    /// Pulls what `room` has room for, into the groups; how many messages came.
+    async fn pull(
+        self: &Arc<Self>,
+        consumer: &PullConsumer,
+        mut room: OwnedSemaphorePermit,
+        groups: &mut HashMap<PassKey, Group>,
+    ) -> Result<usize, Source> {
+        // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
+        let request = consumer.batch().max_messages(MAX_PULL).max_bytes(room.num_permits()).expires(PULL_FOR).messages();
+        let mut messages = tokio::time::timeout(ANSWER_WITHIN, request).await??;
+        let mut taken = 0;
+        while let Some(message) = tokio::time::timeout(ANSWER_WITHIN, messages.next()).await? {
+            match message {
+                Ok(message) => {
+                    taken += 1;
+                    let size = (message.payload.len() + MESSAGE_OVERHEAD).min(room.num_permits());
+                    let permit = room.split(size).ok_or("a pull brought more than was asked for")?;
+                    self.take(message, permit, groups).await;
+                }
+                // The server ends a pull whose next message would go beyond its bytes: room for it is made first.
+                Err(error) if taken > 0 => {
+                    tracing::debug!(%error, taken, "a pull ended early");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        message: Message,
+        permit: OwnedSemaphorePermit,
+        groups: &mut HashMap<PassKey, Group>,
+    ) {
+        let delivery = self.held.take(message, permit);
+        let (key, item) = match read_item(delivery) {
+            Ok(read) => read,
+            Err((delivery, fault)) => {
+                tracing::error!(subject = delivery.subject(), %fault, "the rows cannot be read, set back for 60 s");
+                return delivery.nak(SET_BACK).await;
+            }
+        };
+        if item.sure_since.is_none() {
+            self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
+        }
+        if !self.open().insert((key.0.clone(), key.1, item.batch)) {
+            return item.delivery.leave();
+        }
+        let group = groups.entry(key.clone()).or_default();
+        if !group.has_room_for(&item) {
+            self.start(key.clone(), std::mem::take(group));
+        }
+        group.add(item);
+        if group.rows >= self.plan.group_rows {
+            self.start(key, std::mem::take(group));
+        }
+    }
+
+    /// Has the groups inserted that are ready.
+    fn flush(self: &Arc<Self>, groups: &mut HashMap<PassKey, Group>, ready: impl Fn(&Group) -> bool) {
+        for (key, group) in groups.extract_if(|_, group| ready(group)) {
+            self.start(key, group);
+        }
+    }
+
+    fn start(self: &Arc<Self>, (run, pass): PassKey, group: Group) {
+        if group.items.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        self.stop.spawn(async move {
+            let batches: Vec<u32> = group.items.iter().map(|item| item.batch).collect();
+            let slot = this.inserts.acquire().await;
+            this.land(&run, pass, group.items).await;
+            drop(slot);
+            let mut open = this.open();
+            for batch in batches {
+                open.remove(&(run.clone(), pass, batch));
+            }
+        });
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, HashSet<(RunName, u32, u32)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Group {
+    fn is_old(&self, age: Duration) -> bool {
+        self.oldest.is_some_and(|oldest| oldest.elapsed() >= age)
+    }
+
+    fn has_room_for(&self, item: &Item) -> bool {
+        self.items.is_empty()
+            || (self.rows + item.ids <= MAX_INSERT_ROWS && self.bytes + item.raw_bytes <= MAX_INSERT_BYTES)
+    }
+
+    fn add(&mut self, item: Item) {
+        self.rows += item.ids;
+        self.bytes += item.raw_bytes;
+        self.oldest.get_or_insert_with(|| item.delivery.received());
+        self.items.push(item);
+    }
+}
+
+fn read_item(delivery: Delivery) -> Result<(PassKey, Item), (Delivery, EnvelopeFault)> {
+    let payload = delivery.payload().clone();
+    let rows = match decode_rows(&payload) {
+        Ok(rows) => rows,
+        Err(fault) => return Err((delivery, fault)),
+    };
+    let Ok(run) = rows.run.parse::<RunName>() else {
+        return Err((delivery, EnvelopeFault::Foreign { length: payload.len() }));
+    };
+    let item = Item {
+        batch: rows.batch,
+        ids: u64::from(rows.ids),
+        raw_bytes: rows.raw_bytes,
+        body: payload.slice_ref(rows.rows),
+        sure_since: (delivery.deliveries() <= 1).then(|| delivery.received()),
+        delivery,
+    };
+    Ok(((run, rows.pass), item))
+}

@@ -1,0 +1,332 @@
+//! Where a run's ids come from, and how they are cut into batches.
+//!
+//! Input is read twice where it can be: once to find every bad line and to learn the digest, before anything is
+//! published; once to publish. Neither pass keeps more than one batch.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use millstream::{Id, MAX_BATCH_IDS};
+
+use crate::error::Error;
+
+/// How many bad lines are shown.
+const SHOWN_FAULTS: usize = 10;
+/// The longest line that is read, in bytes: longer ones are no ids, and a file without line ends must not fill memory.
+const MAX_LINE: u64 = 1 << 20;
+
+/// The ids of a run as the user gave them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// Numbers from the first to the last, both included.
+    Range {
+        /// The first.
+        first: u64,
+        /// The last, not before the first.
+        last: u64,
+    },
+    /// A file, or what was read from standard input.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Its name for people: the path, or `standard input`.
+        shown: String,
+        /// The column of a CSV file with a header; without, a line is an id.
+        column: Option<String>,
+    },
+}
+
+/// What is known of an input before it is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// The ids in words.
+    pub source: String,
+    /// Equal for equal ids.
+    pub fingerprint: String,
+    /// How many ids there are, repeats counted.
+    pub ids: u64,
+    /// Whether one can be there twice.
+    pub may_repeat: bool,
+}
+
+impl Input {
+    /// The input in words.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Range { first, last } => format!("ids {first}..={last}"),
+            Self::File { shown, column: None, .. } => shown.clone(),
+            Self::File { shown, column: Some(column), .. } => format!("column `{column}` of {shown}"),
+        }
+    }
+
+    /// Reads all of it without keeping it. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::BadLines`] with the first of them and their number; [`Error::NoIds`], [`Error::NoColumn`],
+    /// [`Error::Input`].
+    pub fn survey<I: Id>(&self) -> Result<Survey, Error> {
+        let source = self.shown();
+        if let Self::Range { first, last } = self {
+            let ids = (last - first).checked_add(1).ok_or(Error::TooManyBatches { input: source.clone() })?;
+            return Ok(Survey { fingerprint: source.clone(), source, ids, may_repeat: false });
+        }
+        let (mut ids, mut digest, mut bad, mut first) = (0u64, 0u64, 0u64, Vec::new());
+        for line in self.lines::<I>()? {
+            match line.map_err(|source| Error::Input { input: self.shown(), source })? {
+                Line::Id(id) => {
+                    ids += 1;
+                    digest = digest.wrapping_add(id.sip_hash());
+                }
+                Line::Bad { number, fault } => {
+                    bad += 1;
+                    if first.len() < SHOWN_FAULTS {
+                        first.push((number, fault));
+                    }
+                }
+            }
+        }
+        match (bad, ids) {
+            (0, 0) => Err(Error::NoIds { input: source }),
+            (0, _) => {
+                Ok(Survey { source, fingerprint: format!("{ids} ids with digest {digest:016x}"), ids, may_repeat: true })
+            }
+            _ => Err(Error::BadLines { input: source, count: bad, first }),
+        }
+    }
+
+    /// The ids, one after the other. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::NoColumn`].
+    pub fn ids<I: Id>(&self) -> Result<Box<dyn Iterator<Item = Result<I, Error>> + Send>, Error> {
+        if let Self::Range { first, last } = *self {
+            return Ok(Box::new((first..=last).map(|number| Ok(I::from_number(number)))));
+        }
+        let input = self.shown();
+        Ok(Box::new(self.lines::<I>()?.map(move |line| match line {
+            Ok(Line::Id(id)) => Ok(id),
+            // Surveyed before: the file changed since.
+            Ok(Line::Bad { number, fault }) => {
+                Err(Error::BadLines { input: input.clone(), count: 1, first: vec![(number, fault)] })
+            }
+            Err(source) => Err(Error::Input { input: input.clone(), source }),
+        })))
+    }
+
+    fn lines<I: Id>(&self) -> Result<Box<dyn Iterator<Item = std::io::Result<Line<I>>> + Send>, Error> {
+        let Self::File { path, column, .. } = self else { return Ok(Box::new(std::iter::empty())) };
+        match column {
+            None => Ok(Box::new(plain_lines(self.open(path)?))),
+            Some(column) => self.csv_fields(path, column),
+        }
+    }
+
+    fn open(&self, path: &Path) -> Result<BufReader<File>, Error> {
+        let file = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+            true => Err(std::io::ErrorKind::IsADirectory.into()),
+            false => Ok(file),
+        });
+        file.map(|file| BufReader::with_capacity(1 << 16, file))
+            .map_err(|source| Error::Input { input: self.shown(), source })
+    }
+
+    fn csv_fields<I: Id>(
+        &self,
+        path: &Path,
+        column: &str,
+    ) -> Result<Box<dyn Iterator<Item = std::io::Result<Line<I>>> + Send>, Error> {
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(self.open(path)?);
+        let failed = |error: csv::Error| Error::Input { input: self.shown(), source: error.into() };
+        let found: Vec<String> = reader.headers().map_err(failed)?.iter().map(str::to_owned).collect();
+        let Some(index) = found.iter().position(|name| name.trim() == column) else {
+            return Err(Error::NoColumn { input: self.shown(), column: column.to_owned(), found });
+        };
+        Ok(Box::new(reader.into_byte_records().map(move |record| {
+            let record = record?;
+            let number = record.position().map_or(0, csv::Position::line);
+            Ok(match record.get(index).map(std::str::from_utf8) {
+                Some(Ok(field)) => line_of(number, field.trim()),
+                Some(Err(_)) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
+                None => Line::Bad { number, fault: format!("it has only {} fields", record.len()) },
+            })
+        })))
+    }
+}
+
+enum Line<I> {
+    Id(I),
+    Bad { number: u64, fault: String },
+}
+
+/// One id a line, by number; blank lines are passed over.
+fn plain_lines<I: Id>(mut reader: impl BufRead) -> impl Iterator<Item = std::io::Result<Line<I>>> {
+    let (mut number, mut bytes) = (0u64, Vec::new());
+    std::iter::from_fn(move || {
+        loop {
+            bytes.clear();
+            match std::io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut bytes) {
+                Ok(0) => return None,
+                Err(error) => return Some(Err(error)),
+                Ok(_) => number += 1,
+            }
+            return Some(Ok(match std::str::from_utf8(&bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
+                Ok(text) if text.trim().is_empty() => continue,
+                Ok(text) => line_of(number, text),
+                Err(_) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
+            }));
+        }
+    })
+}
+
+fn line_of<I: Id>(number: u64, text: &str) -> Line<I> {
+    match I::parse(text) {
+        Ok(id) => Line::Id(id),
+        Err(fault) => Line::Bad { number, fault: fault.to_string() },
+    }
+}
+
+/// Ids of one batch, sorted and without repeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut<I> {
+    /// The ids.
+    pub ids: Vec<I>,
+    /// How many were dropped because they were there already.
+    pub repeats: u64,
+}
+
+/// Cuts a stream of ids into batches, by number and by size.
+#[derive(Debug)]
+pub struct Cutter<I> {
+    ids: Vec<I>,
+    bytes: usize,
+    batch_ids: usize,
+    max_bytes: usize,
+}
+
+impl<I: Id> Cutter<I> {
+    /// Batches of `batch_ids` ids, fewer where they would not fit in `max_bytes`.
+    pub fn new(batch_ids: u32, max_bytes: usize) -> Self {
+        let batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
+        Self { ids: Vec::with_capacity(batch_ids), bytes: 0, batch_ids, max_bytes }
+    }
+
+    /// Takes an id; gives the batch that it completes.
+    pub fn push(&mut self, id: I) -> Option<Cut<I>> {
+        let size = id.wire_size();
+        let full = if !self.ids.is_empty() && self.bytes + size > self.max_bytes { self.cut() } else { None };
+        self.bytes += size;
+        self.ids.push(id);
+        // Both at once cannot be: a batch cut by size leaves this id alone, unless one id makes a batch.
+        if full.is_none() && self.ids.len() >= self.batch_ids { self.cut() } else { full }
+    }
+
+    /// The ids that are left.
+    pub fn cut(&mut self) -> Option<Cut<I>> {
+        if self.ids.is_empty() {
+            return None;
+        }
+        self.bytes = 0;
+        let mut ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.batch_ids));
+        let given = ids.len();
+        if !ids.is_sorted_by(|a, b| a < b) {
+            ids.sort_unstable();
+            ids.dedup();
+        }
+        let repeats = (given - ids.len()) as u64;
+        Some(Cut { ids, repeats })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(text: &str, column: Option<&str>) -> (tempfile::NamedTempFile, Input) {
+        let mut file = tempfile::NamedTempFile::new().expect("temp file");
+        file.write_all(text.as_bytes()).expect("written");
+        let path = file.path().to_owned();
+        let input = Input::File { path, shown: "file `ids`".into(), column: column.map(str::to_owned) };
+        (file, input)
+    }
+
+    fn read(input: &Input) -> Vec<u64> {
+        input.ids().expect("opens").map(|id| id.expect("an id")).collect()
+    }
+
+    #[test]
+    fn a_file_has_one_id_a_line() {
+        let (_file, input) = file("3\r\n\n 1 \n2", None);
+        assert_eq!(read(&input), [3, 1, 2]);
+        assert_eq!(input.survey::<u64>().expect("sound").ids, 3);
+    }
+
+    #[test]
+    fn a_column_of_csv_is_taken_by_name() {
+        let (_file, input) = file("name,id\n\"a,\nb\",7\nc,8\n", Some("id"));
+        assert_eq!(read(&input), [7, 8]);
+        let (_file, input) = file("name,id\na,7\n", Some("key"));
+        let error = input.survey::<u64>().expect_err("no such column");
+        assert_eq!(error.to_string(), "read column `key` of column `key` of file `ids`: its columns are name, id");
+    }
+
+    #[test]
+    fn every_bad_line_is_found_before_anything_is_published() {
+        let (_file, input) = file("1\nx\n3\n-4\n", None);
+        let error = input.survey::<u64>().expect_err("two bad lines").to_string();
+        assert!(error.contains("2 of its lines hold no id"), "{error}");
+        assert!(error.contains("line 2: `x`") && error.contains("line 4: `-4`"), "{error}");
+    }
+
+    #[test]
+    fn an_input_without_ids_is_refused() {
+        let (_file, input) = file("\n\n", None);
+        assert!(matches!(input.survey::<u64>(), Err(Error::NoIds { .. })));
+    }
+
+    #[test]
+    fn the_fingerprint_follows_the_ids_and_not_the_file() {
+        let (_a, a) = file("1\n2\n", None);
+        let (_b, b) = file("2\n1", None);
+        let (_c, c) = file("1\n3\n", None);
+        let of = |input: &Input| input.survey::<u64>().expect("sound").fingerprint;
+        assert_eq!(of(&a), of(&b));
+        assert_ne!(of(&a), of(&c));
+    }
+
+    #[test]
+    fn a_batch_is_cut_by_size_too() {
+        let mut cutter = Cutter::new(100, 20);
+        let mut cuts: Vec<Cut<u64>> = (0..5).filter_map(|id| cutter.push(id)).collect();
+        cuts.extend(cutter.cut());
+        assert_eq!(cuts.iter().map(|cut| cut.ids.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_id_is_in_one_batch(ids in vec(0u64..500, 0..300), batch in 1u32..50, bytes in 8usize..500) {
+            let mut cutter = Cutter::new(batch, bytes);
+            let mut cuts: Vec<Cut<u64>> = ids.iter().filter_map(|id| cutter.push(*id)).collect();
+            cuts.extend(cutter.cut());
+            let repeats: u64 = cuts.iter().map(|cut| cut.repeats).sum();
+            let batched: usize = cuts.iter().map(|cut| cut.ids.len()).sum();
+            prop_assert_eq!(batched as u64 + repeats, ids.len() as u64);
+            for cut in &cuts {
+                prop_assert!(cut.ids.is_sorted_by(|a, b| a < b));
+                prop_assert!(!cut.ids.is_empty() && cut.ids.len() <= batch as usize);
+            }
+            let mut all: Vec<u64> = cuts.into_iter().flat_map(|cut| cut.ids).collect();
+            let mut given = ids;
+            all.sort_unstable();
+            all.dedup();
+            given.sort_unstable();
+            given.dedup();
+            prop_assert_eq!(all, given);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! How everything ends: stop taking, finish what is held until a deadline, then give up.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The reason to stop and the tasks that shutdown waits for. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    taking: CancellationToken,
+    working: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Stop {
+    /// Nothing is stopping yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A part that can be stopped without its siblings, and is stopped with its parent.
+    pub fn child(&self) -> Self {
+        Self { taking: self.taking.child_token(), working: self.working.child_token(), tasks: TaskTracker::new() }
+    }
+
+    /// No more work is taken from now on; what is held goes on.
+    pub fn stop_taking(&self) {
+        self.taking.cancel();
+    }
+
+    /// What is held is given up too.
+    pub fn give_up(&self) {
+        self.taking.cancel();
+        self.working.cancel();
+    }
+
+    /// Whether work may still be taken.
+    pub fn taking_stopped(&self) -> bool {
+        self.taking.is_cancelled()
+    }
+
+    /// Resolves when no more work may be taken. Races only against the wait for the next item.
+    pub async fn no_more_taking(&self) {
+        self.taking.cancelled().await;
+    }
+
+    /// Resolves when held work is to be given up.
+    pub async fn given_up(&self) {
+        self.working.cancelled().await;
+    }
+
+    /// Whether held work is to be given up.
+    pub fn is_given_up(&self) -> bool {
+        self.working.is_cancelled()
+    }
+
+    /// Waits, but no longer than until held work is to be given up: `false` then.
+    pub async fn pause(&self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.given_up()).await.is_err()
+    }
+
+    /// Starts a task that [`Self::finished`] waits for. It ends by itself when work is given up.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns: through the tracker")]
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.tasks.spawn(work));
+    }
+
+    /// Waits for every task, at most `deadline`, then gives up what is left and waits for that.
+    pub async fn finished(&self, deadline: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
+            tracing::warn!(seconds = deadline.as_secs(), "work held is given up after the deadline");
+            self.give_up();
+            self.tasks.wait().await;
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! ClickHouse: the connection, and what is asked of it, with every timeout.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clickhouse::{Client, Compression, RowOwned, RowRead};
+use millstream::Pipeline;
+
+use crate::broker::without_password;
+use crate::error::{Error, StoreFault};
+use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
+
+/// How long a short question may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How long a question that reads a whole pass may take to say the next thing.
+const PROOF_WITHIN: Duration = Duration::from_secs(3600);
+/// How long a piece of an INSERT's body may take to be accepted.
+const SEND_WITHIN: Duration = Duration::from_secs(30);
+/// How long the answer to an INSERT may take: longer than the `max_execution_time` that it runs under.
+const INSERT_WITHIN: Duration = Duration::from_secs(90);
+/// A merge of a sixteenth of a large table.
+const HEAL_WITHIN: Duration = Duration::from_secs(3600);
+
+/// Where ClickHouse is.
+#[derive(Debug, Clone)]
+pub struct StoreAddress {
+    /// `http://host:port` or `https://…`.
+    pub url: String,
+    /// The user; ClickHouse's own default when empty.
+    pub user: String,
+    /// Their password.
+    pub password: String,
+    /// The database that the tables are in.
+    pub database: String,
+    /// Where the address came from, for messages.
+    pub origin: String,
+}
+
+/// A connection to ClickHouse, for one pipeline. Clones share their HTTP connections.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    tables: Arc<Tables>,
+    address: Arc<StoreAddress>,
+    insert_settings: Arc<[(&'static str, &'static str)]>,
+}
+
+/// A proof's view of a pass: what ClickHouse holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Batches of which there is a row.
+    pub batches: u64,
+    /// Distinct `(batch, id)`.
+    pub ids: u64,
+    /// Wrapping sum of `sipHash64(id)` over them.
+    pub digest: u64,
+    /// How many of them are dead letters.
+    pub dead: u64,
+    /// Rows that are there a second time.
+    pub raw_duplicates: u64,
+}
+
+/// One batch as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredBatch {
+    /// Its number.
+    pub batch: u32,
+    /// Distinct ids stored.
+    pub ids: u64,
+    /// Ids that it should have.
+    pub expected: u64,
+}
+
+impl Store {
+    /// Connects, and learns which settings the server has.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the server does not answer, or not to this user.
+    pub async fn connect<P: Pipeline>(address: StoreAddress) -> Result<Self, Error> {
+        let mut client = Client::default()
+            .with_url(&address.url)
+            .with_compression(Compression::None)
+            // Plain RowBinary: every SELECT of ours spells its types, and old servers know nothing else.
+            .with_validation(false);
+        if !address.user.is_empty() {
+            client = client.with_user(&address.user).with_password(&address.password);
+        }
+        let mut store = Self {
+            client,
+            tables: Arc::new(Tables::of::<P>(&address.database)),
+            address: Arc::new(address),
+            insert_settings: Arc::new([]),
+        };
+        let names = INSERT_SETTINGS.iter().map(|(name, _)| *name);
+        let known: Vec<String> = store.all("connect", &tables::known_settings("settings", names)).await?;
+        store.insert_settings =
+            INSERT_SETTINGS.into_iter().filter(|(name, _)| known.iter().any(|known| known == name)).collect();
+        Ok(store)
+    }
+
+    /// The statements about this pipeline's tables.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The server's version.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn version(&self) -> Result<String, Error> {
+        self.one("ask for the version", "SELECT version()").await
+    }
+
+    /// Creates the database, tables and views that are missing; with all there, nothing is executed that needs a right
+    /// to create.
+    ///
+    /// # Errors
+    /// [`Error::TableColumns`] when the rows table exists with other columns; [`Error::Store`].
+    pub async fn setup(&self) -> Result<(), Error> {
+        if !self.is_set_up().await? {
+            let settings = tables::known_settings("merge_tree_settings", tables::wanted_table_settings());
+            let known: Vec<String> = self.all("look up table settings", &settings).await?;
+            for statement in self.tables.create(&known) {
+                self.execute("create the tables", &statement, ANSWER_WITHIN).await?;
+            }
+        }
+        self.check_columns().await
+    }
+
+    /// Whether every table and view is there.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn is_set_up(&self) -> Result<bool, Error> {
+        let existing: Vec<String> = self.all("look up tables", &self.tables.existing()).await?;
+        Ok(existing.len() == self.tables.all_names().len())
+    }
+
+    /// Compares the rows table with the pipeline's columns.
+    ///
+    /// # Errors
+    /// [`Error::TableColumns`] with every difference; [`Error::Store`].
+    pub async fn check_columns(&self) -> Result<(), Error> {
+        let rows: Vec<(String, String)> = self.all("describe the rows table", &self.tables.describe_rows()).await?;
+        let found: Vec<Column> = rows.into_iter().map(|(name, kind)| Column { name, kind }).collect();
+        let faults = column_faults(&found, &self.tables.row_columns());
+        if faults.is_empty() { Ok(()) } else { Err(Error::TableColumns { table: self.tables.rows(), faults }) }
+    }
+
+    /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**).
+    ///
+    /// # Errors
+    /// The fault, to be classed by the caller; only [`Self::ask`] tells whether the rows are there.
+    pub async fn insert_rows(&self, query_id: &str, bodies: &[Bytes]) -> Result<(), StoreFault> {
+        // The bodies are compressed already, so compression is off in the client and announced by hand.
+        let mut insert = self
+            .client
+            .insert_formatted_with(self.tables.insert_rows())
+            .with_setting("decompress", "1")
+            .with_setting("query_id", query_id)
+            .with_timeouts(Some(SEND_WITHIN), Some(INSERT_WITHIN));
+        for (name, value) in self.insert_settings.iter() {
+            insert = insert.with_setting(*name, *value);
+        }
+        for body in bodies {
+            insert.send(body.clone()).await.map_err(|error| store_fault(error, SEND_WITHIN))?;
+        }
+        insert.end().await.map_err(|error| store_fault(error, INSERT_WITHIN))
+    }
+
+    /// Ends an insert whose outcome is unknown, and returns when it is over.
+    ///
+    /// # Errors
+    /// The fault when that cannot be known yet.
+    pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
+        within(INSERT_WITHIN, self.client.query(&tables::kill(query_id)).execute()).await?;
+        // A server that cannot kill it answers at once: then it is waited for.
+        loop {
+            let running = self.client.query(&tables::running(query_id)).fetch_one::<u64>();
+            if within(ANSWER_WITHIN, running).await? == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// How many distinct ids of each batch are stored: the only thing that an ack may follow (**ask-before-ack**).
+    ///
+    /// # Errors
+    /// The fault; nothing is known then.
+    pub async fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> Result<Vec<(u32, u64)>, StoreFault> {
+        let query = self.client.query(&self.tables.ask(run, pass, batches)).fetch_all::<(u32, u64)>();
+        within(ANSWER_WITHIN, query).await
+    }
+
+    /// Rows of a pass and dead letters among them, raw duplicates counted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn count(&self, run: &str, pass: u32) -> Result<(u64, u64), Error> {
+        self.one("count rows", &self.tables.count(run, pass)).await
+    }
+
+    /// What is stored of a pass, counted from the rows themselves in bounded memory.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn stored(&self, run: &str, pass: u32) -> Result<Stored, Error> {
+        let doing = "prove a pass";
+        let proof = self.client.query(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
+        let (batches, ids, digest, dead) =
+            within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed(doing, fault))?;
+        let raw: u64 = self.one(doing, &self.tables.raw_count(run, pass)).await?;
+        // Rows may be landing still: then the second count is the larger one, and the next proof sees them.
+        Ok(Stored { batches, ids, digest, dead, raw_duplicates: raw.saturating_sub(ids) })
+    }
+
+    /// How many ids a pass has more than once, in different batches.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn repeated_ids(&self, run: &str, pass: u32) -> Result<u64, Error> {
+        let query = self.client.query(&self.tables.repeated(run, pass)).fetch_one::<u64>();
+        within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
+    }
+
+    /// Calls `each` for every batch of a pass, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn each_batch(&self, run: &str, pass: u32, mut each: impl FnMut(StoredBatch)) -> Result<(), Error> {
+        let doing = "list the batches of a pass";
+        let failed = |fault| self.failed(doing, fault);
+        let query = self.client.query(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32)>();
+        let mut cursor = query.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
+        while let Some((batch, ids, expected)) = within(PROOF_WITHIN, cursor.next()).await.map_err(failed)? {
+            each(StoredBatch { batch, ids, expected: u64::from(expected) });
+        }
+        Ok(())
+    }
+
+    /// Dead letters of a pass: `(batch, id, error)`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead(&self, run: &str, pass: u32, limit: u64) -> Result<Vec<(u32, String, String)>, Error> {
+        self.all("list dead letters", &self.tables.dead(run, pass, limit)).await
+    }
+
+    /// Dead letters of a pass by error: `(error, ids)`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_by_error(&self, run: &str, pass: u32, limit: u64) -> Result<Vec<(String, u64)>, Error> {
+        self.all("count dead letters", &self.tables.dead_by_error(run, pass, limit)).await
+    }
+
+    /// Merges a run's rows until raw duplicates are gone.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn heal(&self, run: &str) -> Result<(), Error> {
+        self.execute("merge raw duplicates away", &self.tables.heal(run), HEAL_WITHIN).await
+    }
+
+    /// Whether a run's record is kept.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn knows_run(&self, run: &str) -> Result<bool, Error> {
+        let count: u64 = self.one("look up a run", &self.tables.count_runs(run)).await?;
+        Ok(count > 0)
+    }
+
+    /// Executes a statement of [`Tables`] that writes a row.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn write(&self, doing: &str, statement: &str) -> Result<(), Error> {
+        self.execute(doing, statement, ANSWER_WITHIN).await
+    }
+
+    /// A query of the user's, whose answer is handed to `each` piece by piece, in `format` unless it names its own.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn sql(&self, query: &str, format: &str, mut each: impl FnMut(Bytes)) -> Result<(), Error> {
+        let failed = |error| self.failed("run the query", store_fault(error, PROOF_WITHIN));
+        let client = self.client.clone().with_database(self.tables.database());
+        let mut cursor = client.query_raw(query).fetch_bytes(format).map_err(failed)?;
+        while let Some(piece) = cursor.next().await.map_err(failed)? {
+            each(piece);
+        }
+        Ok(())
+    }
+
+    /// Columns of the answer to a user's query: `(name, type)`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn describe_query(&self, query: &str) -> Result<Vec<(String, String)>, Error> {
+        let mut text = Vec::new();
+        let describe = format!("DESCRIBE TABLE ({}\n)", query.trim().trim_end_matches(';'));
+        self.sql(&describe, "TabSeparated", |piece| text.extend_from_slice(&piece)).await?;
+        let columns = String::from_utf8_lossy(&text);
+        Ok(columns
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.split('\t');
+                Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+            })
+            .collect())
+    }
+
+    async fn execute(&self, doing: &str, statement: &str, limit: Duration) -> Result<(), Error> {
+        let query = self.client.query_raw(statement).execute();
+        within(limit, query).await.map_err(|fault| self.failed(doing, fault))
+    }
+
+    async fn one<T: RowOwned + RowRead>(&self, doing: &str, query: &str) -> Result<T, Error> {
+        let query = self.client.query_raw(query).fetch_one::<T>();
+        within(ANSWER_WITHIN, query).await.map_err(|fault| self.failed(doing, fault))
+    }
+
+    async fn all<T: RowOwned + RowRead>(&self, doing: &str, query: &str) -> Result<Vec<T>, Error> {
+        let query = self.client.query_raw(query).fetch_all::<T>();
+        within(ANSWER_WITHIN, query).await.map_err(|fault| self.failed(doing, fault))
+    }
+
+    fn failed(&self, doing: &str, source: StoreFault) -> Error {
+        Error::Store {
+            doing: doing.to_owned(),
+            server: without_password(&self.address.url),
+            origin: self.address.origin.clone(),
+            source,
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, future: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, StoreFault> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(answer) => answer.map_err(|error| store_fault(error, limit)),
+        Err(_) => Err(StoreFault::Silent(limit)),
+    }
+}
+
+fn store_fault(error: clickhouse::error::Error, limit: Duration) -> StoreFault {
+    match error {
+        clickhouse::error::Error::BadResponse(text) => exception(&text),
+        clickhouse::error::Error::TimedOut => StoreFault::Silent(limit),
+        error => {
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(inner) = cause {
+                let next = inner.to_string();
+                if !text.contains(&next) {
+                    text = format!("{text}: {next}");
+                }
+                cause = inner.source();
+            }
+            StoreFault::Unclear(text)
+        }
+    }
+}
+
+/// `Code: 60. DB::Exception: …`: the crate gives exceptions as text.
+fn exception(text: &str) -> StoreFault {
+    let code = text
+        .split_once("Code: ")
+        .and_then(|(_, rest)| rest.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok());
+    let shown: String = text.trim().chars().take(500).collect();
+    match code {
+        Some(code) => {
+            let text = shown.split_once("Exception: ").map_or(shown.as_str(), |(_, text)| text).to_owned();
+            StoreFault::Exception { code, text }
+        }
+        None => StoreFault::Unclear(shown),
+    }
+}
+
+fn column_faults(found: &[Column], expected: &[Column]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for column in expected {
+        match found.iter().find(|found| found.name == column.name) {
+            None => faults.push(format!("column `{}` is missing, expected {}", column.name, column.kind)),
+            Some(found) if squeezed(&found.kind) != squeezed(&column.kind) => {
+                faults.push(format!("column `{}`: found {}, expected {}", column.name, found.kind, column.kind));
+            }
+            Some(_) => {}
+        }
+    }
+    for column in found.iter().filter(|found| !expected.iter().any(|column| column.name == found.name)) {
+        faults.push(format!("column `{}` of type {} is not one of the pipeline's", column.name, column.kind));
+    }
+    faults
+}
+
+/// A type without the spaces in which spellings differ.
+fn squeezed(kind: &str) -> String {
+    kind.chars().filter(|symbol| !symbol.is_whitespace()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exceptions_are_told_by_their_code() {
+        let fault = exception("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS) (version 26.5)");
+        assert!(matches!(&fault, StoreFault::Exception { code: 252, text } if text.starts_with("Too many")), "{fault}");
+        assert!(matches!(exception("502 Bad Gateway"), StoreFault::Unclear(_)));
+        // 53 must not be read out of 530.
+        assert!(matches!(exception("Code: 530. DB::Exception: x"), StoreFault::Exception { code: 530, .. }));
+    }
+
+    #[test]
+    fn every_difference_of_columns_is_told() {
+        let column = |name: &str, kind: &str| Column { name: name.into(), kind: kind.into() };
+        let expected = [column("a", "UInt32"), column("b", "Enum8('x' = 1)"), column("c", "String")];
+        let found = [column("a", "UInt64"), column("b", "Enum8('x'=1)"), column("d", "Date")];
+        assert_eq!(
+            column_faults(&found, &expected),
+            [
+                "column `a`: found UInt64, expected UInt32",
+                "column `c` is missing, expected String",
+                "column `d` of type Date is not one of the pipeline's"
+            ]
+        );
+    }
+}

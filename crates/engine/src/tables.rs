@@ -1,0 +1,380 @@
+//! The only place that spells table names and SQL, and that quotes.
+
+use millstream::schema::OWN_COLUMNS;
+use millstream::{Id, Pipeline};
+
+/// `status` of a row that holds a result.
+pub const STATUS_OK: u8 = 1;
+/// `status` of a dead letter.
+pub const STATUS_DEAD: u8 = 2;
+
+/// Rows of one run lie in one partition, and all runs together in this many: a heal rewrites a sixteenth of the
+/// table, and hundreds of runs do not make hundreds of partitions.
+const PARTITIONS: u32 = 16;
+
+/// Settings of a MergeTree table that make an acked batch survive power loss, and deduplication of inserts, which loses
+/// rows, stay off.
+const DURABLE: [(&str, &str); 5] = [
+    ("fsync_after_insert", "1"),
+    ("fsync_part_directory", "1"),
+    ("min_rows_to_fsync_after_merge", "1"),
+    ("min_compressed_bytes_to_fsync_after_merge", "1"),
+    ("non_replicated_deduplication_window", "0"),
+];
+
+/// Names of settings that [`Tables::create`] uses where the server knows them.
+pub fn wanted_table_settings() -> impl Iterator<Item = &'static str> {
+    DURABLE.iter().map(|(name, _)| *name)
+}
+
+/// Settings of every INSERT: one block, one part, no buffering in the server, no tokens (**no-dedup-tokens**).
+pub const INSERT_SETTINGS: [(&str, &str); 12] = [
+    ("async_insert", "0"),
+    ("insert_deduplicate", "0"),
+    ("deduplicate_insert", "disable"),
+    ("input_format_parallel_parsing", "0"),
+    ("max_threads", "1"),
+    ("max_insert_threads", "1"),
+    // One block takes every row that one INSERT may carry.
+    ("max_insert_block_size", "1048449"),
+    ("min_insert_block_size_rows", "1048449"),
+    ("min_insert_block_size_bytes", "536870912"),
+    ("max_partitions_per_insert_block", "1"),
+    ("wait_end_of_query", "1"),
+    // An INSERT that hangs ends before its batches are delivered to another sink.
+    ("max_execution_time", "60"),
+];
+
+/// A column as the server lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its type, as ClickHouse spells it.
+    pub kind: String,
+}
+
+/// Every statement about one pipeline's tables in one database.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    database: String,
+    pipeline: String,
+    id_type: &'static str,
+    columns: Vec<Column>,
+}
+
+impl Tables {
+    /// The tables of `P` in `database`.
+    pub fn of<P: Pipeline>(database: &str) -> Self {
+        let columns = P::COLUMNS
+            .iter()
+            .map(|(name, kind)| Column { name: (*name).to_owned(), kind: (*kind).to_owned() })
+            .collect();
+        Self { database: database.to_owned(), pipeline: P::NAME.to_owned(), id_type: P::Id::CLICKHOUSE, columns }
+    }
+
+    /// The database.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The rows table, quoted.
+    pub fn rows(&self) -> String {
+        self.table("_rows")
+    }
+
+    /// The table of sealed passes, quoted.
+    pub fn passes(&self) -> String {
+        self.table("_passes")
+    }
+
+    /// The table of run records, quoted.
+    pub fn runs(&self) -> String {
+        self.table("_runs")
+    }
+
+    /// The view that readers use, quoted.
+    pub fn view(&self) -> String {
+        self.table("")
+    }
+
+    fn table(&self, suffix: &str) -> String {
+        format!("{}.{}", identifier(&self.database), identifier(&format!("{}{suffix}", self.pipeline)))
+    }
+
+    /// Name of the rows table without quotes, for questions about it.
+    pub fn rows_name(&self) -> String {
+        format!("{}_rows", self.pipeline)
+    }
+
+    /// Every column of the rows table, in order.
+    pub fn row_columns(&self) -> Vec<Column> {
+        let own = OWN_COLUMNS.iter().map(|(name, kind)| Column {
+            name: (*name).to_owned(),
+            kind: if *name == "id" { self.id_type.to_owned() } else { (*kind).to_owned() },
+        });
+        own.chain(self.columns.iter().cloned()).collect()
+    }
+
+    fn column_list(&self) -> String {
+        self.row_columns().iter().map(|column| identifier(&column.name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The pipeline's own columns as a select list, each after a comma.
+    fn own_list(&self) -> String {
+        self.columns.iter().map(|column| format!(", {}", identifier(&column.name))).collect()
+    }
+
+    /// Statements that create whatever is missing. `known` are the table settings that the server has.
+    pub fn create(&self, known: &[String]) -> Vec<String> {
+        let settings: String = DURABLE
+            .iter()
+            .filter(|(name, _)| known.iter().any(|known| known == name))
+            .map(|(name, value)| format!(", {name} = {value}"))
+            .collect();
+        let columns: Vec<String> = self
+            .row_columns()
+            .iter()
+            .map(|column| format!("{} {}", identifier(&column.name), column.kind))
+            .collect();
+        vec![
+            format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&self.database)),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {} ({}, INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1) \
+                 ENGINE = ReplacingMergeTree PARTITION BY sipHash64(run) % {PARTITIONS} \
+                 ORDER BY (run, pass, batch, id) SETTINGS index_granularity = 8192{settings}",
+                self.rows(),
+                columns.join(", "),
+            ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {} (run String, pass UInt32, batches UInt32, ids UInt64, rows UInt64, \
+                 dead UInt64, digest UInt64, repeated_ids UInt64, sealed_at DateTime64(3, 'UTC')) \
+                 ENGINE = ReplacingMergeTree(sealed_at) ORDER BY (run, pass) SETTINGS index_granularity = 8192{settings}",
+                self.passes(),
+            ),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {} (run String, source String, fingerprint String, batch_ids UInt32, \
+                 batches UInt32, ids UInt64, digest UInt64, created_at DateTime64(3, 'UTC'), \
+                 published_at DateTime64(3, 'UTC')) \
+                 ENGINE = ReplacingMergeTree(published_at) ORDER BY run SETTINGS index_granularity = 8192{settings}",
+                self.runs(),
+            ),
+            // Raw duplicates appear when a paused sink wakes, even after the seal: only FINAL hides them at any moment.
+            format!(
+                "CREATE VIEW IF NOT EXISTS {} AS SELECT run, id{} FROM {} FINAL \
+                 WHERE status = 'ok' AND (run, pass) IN (SELECT run, max(pass) FROM {} GROUP BY run)",
+                self.view(),
+                self.own_list(),
+                self.rows(),
+                self.passes(),
+            ),
+            format!(
+                "CREATE VIEW IF NOT EXISTS {} AS SELECT run, pass, batch, id, status, error{} FROM {} FINAL",
+                self.table("_live"),
+                self.own_list(),
+                self.rows(),
+            ),
+            format!(
+                "CREATE VIEW IF NOT EXISTS {} AS SELECT run, pass, batch, id, error FROM {} FINAL WHERE status = 'dead'",
+                self.table("_dead"),
+                self.rows(),
+            ),
+        ]
+    }
+
+    /// The names of all tables and views of this pipeline.
+    pub fn all_names(&self) -> Vec<String> {
+        ["_rows", "_passes", "_runs", "", "_live", "_dead"].map(|suffix| format!("{}{suffix}", self.pipeline)).into()
+    }
+
+    /// An INSERT whose body is rows as workers encoded them.
+    pub fn insert_rows(&self) -> String {
+        format!("INSERT INTO {} ({}) FORMAT RowBinary", self.rows(), self.column_list())
+    }
+
+    /// How many distinct ids of each of these batches are stored: `(batch, ids)`.
+    pub fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> String {
+        let list = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        format!(
+            "SELECT batch, uniqExact(id) FROM {} WHERE {} AND batch IN ({list}) GROUP BY batch",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// How many rows of a pass are stored, and how many of them are dead letters: `(rows, dead)`. Raw duplicates count.
+    pub fn count(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count(), countIf(status = 'dead') FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    }
+
+    /// What the proof needs of a pass: `(batches, ids, digest, dead, rows of short batches)`.
+    ///
+    /// FINAL merges by the sorting key, which is `(run, pass, batch, id)`, so it counts distinct `(batch, id)` while it
+    /// reads in order: in bounded memory, whatever the number of rows.
+    pub fn proof(&self, run: &str, pass: u32) -> String {
+        format!(
+            "SELECT toUInt64(uniqExact(batch)), count(), sum(sipHash64(id)), countIf(status = 'dead') FROM {} FINAL \
+             WHERE {}",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// Rows of a pass as they lie in the parts: `(rows)`.
+    pub fn raw_count(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    }
+
+    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have)`.
+    pub fn batches(&self, run: &str, pass: u32) -> String {
+        format!(
+            "SELECT batch, count(), max(batch_ids) FROM {} FINAL WHERE {} GROUP BY run, pass, batch ORDER BY batch \
+             SETTINGS optimize_aggregation_in_order = 1",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// How many ids a pass has more than once, in different batches: `(repeats)`. Spills to disk beyond 256 MB.
+    pub fn repeated(&self, run: &str, pass: u32) -> String {
+        format!(
+            "SELECT toUInt64(sum(times - 1)) FROM (SELECT count() AS times FROM {} FINAL WHERE {} GROUP BY id) \
+             SETTINGS max_bytes_before_external_group_by = 268435456",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// Merges a run's partition into one part, without its raw duplicates.
+    pub fn heal(&self, run: &str) -> String {
+        format!("OPTIMIZE TABLE {} PARTITION {} FINAL", self.rows(), self.partition_of(run))
+    }
+
+    fn partition_of(&self, run: &str) -> u64 {
+        run.to_owned().sip_hash() % u64::from(PARTITIONS)
+    }
+
+    /// Makes a sealed pass visible.
+    #[expect(clippy::too_many_arguments, reason = "one for each column")]
+    pub fn insert_pass(
+        &self,
+        run: &str,
+        pass: u32,
+        batches: u32,
+        ids: u64,
+        dead: u64,
+        digest: u64,
+        repeated: u64,
+        at_ms: u64,
+    ) -> String {
+        format!(
+            "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, sealed_at) SELECT {}, {pass}, \
+             {batches}, {ids}, {ids}, {dead}, {digest}, {repeated}, fromUnixTimestamp64Milli(toInt64({at_ms}), 'UTC')",
+            self.passes(),
+            string(run),
+        )
+    }
+
+    /// Keeps a run's record: the proof needs ClickHouse alone.
+    pub fn insert_run(&self, record: &crate::records::RunRecord, published: &crate::records::Published) -> String {
+        format!(
+            "INSERT INTO {} (run, source, fingerprint, batch_ids, batches, ids, digest, created_at, published_at) \
+             SELECT {}, {}, {}, {}, {}, {}, {}, fromUnixTimestamp64Milli(toInt64({}), 'UTC'), \
+             fromUnixTimestamp64Milli(toInt64({}), 'UTC')",
+            self.runs(),
+            string(&record.run),
+            string(&record.source),
+            string(&record.fingerprint),
+            record.batch_ids,
+            published.batches,
+            published.ids,
+            published.digest,
+            record.created_ms,
+            published.at_ms,
+        )
+    }
+
+    /// How often a run's record is kept: `(records)`.
+    pub fn count_runs(&self, run: &str) -> String {
+        format!("SELECT count() FROM {} WHERE run = {}", self.runs(), string(run))
+    }
+
+    /// Dead letters of a pass, in order: `(batch, id as text, error)`.
+    pub fn dead(&self, run: &str, pass: u32, limit: u64) -> String {
+        format!(
+            "SELECT batch, toString(id), error FROM {} FINAL WHERE {} AND status = 'dead' ORDER BY batch, id LIMIT {limit}",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// Dead letters of a pass by their error: `(error, ids)`, the commonest first.
+    pub fn dead_by_error(&self, run: &str, pass: u32, limit: u64) -> String {
+        format!(
+            "SELECT error, count() FROM {} FINAL WHERE {} AND status = 'dead' GROUP BY error ORDER BY count() DESC, \
+             error LIMIT {limit}",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// Columns of the rows table as the server has them: `(name, type)`.
+    pub fn describe_rows(&self) -> String {
+        format!(
+            "SELECT name, type FROM system.columns WHERE database = {} AND table = {} ORDER BY position",
+            string(&self.database),
+            string(&self.rows_name()),
+        )
+    }
+
+    /// Which of this pipeline's tables and views exist: `(name)`.
+    pub fn existing(&self) -> String {
+        let names = self.all_names().iter().map(|name| string(name)).collect::<Vec<_>>().join(", ");
+        format!(
+            "SELECT name FROM system.tables WHERE database = {} AND name IN ({names})",
+            string(&self.database)
+        )
+    }
+}
+
+/// Which of `names` the server has in `table`, one of `settings` and `merge_tree_settings`: `(name)`.
+pub fn known_settings<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let names = names.map(string).collect::<Vec<_>>().join(", ");
+    format!("SELECT name FROM system.{table} WHERE name IN ({names})")
+}
+
+/// Ends a query and waits until it is over.
+pub fn kill(query_id: &str) -> String {
+    format!("KILL QUERY WHERE query_id = {} SYNC", string(query_id))
+}
+
+/// How many queries of that name run: `(queries)`.
+pub fn running(query_id: &str) -> String {
+    format!("SELECT count() FROM system.processes WHERE query_id = {}", string(query_id))
+}
+
+fn of_pass(run: &str, pass: u32) -> String {
+    format!("run = {} AND pass = {pass}", string(run))
+}
+
+/// A name in backticks.
+fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// A text in quotes.
+pub fn string(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_cannot_be_left() {
+        assert_eq!(string("it's \\ ok"), r"'it\'s \\ ok'");
+        assert_eq!(identifier("a`b\\"), r"`a\`b\\`");
+        assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
+    }
+}
