@@ -1,1 +1,94 @@
-//! To come.
+//! The command line of every pipeline's binary: [`main`] is all that a pipeline calls.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `args` | what may be typed, and its help |
+//! | `config` | flags, environment and `millstream.toml` as one checked plan, or every fault at once |
+//! | `session` | the servers: named ones, or the local stack |
+//! | `command` | one file a command |
+//! | `input` | ids from flags, files, standard input, queries |
+//! | `show`, `progress`, `logs` | numbers for people, the progress line, tracing to stderr |
+//!
+//! Results go to stdout, everything else to stderr.
+
+mod args;
+mod command;
+mod config;
+mod input;
+mod logs;
+mod progress;
+mod session;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+use millstream::Pipeline;
+use millstream::schema::Faults;
+
+use args::Cli;
+use command::Context;
+
+/// How a command ended, as the exit code says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// All done.
+    Well,
+    /// Done, but the answer is no: an unclean proof, a failed check.
+    Badly,
+    /// Done, and some ids are dead letters.
+    WithDeadLetters,
+    /// Stopped by a signal.
+    Interrupted,
+}
+
+/// Wrong use of the command line that clap cannot see: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub String);
+
+/// Runs the command that the process was started with.
+///
+/// Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters, 130 interrupted.
+pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
+    #[cfg(feature = "local")]
+    if let Some(code) = millstream_local::child_main() {
+        return code;
+    }
+    let command = Cli::command().name(P::NAME).bin_name(P::NAME).about(about::<P>());
+    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout with code 0, faults to stderr with code 2; a closed pipe is nobody's fault.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let columns = match millstream::check::<P>() {
+        Ok(columns) => columns,
+        Err(faults) => {
+            show::error(&format!("failed to use pipeline `{}`:\n{}", P::NAME, Faults(&faults)), &[], None);
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = Context::start(pipeline, columns, cli).and_then(|context| context.run());
+    match outcome {
+        Ok(Ended::Well) => ExitCode::SUCCESS,
+        Ok(Ended::Badly) => ExitCode::from(1),
+        Ok(Ended::WithDeadLetters) => ExitCode::from(3),
+        Ok(Ended::Interrupted) => ExitCode::from(130),
+        Err(error) => {
+            let usage = error.is::<Usage>() || error.is::<config::Faults>();
+            show::report(&error);
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn about<P: Pipeline>() -> String {
+    format!(
+        "Computes pipeline `{}` over lists of ids on every core of every host, stores every row in ClickHouse, and \
+         proves it.",
+        P::NAME
+    )
+}

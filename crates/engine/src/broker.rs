@@ -133,6 +133,11 @@ impl Broker {
         self.client.server_info().max_payload
     }
 
+    /// The server's version.
+    pub fn server_version(&self) -> String {
+        self.client.server_info().version
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }

@@ -226,6 +226,9 @@ impl Error {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
+            Error::Data { source, .. } | Error::Cache { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free some space on that disk".to_owned()
+            }
             Error::Data { .. } => "name a directory that can be written with --data".to_owned(),
             Error::DataPath { .. } => "name another directory with --data".to_owned(),
             Error::InUse { .. } => "wait until it ends, or use another --data directory".to_owned(),
@@ -270,7 +273,10 @@ impl Error {
             Error::KeepUp { last, .. } => return last.hint(),
             Error::HolderGone { .. } => "run the command again".to_owned(),
             Error::Leftover { pid, .. } => format!("kill process {pid}, then try again"),
-            Error::Spawn { .. } | Error::Start { .. } | Error::Supervise { .. } => return None,
+            Error::Spawn { command, .. } => {
+                format!("put `{}` on PATH", command.split(' ').next().unwrap_or_default())
+            }
+            Error::Start { .. } | Error::Supervise { .. } => return None,
         };
         Some(text)
     }

@@ -68,7 +68,9 @@ pub(crate) async fn nats_greeting(port: u16) -> io::Result<serde_json::Value> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         let mut line = String::new();
         BufReader::new(stream).take(LONGEST_ANSWER).read_line(&mut line).await?;
-        let json = line.strip_prefix("INFO ").ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line.clone()))?;
+        let json = line
+            .strip_prefix("INFO ")
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line.clone()))?;
         Ok(serde_json::from_str(json)?)
     };
     timeout(PROBE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -1,2 +1,5 @@
-//! To come.
-fn main() {}
+//! The binary of pipeline `collatz`.
+
+fn main() -> std::process::ExitCode {
+    millstream_cli::main(collatz::Collatz)
+}

@@ -1,0 +1,219 @@
+//! What may be typed, and its help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const AFTER: &str = "\
+Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, CLICKHOUSE_URL, CLICKHOUSE_USER, \
+CLICKHOUSE_PASSWORD, CLICKHOUSE_DATABASE), then millstream.toml. What nobody names, the local stack provides: a private \
+nats-server and a private ClickHouse under --data.
+
+Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters, 130 interrupted.";
+
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER, max_term_width = 110, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub options: Options,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Servers and logs")]
+pub(crate) struct Options {
+    /// NATS server, `nats://[user:password@]host:port`, several with commas between
+    #[arg(long, global = true, value_name = "URL")]
+    pub nats: Option<String>,
+    /// NATS credentials file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub nats_creds: Option<PathBuf>,
+    /// ClickHouse's HTTP address, `http://host:port`
+    #[arg(long, global = true, value_name = "URL")]
+    pub clickhouse: Option<String>,
+    /// ClickHouse user; the password is taken from CLICKHOUSE_PASSWORD alone
+    #[arg(long, global = true, value_name = "NAME")]
+    pub clickhouse_user: Option<String>,
+    /// ClickHouse database that holds the tables [default: millstream]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub database: Option<String>,
+    /// Data directory of the local stack [default: .millstream]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Configuration file [default: millstream.toml, where there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What is logged to stderr: `warn`, `info`, `debug`, or a filter such as `info,millstream_engine=debug`
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish, compute, store and seal a run in this one process
+    ///
+    /// Starts the local stack where no servers are named, shows one line of progress, and ends with a summary once
+    /// the run is sealed. Interrupted or killed, it resumes when it is started again with the same --run and ids.
+    Run(RunArgs),
+    /// Start the local stack alone, in the foreground, and print its two addresses
+    ///
+    /// produce, work, sink and every other command of the same --data directory then use it. Ends with Ctrl-C.
+    Up(UpArgs),
+    /// Publish a run for workers to compute
+    ///
+    /// Killed and started again with the same words it resumes, and publishes nothing twice.
+    Produce(ProduceArgs),
+    /// Compute batches of all running passes until told to stop
+    ///
+    /// The first SIGTERM or Ctrl-C drains: no more batches are taken, held ones are finished or handed back. The
+    /// second leaves at once. Being killed is safe at any moment.
+    Work(WorkArgs),
+    /// Store computed rows in ClickHouse and seal passes until told to stop
+    ///
+    /// Any number of sinks may run side by side. Signals as for `work`.
+    Sink,
+    /// Create streams, bucket, consumer and tables, where they are missing
+    ///
+    /// produce, run and sink do this too; alone it serves where they may not create anything.
+    Setup,
+    /// List all runs
+    Runs(JsonArg),
+    /// Show where a run stands
+    Status(StatusArgs),
+    /// Prove a run id by id, and repair it
+    ///
+    /// Compares what ClickHouse holds with the run's record: number of batches and ids, digest, batches that are
+    /// missing or short, rows that are there twice. Exit code 1 when anything is not as it should be.
+    Verify(VerifyArgs),
+    /// List a run's dead letters
+    Dead(DeadArgs),
+    /// Ask the configured ClickHouse, and print a table
+    ///
+    /// A query that names its own FORMAT is printed as it comes.
+    Sql(SqlArgs),
+    /// Say what would go wrong before it does, with a hint each
+    Doctor(JsonArg),
+}
+
+#[derive(Debug, Clone, Args)]
+#[group(id = "source", required = true, multiple = false)]
+pub(crate) struct SourceArgs {
+    /// A range of numbers: `1..=100` with its end, `1..101` without
+    #[arg(long, group = "source", value_name = "RANGE")]
+    pub ids: Option<String>,
+    /// A file with one id a line; with --column, a CSV file with a header
+    #[arg(long, group = "source", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Standard input with one id a line; it is kept in a temporary file until the run is published
+    #[arg(long, group = "source")]
+    pub stdin: bool,
+    /// The one column that a query in ClickHouse answers
+    #[arg(long, group = "source", value_name = "SQL")]
+    pub query: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProduceArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// The column of a CSV --file that holds the ids
+    #[arg(long, value_name = "NAME", requires = "file")]
+    pub column: Option<String>,
+    /// Name of the run: letters, digits, `-` and `_`; a readable one is made up without it
+    #[arg(long, value_name = "NAME")]
+    pub run: Option<String>,
+    /// Ids a batch, or `auto`
+    #[arg(long, value_name = "auto|N", default_value = "auto")]
+    pub batch: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub produce: ProduceArgs,
+    #[command(flatten)]
+    pub work: WorkArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WorkArgs {
+    /// Compute threads [default: the cores that this process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u64>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    /// Port of nats-server; 0 picks one and keeps it
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub nats_port: u16,
+    /// HTTP port of ClickHouse; 0 picks one and keeps it
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub clickhouse_port: u16,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JsonArg {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StatusArgs {
+    /// The run; the newest one without it
+    pub run: Option<String>,
+    /// Print one JSON object (one a second with --watch)
+    #[arg(long)]
+    pub json: bool,
+    /// Go on until the run is sealed
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VerifyArgs {
+    /// The run
+    pub run: String,
+    /// Merge raw duplicates away and have missing or short batches computed again
+    #[arg(long)]
+    pub repair: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeadArgs {
+    /// The run
+    pub run: String,
+    /// How many are listed
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SqlArgs {
+    /// The query
+    pub query: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

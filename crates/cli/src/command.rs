@@ -1,0 +1,143 @@
+//! One file a command, and what they share: the context, the signals.
+
+mod dead;
+mod doctor;
+mod produce;
+mod run;
+mod runs;
+mod service;
+mod setup;
+mod sql;
+mod status;
+#[cfg(feature = "local")]
+mod up;
+mod verify;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use millstream::Pipeline;
+use millstream::schema::ColumnType;
+use millstream_engine::Stop;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::Ended;
+use crate::args::{Cli, Command};
+use crate::config::Config;
+use crate::progress::Progress;
+use crate::session::{Holder, Servers};
+
+/// What every command has.
+pub(crate) struct Context<P> {
+    pub pipeline: Arc<P>,
+    pub columns: Vec<ColumnType>,
+    pub config: Config,
+    pub progress: Progress,
+    command: Command,
+}
+
+/// Which signal asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Ctrl-C.
+    Interrupt,
+    /// What a service supervisor sends.
+    Terminate,
+}
+
+impl<P: Pipeline> Context<P> {
+    /// Reads the configuration and starts logging.
+    pub fn start(pipeline: P, columns: Vec<ColumnType>, cli: Cli) -> anyhow::Result<Self> {
+        let threads = match &cli.command {
+            Command::Run(args) => args.work.threads,
+            Command::Work(args) => args.threads,
+            _ => None,
+        };
+        let config = Config::read(&cli.options, threads)?;
+        let progress = Progress::new();
+        // Short commands have a result to show; what the log would say of the way there is noise.
+        let quiet = matches!(
+            cli.command,
+            Command::Runs(_) | Command::Status(_) | Command::Verify(_) | Command::Dead(_) | Command::Sql(_) | Command::Doctor(_)
+        );
+        let filter = if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
+        crate::logs::start(filter, &progress.lines().clone());
+        Ok(Self { pipeline: Arc::new(pipeline), columns, config, progress, command: cli.command })
+    }
+
+    /// Runs the command to its end.
+    pub fn run(self) -> anyhow::Result<Ended> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2) // it does I/O only: the cores belong to the compute pool
+            .enable_all()
+            .build()
+            .context("failed to start the I/O threads")?;
+        runtime.block_on(Box::pin(self.dispatch()))
+    }
+
+    async fn dispatch(self) -> anyhow::Result<Ended> {
+        match &self.command {
+            Command::Run(args) => run::run(&self, args).await,
+            #[cfg(feature = "local")]
+            Command::Up(args) => up::up(&self, args).await,
+            #[cfg(not(feature = "local"))]
+            Command::Up(_) => Err(crate::Usage("this build has no local stack".into()).into()),
+            Command::Produce(args) => produce::produce(&self, args).await,
+            Command::Work(_) => service::work(&self).await,
+            Command::Sink => service::sink(&self).await,
+            Command::Setup => setup::setup(&self).await,
+            Command::Runs(args) => runs::runs(&self, args.json).await,
+            Command::Status(args) => status::status(&self, args).await,
+            Command::Verify(args) => verify::verify(&self, args).await,
+            Command::Dead(args) => dead::dead(&self, args).await,
+            Command::Sql(args) => sql::sql(&self, args).await,
+            Command::Doctor(args) => doctor::doctor(&self, args.json).await,
+        }
+    }
+
+    /// Finds the servers for a command, runs it on them, and closes what was opened. A local server that cannot be
+    /// kept up ends the command.
+    pub async fn on_servers<F>(&self, holder: Holder, work: impl FnOnce(ServersRef) -> F) -> anyhow::Result<Ended>
+    where
+        F: Future<Output = anyhow::Result<Ended>>,
+    {
+        let mut servers = Servers::find(&self.config, holder, &self.progress).await?;
+        let shared = Arc::new(Servers::addresses(&servers));
+        let ended = tokio::select! {
+            ended = work(shared) => ended,
+            error = servers.failed() => Err(error),
+        };
+        let closed = servers.close().await;
+        let ended = ended?;
+        closed?;
+        Ok(ended)
+    }
+}
+
+/// Addresses that a command uses while its servers are kept up elsewhere.
+pub(crate) type ServersRef = Arc<Servers>;
+
+/// Stops `stop` at the first signal and leaves at once at the second. Resolves with the first.
+pub(crate) fn on_signal(stop: &Stop, first: impl FnOnce(Signal) + Send + 'static) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+    let stopping = stop.clone();
+    // Not tracked: it must outlive every shutdown to hear the second signal, and ends with the process.
+    drop(tokio::task::spawn(async move {
+        let came = next_signal(&mut interrupt, &mut terminate).await;
+        first(came);
+        stopping.stop_taking();
+        next_signal(&mut interrupt, &mut terminate).await;
+        crate::show::note("stopped at once");
+        std::process::exit(130);
+    }));
+    Ok(())
+}
+
+async fn next_signal(interrupt: &mut tokio::signal::unix::Signal, terminate: &mut tokio::signal::unix::Signal) -> Signal {
+    tokio::select! {
+        _ = interrupt.recv() => Signal::Interrupt,
+        _ = terminate.recv() => Signal::Terminate,
+    }
+}

@@ -1,0 +1,57 @@
+//! `dead`: a run's dead letters.
+
+use millstream::Pipeline;
+use millstream::names::RunName;
+use serde_json::json;
+
+use super::Context;
+use crate::args::DeadArgs;
+use crate::session::{Holder, Session};
+use crate::{Ended, show};
+
+/// Errors that are counted apart.
+const KINDS: u64 = 20;
+
+pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> anyhow::Result<Ended> {
+    let run: RunName = args.run.parse()?;
+    context
+        .on_servers(Holder::Moment, |servers| async move {
+            let session = Session::open::<P>(&servers, "dead").await?;
+            session.records.known_run(&run).await?;
+            let pass = session.records.newest_pass(&run).await?.map_or(1, |entry| entry.record.pass);
+            let (_, total) = session.store.count(run.as_str(), pass).await?;
+            let kinds = session.store.dead_by_error(run.as_str(), pass, KINDS).await?;
+            let letters = session.store.dead(run.as_str(), pass, args.limit).await?;
+            if args.json {
+                let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids })).collect();
+                let letters: Vec<_> = letters
+                    .iter()
+                    .map(|(batch, id, error)| json!({ "batch": batch, "id": id, "error": error }))
+                    .collect();
+                show::json(&json!({ "run": run.as_str(), "pass": pass, "dead": total, "by_error": kinds, "letters": letters }));
+                return Ok(Ended::Well);
+            }
+            if total == 0 {
+                show::line(&format!("run `{run}` has no dead letters"));
+                return Ok(Ended::Well);
+            }
+            let kinds: Vec<Vec<String>> =
+                kinds.into_iter().map(|(error, ids)| vec![show::grouped(ids), one_line(&error)]).collect();
+            show::line(&show::table(&["ids", "error"], &kinds));
+            let shown = letters.len() as u64;
+            let cells: Vec<Vec<String>> = letters
+                .into_iter()
+                .map(|(batch, id, error)| vec![id, batch.to_string(), one_line(&error)])
+                .collect();
+            show::line(&format!("\n{}", show::table(&["id", "batch", "error"], &cells)));
+            if total > shown {
+                show::line(&format!("… {} more: --limit N lists them", show::grouped(total - shown)));
+            }
+            Ok(Ended::Well)
+        })
+        .await
+}
+
+fn one_line(error: &str) -> String {
+    error.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(120).collect()
+}

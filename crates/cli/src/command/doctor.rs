@@ -1,0 +1,142 @@
+//! `doctor`: what would go wrong, before it does. Looks, and changes nothing.
+
+use millstream::Pipeline;
+use millstream_engine::{Broker, Store, compute};
+use serde::Serialize;
+use serde_json::json;
+
+use super::Context;
+use crate::session::{Holder, Servers};
+use crate::{Ended, show};
+
+/// Below this a batch of rows may not fit in one message.
+const SOUND_PAYLOAD: usize = 8 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+    hint: Option<String>,
+}
+
+fn check(what: &'static str, verdict: Verdict, found: impl Into<String>, hint: Option<&str>) -> Check {
+    Check { what, verdict, found: found.into(), hint: hint.map(str::to_owned) }
+}
+
+fn failed(what: &'static str, error: &anyhow::Error) -> Check {
+    let hint = error.downcast_ref::<millstream_engine::Error>().and_then(millstream_engine::Error::hint);
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    Check { what, verdict: Verdict::Fail, found: format!("failed to {}", causes.join(": ")), hint }
+}
+
+pub(super) async fn doctor<P: Pipeline>(context: &Context<P>, as_json: bool) -> anyhow::Result<Ended> {
+    context
+        .on_servers(Holder::Moment, |servers| async move {
+            let mut checks = vec![check_pipeline::<P>(), check_cores(context)];
+            checks.extend(check_nats::<P>(&servers).await);
+            checks.extend(check_store::<P>(&servers).await);
+            if as_json {
+                show::json(&json!({ "checks": checks }));
+            } else {
+                checks.iter().for_each(tell);
+            }
+            let fails = checks.iter().any(|check| check.verdict == Verdict::Fail);
+            Ok(if fails { Ended::Badly } else { Ended::Well })
+        })
+        .await
+}
+
+fn tell(check: &Check) {
+    let mark = match check.verdict {
+        Verdict::Ok => "ok  ",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "FAIL",
+    };
+    show::line(&format!("{mark}  {:<14} {}", check.what, check.found));
+    if let Some(hint) = &check.hint {
+        show::line(&format!("      {:<14} hint: {hint}", ""));
+    }
+}
+
+/// The schema was checked before the command began.
+fn check_pipeline<P: Pipeline>() -> Check {
+    let columns: Vec<String> = P::COLUMNS.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    check("pipeline", Verdict::Ok, format!("`{}`: {}", P::NAME, columns.join(", ")), None)
+}
+
+fn check_cores<P: Pipeline>(context: &Context<P>) -> Check {
+    let (threads, cores) = (context.config.work.threads, compute::usable_cores());
+    let found = format!("{threads} compute threads on {cores} usable cores");
+    match threads {
+        more if more > cores => {
+            check("cores", Verdict::Warn, found, Some("more threads than cores only cost memory: leave --threads away"))
+        }
+        _ => check("cores", Verdict::Ok, found, None),
+    }
+}
+
+async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
+    let names = match millstream::names::Names::new(P::NAME) {
+        Ok(names) => names,
+        Err(fault) => return vec![failed("NATS", &fault.into())],
+    };
+    let broker = match Broker::connect(&servers.nats, names, "doctor").await {
+        Ok(broker) => broker,
+        Err(error) => return vec![failed("NATS", &error.into())],
+    };
+    let version = broker.server_version();
+    let mut checks = vec![check("NATS", Verdict::Ok, format!("nats-server {version} ({})", servers.nats.origin), None)];
+    if !at_least(&version, (2, 12)) {
+        checks.push(check("NATS version", Verdict::Fail, version, Some("2.12 or newer is needed")));
+    }
+    let payload = broker.max_payload();
+    let found = format!("messages of up to {} bytes", show::grouped(payload as u64));
+    checks.push(match payload < SOUND_PAYLOAD {
+        true => check("payload", Verdict::Warn, found, Some("set max_payload: 8MB in nats-server's configuration")),
+        false => check("payload", Verdict::Ok, found, None),
+    });
+    checks.push(match broker.is_set_up().await {
+        Ok(true) => check("streams", Verdict::Ok, "there", None),
+        Ok(false) => check("streams", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them")),
+        Err(error) => failed("JetStream", &error.into()),
+    });
+    checks
+}
+
+async fn check_store<P: Pipeline>(servers: &Servers) -> Vec<Check> {
+    let store = match Store::connect::<P>(servers.store.clone()).await {
+        Ok(store) => store,
+        Err(error) => return vec![failed("ClickHouse", &error.into())],
+    };
+    let version = match store.version().await {
+        Ok(version) => version,
+        Err(error) => return vec![failed("ClickHouse", &error.into())],
+    };
+    let mut checks = vec![check("ClickHouse", Verdict::Ok, format!("{version} ({})", servers.store.origin), None)];
+    if !at_least(&version, (24, 8)) {
+        checks.push(check("ClickHouse version", Verdict::Warn, version, Some("24.8 or newer is what is tested")));
+    }
+    checks.push(match store.is_set_up().await {
+        Ok(true) => match store.check_columns().await {
+            Ok(()) => check("tables", Verdict::Ok, "there, with the pipeline's columns", None),
+            Err(error) => failed("tables", &error.into()),
+        },
+        Ok(false) => check("tables", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them")),
+        Err(error) => failed("tables", &error.into()),
+    });
+    checks
+}
+
+fn at_least(version: &str, (major, minor): (u32, u32)) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+}

@@ -1,0 +1,159 @@
+//! `run`: every stage in one process, until the run is sealed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use millstream::Pipeline;
+use millstream_engine::seal::seal_passes;
+use millstream_engine::sink::{SinkCounts, sink};
+use millstream_engine::status::{Status, status};
+use millstream_engine::work::{WorkCounts, work};
+use millstream_engine::{Error, Stop};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::produce::publish;
+use super::{Context, on_signal};
+use crate::args::{ProduceArgs, RunArgs};
+use crate::input::Words;
+use crate::session::{Holder, Session};
+use crate::{Ended, show};
+
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the stages may take to finish what they hold after Ctrl-C.
+const LEAVE_WITHIN: Duration = Duration::from_secs(20);
+
+pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> anyhow::Result<Ended> {
+    let words = Words::check(&args.produce)?;
+    context
+        .on_servers(Holder::Run, |servers| async move {
+            let session = Session::set_up::<P>(&servers, &context.config, "run").await?;
+            let stop = Stop::new();
+            let interrupted = Arc::new(AtomicBool::new(false));
+            let noted = interrupted.clone();
+            on_signal(&stop, move |_| {
+                noted.store(true, Ordering::Relaxed);
+                show::note("finishing what is held; a second Ctrl-C leaves at once");
+            })?;
+            let outcome = drive(context, &session, &args.produce, &words, &stop).await;
+            match outcome {
+                Ok(last) => Ok(summarize::<P>(&last, args.produce.json)),
+                Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) && interrupted.load(Ordering::Relaxed) => {
+                    show::note(&format!("run `{}` is not finished: the same command with --run {} goes on", words.run, words.run));
+                    Ok(Ended::Interrupted)
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .await
+}
+
+/// Starts the stages, publishes, waits for the seal, ends the stages.
+async fn drive<P: Pipeline>(
+    context: &Context<P>,
+    session: &Session,
+    args: &ProduceArgs,
+    words: &Words,
+    stop: &Stop,
+) -> anyhow::Result<Status> {
+    let mut stages = start_stages(context, session, stop);
+    let publishing = async {
+        publish::<P>(session, args, words, stop).await?;
+        watch(context, session, words, stop).await
+    };
+    let outcome = tokio::select! {
+        outcome = publishing => outcome,
+        Some(ended) = stages.join_next() => Err(stage_ended(ended)),
+    };
+    stop.stop_taking();
+    let finished = async { while stages.join_next().await.is_some() {} };
+    if tokio::time::timeout(LEAVE_WITHIN, finished).await.is_err() {
+        stop.give_up();
+        stages.shutdown().await;
+    }
+    outcome
+}
+
+fn start_stages<P: Pipeline>(context: &Context<P>, session: &Session, stop: &Stop) -> JoinSet<Result<(), Error>> {
+    let mut stages = JoinSet::new();
+    let (pipeline, columns, plan) = (context.pipeline.clone(), context.columns.clone(), context.config.work.clone());
+    let (broker, stage) = (session.broker.clone(), stop.child());
+    stages.spawn(async move { work(pipeline, &columns, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
+    let (broker, store, plan, stage) =
+        (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
+    stages.spawn(async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), &stage).await });
+    let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
+    stages.spawn(async move { seal_passes(&broker, &store, &stage).await });
+    stages
+}
+
+/// A stage that ends by itself could not begin, or panicked.
+fn stage_ended(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(Ok(())) => Error::Stopped.into(),
+        Ok(Err(error)) => error.into(),
+        Err(panic) => anyhow::Error::new(panic).context("a stage panicked: this is a fault of Millstream"),
+    }
+}
+
+async fn watch<P: Pipeline>(
+    context: &Context<P>,
+    session: &Session,
+    words: &Words,
+    stop: &Stop,
+) -> anyhow::Result<Status> {
+    let mut line = context.progress.run();
+    let mut failing: Option<Instant> = None;
+    let outcome = loop {
+        match status(&session.broker, &session.records, &session.store, &words.run).await {
+            Ok(status) => {
+                failing = None;
+                line.show(&status);
+                if status.state == "sealed" {
+                    break Ok(status);
+                }
+            }
+            // Servers come and go; the stages wait for them, and so does this.
+            Err(error) => {
+                if failing.is_none_or(|since| since.elapsed() > Duration::from_secs(10)) {
+                    failing = Some(Instant::now());
+                    tracing::warn!("failed to {error}: no progress can be shown for now");
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stop.no_more_taking() => break Err(Error::Stopped).context("interrupted"),
+        }
+    };
+    line.clear();
+    outcome
+}
+
+fn summarize<P: Pipeline>(last: &Status, as_json: bool) -> Ended {
+    let Status { run, pass, ids, done, dead, seconds, ids_per_second, .. } = last;
+    if as_json {
+        show::json(&json!({
+            "run": run, "pass": pass, "ids": ids, "rows": done, "dead": dead, "seconds": seconds,
+            "ids_per_second": ids_per_second, "sealed": true,
+        }));
+    } else {
+        let name = P::NAME;
+        show::line(&format!(
+            "run      {run} (pass {pass})\nids      {}\nrows     {}\ndead     {}\nseconds  {seconds:.1}\nids/s    {}\n\
+             sealed   yes\n\nlook at the rows:\n  {name} sql \"SELECT * FROM {name} WHERE run = '{run}' ORDER BY id LIMIT 10\"\n  \
+             {name} sql \"SELECT count() FROM {name} WHERE run = '{run}'\"",
+            show::grouped(*ids),
+            show::grouped(*done),
+            show::grouped(*dead),
+            show::grouped(*ids_per_second as u64),
+        ));
+        if *dead > 0 {
+            show::line(&format!("\nlook at the dead letters:\n  {name} dead {run}"));
+        }
+    }
+    if *dead > 0 { Ended::WithDeadLetters } else { Ended::Well }
+}

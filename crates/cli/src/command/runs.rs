@@ -1,0 +1,55 @@
+//! `runs`: all runs, a line each.
+
+use millstream::Pipeline;
+use millstream_engine::records::{PassState, RunRecord};
+use serde_json::json;
+
+use super::Context;
+use crate::session::{Holder, Session};
+use crate::{Ended, show};
+
+pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> anyhow::Result<Ended> {
+    context
+        .on_servers(Holder::Moment, |servers| async move {
+            let session = Session::open::<P>(&servers, "runs").await?;
+            let mut runs = session.records.runs().await?;
+            runs.sort_by_key(|run| run.created_ms);
+            let passes = session.records.passes().await?;
+            let newest = |run: &RunRecord| passes.iter().filter(|pass| pass.run == run.run).max_by_key(|pass| pass.pass);
+            let rows: Vec<_> = runs
+                .iter()
+                .map(|run| {
+                    let pass = newest(run);
+                    let state = match (&run.published, pass.map(|pass| pass.state)) {
+                        (_, Some(PassState::Sealed)) => "sealed",
+                        (None, _) => "publishing",
+                        (Some(_), _) => "running",
+                    };
+                    let ids = run.published.as_ref().map_or(run.expected_ids.unwrap_or(0), |published| published.ids);
+                    let dead = pass.and_then(|pass| pass.sealed.as_ref()).map(|sealed| sealed.dead);
+                    (run, pass.map_or(1, |pass| pass.pass), state, ids, dead)
+                })
+                .collect();
+            if as_json {
+                let list: Vec<_> = rows
+                    .iter()
+                    .map(|(run, pass, state, ids, dead)| {
+                        json!({ "run": run.run, "pass": pass, "state": state, "ids": ids, "dead": dead,
+                                "source": run.source, "created_ms": run.created_ms })
+                    })
+                    .collect();
+                show::json(&list);
+            } else {
+                let cells: Vec<Vec<String>> = rows
+                    .iter()
+                    .map(|(run, pass, state, ids, dead)| {
+                        let dead = dead.map_or_else(|| "-".to_owned(), show::grouped);
+                        vec![run.run.clone(), pass.to_string(), (*state).to_owned(), show::grouped(*ids), dead, run.source.clone()]
+                    })
+                    .collect();
+                show::line(&show::table(&["run", "pass", "state", "ids", "dead", "made of"], &cells));
+            }
+            Ok(Ended::Well)
+        })
+        .await
+}

@@ -1,0 +1,96 @@
+//! `work` and `sink`: services that run until they are told to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use millstream::Pipeline;
+use millstream_engine::seal::seal_passes;
+use millstream_engine::sink::SinkCounts;
+use millstream_engine::work::WorkCounts;
+use millstream_engine::{Error, Stop};
+
+use super::{Context, Signal, on_signal};
+use crate::session::{Holder, Session};
+use crate::{Ended, show};
+
+/// How often a service says what it did.
+const REPORT: Duration = Duration::from_secs(30);
+
+pub(super) async fn work<P: Pipeline>(context: &Context<P>) -> anyhow::Result<Ended> {
+    context
+        .on_servers(Holder::Service, |servers| async move {
+            let session = Session::set_up::<P>(&servers, &context.config, "work").await?;
+            let (stop, how) = stop_on_signal()?;
+            let counts = Arc::new(WorkCounts::default());
+            let counted = counts.clone();
+            report(&stop, move || {
+                let WorkCounts { batches, ids, dead, redelivered } = &*counted;
+                let [batches, ids, dead, redelivered] = [batches, ids, dead, redelivered].map(|count| count.load(Ordering::Relaxed));
+                tracing::info!(batches, ids, dead, redelivered, "computed so far");
+                batches
+            });
+            let (pipeline, plan) = (context.pipeline.clone(), &context.config.work);
+            millstream_engine::work::work(pipeline, &context.columns, &session.broker, plan, counts, &stop).await?;
+            Ok(how.ended())
+        })
+        .await
+}
+
+pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<Ended> {
+    context
+        .on_servers(Holder::Service, |servers| async move {
+            let session = Session::set_up::<P>(&servers, &context.config, "sink").await?;
+            let (stop, how) = stop_on_signal()?;
+            let counts = Arc::new(SinkCounts::default());
+            let counted = counts.clone();
+            report(&stop, move || {
+                let SinkCounts { rows, batches, inserts, failed_inserts, redelivered } = &*counted;
+                let [rows, batches, inserts, failed, redelivered] =
+                    [rows, batches, inserts, failed_inserts, redelivered].map(|count| count.load(Ordering::Relaxed));
+                tracing::info!(rows, batches, inserts, failed, redelivered, "stored so far");
+                batches
+            });
+            let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
+            let sealer = async move { seal_passes(&broker, &store, &sealing).await };
+            let plan = context.config.sink.clone();
+            let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, &stop);
+            let both: Result<((), ()), Error> = async { tokio::try_join!(sink, sealer) }.await;
+            both?;
+            Ok(how.ended())
+        })
+        .await
+}
+
+/// How a service came to stop: SIGTERM is its normal end.
+struct How(Arc<AtomicU8>);
+
+impl How {
+    fn ended(&self) -> Ended {
+        if self.0.load(Ordering::Relaxed) == 2 { Ended::Interrupted } else { Ended::Well }
+    }
+}
+
+fn stop_on_signal() -> anyhow::Result<(Stop, How)> {
+    let (stop, how) = (Stop::new(), Arc::new(AtomicU8::new(0)));
+    let noted = how.clone();
+    on_signal(&stop, move |signal| {
+        noted.store(if signal == Signal::Interrupt { 2 } else { 1 }, Ordering::Relaxed);
+        show::note("draining; a second signal leaves at once");
+    })?;
+    Ok((stop, How(how)))
+}
+
+/// Says every half minute what was done, when anything was.
+fn report(stop: &Stop, counts: impl Fn() -> u64 + Send + 'static) {
+    let stopping = stop.clone();
+    stop.spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REPORT) => counts(),
+                () = stopping.no_more_taking() => break,
+            };
+        }
+        counts();
+    });
+}

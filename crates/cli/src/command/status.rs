@@ -1,0 +1,74 @@
+//! `status`: where a run stands.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use millstream::Pipeline;
+use millstream::names::RunName;
+use millstream_engine::status::{Status, status as read_status};
+
+use super::Context;
+use crate::args::StatusArgs;
+use crate::session::{Holder, Session};
+use crate::{Ended, show};
+
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs) -> anyhow::Result<Ended> {
+    context
+        .on_servers(Holder::Moment, |servers| async move {
+            let session = Session::open::<P>(&servers, "status").await?;
+            let run = match &args.run {
+                Some(run) => run.parse::<RunName>()?,
+                None => newest(&session).await?,
+            };
+            let mut line = context.progress.run();
+            loop {
+                let status = read_status(&session.broker, &session.records, &session.store, &run).await?;
+                let ended = status.state == "sealed" || !args.watch;
+                if args.json {
+                    show::json(&status);
+                } else if args.watch && !ended && std::io::stderr().is_terminal() {
+                    line.show(&status);
+                } else {
+                    line.clear();
+                    show::line(&told(&status));
+                }
+                if ended {
+                    return Ok(Ended::Well);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        })
+        .await
+}
+
+async fn newest(session: &Session) -> anyhow::Result<RunName> {
+    let runs = session.records.runs().await?;
+    let newest = runs.into_iter().max_by_key(|run| run.created_ms);
+    let newest = newest.ok_or_else(|| anyhow::anyhow!("there are no runs yet: `produce` makes one"))?;
+    Ok(newest.run.parse()?)
+}
+
+fn told(status: &Status) -> String {
+    let Status { run, pass, state, source, .. } = status;
+    let number = show::grouped;
+    let eta = match (*state, status.eta_seconds) {
+        ("sealed", _) => format!("took {}", show::duration(status.seconds)),
+        (_, Some(seconds)) => format!("ETA {}", show::duration(seconds)),
+        (_, None) => "ETA unknown".to_owned(),
+    };
+    format!(
+        "run       {run} (pass {pass}), {source}\nstate     {state}\nids       {} of {} stored, {} dead\n\
+         batches   {} in all, {} pending, {} in flight, {} redelivered, {} to be stored\nrate      {} ids/s, {eta}",
+        number(status.done),
+        number(status.ids),
+        number(status.dead),
+        number(status.batches),
+        number(status.pending),
+        number(status.in_flight),
+        number(status.redelivered),
+        number(status.to_store),
+        number(status.ids_per_second as u64),
+    )
+}

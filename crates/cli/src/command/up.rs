@@ -1,0 +1,34 @@
+//! `up`: the local stack alone.
+
+use millstream::Pipeline;
+use millstream_engine::Stop;
+use millstream_local::Owner;
+
+use super::{Context, on_signal};
+use crate::args::UpArgs;
+use crate::session::open_stack;
+use crate::{Ended, show};
+
+pub(super) async fn up<P: Pipeline>(context: &Context<P>, args: &UpArgs) -> anyhow::Result<Ended> {
+    let mut config = context.config.clone();
+    // It is asked for by name: what is configured for other commands does not matter.
+    (config.nats, config.clickhouse) = (None, None);
+    let mut stack = open_stack(&config, Owner::Up, (args.nats_port, args.clickhouse_port), &context.progress).await?;
+    let stop = Stop::new();
+    on_signal(&stop, |_| show::note("stopping the servers; a second signal leaves at once"))?;
+    show::line(&format!(
+        "NATS        {}\nClickHouse  {}",
+        stack.nats_url().unwrap_or_default(),
+        stack.clickhouse_url().unwrap_or_default()
+    ));
+    show::note(&format!(
+        "the local stack of `{}` is up: other commands with this --data use it; Ctrl-C ends it",
+        config.data.display()
+    ));
+    let failed = tokio::select! {
+        error = stack.failed() => Some(error),
+        () = stop.no_more_taking() => None,
+    };
+    stack.stop().await?;
+    failed.map_or(Ok(Ended::Well), |error| Err(error.into()))
+}

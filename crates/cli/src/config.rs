@@ -1,0 +1,239 @@
+//! Flags, environment and `millstream.toml`, in that order, as one checked plan, or every fault at once.
+
+mod file;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millstream_engine::sink::SinkPlan;
+use millstream_engine::work::WorkPlan;
+use millstream_engine::{NatsAddress, StoreAddress, StreamLimits, compute};
+
+use crate::args::Options;
+use crate::logs;
+use file::File;
+
+const FILE: &str = "millstream.toml";
+const DATABASE: &str = "millstream";
+
+/// Everything that is configured, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// NATS, where somebody named it.
+    pub nats: Option<NatsAddress>,
+    /// ClickHouse, where somebody named it; user and database hold for the local one too.
+    pub clickhouse: Option<StoreAddress>,
+    pub database: String,
+    pub data: PathBuf,
+    pub log: String,
+    pub limits: StreamLimits,
+    pub work: WorkPlan,
+    pub sink: SinkPlan,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {}:\n  {}", counted(.0.len()), .0.join("\n  "))]
+pub(crate) struct Faults(Vec<String>);
+
+fn counted(faults: usize) -> String {
+    if faults == 1 { "a fault".to_owned() } else { format!("{faults} faults") }
+}
+
+/// A value with the place it came from.
+#[derive(Debug, Clone)]
+struct From {
+    value: String,
+    origin: String,
+}
+
+/// Takes the first that is set: the flag, the environment, the file.
+fn pick(flag: (&str, Option<&str>), variable: &str, file: Option<From>) -> Option<From> {
+    let from_flag = flag.1.map(|value| From { value: value.to_owned(), origin: flag.0.to_owned() });
+    let from_environment = || {
+        let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
+        Some(From { value, origin: variable.to_owned() })
+    };
+    from_flag.or_else(from_environment).or(file)
+}
+
+impl Config {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// [`Faults`], all of them.
+    pub fn read(options: &Options, threads: Option<u64>) -> Result<Self, Faults> {
+        let path = options.config.clone().unwrap_or_else(|| FILE.into());
+        let mut faults = Vec::new();
+        let mut file = File::read(&path, options.config.is_some(), &mut faults);
+        let config = Self::merge(options, threads, &path, &mut file, &mut faults);
+        faults.extend(file.finish());
+        if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+    }
+
+    fn merge(
+        options: &Options,
+        threads: Option<u64>,
+        path: &Path,
+        file: &mut File,
+        faults: &mut Vec<String>,
+    ) -> Self {
+        let mut text = |key: &str| {
+            file.text(key).map(|value| From { value, origin: format!("{} in {}", key, path.display()) })
+        };
+        let (nats_file, creds_file) = (text("nats.url"), text("nats.creds"));
+        let (url_file, user_file, password_file) =
+            (text("clickhouse.url"), text("clickhouse.user"), text("clickhouse.password"));
+        let (database_file, data_file, log_file) = (text("clickhouse.database"), text("data"), text("log"));
+
+        let nats = pick(("--nats", options.nats.as_deref()), "NATS_URL", nats_file);
+        let creds = options.nats_creds.as_ref().map(|path| path.display().to_string());
+        let creds = pick(("--nats-creds", creds.as_deref()), "NATS_CREDS", creds_file);
+        let url = pick(("--clickhouse", options.clickhouse.as_deref()), "CLICKHOUSE_URL", url_file);
+        let user = pick(("--clickhouse-user", options.clickhouse_user.as_deref()), "CLICKHOUSE_USER", user_file);
+        let password = pick(("", None), "CLICKHOUSE_PASSWORD", password_file);
+        let database = pick(("--database", options.database.as_deref()), "CLICKHOUSE_DATABASE", database_file);
+        let data = options.data.as_ref().map(|path| path.display().to_string());
+        let data = pick(("--data", data.as_deref()), "MILLSTREAM_DATA", data_file);
+        let log = pick(("--log", options.log.as_deref()), "MILLSTREAM_LOG", log_file);
+
+        if let Some(From { value, origin }) = &nats {
+            check_url(value, &["nats", "tls"], origin, faults);
+        }
+        if let Some(From { value, origin }) = &url {
+            check_url(value, &["http", "https"], origin, faults);
+        }
+        let database = database.unwrap_or_else(|| From { value: DATABASE.into(), origin: "default".into() });
+        if database.value.is_empty() || database.value.len() > 64 || database.value.contains(['`', '\\', '/', '.']) {
+            faults.push(format!("{}: `{}` is not a database name of 1 to 64 characters", database.origin, database.value));
+        }
+        if let Some(From { value, origin }) = &log
+            && let Err(fault) = logs::check(value)
+        {
+            faults.push(format!("{origin}: `{value}` is not a log filter: {fault}"));
+        }
+        let database = database.value;
+        Self {
+            nats: nats.map(|From { value: url, origin }| NatsAddress {
+                url,
+                origin,
+                creds: creds.map(|creds| creds.value.into()),
+            }),
+            clickhouse: url.map(|From { value: url, origin }| StoreAddress {
+                url,
+                origin,
+                user: user.map(|user| user.value).unwrap_or_default(),
+                password: password.map(|password| password.value).unwrap_or_default(),
+                database: database.clone(),
+            }),
+            database,
+            data: data.map_or_else(|| ".millstream".into(), |data| data.value.into()),
+            log: log.map_or_else(|| "info".into(), |log| log.value),
+            limits: limits(file),
+            work: work_plan(threads, file, faults),
+            sink: sink_plan(file),
+        }
+    }
+}
+
+fn limits(file: &mut File) -> StreamLimits {
+    let usual = StreamLimits::default();
+    let ids = file.bytes("streams.ids_bytes", 64 << 20, 1 << 50);
+    let rows = file.bytes("streams.rows_bytes", 64 << 20, 1 << 50);
+    StreamLimits {
+        may_shrink: ids.is_none() && rows.is_none(),
+        ids_bytes: ids.unwrap_or(usual.ids_bytes),
+        rows_bytes: rows.unwrap_or(usual.rows_bytes),
+        ids_age: file.seconds("streams.keep_ids_seconds", 3600, 10 * 365 * 86400).unwrap_or(usual.ids_age),
+        replicas: file.number("streams.replicas", 1, 5).map_or(usual.replicas, |number| number as usize),
+    }
+}
+
+fn work_plan(threads: Option<u64>, file: &mut File, faults: &mut Vec<String>) -> WorkPlan {
+    const MOST: u64 = 4096;
+    if let Some(threads) = threads.filter(|threads| !(1..=MOST).contains(threads)) {
+        faults.push(format!("--threads: {threads} is outside 1..={MOST}"));
+    }
+    let threads = threads.or(file.number("work.threads", 1, MOST)).map(|threads| threads as usize);
+    WorkPlan {
+        threads: threads.unwrap_or_else(compute::usable_cores),
+        drain: file.seconds("work.drain_seconds", 1, 3600).unwrap_or(Duration::from_secs(30)),
+    }
+}
+
+fn sink_plan(file: &mut File) -> SinkPlan {
+    let usual = SinkPlan::default();
+    SinkPlan {
+        group_rows: file.number("sink.group_rows", 1, 500_000).unwrap_or(usual.group_rows),
+        group_age: file.number("sink.group_ms", 1, 60_000).map_or(usual.group_age, Duration::from_millis),
+        held_bytes: file.bytes("sink.held_bytes", 16 << 20, 4 << 30).map_or(usual.held_bytes, |bytes| bytes as usize),
+        inserts: file.number("sink.inserts", 1, 64).map_or(usual.inserts, |number| number as usize),
+        drain: file.seconds("sink.drain_seconds", 1, 3600).unwrap_or(usual.drain),
+    }
+}
+
+fn check_url(urls: &str, schemes: &[&str], origin: &str, faults: &mut Vec<String>) {
+    for url in urls.split(',').map(str::trim) {
+        let sound = url.split_once("://").is_some_and(|(scheme, host)| schemes.contains(&scheme) && !host.is_empty());
+        if !sound {
+            let forms: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
+            faults.push(format!("{origin}: `{url}` is not an address like {}", forms.join(" or ")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn with_file(text: &str, options: Options, threads: Option<u64>) -> Result<Config, Faults> {
+        let mut file = tempfile::NamedTempFile::new().expect("temp file");
+        file.write_all(text.as_bytes()).expect("written");
+        Config::read(&Options { config: Some(file.path().to_owned()), ..options }, threads)
+    }
+
+    #[test]
+    fn flags_come_before_the_file() {
+        let text = "[nats]\nurl = 'nats://file:1'\n[clickhouse]\nurl = 'http://file:2'\n[work]\nthreads = 3\n";
+        let options = Options { nats: Some("nats://flag:1".into()), ..Options::default() };
+        let config = with_file(text, options, Some(5)).expect("sound");
+        let nats = config.nats.expect("named");
+        assert_eq!((nats.url.as_str(), nats.origin.as_str()), ("nats://flag:1", "--nats"));
+        let clickhouse = config.clickhouse.expect("named");
+        assert_eq!(clickhouse.url, "http://file:2");
+        assert!(clickhouse.origin.starts_with("clickhouse.url in "), "{}", clickhouse.origin);
+        assert_eq!(config.work.threads, 5);
+    }
+
+    #[test]
+    fn every_fault_is_told_at_once() {
+        let text = "nats = 'x'\n[work]\nthreads = 0\nthread = 4\n[sink]\ngroup_rows = 'many'\n\
+                    [streams]\nrows_bytes = '12 parsecs'\n[clickhouse]\nurl = 'localhost:8123'\n";
+        let error = with_file(text, Options::default(), Some(0)).expect_err("six faults").to_string();
+        for part in [
+            "--threads: 0 is outside 1..=4096",
+            "work.threads: 0 is outside 1..=4096",
+            "work.thread: no such key",
+            "sink.group_rows: \"many\" is not a whole number",
+            "streams.rows_bytes: \"12 parsecs\" is not a size",
+            "`localhost:8123` is not an address like http://host:port or https://host:port",
+        ] {
+            assert!(error.contains(part), "`{part}` is not in\n{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_says_where() {
+        let error = with_file("[work\nthreads = 1", Options::default(), None).expect_err("no toml").to_string();
+        assert!(error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_be_there() {
+        let options = Options { config: Some("/no/such.toml".into()), ..Options::default() };
+        let error = Config::read(&options, None).expect_err("missing").to_string();
+        assert!(error.contains("/no/such.toml"), "{error}");
+    }
+}

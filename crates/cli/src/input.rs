@@ -1,0 +1,175 @@
+//! Ids from flags, files, standard input and queries.
+//!
+//! What cannot be read twice (standard input, a query's answer) is kept in a temporary file, so that every bad line is
+//! found before anything is published, and memory does not depend on the number of ids.
+
+use std::io::Write;
+
+use anyhow::Context as _;
+use millstream::Id;
+use millstream::names::RunName;
+use millstream_engine::error::Error;
+use millstream_engine::source::Input;
+use millstream_engine::{Store, records};
+use tempfile::NamedTempFile;
+
+use crate::Usage;
+use crate::args::{ProduceArgs, SourceArgs};
+
+/// An input, and the temporary file behind it if there is one: it is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Spooled {
+    pub input: Input,
+    _kept: Option<NamedTempFile>,
+}
+
+/// The words of `--ids`, `--run` and `--batch`, checked before any server is looked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Words {
+    pub run: RunName,
+    pub batch_ids: Option<u32>,
+    range: Option<Input>,
+}
+
+impl Words {
+    /// Checks the words.
+    ///
+    /// # Errors
+    /// [`Usage`] with all that is wrong.
+    pub fn check(args: &ProduceArgs) -> Result<Self, Usage> {
+        let mut faults = Vec::new();
+        let run = args.run.clone().unwrap_or_else(readable_name);
+        let run = run.parse::<RunName>().map_err(|fault| faults.push(format!("--run: {fault}"))).ok();
+        let batch_ids = parse_batch(&args.batch).map_err(|fault| faults.push(fault)).ok().flatten();
+        let range = args.source.ids.as_deref().map(parse_range).transpose();
+        let range = range.map_err(|fault| faults.push(fault)).ok().flatten();
+        match run {
+            Some(run) if faults.is_empty() => Ok(Self { run, batch_ids, range }),
+            _ => Err(Usage(faults.join("\n"))),
+        }
+    }
+
+    /// Makes the input readable, twice.
+    pub async fn input<I: Id>(&self, args: &ProduceArgs, store: &Store) -> anyhow::Result<Spooled> {
+        if let Some(range) = &self.range {
+            return Ok(Spooled { input: range.clone(), _kept: None });
+        }
+        match &args.source {
+            SourceArgs { file: Some(path), .. } => {
+                let shown = format!("file `{}`", path.display());
+                let input = Input::File { path: path.clone(), shown, column: args.column.clone() };
+                Ok(Spooled { input, _kept: None })
+            }
+            SourceArgs { query: Some(query), .. } => spool_query::<I>(query, store).await,
+            _ => tokio::task::spawn_blocking(spool_stdin).await?,
+        }
+    }
+}
+
+/// `A..=B` or `A..B`.
+fn parse_range(text: &str) -> Result<Input, String> {
+    let fault = |why: &str| format!("--ids: `{text}` {why}");
+    let (first, last) = text.split_once("..").ok_or_else(|| fault("is not a range like 1..=100 or 1..101"))?;
+    let (last, inclusive) = last.strip_prefix('=').map_or((last, false), |last| (last, true));
+    let number = |part: &str| {
+        let digits = part.replace('_', "");
+        digits.parse::<u64>().map_err(|_| fault(&format!("has `{part}` where a whole number from 0 to 2^64-1 should be")))
+    };
+    let (first, end) = (number(first)?, number(last)?);
+    let empty = || fault(if first == end { "is empty" } else { "is reversed: it ends before it begins" });
+    let last = if inclusive { Some(end) } else { end.checked_sub(1) };
+    last.filter(|last| first <= *last).map(|last| Input::Range { first, last }).ok_or_else(empty)
+}
+
+fn parse_batch(text: &str) -> Result<Option<u32>, String> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let most = millstream::MAX_BATCH_IDS;
+    match text.replace('_', "").parse::<u32>() {
+        Ok(batch) if (1..=most).contains(&batch) => Ok(Some(batch)),
+        _ => Err(format!("--batch: `{text}` is neither `auto` nor a number in 1..={most}")),
+    }
+}
+
+/// A name that can be said aloud, and is unlikely to have been used.
+fn readable_name() -> String {
+    const ADJECTIVES: [&str; 16] = [
+        "amber", "brisk", "calm", "dusty", "eager", "fresh", "green", "hidden", "ivory", "jolly", "keen", "lucky",
+        "mossy", "noble", "quiet", "rapid",
+    ];
+    const NOUNS: [&str; 16] = [
+        "badger", "brook", "cedar", "crane", "ember", "falcon", "harbor", "heron", "island", "lantern", "maple",
+        "meadow", "otter", "pebble", "raven", "willow",
+    ];
+    let seed = records::now_ms() ^ (u64::from(std::process::id()) << 20);
+    let pick = |list: &[&'static str; 16], shift: u64| list[(seed >> shift) as usize % list.len()];
+    format!("{}-{}-{:05x}", pick(&ADJECTIVES, 3), pick(&NOUNS, 9), seed & 0xfffff)
+}
+
+fn spool_stdin() -> anyhow::Result<Spooled> {
+    let mut kept = NamedTempFile::new().context("failed to make a temporary file for standard input")?;
+    let copied = std::io::copy(&mut std::io::stdin().lock(), kept.as_file_mut());
+    copied.with_context(|| format!("failed to keep standard input in `{}`", kept.path().display()))?;
+    let input = Input::File { path: kept.path().to_owned(), shown: "standard input".into(), column: None };
+    Ok(Spooled { input, _kept: Some(kept) })
+}
+
+async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<Spooled> {
+    let columns = store.describe_query(query).await?;
+    let fits = |kind: &str| kind == I::CLICKHOUSE || kind == format!("LowCardinality({})", I::CLICKHOUSE);
+    let is_number = |kind: &str| I::CLICKHOUSE == "UInt64" && kind.starts_with("UInt") && kind.len() <= 6;
+    if !matches!(&columns[..], [(_, kind)] if fits(kind) || is_number(kind)) {
+        let found: Vec<String> = columns.iter().map(|(name, kind)| format!("`{name}` {kind}")).collect();
+        return Err(Error::QueryColumns { found: found.join(", "), expected: I::CLICKHOUSE }.into());
+    }
+    let mut kept = NamedTempFile::new().context("failed to make a temporary file for the query's answer")?;
+    let mut written = Ok(());
+    let keep = |piece: bytes::Bytes| {
+        if written.is_ok() {
+            written = kept.as_file_mut().write_all(&piece);
+        }
+    };
+    store.sql(query.trim().trim_end_matches(';'), "TSVRaw", keep).await?;
+    written.with_context(|| format!("failed to keep the query's answer in `{}`", kept.path().display()))?;
+    let shown = format!("query `{}`", query.split_whitespace().collect::<Vec<_>>().join(" "));
+    Ok(Spooled { input: Input::File { path: kept.path().to_owned(), shown, column: None }, _kept: Some(kept) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_with_and_without_their_end() {
+        let range = |first, last| Ok(Input::Range { first, last });
+        assert_eq!(parse_range("1..=100"), range(1, 100));
+        assert_eq!(parse_range("1..101"), range(1, 100));
+        assert_eq!(parse_range("0..=18446744073709551615"), range(0, u64::MAX));
+        assert_eq!(parse_range("1..=10_000_000"), range(1, 10_000_000));
+        assert_eq!(parse_range("7..=7"), range(7, 7));
+    }
+
+    #[test]
+    fn other_ranges_are_refused_with_the_reason() {
+        let table = [
+            ("5..5", "`5..5` is empty"),
+            ("0..0", "`0..0` is empty"),
+            ("9..=3", "`9..=3` is reversed"),
+            ("9..3", "`9..3` is reversed"),
+            ("1-5", "is not a range like 1..=100"),
+            ("a..=5", "has `a` where a whole number"),
+            ("1..=99999999999999999999", "has `99999999999999999999` where a whole number"),
+            ("..5", "has `` where a whole number"),
+        ];
+        for (text, why) in table {
+            let fault = parse_range(text).expect_err(text);
+            assert!(fault.contains(why), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_made_up_is_legal() {
+        assert!(readable_name().parse::<RunName>().is_ok());
+    }
+}

@@ -1,0 +1,166 @@
+//! The servers of one command: those that are named, and the local stack for the others.
+
+use anyhow::Context as _;
+use millstream::Pipeline;
+use millstream::names::Names;
+use millstream_engine::records::Records;
+use millstream_engine::{Broker, NatsAddress, Store, StoreAddress};
+
+use crate::config::Config;
+use crate::progress::Progress;
+
+/// Who opens the local stack, if it is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// `run`: for itself alone, until it ends.
+    Run,
+    /// A short command: attaches, or starts the stack for the moment.
+    Moment,
+    /// A service: attaches to `up`, and never starts one.
+    Service,
+}
+
+/// Addresses of both servers, and what keeps the local ones up.
+pub(crate) struct Servers {
+    pub nats: NatsAddress,
+    pub store: StoreAddress,
+    #[cfg(feature = "local")]
+    stack: Option<millstream_local::Stack>,
+}
+
+/// Connections to both servers.
+pub(crate) struct Session {
+    pub broker: Broker,
+    pub store: Store,
+    pub records: Records,
+}
+
+impl Servers {
+    /// Finds both servers, and starts those that nobody named.
+    pub async fn find(config: &Config, holder: Holder, progress: &Progress) -> anyhow::Result<Self> {
+        match (&config.nats, &config.clickhouse) {
+            (Some(nats), Some(store)) => Ok(Self {
+                nats: nats.clone(),
+                store: store.clone(),
+                #[cfg(feature = "local")]
+                stack: None,
+            }),
+            _ => Self::local(config, holder, progress).await,
+        }
+    }
+
+    #[cfg(not(feature = "local"))]
+    async fn local(_: &Config, _: Holder, _: &Progress) -> anyhow::Result<Self> {
+        anyhow::bail!(
+            "no servers are named, and this build has no local stack\nhint: name them with --nats and --clickhouse"
+        )
+    }
+
+    #[cfg(feature = "local")]
+    async fn local(config: &Config, holder: Holder, progress: &Progress) -> anyhow::Result<Self> {
+        use millstream_local::Owner;
+
+        let owner = if holder == Holder::Run { Owner::Run } else { Owner::Moment };
+        let stack = open_stack(config, owner, (0, 0), progress).await?;
+        if holder == Holder::Service && !stack.attached() {
+            stack.stop().await?;
+            return Err(crate::Usage(format!(
+                "no servers are named, and the local stack of `{}` is not up\nhint: start `up` in another terminal, or \
+                 name the servers with --nats and --clickhouse",
+                config.data.display()
+            ))
+            .into());
+        }
+        let origin = format!("local stack in `{}`", config.data.display());
+        let nats = config.nats.clone().unwrap_or_else(|| NatsAddress {
+            url: stack.nats_url().unwrap_or_default().to_owned(),
+            creds: None,
+            origin: origin.clone(),
+        });
+        let store = config.clickhouse.clone().unwrap_or_else(|| StoreAddress {
+            url: stack.clickhouse_url().unwrap_or_default().to_owned(),
+            user: String::new(),
+            password: String::new(),
+            database: config.database.clone(),
+            origin,
+        });
+        Ok(Self { nats, store, stack: Some(stack) })
+    }
+
+    /// The addresses alone, for the work that goes on while these are kept up.
+    pub fn addresses(&self) -> Self {
+        Self {
+            nats: self.nats.clone(),
+            store: self.store.clone(),
+            #[cfg(feature = "local")]
+            stack: None,
+        }
+    }
+
+    /// Resolves when a local server cannot be kept up, with the reason.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        #[cfg(feature = "local")]
+        if let Some(stack) = &mut self.stack {
+            return stack.failed().await.into();
+        }
+        std::future::pending().await
+    }
+
+    /// Connects to both.
+    pub async fn connect<P: Pipeline>(&self, role: &str) -> anyhow::Result<(Broker, Store)> {
+        let broker = Broker::connect(&self.nats, Names::new(P::NAME)?, role).await?;
+        Ok((broker, Store::connect::<P>(self.store.clone()).await?))
+    }
+
+    /// Stops what was started for this command.
+    pub async fn close(self) -> anyhow::Result<()> {
+        #[cfg(feature = "local")]
+        if let Some(stack) = self.stack {
+            stack.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "local")]
+pub(crate) async fn open_stack(
+    config: &Config,
+    owner: millstream_local::Owner,
+    (nats_port, clickhouse_port): (u16, u16),
+    progress: &Progress,
+) -> anyhow::Result<millstream_local::Stack> {
+    let options = millstream_local::Options {
+        data: config.data.clone(),
+        nats_port,
+        clickhouse_port,
+        need_nats: config.nats.is_none(),
+        need_clickhouse: config.clickhouse.is_none(),
+        owner,
+        exe: None,
+    };
+    let shown = progress.clone();
+    Ok(millstream_local::open(options, std::sync::Arc::new(move |event| shown.stack_event(event))).await?)
+}
+
+impl Session {
+    /// Connects to both servers, which must have been set up.
+    pub async fn open<P: Pipeline>(servers: &Servers, role: &str) -> anyhow::Result<Self> {
+        let (broker, store) = servers.connect::<P>(role).await?;
+        if !broker.is_set_up().await? || !store.is_set_up().await? {
+            return Err(anyhow::anyhow!("there are no runs yet"))
+                .context("nothing has been set up for this pipeline on these servers: `produce` or `setup` does");
+        }
+        let records = broker.records().await?;
+        Ok(Self { broker, store, records })
+    }
+
+    /// Connects to both servers and creates there what is missing.
+    pub async fn set_up<P: Pipeline>(servers: &Servers, config: &Config, role: &str) -> anyhow::Result<Self> {
+        let (broker, store) = servers.connect::<P>(role).await?;
+        // The table first: a pipeline whose columns do not fit leaves no streams behind.
+        store.setup().await?;
+        broker.setup(&config.limits).await?;
+        let records = broker.records().await?;
+        Ok(Self { broker, store, records })
+    }
+}

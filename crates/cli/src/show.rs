@@ -1,0 +1,141 @@
+//! Numbers and errors for people. The only writer of stdout and stderr beside the logs and the progress line.
+
+use std::io::{IsTerminal, Write};
+
+use millstream_engine::Error as EngineError;
+
+/// Writes a line to stdout. A reader that went away is no error of ours.
+pub(crate) fn line(text: &str) {
+    bytes(format!("{text}\n").as_bytes());
+}
+
+/// Writes bytes to stdout as they are.
+pub(crate) fn bytes(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+        // Nobody reads: `head` has seen enough.
+        std::process::exit(0);
+    }
+}
+
+/// A JSON value on one line.
+pub(crate) fn json(value: &impl serde::Serialize) {
+    line(&serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")));
+}
+
+/// A note to the person, on stderr.
+pub(crate) fn note(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
+/// One error with its causes and what to do about it.
+pub(crate) fn report(error: &anyhow::Error) {
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    let hint = error.chain().find_map(|cause| {
+        let hint = cause.downcast_ref::<EngineError>().and_then(EngineError::hint);
+        #[cfg(feature = "local")]
+        let hint = hint.or_else(|| cause.downcast_ref::<millstream_local::Error>()?.hint());
+        hint
+    });
+    let engine = error.is::<EngineError>();
+    #[cfg(feature = "local")]
+    let engine = engine || error.is::<millstream_local::Error>();
+    let text = if engine { format!("failed to {error}") } else { error.to_string() };
+    self::error(&text, &causes, hint.as_deref());
+}
+
+/// Prints `error:`, the causes below each other, `hint:`.
+pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let paint = |code: &str, text: &str| match colour {
+        true => format!("\x1b[{code}m{text}\x1b[0m"),
+        false => text.to_owned(),
+    };
+    let mut shown = format!("{} {text}", paint("1;31", "error:"));
+    let mut last = text.to_owned();
+    for cause in causes.iter().filter(|cause| !cause.is_empty()) {
+        // Libraries like to repeat their cause in their own text.
+        if !last.ends_with(cause.as_str()) {
+            shown.push_str(&format!("\n  {}", cause.replace('\n', "\n  ")));
+        }
+        last.clone_from(cause);
+    }
+    if let Some(hint) = hint {
+        shown.push_str(&format!("\n{} {hint}", paint("1;36", "hint:")));
+    }
+    note(&shown);
+}
+
+/// 1234567 as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+/// Seconds as a person says them: `42 s`, `3 min 5 s`, `2 h 7 min`.
+pub(crate) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds < 10.0 => format!("{seconds:.1} s"),
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// Rows of text as a table: columns as wide as their widest cell, numbers to the right.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let columns = head.len();
+    let width = |column: usize| {
+        rows.iter().map(|row| row[column].chars().count()).chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let numeric = |column: usize| {
+        !rows.is_empty() && rows.iter().all(|row| row[column].starts_with(|symbol: char| symbol.is_ascii_digit()))
+    };
+    let shape: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), numeric(column))).collect();
+    let head: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
+    std::iter::once(&head)
+        .chain(rows)
+        .map(|row| {
+            let cells = row.iter().zip(&shape).map(|(cell, (width, numeric))| match numeric {
+                true => format!("{cell:>width$}"),
+                false => format!("{cell:<width$}"),
+            });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (number, shown) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")] {
+            assert_eq!(grouped(number), shown);
+        }
+    }
+
+    #[test]
+    fn durations_are_as_said() {
+        for (seconds, shown) in [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (185.0, "3 min 5 s"), (7620.0, "2 h 7 min")]
+        {
+            assert_eq!(duration(seconds), shown);
+        }
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let rows = vec![vec!["a".to_owned(), "1,000".to_owned()], vec!["long".to_owned(), "7".to_owned()]];
+        assert_eq!(table(&["run", "ids"], &rows), "run     ids\na     1,000\nlong      7");
+    }
+}

@@ -1,0 +1,63 @@
+//! The two ways in which a pipeline's binary is a child of the local stack.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::engine;
+use crate::guard;
+
+const USAGE: u8 = 2;
+
+/// First thing in a pipeline binary's main: if this process was started as a child of the local stack, does that
+/// child's work and returns its exit code.
+///
+/// Must come before anything that starts threads or reads stdin. `None` in every other process.
+pub fn child_main() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    match args.next()?.to_str()? {
+        "__local-guard" => Some(guard::run(args)),
+        "__local-engine" => Some(match engine_args(args) {
+            Some(args) => engine::run(args),
+            None => {
+                guard::complain("usage: __local-engine --lib FILE --path DIR --port N");
+                ExitCode::from(USAGE)
+            }
+        }),
+        _ => None,
+    }
+}
+
+fn engine_args(mut args: impl Iterator<Item = OsString>) -> Option<engine::Args> {
+    let (mut lib, mut path, mut port) = (None, None, None);
+    while let Some(name) = args.next() {
+        let value = args.next()?;
+        match name.to_str()? {
+            "--lib" => lib = Some(PathBuf::from(value)),
+            "--path" => path = Some(PathBuf::from(value)),
+            "--port" => port = Some(value.to_str().and_then(|text: &str| text.parse().ok())?),
+            _ => return None,
+        }
+    }
+    Some(engine::Args { lib: lib?, path: path?, port: port? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    fn parse(line: &str) -> Option<engine::Args> {
+        engine_args(line.split(' ').map(|word| OsStr::new(word).to_owned()))
+    }
+
+    #[test]
+    fn the_engines_arguments_are_all_needed_and_no_others() {
+        let args = parse("--lib /l.so --path /data/clickhouse --port 8123").expect("complete");
+        assert_eq!((args.lib, args.path, args.port), ("/l.so".into(), "/data/clickhouse".into(), 8123));
+        assert!(parse("--lib /l.so --path /p").is_none());
+        assert!(parse("--lib /l.so --path /p --port 99999").is_none());
+        assert!(parse("--lib /l.so --path /p --port 1 --more x").is_none());
+    }
+}

@@ -1,0 +1,134 @@
+//! A request's body, whole or not at all: in memory that the engine can read as a file.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::time::timeout;
+
+use super::errors::{Exception, code};
+use super::frames::{Decoder, Fault};
+
+/// The most that one body may hold once decompressed.
+pub(super) const MAX_BODY: u64 = 1 << 30;
+/// How long a client may be silent within its body; ClickHouse's `http_receive_timeout`.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A file without a name, in memory.
+pub(super) struct MemoryFile {
+    file: File,
+    length: u64,
+}
+
+impl MemoryFile {
+    pub(super) fn new() -> io::Result<Self> {
+        let file = memfd_create("millstream", MFdFlags::MFD_CLOEXEC)?;
+        Ok(Self { file: File::from(file), length: 0 })
+    }
+
+    /// Where others in this process, the engine above all, find it.
+    pub(super) fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// At most the first `limit` bytes.
+    pub(super) fn head(&self, limit: usize) -> io::Result<Vec<u8>> {
+        let mut head = vec![0; usize::try_from(self.length).unwrap_or(limit).min(limit)];
+        self.file.read_exact_at(&mut head, 0)?;
+        Ok(head)
+    }
+
+    /// Bytes from `at` on; none at the end. What another wrote into the file counts.
+    pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(buffer, at)
+    }
+
+    /// A new file with `before` and what is in this one from `at` on.
+    pub(super) fn tail(&self, before: &[u8], at: u64) -> io::Result<Self> {
+        let mut tail = Self::new()?;
+        tail.write_all(before)?;
+        let mut source = File::open(self.path())?;
+        source.seek(io::SeekFrom::Start(at))?;
+        tail.length += io::copy(&mut source, &mut tail.file)?;
+        Ok(tail)
+    }
+}
+
+impl Write for MemoryFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.length + u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BODY {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let written = self.file.write(bytes)?;
+        self.length += u64::try_from(written).unwrap_or_default();
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Reads `body` to its end. An error means that nothing of it may be executed.
+pub(super) async fn receive(mut body: Incoming, decompress: bool) -> Result<MemoryFile, Exception> {
+    let mut file = MemoryFile::new().map_err(|error| Exception::io("make room for the body", &error))?;
+    let mut decoder = decompress.then(Decoder::default);
+    while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| silent())? {
+        let frame = frame.map_err(cut)?;
+        let Ok(bytes) = frame.into_data() else { continue };
+        let stored = match &mut decoder {
+            // A frame may hold a lot.
+            Some(decoder) => tokio::task::block_in_place(|| decoder.push(&bytes, &mut file)),
+            None => file.write_all(&bytes).map_err(Fault::Write),
+        };
+        stored.map_err(refused)?;
+    }
+    if let Some(decoder) = decoder {
+        decoder.finish()?;
+    }
+    Ok(file)
+}
+
+fn refused(fault: Fault) -> Exception {
+    match fault {
+        Fault::Frame(exception) => exception,
+        Fault::Write(error) if error.kind() == io::ErrorKind::FileTooLarge => Exception::new(
+            code::QUERY_IS_TOO_LARGE,
+            &format!("the body is larger than {MAX_BODY} bytes; send it in several INSERTs"),
+        ),
+        Fault::Write(error) => Exception::io("store the body", &error),
+    }
+}
+
+fn silent() -> Exception {
+    let message = format!("Timeout exceeded while reading the body: nothing for {} s", SILENCE.as_secs());
+    Exception::new(code::SOCKET_TIMEOUT, &message)
+}
+
+fn cut(error: hyper::Error) -> Exception {
+    Exception::new(code::UNEXPECTED_END_OF_FILE, &format!("the body is not whole: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_file_is_read_by_its_path_and_cut() {
+        let mut file = MemoryFile::new().expect("a memory file");
+        file.write_all(b"INSERT 12345").expect("room");
+        assert_eq!(std::fs::read(file.path()).expect("by path"), b"INSERT 12345");
+        assert_eq!(file.head(6).expect("its head"), b"INSERT");
+        let tail = file.tail(b"0", 7).expect("its tail");
+        assert_eq!((tail.len(), tail.head(100).expect("its head")), (6, b"012345".to_vec()));
+    }
+}

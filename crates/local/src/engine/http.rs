@@ -1,0 +1,336 @@
+//! ClickHouse's HTTP interface: from a request to an answer.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Response, StatusCode};
+use tokio::net::unix::pipe;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::spawn_blocking;
+
+use super::answer::{Abandon, Answer, Begun, Outcome, Stream, begin};
+use super::body::{self, MemoryFile};
+use super::chdb::{Engine, Output};
+use super::errors::{Exception, code};
+use super::execute::{self, Done, Sink, Work};
+use super::request::{Request, form_fields};
+use super::running::{Entry, Running};
+use super::statement::{self, Statement};
+
+/// The most that a statement may hold without its rows; ClickHouse's `max_query_size`.
+const MAX_STATEMENT: usize = 1 << 18;
+/// Statements that run at once; more wait.
+pub(super) const SLOTS: u32 = 16;
+/// KILLs that run at once, so that they do not wait for what they are to kill.
+pub(super) const KILLS: u32 = 4;
+const NAME: &str = "millstream-local";
+const DEFAULT_FORMAT: &str = "TabSeparated";
+
+/// What all requests share.
+pub(super) struct Face {
+    pub(super) engine: Engine,
+    pub(super) running: Arc<Running>,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) kills: Arc<Semaphore>,
+    pub(super) abandoned: mpsc::Sender<String>,
+    pub(super) version: Arc<str>,
+}
+
+/// Answers one request.
+pub(super) async fn answer(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<Answer> {
+    let get = matches!(*request.method(), Method::GET | Method::HEAD);
+    let path = request.uri().path();
+    if !get && request.method() != Method::POST {
+        return plain(StatusCode::NOT_IMPLEMENTED, "Only GET, HEAD and POST are understood\n".to_owned());
+    }
+    if get
+        && (matches!(path, "/ping" | "/replicas_status") || (path == "/" && request.uri().query().is_none()))
+    {
+        return plain(StatusCode::OK, "Ok.\n".to_owned());
+    }
+    if path != "/" {
+        return plain(StatusCode::NOT_FOUND, format!("There is no handle {path}\n"));
+    }
+    query(face, request).await
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Answer> {
+    let mut response = Response::new(Answer::text(text));
+    *response.status_mut() = status;
+    head(&mut response, CONTENT_TYPE.as_str(), "text/plain; charset=UTF-8");
+    response
+}
+
+async fn query(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<Answer> {
+    let (parts, incoming) = request.into_parts();
+    let entered = Request::new(&parts).and_then(|request| {
+        let entry = face.running.enter(request.query_id.clone())?;
+        Ok((request, entry))
+    });
+    let (request, entry) = match entered {
+        Ok(entered) => entered,
+        Err(exception) => {
+            // A client that is still sending would not see the answer.
+            if let Err(error) = body::receive(incoming, false).await {
+                tracing::debug!(?error, "a refused request's body");
+            }
+            return failed(&exception, None, false, &face.version);
+        }
+    };
+    let (query_id, compress) = (entry.query_id().to_owned(), request.compress);
+    let mut response = match respond(&face, request, entry, incoming).await {
+        Ok(response) => response,
+        Err(exception) => failed(&exception, Some(&query_id), compress, &face.version),
+    };
+    head(&mut response, "X-ClickHouse-Query-Id", &query_id);
+    response
+}
+
+fn failed(exception: &Exception, query_id: Option<&str>, compress: bool, version: &str) -> Response<Answer> {
+    tracing::debug!(query_id, ?exception, "a request failed");
+    let mut response = Response::new(Answer::data(exception.line(version).into(), compress));
+    *response.status_mut() = exception.status();
+    head(&mut response, CONTENT_TYPE.as_str(), "text/plain; charset=UTF-8");
+    head(&mut response, "X-ClickHouse-Server-Display-Name", NAME);
+    head(&mut response, "X-ClickHouse-Exception-Code", &exception.code.to_string());
+    response
+}
+
+/// A value that cannot be a header, such as a query id with a line break, is left out.
+fn head(response: &mut Response<Answer>, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+async fn respond(
+    face: &Arc<Face>,
+    request: Request,
+    entry: Entry,
+    incoming: Incoming,
+) -> Result<Response<Answer>, Exception> {
+    let received = tokio::select! {
+        received = body::receive(incoming, request.decompress) => received?,
+        exception = entry.killed() => return Err(exception),
+    };
+    let asked = tokio::task::block_in_place(|| Asked::new(request, received))?;
+    let Asked { request, sql, statement, rows } = asked;
+    entry.runs(&sql);
+    let slots = if matches!(statement, Statement::Kill(_) | Statement::KillWhere) {
+        &face.kills
+    } else {
+        &face.slots
+    };
+    let permit = tokio::select! {
+        permit = Arc::clone(slots).acquire_owned() => permit.map_err(|_| shutting_down())?,
+        exception = entry.killed() => return Err(exception),
+    };
+    let call = Call { face: Arc::clone(face), permit, request, sql, entry };
+    match statement {
+        Statement::Insert(insert) => call.write(Work::Insert(insert, rows)).await,
+        Statement::Other => call.write(Work::Other).await,
+        Statement::Reads(reads) => {
+            let format = reads.format.clone();
+            call.read(format, |sink| Work::Read(reads, sink)).await
+        }
+        Statement::KillWhere => call.write(Work::KillWhere).await,
+        Statement::Kill(kill) => {
+            let format = kill.format.clone();
+            call.read(format, |sink| Work::Kill(kill, sink)).await
+        }
+    }
+}
+
+fn shutting_down() -> Exception {
+    Exception::new(code::QUERY_WAS_CANCELLED, "Query was cancelled: the server is shutting down")
+}
+
+/// A request with its statement told from its rows.
+struct Asked {
+    request: Request,
+    sql: Vec<u8>,
+    statement: Statement,
+    rows: MemoryFile,
+}
+
+impl Asked {
+    /// The statement is in the URL, or at the start of the body, or in both, one after the other.
+    fn new(mut request: Request, body: MemoryFile) -> Result<Self, Exception> {
+        let stored = |error| Exception::io("read the body", &error);
+        let head = body.head(MAX_STATEMENT).map_err(stored)?;
+        let whole = body.len() <= u64::try_from(MAX_STATEMENT).unwrap_or(u64::MAX);
+        if let Some(boundary) = request.boundary.take() {
+            if !whole {
+                return Err(too_large());
+            }
+            for (name, value) in form_fields(&head, &boundary)? {
+                request.take(&name, &value)?;
+            }
+            let sql = std::mem::take(&mut request.query);
+            let empty = MemoryFile::new().map_err(stored)?;
+            return Self::of(request, sql, empty, 0);
+        }
+        let mut sql = std::mem::take(&mut request.query);
+        if sql.is_empty() {
+            let statement = statement::parse(&head)?;
+            let Statement::Insert(insert) = &statement else {
+                return if whole {
+                    Ok(Self { request, sql: head, statement, rows: body })
+                } else {
+                    Err(too_large())
+                };
+            };
+            let (statement_end, at) = (insert.data_at, u64::try_from(insert.data_at).unwrap_or_default());
+            let rows = body.tail(b"", at).map_err(stored)?;
+            return Ok(Self { request, sql: head[..statement_end].to_vec(), statement, rows });
+        }
+        if body.len() > 0 {
+            sql.push(b'\n');
+        }
+        if let Statement::Insert(_) = statement::parse(&sql)? {
+            return Self::of(request, sql, body, 0);
+        }
+        if !whole {
+            return Err(too_large());
+        }
+        sql.extend_from_slice(&head);
+        Self::of(request, sql, body, u64::try_from(head.len()).unwrap_or_default())
+    }
+
+    /// `sql` may have rows at its end, and `body` goes on from `at`.
+    fn of(request: Request, sql: Vec<u8>, body: MemoryFile, at: u64) -> Result<Self, Exception> {
+        let statement = statement::parse(&sql)?;
+        let rows = match &statement {
+            Statement::Insert(insert) if insert.data_at < sql.len() => body
+                .tail(&sql[insert.data_at..], at)
+                .map_err(|error| Exception::io("read the body", &error))?,
+            _ => body,
+        };
+        Ok(Self { request, sql, statement, rows })
+    }
+}
+
+fn too_large() -> Exception {
+    Exception::new(
+        code::SYNTAX_ERROR,
+        &format!(
+            "Syntax error: Max query size exceeded (the statement is longer than {MAX_STATEMENT} bytes)"
+        ),
+    )
+}
+
+/// A statement that has its slot.
+struct Call {
+    face: Arc<Face>,
+    permit: OwnedSemaphorePermit,
+    request: Request,
+    sql: Vec<u8>,
+    entry: Entry,
+}
+
+impl Call {
+    /// Runs on to its end, whether or not the client is still there.
+    fn start(self, work: Work) -> Outcome {
+        spawn_blocking(move || {
+            let Self { face, permit, request, sql, entry } = self;
+            let outcome = execute::run(&face.engine, &face.running, &request, &sql, work, entry);
+            drop(permit);
+            outcome
+        })
+    }
+
+    async fn write(self, work: Work) -> Result<Response<Answer>, Exception> {
+        let (compress, format) = (self.request.compress, self.format(None));
+        let done = finished(self.start(work)).await?;
+        let data = Bytes::copy_from_slice(&done.output.data);
+        let mut response = Response::new(Answer::data(data, compress));
+        headers(&mut response, &format);
+        summary(&mut response, &done);
+        Ok(response)
+    }
+
+    async fn read(
+        self,
+        format: Option<String>,
+        work: impl FnOnce(Sink) -> Work,
+    ) -> Result<Response<Answer>, Exception> {
+        let (compress, format) = (self.request.compress, self.format(format));
+        let version = Arc::clone(&self.face.version);
+        let mut abandon = Abandon::new(self.entry.query_id().to_owned(), self.face.abandoned.clone());
+        let mut response = if self.request.wait_end {
+            let file = Arc::new(MemoryFile::new().map_err(no_room)?);
+            let done = finished(self.start(work(Sink::File(Arc::clone(&file))))).await;
+            abandon.disarm();
+            let mut response = Response::new(Answer::File { file, at: 0, compress });
+            summary(&mut response, &done?);
+            response
+        } else {
+            let (sender, mut receiver) = pipe::pipe().map_err(no_room)?;
+            let outcome = self.start(work(Sink::Pipe(sender)));
+            match begin(&mut receiver).await.map_err(|error| Exception::io("read the result", &error))? {
+                Begun::More(held) => {
+                    let stream = Stream::new(held, receiver, outcome, abandon, compress, version);
+                    let tag = stream.tag().to_owned();
+                    let mut response = Response::new(Answer::Stream(Box::new(stream)));
+                    head(&mut response, "X-ClickHouse-Exception-Tag", &tag);
+                    response
+                }
+                Begun::Over(data) => {
+                    let done = finished(outcome).await;
+                    abandon.disarm();
+                    let done = done?;
+                    let mut response = Response::new(Answer::data(data, compress));
+                    summary(&mut response, &done);
+                    response
+                }
+            }
+        };
+        headers(&mut response, &format);
+        Ok(response)
+    }
+
+    fn format(&self, format: Option<String>) -> String {
+        format.or_else(|| self.request.default_format.clone()).unwrap_or_else(|| DEFAULT_FORMAT.to_owned())
+    }
+}
+
+async fn finished(outcome: Outcome) -> Result<Done, Exception> {
+    outcome.await.unwrap_or_else(|panic| Err(Exception::io("run the query", &io::Error::other(panic))))
+}
+
+fn no_room(error: io::Error) -> Exception {
+    Exception::io("make room for the result", &error)
+}
+
+fn headers(response: &mut Response<Answer>, format: &str) {
+    let content_type = match format {
+        "TabSeparated" | "TSV" => "text/tab-separated-values; charset=UTF-8",
+        "TabSeparatedWithNames" | "TSVWithNames" => {
+            "text/tab-separated-values; charset=UTF-8; header=present"
+        }
+        "CSV" => "text/csv; charset=UTF-8; header=absent",
+        "CSVWithNames" => "text/csv; charset=UTF-8; header=present",
+        "JSON" | "JSONCompact" | "JSONEachRow" | "JSONCompactEachRow" | "JSONColumns" => {
+            "application/json; charset=UTF-8"
+        }
+        "XML" => "application/xml; charset=UTF-8",
+        name if name.starts_with("Pretty") || name == "Vertical" => "text/plain; charset=UTF-8",
+        _ => "application/octet-stream",
+    };
+    head(response, CONTENT_TYPE.as_str(), content_type);
+    head(response, "X-ClickHouse-Format", format);
+    head(response, "X-ClickHouse-Server-Display-Name", NAME);
+}
+
+fn summary(response: &mut Response<Answer>, done: &Done) {
+    let Output { result_rows, result_bytes, read_rows, read_bytes, written_rows, written_bytes, .. } =
+        done.output;
+    let elapsed = done.took.as_nanos();
+    let text = format!(
+        r#"{{"read_rows":"{read_rows}","read_bytes":"{read_bytes}","written_rows":"{written_rows}","written_bytes":"{written_bytes}","total_rows_to_read":"0","result_rows":"{result_rows}","result_bytes":"{result_bytes}","elapsed_ns":"{elapsed}"}}"#
+    );
+    head(response, "X-ClickHouse-Summary", &text);
+}

@@ -1,0 +1,175 @@
+//! The requests that are under way, by query id.
+//!
+//! An id is taken from the moment a request's head is read until the engine is done with its statement, whether or not
+//! its client is still there. So an id that is free again is the proof that its statement is over.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Notify;
+
+use super::errors::{Exception, code};
+use super::tokens::quoted;
+
+#[derive(Default)]
+pub(super) struct Running {
+    requests: Mutex<HashMap<String, Arc<State>>>,
+    made: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    killed: AtomicBool,
+    notify: Notify,
+    statement: Mutex<String>,
+}
+
+/// One request's hold on its id; ends when dropped.
+pub(super) struct Entry {
+    running: Arc<Running>,
+    state: Arc<State>,
+    query_id: String,
+}
+
+/// A request as a KILL's answer shows it.
+pub(super) struct Victim {
+    pub(super) query_id: String,
+    statement: String,
+    state: Arc<State>,
+}
+
+impl Running {
+    /// Takes `query_id`, or one that nobody else has.
+    pub(super) fn enter(self: &Arc<Self>, query_id: Option<String>) -> Result<Entry, Exception> {
+        let query_id = query_id.unwrap_or_else(|| self.fresh());
+        let state = Arc::new(State::default());
+        let mut requests = lock(&self.requests);
+        if requests.contains_key(&query_id) {
+            return Err(Exception::new(
+                code::QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING,
+                &format!("Query with id = {query_id} is already running."),
+            ));
+        }
+        requests.insert(query_id.clone(), Arc::clone(&state));
+        drop(requests);
+        Ok(Entry { running: Arc::clone(self), state, query_id })
+    }
+
+    fn fresh(&self) -> String {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let count = self.made.fetch_add(1, Ordering::Relaxed);
+        format!("{:x}-{:x}-{count:x}", std::process::id(), since.as_nanos())
+    }
+
+    /// The requests with these ids, other than `but`.
+    pub(super) fn victims(&self, ids: &[String], but: &str) -> Vec<Victim> {
+        let requests = lock(&self.requests);
+        ids.iter()
+            .filter(|id| *id != but)
+            .filter_map(|id| {
+                let state = requests.get(id)?;
+                let statement = lock(&state.statement).clone();
+                Some(Victim { query_id: id.clone(), statement, state: Arc::clone(state) })
+            })
+            .collect()
+    }
+
+    fn has(&self, victim: &Victim) -> bool {
+        lock(&self.requests).get(&victim.query_id).is_some_and(|state| Arc::ptr_eq(state, &victim.state))
+    }
+}
+
+impl Entry {
+    pub(super) fn query_id(&self) -> &str {
+        &self.query_id
+    }
+
+    /// What a KILL's answer shows of it.
+    pub(super) fn runs(&self, statement: &[u8]) {
+        *lock(&self.state.statement) = String::from_utf8_lossy(statement).into_owned();
+    }
+
+    pub(super) fn check(&self) -> Result<(), Exception> {
+        if self.state.killed.load(Ordering::SeqCst) {
+            return Err(Exception::new(code::QUERY_WAS_CANCELLED, "Query was cancelled"));
+        }
+        Ok(())
+    }
+
+    /// Ends when the request is killed.
+    pub(super) async fn killed(&self) -> Exception {
+        loop {
+            // Before the look: a kill in between is not missed.
+            let notified = self.state.notify.notified();
+            if let Err(exception) = self.check() {
+                return exception;
+            }
+            notified.await;
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.running.requests).remove(&self.query_id);
+    }
+}
+
+impl Victim {
+    /// Keeps the request from reaching the engine. What is in the engine already, the engine must kill.
+    pub(super) fn kill(&self) {
+        self.state.killed.store(true, Ordering::SeqCst);
+        self.state.notify.notify_waiters();
+    }
+
+    pub(super) fn is_over(&self, running: &Running) -> bool {
+        !running.has(self)
+    }
+
+    /// `('finished', 'id', 'default', 'SELECT …')`.
+    pub(super) fn row(&self, kill_status: &str) -> Vec<u8> {
+        let fields = [kill_status, &self.query_id, "default", &self.statement];
+        let quoted: Vec<Vec<u8>> = fields.iter().map(|field| quoted(field.as_bytes(), b'\'')).collect();
+        [b"(", &quoted.join(&b", "[..])[..], b")"].concat()
+    }
+}
+
+/// A thread that panicked with the lock has not left half a change behind: every change is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_taken_until_its_request_is_over() {
+        let running = Arc::new(Running::default());
+        let first = running.enter(Some("x".into())).expect("free");
+        let refused = running.enter(Some("x".into())).err().map(|exception| exception.code);
+        assert_eq!(refused, Some(code::QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING));
+        let victims = running.victims(&["x".into(), "y".into()], "z");
+        assert_eq!(victims.len(), 1);
+        drop(first);
+        assert!(victims[0].is_over(&running));
+        let _second = running.enter(Some("x".into())).expect("free again");
+        assert!(victims[0].is_over(&running), "another request with the same id is not the victim");
+    }
+
+    #[tokio::test]
+    async fn a_kill_reaches_who_waits_and_who_looks() {
+        let running = Arc::new(Running::default());
+        let entry = running.enter(None).expect("a fresh id");
+        assert!(entry.check().is_ok());
+        entry.runs(b"SELECT 'a'");
+        let victims = running.victims(&[entry.query_id().to_owned()], "");
+        let (killed, ()) = tokio::join!(entry.killed(), async { victims[0].kill() });
+        assert_eq!(killed.code, code::QUERY_WAS_CANCELLED);
+        assert!(entry.check().is_err());
+        let row = String::from_utf8(victims[0].row("waiting")).expect("text");
+        assert!(row.starts_with("('waiting', '") && row.ends_with(r"', 'default', 'SELECT \'a\'')"), "{row}");
+    }
+}

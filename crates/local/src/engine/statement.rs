@@ -1,0 +1,371 @@
+//! What a statement is, and how it must be changed for the engine to run it behind this face.
+//!
+//! The engine's own parser has the last word: whatever is not recognised here goes to it unchanged.
+
+use super::errors::{Exception, code};
+use super::tokens::{Kind, Token, Tokens, quoted};
+
+/// By which requests are found again in the engine's process list: its queries carry their HTTP `query_id` in the
+/// setting `log_comment`, because the engine makes query ids of its own.
+const MARK: &str = "millstream-query-id=";
+
+/// What follows the first words of a statement.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Statement {
+    /// Has a result.
+    Reads(Reads),
+    /// An INSERT whose rows are in the body.
+    Insert(Insert),
+    /// A KILL QUERY by ids.
+    Kill(Kill),
+    /// Any other KILL QUERY.
+    KillWhere,
+    /// Anything else: runs as it is, and answers with little or nothing.
+    Other,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reads {
+    /// How many bytes follow the place where `INTO OUTFILE` goes.
+    pub(super) after: usize,
+    pub(super) format: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Insert {
+    /// As written: `db.table`, or with `{name:Identifier}` in it.
+    pub(super) table: Vec<u8>,
+    /// `None` where the statement has no column list.
+    pub(super) columns: Option<Vec<Vec<u8>>>,
+    /// What its own SETTINGS clause says, without the word.
+    pub(super) settings: Option<Vec<u8>>,
+    pub(super) format: String,
+    /// Where the rows start.
+    pub(super) data_at: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Kill {
+    /// Those of `query_id = 'x'` or `query_id IN ('x', …)`, if that is the whole condition.
+    pub(super) ids: Vec<String>,
+    pub(super) mode: KillMode,
+    pub(super) format: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KillMode {
+    Sync,
+    Async,
+    Test,
+}
+
+/// Tells what `sql` is, or refuses what this face must not pass on.
+pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
+    let mut tokens = Tokens::new(sql);
+    let Some(first) = tokens.find(|token| token.punct() != Some(b'(')) else {
+        return Err(Exception::new(code::SYNTAX_ERROR, "Empty query"));
+    };
+    if first.is(sql, "INSERT") {
+        return parse_insert(sql, tokens);
+    }
+    let all = top_level(sql)?;
+    if first.is(sql, "KILL") {
+        return Ok(parse_kill(sql, &all));
+    }
+    let reads = ["SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN"];
+    let writes = all.iter().any(|token| token.is(sql, "INSERT"));
+    if !first.is_any(sql, &reads) || (writes && !first.is(sql, "EXPLAIN")) {
+        return Ok(Statement::Other);
+    }
+    if all.windows(2).any(|pair| pair[0].is(sql, "INTO") && pair[1].is(sql, "OUTFILE")) {
+        return Err(Exception::new(code::INTO_OUTFILE_NOT_ALLOWED, "INTO OUTFILE is not allowed over HTTP"));
+    }
+    Ok(Statement::Reads(parse_reads(sql, &all)))
+}
+
+/// The tokens outside of brackets, without a last semicolon. An opening bracket stands for what is in it.
+fn top_level(sql: &[u8]) -> Result<Vec<Token>, Exception> {
+    let mut depth = 0_usize;
+    let mut all: Vec<Token> = Vec::new();
+    let mut over = false;
+    for token in Tokens::new(sql) {
+        let closes = matches!(token.punct(), Some(b')' | b']' | b'}'));
+        depth = depth.saturating_sub(usize::from(closes));
+        if over && token.punct() != Some(b';') {
+            return Err(Exception::new(
+                code::SYNTAX_ERROR,
+                "Syntax error (Multi-statements are not allowed)",
+            ));
+        }
+        match token.punct() {
+            Some(b';') if depth == 0 => over = true,
+            // The bracket's token grows to its closing one, so that the end of the statement is known.
+            _ if closes && depth == 0 => match all.last_mut() {
+                Some(last) => last.end = token.end,
+                None => all.push(token),
+            },
+            _ if depth == 0 => all.push(token),
+            _ => {}
+        }
+        depth += usize::from(matches!(token.punct(), Some(b'(' | b'[' | b'{')));
+    }
+    Ok(all)
+}
+
+fn parse_reads(sql: &[u8], all: &[Token]) -> Reads {
+    let end = all.last().map_or(sql.len(), |token| token.end);
+    match format_clause(sql, all) {
+        Some((clause, name)) => {
+            Reads { after: sql.len() - clause.start, format: Some(text(name.bytes(sql))) }
+        }
+        None => Reads { after: sql.len() - end, format: None },
+    }
+}
+
+/// `FORMAT Name` at the end, or before a last SETTINGS clause; not a column or function called format.
+fn format_clause<'a>(sql: &[u8], all: &'a [Token]) -> Option<(&'a Token, &'a Token)> {
+    let at = all.windows(2).rposition(|pair| pair[0].is(sql, "FORMAT") && pair[1].kind == Kind::Word)?;
+    let before = at.checked_sub(1).map(|before| &all[before])?;
+    let after = all.get(at + 2);
+    let ends = after.is_none_or(|token| token.is(sql, "SETTINGS"));
+    let column = before.is(sql, "SELECT") || matches!(before.punct(), Some(b',' | b'.'));
+    (ends && !column).then(|| (&all[at], &all[at + 1]))
+}
+
+fn parse_insert(sql: &[u8], mut tokens: Tokens<'_>) -> Result<Statement, Exception> {
+    let Some(mut next) = tokens.next() else { return Ok(Statement::Other) };
+    if next.is(sql, "INTO") {
+        let Some(token) = tokens.next() else { return Ok(Statement::Other) };
+        next = token;
+    }
+    if next.is(sql, "TABLE") {
+        let Some(token) = tokens.next() else { return Ok(Statement::Other) };
+        next = token;
+    }
+    if next.is(sql, "FUNCTION") {
+        return into_function(sql, tokens);
+    }
+    let start = next.start;
+    let mut end = next.end;
+    let clauses = ["SETTINGS", "FORMAT", "VALUES", "SELECT", "WITH", "FROM", "PARTITION"];
+    // A table's name: words, quoted names, dots and {parameters}. It ends where a bracket or a clause begins.
+    let mut braces = usize::from(next.punct() == Some(b'{'));
+    let mut token = loop {
+        let Some(token) = tokens.next() else { return Ok(Statement::Other) };
+        match token.punct() {
+            Some(b'{') => braces += 1,
+            Some(b'}') => braces = braces.saturating_sub(1),
+            Some(b'(') if braces == 0 => break token,
+            _ if braces == 0 && token.is_any(sql, &clauses) => break token,
+            _ => {}
+        }
+        end = token.end;
+    };
+    let table = sql[start..end].to_vec();
+    let mut columns = None;
+    if token.punct() == Some(b'(') {
+        match column_list(sql, &mut tokens)? {
+            List::Query => return insert_from_query(sql),
+            List::Columns(names) => columns = Some(names),
+        }
+        let Some(after) = tokens.next() else {
+            return Ok(Statement::Insert(Insert::new(table, columns, None, "Values", sql.len())));
+        };
+        token = after;
+    }
+    let mut settings = None;
+    if token.is(sql, "SETTINGS") {
+        let Some(found) = tokens.find(|token| token.is_any(sql, &["FORMAT", "VALUES", "SELECT", "WITH"]))
+        else {
+            return Ok(Statement::Other);
+        };
+        settings = Some(sql[token.end..found.start].to_vec());
+        token = found;
+    }
+    if token.is(sql, "VALUES") {
+        return Ok(Statement::Insert(Insert::new(table, columns, settings, "Values", token.end)));
+    }
+    if token.is(sql, "FORMAT") {
+        let Some(name) = tokens.next().filter(|token| token.kind == Kind::Word) else {
+            return Ok(Statement::Other);
+        };
+        let format = text(name.bytes(sql));
+        return Ok(Statement::Insert(Insert::new(table, columns, settings, &format, rows_at(sql, name.end))));
+    }
+    insert_from_query(sql)
+}
+
+impl Insert {
+    fn new(
+        table: Vec<u8>,
+        columns: Option<Vec<Vec<u8>>>,
+        settings: Option<Vec<u8>>,
+        format: &str,
+        data_at: usize,
+    ) -> Self {
+        Self { table, columns, settings, format: format.to_owned(), data_at }
+    }
+}
+
+/// The engine answers 200 to `input()` and inserts nothing.
+fn insert_from_query(sql: &[u8]) -> Result<Statement, Exception> {
+    let tokens: Vec<Token> = Tokens::new(sql).collect();
+    let input = |pair: &[Token]| pair[0].is(sql, "input") && pair[1].punct() == Some(b'(');
+    if tokens.windows(2).any(input) {
+        return Err(not_here("INSERT from input()"));
+    }
+    top_level(sql).map(|_| Statement::Other)
+}
+
+fn into_function(sql: &[u8], tokens: Tokens<'_>) -> Result<Statement, Exception> {
+    if tokens.clone().any(|token| token.is_any(sql, &["FORMAT", "VALUES"]))
+        && !tokens.clone().any(|token| token.is(sql, "SELECT"))
+    {
+        return Err(not_here("INSERT INTO FUNCTION with rows in the body"));
+    }
+    Ok(Statement::Other)
+}
+
+fn not_here(what: &str) -> Exception {
+    Exception::new(code::NOT_IMPLEMENTED, &format!("{what} is not supported by the local engine"))
+}
+
+enum List {
+    Columns(Vec<Vec<u8>>),
+    /// The bracket holds a query.
+    Query,
+}
+
+/// The names up to the closing bracket. `a.b` is the name of a nested column.
+fn column_list(sql: &[u8], tokens: &mut Tokens<'_>) -> Result<List, Exception> {
+    let (mut names, mut name) = (Vec::new(), Vec::new());
+    for token in tokens.by_ref() {
+        match token.punct() {
+            None if name.is_empty() && token.is_any(sql, &["SELECT", "WITH"]) => return Ok(List::Query),
+            None if token.is_name() && (name.is_empty() || name.ends_with(b".")) => {
+                name.extend(token.value(sql));
+            }
+            Some(b'.') if !name.is_empty() => name.push(b'.'),
+            Some(b',') if !name.is_empty() => names.push(std::mem::take(&mut name)),
+            Some(b')') if !name.is_empty() => {
+                names.push(name);
+                return Ok(List::Columns(names));
+            }
+            _ => return Err(not_here("an INSERT's column list with anything but names in it")),
+        }
+    }
+    Err(Exception::new(code::SYNTAX_ERROR, "Syntax error: the column list is not closed"))
+}
+
+/// As ClickHouse does after a format's name: blanks, a semicolon's worth of nothing, one line end.
+fn rows_at(sql: &[u8], mut at: usize) -> usize {
+    let byte = |at: usize| sql.get(at).copied();
+    while matches!(byte(at), Some(b' ' | b'\t' | 0x0c)) {
+        at += 1;
+    }
+    at += usize::from(byte(at) == Some(b';'));
+    at += usize::from(byte(at) == Some(b'\r'));
+    at + usize::from(byte(at) == Some(b'\n'))
+}
+
+fn parse_kill(sql: &[u8], all: &[Token]) -> Statement {
+    let [_, query, is_where, rest @ ..] = all else { return Statement::Other };
+    if !query.is(sql, "QUERY") || !is_where.is(sql, "WHERE") {
+        return Statement::Other;
+    }
+    let format = format_clause(sql, all).map(|(_, name)| text(name.bytes(sql)));
+    let words = ["SYNC", "ASYNC", "TEST", "FORMAT"];
+    let end = rest.iter().position(|token| token.is_any(sql, &words)).unwrap_or(rest.len());
+    let mode = match rest.get(end) {
+        Some(token) if token.is(sql, "SYNC") => KillMode::Sync,
+        Some(token) if token.is(sql, "TEST") => KillMode::Test,
+        _ => KillMode::Async,
+    };
+    match killed_ids(sql, &rest[..end]) {
+        Some(ids) => Statement::Kill(Kill { ids, mode, format }),
+        None => Statement::KillWhere,
+    }
+}
+
+fn killed_ids(sql: &[u8], condition: &[Token]) -> Option<Vec<String>> {
+    let [column, operator, value] = condition else { return None };
+    if !column.is_name() || column.value(sql) != b"query_id" {
+        return None;
+    }
+    let literals: Vec<Token> = match (operator.punct(), value.kind) {
+        (Some(b'='), Kind::Text) => vec![*value],
+        (None, Kind::Punct(b'(')) if operator.is(sql, "IN") => Tokens::new(&sql[..value.end])
+            .skip_while(|token| token.start <= value.start)
+            .filter(|token| !matches!(token.punct(), Some(b',' | b')')))
+            .collect(),
+        _ => return None,
+    };
+    let only_text = !literals.is_empty() && literals.iter().all(|token| token.kind == Kind::Text);
+    only_text.then(|| literals.iter().map(|token| text(&token.value(sql))).collect())
+}
+
+/// The setting's value for a request.
+pub(super) fn mark(query_id: &str) -> String {
+    format!("{MARK}{query_id}")
+}
+
+/// Puts the HTTP `query_id` in the place of the engine's, in questions to `system.processes`.
+pub(super) fn with_real_query_ids(sql: &[u8]) -> Vec<u8> {
+    let tokens: Vec<Token> = Tokens::new(sql).collect();
+    let mut out = Vec::with_capacity(sql.len());
+    let mut copied = 0;
+    for window in tokens.windows(4) {
+        let [from, system, dot, processes] = window else { continue };
+        let named = |token: &Token, name: &[u8]| token.is_name() && token.value(sql) == name;
+        if from.is_any(sql, &["FROM", "JOIN"])
+            && named(system, b"system")
+            && dot.punct() == Some(b'.')
+            && named(processes, b"processes")
+        {
+            out.extend_from_slice(&sql[copied..system.start]);
+            let real = real_query_id();
+            out.extend_from_slice(
+                format!("(SELECT * REPLACE ({real} AS query_id) FROM system.processes)").as_bytes(),
+            );
+            copied = processes.end;
+        }
+    }
+    out.extend_from_slice(&sql[copied..]);
+    out
+}
+
+/// Puts the HTTP `query_id` in the place of the engine's, in a KILL's condition.
+pub(super) fn kill_by_real_query_ids(sql: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(sql.len());
+    let mut copied = 0;
+    for token in Tokens::new(sql) {
+        if token.is_name() && token.value(sql) == b"query_id" {
+            out.extend_from_slice(&sql[copied..token.start]);
+            out.extend_from_slice(real_query_id().as_bytes());
+            copied = token.end;
+        }
+    }
+    out.extend_from_slice(&sql[copied..]);
+    out
+}
+
+/// Kills the queries of one request in the engine.
+pub(super) fn kill_marked(query_id: &str) -> Vec<u8> {
+    let mut sql = b"KILL QUERY WHERE Settings['log_comment'] = ".to_vec();
+    sql.extend(quoted(mark(query_id).as_bytes(), b'\''));
+    sql.extend_from_slice(b" ASYNC");
+    sql
+}
+
+fn real_query_id() -> String {
+    let comment = "Settings['log_comment']";
+    let after = MARK.len() + 1;
+    format!("if(startsWith({comment}, '{MARK}'), substring({comment}, {after}), query_id)")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests;
