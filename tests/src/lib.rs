@@ -1,1 +1,368 @@
-//! To come.
+//! What the end-to-end tests share: pipelines that behave and misbehave, and real servers and processes around them.
+//!
+//! Every test has a data directory, servers and ports of its own; whatever it started ends with it. A wait carries the
+//! state it waits for, and fails with it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use millstream::{Failure, Outcome, Pipeline};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Enough for anything that is not a first fetch of the servers, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// Squares, with ids that misbehave: `n % 1000` of 901 rejects, 902 panics, 903 asks for another attempt for ever,
+/// 904 asks for one once per process.
+pub struct Trial;
+
+/// A row of [`Trial`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Squared {
+    /// `id * id`, wrapping.
+    pub squared: u64,
+}
+
+impl Pipeline for Trial {
+    const NAME: &'static str = "trial";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("squared", "UInt64")];
+    type Id = u64;
+    type Row = Squared;
+
+    fn compute(&self, id: &u64) -> Outcome<Squared> {
+        spin(micros("TRIAL_MICROS"));
+        if std::env::var_os("TRIAL_TAME").is_none() {
+            match id % 1000 {
+                901 => return Err(Failure::reject("rejected")),
+                902 => panic!("this id panics: {id}"),
+                903 => return Err(Failure::retry("never ready")),
+                _ => {}
+            }
+        }
+        Ok(Squared { squared: id.wrapping_mul(*id) })
+    }
+}
+
+/// Lengths of words: ids are strings.
+pub struct Words;
+
+/// A row of [`Words`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Length {
+    /// Characters of the id.
+    pub length: u32,
+}
+
+impl Pipeline for Words {
+    const NAME: &'static str = "words";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("length", "UInt32")];
+    type Id = String;
+    type Row = Length;
+
+    fn compute(&self, id: &String) -> Outcome<Length> {
+        Ok(Length { length: id.chars().count() as u32 })
+    }
+}
+
+fn micros(variable: &str) -> Duration {
+    Duration::from_micros(std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
+}
+
+/// Keeps a core busy, as a heavy function does.
+pub fn spin(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// A pipeline's binary with a data directory: commands run there, servers come up there.
+pub struct Host {
+    program: PathBuf,
+    dir: TempDir,
+    /// Set for every command.
+    pub env: Vec<(String, String)>,
+}
+
+impl Host {
+    /// A fresh directory for `program`, which is `env!("CARGO_BIN_EXE_…")`.
+    pub fn new(program: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("millstream-test-").tempdir().expect("a temporary directory");
+        Self { program: program.into(), dir, env: Vec::new() }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A command of the binary, in the directory, without the environment's own servers.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        for name in ["NATS_URL", "NATS_CREDS", "CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "CLICKHOUSE_DATABASE"] {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn call(&self, args: &[&str]) -> Called {
+        Called::from(self.command(args).output().expect("the binary starts"), args)
+    }
+
+    /// Runs a command with this on its standard input.
+    pub fn call_with_input(&self, args: &[&str], input: &[u8]) -> Called {
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        child.stdin.take().expect("piped").write_all(input).expect("it reads its input");
+        Called::from(child.wait_with_output().expect("it ends"), args)
+    }
+
+    /// Starts a command that goes on; its output is kept in a file of this name.
+    pub fn start(&self, name: &str, args: &[&str]) -> Process {
+        let log = self.path().join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log).expect("a log file");
+        let child = self
+            .command(args)
+            .stdout(file.try_clone().expect("a second handle"))
+            .stderr(file)
+            .spawn()
+            .expect("the binary starts");
+        Process { child, log }
+    }
+
+    /// Starts the local stack in the foreground of another process, and waits until it is up.
+    pub fn up(&self) -> Up {
+        let mut child = self
+            .command(&["up"])
+            .stdout(Stdio::piped())
+            .stderr(File::options().create(true).append(true).open(self.path().join("up.log")).expect("a log file"))
+            .spawn()
+            .expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let mut address = |name: &str| {
+            let line = lines.next().unwrap_or_else(|| panic!("`up` ended: {}", self.log("up")));
+            line.strip_prefix(name).unwrap_or_else(|| panic!("`{line}` does not begin with {name}")).trim().to_owned()
+        };
+        let (nats, clickhouse) = (address("NATS"), address("ClickHouse"));
+        Up { process: Process { child, log: self.path().join("up.log") }, nats, clickhouse, data: self.path().join(".millstream") }
+    }
+
+    /// What a process of that name has written so far.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// `status --json` of a run.
+    pub fn status(&self, run: &str) -> Value {
+        self.call(&["status", run, "--json"]).json()
+    }
+
+    /// `verify --json` of a run.
+    pub fn verify(&self, run: &str) -> Value {
+        self.call(&["verify", run, "--json"]).json()
+    }
+
+    /// Waits until the run is sealed.
+    pub fn wait_sealed(&self, run: &str, within: Duration) {
+        wait_until(&format!("run `{run}` sealed"), within, || {
+            let called = self.call(&["status", run, "--json"]);
+            if called.stdout.contains("\"state\":\"sealed\"") { Ok(()) } else { Err(format!("{} {}", called.stdout, called.stderr)) }
+        });
+    }
+}
+
+/// A command that ended.
+#[derive(Debug)]
+pub struct Called {
+    /// Its exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    args: Vec<String>,
+}
+
+impl Called {
+    fn from(output: Output, args: &[&str]) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        }
+    }
+
+    /// Fails the test unless it ended with this code.
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{:?}\nstdout:\n{}\nstderr:\n{}", self.args, self.stdout, self.stderr);
+        self
+    }
+
+    /// Fails the test unless stderr has all of these.
+    pub fn says(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.stderr.contains(part), "`{part}` is not said by {:?}:\n{}", self.args, self.stderr);
+        }
+        self
+    }
+
+    /// Its output as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{:?}: {error}\nstdout:\n{}\nstderr:\n{}", self.args, self.stdout, self.stderr))
+    }
+}
+
+/// A process that goes on; killed when dropped.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Sends a signal by name: `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self, within: Duration) -> ExitStatus {
+        let log = self.log.clone();
+        wait_until("the end of a process", within, || {
+            self.child.try_wait().expect("it can be waited for").ok_or_else(|| fs::read_to_string(&log).unwrap_or_default())
+        })
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("it can be waited for").is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.runs() {
+            self.kill();
+        }
+        if std::thread::panicking() {
+            eprint_log(&self.log);
+        }
+    }
+}
+
+/// The local stack in a process of its own.
+pub struct Up {
+    /// The process.
+    pub process: Process,
+    /// NATS's address.
+    pub nats: String,
+    /// ClickHouse's address.
+    pub clickhouse: String,
+    data: PathBuf,
+}
+
+impl Up {
+    /// SIGKILL to nats-server, which the stack then starts again.
+    pub fn kill_nats(&self) {
+        for pid in self.pids("nats-server") {
+            signal(pid, "KILL");
+        }
+    }
+
+    /// SIGKILL to ClickHouse, which the stack then starts again.
+    pub fn kill_clickhouse(&self) {
+        for pid in self.pids("__local-engine") {
+            signal(pid, "KILL");
+        }
+    }
+
+    /// Servers of this data directory whose command line names `what`; not their guards.
+    pub fn pids(&self, what: &str) -> Vec<u32> {
+        let data = self.data.to_string_lossy().into_owned();
+        let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+        processes
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                line.contains(&data) && line.contains(what) && !line.contains("__local-guard")
+            })
+            .collect()
+    }
+
+    /// What ClickHouse answers to a query, asked over plain HTTP: no code of ours between.
+    pub fn ask(&self, query: &str) -> String {
+        let host = self.clickhouse.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        wait_until(&format!("an answer to {query}"), SOON, || http_post(&host, query).map_err(|error| error.to_string()))
+    }
+
+    /// The same as a number.
+    pub fn number(&self, query: &str) -> u64 {
+        let answer = self.ask(query);
+        answer.trim().parse().unwrap_or_else(|_| panic!("{query}: {answer}"))
+    }
+}
+
+fn http_post(host: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(host)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(stream, "POST / HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+        _ => Err(std::io::Error::other(answer)),
+    }
+}
+
+/// Sends a signal by name.
+pub fn signal(pid: u32, name: &str) {
+    // A process that is gone already is what the signal is for.
+    Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status().expect("`kill` runs");
+}
+
+/// Asks until the answer is there; fails the test with the last state after `within`.
+pub fn wait_until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let limit = Instant::now() + within;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(state) if Instant::now() > limit => panic!("no {what} within {within:?}: {state}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the log of a failed test's process")]
+fn eprint_log(path: &Path) {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(40)..];
+    eprintln!("--- {}\n{}", path.display(), tail.join("\n"));
+}

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncReadExt, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -23,6 +23,7 @@ use super::body::MemoryFile;
 use super::errors::Exception;
 use super::execute::Done;
 use super::frames;
+use super::running::Reader;
 
 /// What is read from the engine at once.
 const PIECE: usize = 1 << 18;
@@ -89,7 +90,7 @@ fn packed(data: Bytes, compress: bool) -> Bytes {
 /// A result that outgrew [`HELD`].
 pub(super) struct Stream {
     held: Option<Bytes>,
-    pipe: pipe::Receiver,
+    reader: Reader,
     outcome: Option<Outcome>,
     broken: Option<Pin<Box<Sleep>>>,
     abandon: Abandon,
@@ -120,14 +121,23 @@ pub(super) async fn begin(pipe: &mut pipe::Receiver) -> io::Result<Begun> {
 impl Stream {
     pub(super) fn new(
         held: Bytes,
-        pipe: pipe::Receiver,
+        reader: Reader,
         outcome: Outcome,
         abandon: Abandon,
         compress: bool,
         version: Arc<str>,
     ) -> Self {
         let tag = tag();
-        Self { held: Some(held), pipe, outcome: Some(outcome), broken: None, abandon, compress, tag, version }
+        Self {
+            held: Some(held),
+            reader,
+            outcome: Some(outcome),
+            broken: None,
+            abandon,
+            compress,
+            tag,
+            version,
+        }
     }
 
     /// The value of `X-ClickHouse-Exception-Tag`.
@@ -146,14 +156,15 @@ impl Stream {
         let Some(outcome) = &mut self.outcome else { return Poll::Ready(None) };
         let mut piece = vec![0; PIECE];
         let mut buffer = ReadBuf::new(&mut piece);
-        ready!(Pin::new(&mut self.pipe).poll_read(context, &mut buffer))?;
+        let read = ready!(self.reader.poll_read(context, &mut buffer));
         let length = buffer.filled().len();
-        if length > 0 {
+        if read.is_ok() && length > 0 {
             piece.truncate(length);
             return Poll::Ready(Some(Ok(piece.into())));
         }
         let exception = match ready!(Pin::new(outcome).poll(context)) {
-            Ok(Ok(_)) => None,
+            // What was read is not all, even if the engine believes so.
+            Ok(Ok(_)) => read.err(),
             Ok(Err(exception)) => Some(exception),
             Err(panic) => Some(Exception::io("run the query", &io::Error::other(panic))),
         };

@@ -268,11 +268,13 @@ impl Call {
             summary(&mut response, &done?);
             response
         } else {
+            let reader = self.entry.reader();
             let (sender, mut receiver) = pipe::pipe().map_err(no_room)?;
             let outcome = self.start(work(Sink::Pipe(sender)));
             match begin(&mut receiver).await.map_err(|error| Exception::io("read the result", &error))? {
                 Begun::More(held) => {
-                    let stream = Stream::new(held, receiver, outcome, abandon, compress, version);
+                    reader.holds(receiver);
+                    let stream = Stream::new(held, reader, outcome, abandon, compress, version);
                     let tag = stream.tag().to_owned();
                     let mut response = Response::new(Answer::Stream(Box::new(stream)));
                     head(&mut response, "X-ClickHouse-Exception-Tag", &tag);

@@ -66,6 +66,8 @@ use running::Running;
 
 /// How long requests that run have to end once the child is to stop.
 const LAST: Duration = Duration::from_secs(10);
+/// How long they have after that, once they are killed.
+const KILLED: Duration = Duration::from_secs(3);
 /// Connections at once; more wait in the kernel.
 const CONNECTIONS: usize = 256;
 /// Clients that may leave their queries behind at once.
@@ -78,8 +80,7 @@ const THREADS: usize = 32;
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 const LOCK: &str = "millstream.lock";
 
-/// What suits a laptop that grinds numbers at the same time: small caches, two merges at once. A merge may be as large as
-/// with a server, whose limits assume a pool of 16 and would keep small pools from large merges.
+/// What suits a laptop that grinds numbers at the same time: small caches, few merges at once.
 const OPTIONS: &[&str] = &[
     "progress=off",
     "progress-table=off",
@@ -101,9 +102,6 @@ const OPTIONS: &[&str] = &[
     "background_buffer_flush_schedule_pool_size=1",
     "background_distributed_schedule_pool_size=1",
     "background_message_broker_schedule_pool_size=1",
-    "merge_tree.number_of_free_entries_in_pool_to_lower_max_size_of_merge=1",
-    "merge_tree.number_of_free_entries_in_pool_to_execute_mutation=1",
-    "merge_tree.number_of_free_entries_in_pool_to_execute_optimize_entire_partition=1",
 ];
 
 /// What the child is told on its command line.
@@ -213,7 +211,7 @@ fn start(args: &Args) -> Result<(), Error> {
     if all_over {
         close(face, runtime);
     } else {
-        tracing::warn!("statements still run after {LAST:?}; leaving without closing the engine");
+        tracing::warn!("statements still run after being killed; leaving without closing the engine");
         runtime.shutdown_background();
         // What they held is what a crash leaves: whole parts, or none.
         std::process::exit(0);
@@ -281,16 +279,42 @@ async fn serve(face: &Arc<Face>, port: u16, abandonments: mpsc::Receiver<String>
     }
     drop(listener);
     stop.send_replace(true);
-    let over = timeout(LAST, async {
+    let mut over = end_within(LAST, face, &mut connections).await;
+    if !over {
+        kill_all(face).await;
+        if !end_within(KILLED, face, &mut connections).await {
+            // Those whose clients do not read their answers.
+            connections.shutdown().await;
+        }
+        over = end_within(KILLED, face, &mut connections).await;
+    }
+    reaper.shutdown().await;
+    Ok(over)
+}
+
+/// Whether all statements were over in time, those whose clients are gone among them.
+async fn end_within(limit: Duration, face: &Face, connections: &mut JoinSet<()>) -> bool {
+    let all = async {
         while let Some(ended) = connections.join_next().await {
             trace_end(ended);
         }
-        // Statements whose clients are gone.
-        face.slots.acquire_many(SLOTS).await.is_ok() && face.kills.acquire_many(KILLS).await.is_ok()
+        let slots = face.slots.acquire_many(SLOTS).await;
+        slots.is_ok() && face.kills.acquire_many(KILLS).await.is_ok()
+    };
+    timeout(limit, all).await.unwrap_or(false)
+}
+
+/// What has not ended by itself is killed, so that the engine can be closed.
+async fn kill_all(face: &Arc<Face>) {
+    let face = Arc::clone(face);
+    let killed = tokio::task::spawn_blocking(move || {
+        let left = face.running.query_ids();
+        tracing::warn!(?left, "killing the statements that still run");
+        left.iter().for_each(|query_id| execute::abandon(&face.engine, &face.running, query_id));
     });
-    let over = over.await.unwrap_or(false);
-    reaper.shutdown().await;
-    Ok(over)
+    if let Err(error) = killed.await {
+        tracing::error!(%error, "cannot kill what still runs");
+    }
 }
 
 fn trace_end(ended: Result<(), tokio::task::JoinError>) {

@@ -4,10 +4,14 @@
 //! its client is still there. So an id that is free again is the proof that its statement is over.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 use super::errors::{Exception, code};
@@ -24,7 +28,12 @@ struct State {
     killed: AtomicBool,
     notify: Notify,
     statement: Mutex<String>,
+    reader: Mutex<Option<pipe::Receiver>>,
 }
+
+/// The reading end of a request's result. A kill closes it: the engine's thread may be stuck in writing to a client that
+/// does not read.
+pub(super) struct Reader(Arc<State>);
 
 /// One request's hold on its id; ends when dropped.
 pub(super) struct Entry {
@@ -76,6 +85,10 @@ impl Running {
             .collect()
     }
 
+    pub(super) fn query_ids(&self) -> Vec<String> {
+        lock(&self.requests).keys().cloned().collect()
+    }
+
     fn has(&self, victim: &Victim) -> bool {
         lock(&self.requests).get(&victim.query_id).is_some_and(|state| Arc::ptr_eq(state, &victim.state))
     }
@@ -91,11 +104,13 @@ impl Entry {
         *lock(&self.state.statement) = String::from_utf8_lossy(statement).into_owned();
     }
 
+    /// For a result that is longer than can be held.
+    pub(super) fn reader(&self) -> Reader {
+        Reader(Arc::clone(&self.state))
+    }
+
     pub(super) fn check(&self) -> Result<(), Exception> {
-        if self.state.killed.load(Ordering::SeqCst) {
-            return Err(Exception::new(code::QUERY_WAS_CANCELLED, "Query was cancelled"));
-        }
-        Ok(())
+        self.state.check()
     }
 
     /// Ends when the request is killed.
@@ -111,6 +126,42 @@ impl Entry {
     }
 }
 
+impl State {
+    fn check(&self) -> Result<(), Exception> {
+        if self.killed.load(Ordering::SeqCst) {
+            return Err(Exception::new(code::QUERY_WAS_CANCELLED, "Query was cancelled"));
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// From now on a kill closes `pipe`.
+    pub(super) fn holds(&self, pipe: pipe::Receiver) {
+        let mut reader = lock(&self.0.reader);
+        // A kill closes under the same lock, after it has set its mark.
+        *reader = self.0.check().is_ok().then_some(pipe);
+    }
+
+    /// As the pipe's own; an error once it is closed.
+    pub(super) fn poll_read(
+        &self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), Exception>> {
+        let mut reader = lock(&self.0.reader);
+        let Some(pipe) = reader.as_mut() else { return Poll::Ready(self.0.check()) };
+        let read = ready!(Pin::new(pipe).poll_read(context, buffer));
+        Poll::Ready(read.map_err(|error| Exception::io("read the result", &error)))
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        lock(&self.0.reader).take();
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.running.requests).remove(&self.query_id);
@@ -121,6 +172,7 @@ impl Victim {
     /// Keeps the request from reaching the engine. What is in the engine already, the engine must kill.
     pub(super) fn kill(&self) {
         self.state.killed.store(true, Ordering::SeqCst);
+        lock(&self.state.reader).take();
         self.state.notify.notify_waiters();
     }
 
