@@ -92,3 +92,8 @@ fn about<P: Pipeline>() -> String {
         P::NAME
     )
 }
+
+/// The README's example, compiled by `cargo test`.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -1,0 +1,257 @@
+//! Three figures, each beside its bound from the same run:
+//!
+//! 1. end-to-end ids/s of `collatz` against the bare ClickHouse insert of the same rows;
+//! 2. wall of a function of 20 µs against plain rayon on the same cores;
+//! 3. peak memory of producer, worker and sink as the number of ids grows.
+//!
+//! `cargo bench` runs all three; `cargo bench -- insert rayon memory` chooses. `FIGURES_SCALE=0.01` is for trying it
+//! out. Nothing asserts a time: the machine is what it is, and the ratios are printed.
+
+#![expect(clippy::print_stdout, reason = "printing figures is what it does")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use benches::{ROUNDS, mix};
+use bytes::Bytes;
+use collatz::Collatz;
+use millstream_engine::compute::{BatchKey, Pool};
+use millstream_engine::{Store, StoreAddress};
+use rayon::prelude::*;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const COLLATZ: &str = env!("CARGO_BIN_EXE_bench-collatz");
+const HEAVY: &str = env!("CARGO_BIN_EXE_bench-heavy");
+/// Runs of each figure; the best of each side is compared, as disturbance only ever adds time.
+const RUNS: usize = 3;
+/// Rows of one bare insert, and inserts at once: what the sink does.
+const GROUP: u64 = 400_000;
+const WRITERS: usize = 2;
+
+fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("{cores} cores, {}, scale {}\n", cpu(), scale());
+    if wanted("insert") {
+        against_insert(scaled(10_000_000));
+    }
+    if wanted("rayon") {
+        against_rayon(scaled(1_000_000), cores);
+    }
+    if wanted("memory") {
+        memory(&[scaled(1_000_000), scaled(10_000_000), scaled(100_000_000)]);
+    }
+}
+
+fn scale() -> f64 {
+    std::env::var("FIGURES_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0)
+}
+
+fn scaled(ids: u64) -> u64 {
+    (ids as f64 * scale()) as u64
+}
+
+fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    model.map_or_else(|| "unknown CPU".to_owned(), |(_, name)| name.to_owned())
+}
+
+fn best(mut measure: impl FnMut() -> f64) -> f64 {
+    (0..RUNS).map(|_| measure()).fold(f64::INFINITY, f64::min)
+}
+
+/// Runs a pipeline over `1..=ids` on a fresh local stack; seconds from its first batch to its seal.
+fn run_seconds(program: &str, ids: u64, env: &[(&str, String)]) -> f64 {
+    let dir = TempDir::new().expect("a temporary directory");
+    let output = Command::new(program)
+        .args(["run", "--json", "--log", "error", "--ids", &format!("1..={ids}")])
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .current_dir(dir.path())
+        .output()
+        .expect("the binary starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).expect("a summary");
+    assert_eq!(summary["rows"], ids);
+    summary["seconds"].as_f64().expect("seconds")
+}
+
+fn against_insert(ids: u64) {
+    let run = best(|| run_seconds(COLLATZ, ids, &[]));
+    let bare = bare_insert(ids);
+    let rate = |seconds: f64| ids as f64 / seconds;
+    println!("collatz, {ids} ids, best of {RUNS}");
+    println!("  end to end    {run:8.2} s  {:10.0} ids/s", rate(run));
+    println!("  bare insert   {bare:8.2} s  {:10.0} rows/s", rate(bare));
+    println!("  ratio         {:8.2}    (target: at least 0.40)\n", rate(run) / rate(bare));
+}
+
+/// The same rows, computed and encoded before the clock starts, inserted as the sink does, and nothing else.
+fn bare_insert(ids: u64) -> f64 {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let groups = encode_groups(ids).await;
+        let mut seconds = f64::INFINITY;
+        for _ in 0..RUNS {
+            let up = Up::start(COLLATZ);
+            let store = up.store().await;
+            let begun = Instant::now();
+            insert_groups(&store, &groups).await;
+            seconds = seconds.min(begun.elapsed().as_secs_f64());
+            assert_eq!(store.count("bare", 1).await.expect("counted").0, ids);
+        }
+        seconds
+    })
+}
+
+async fn encode_groups(ids: u64) -> Vec<Bytes> {
+    let columns = millstream::check::<Collatz>().expect("sound");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = Pool::start(Arc::new(Collatz), &columns, cores).expect("threads");
+    let mut groups = Vec::new();
+    for (batch, first) in (1..=ids).step_by(GROUP as usize).enumerate() {
+        let list: Vec<u64> = (first..=ids.min(first + GROUP - 1)).collect();
+        let run = "bare".parse().expect("legal");
+        let key = BatchKey { run, pass: 1, batch: batch as u32, ids: list.len() as u32 };
+        groups.push(Bytes::from(pool.compute(key, list, true).await.frames));
+    }
+    groups
+}
+
+async fn insert_groups(store: &Store, groups: &[Bytes]) {
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let (store, groups) = (store.clone(), groups.to_vec());
+        writers.spawn(async move {
+            for (index, group) in groups.iter().enumerate().skip(writer).step_by(WRITERS) {
+                store.insert_rows(&format!("bare-{index}"), std::slice::from_ref(group)).await.expect("inserted");
+            }
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.expect("no panic");
+    }
+}
+
+fn against_rayon(ids: u64, cores: usize) {
+    let rounds = rounds_of(Duration::from_micros(20));
+    let run = best(|| run_seconds(HEAVY, ids, &[(ROUNDS, rounds.to_string())]));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build().expect("threads");
+    let bare = best(|| {
+        let begun = Instant::now();
+        let sum = pool.install(|| (1..=ids).into_par_iter().map(|id| mix(id, rounds)).reduce(|| 0, u64::wrapping_add));
+        std::hint::black_box(sum);
+        begun.elapsed().as_secs_f64()
+    });
+    println!("function of {rounds} rounds (20 µs), {ids} ids, {cores} cores, best of {RUNS}");
+    println!("  end to end    {run:8.2} s");
+    println!("  plain rayon   {bare:8.2} s");
+    println!("  ratio         {:8.3}    (target: at most 1.05)\n", run / bare);
+}
+
+fn rounds_of(time: Duration) -> u64 {
+    const TRIED: u64 = 20_000_000;
+    let one = best(|| {
+        let begun = Instant::now();
+        std::hint::black_box(mix(std::hint::black_box(1), TRIED));
+        begun.elapsed().as_secs_f64()
+    });
+    (time.as_secs_f64() / one * TRIED as f64) as u64
+}
+
+fn memory(sizes: &[u64]) {
+    println!("peak memory (resident, MB) of collatz's processes");
+    println!("  {:>12} {:>10} {:>10} {:>10} {:>10}", "ids", "producer", "worker", "sink", "seconds");
+    for ids in sizes {
+        let up = Up::start(COLLATZ);
+        let begun = Instant::now();
+        let (worker, sink) = (up.start_stage("work"), up.start_stage("sink"));
+        let mut producer = up.command(&["produce", "--run", "m", "--ids", &format!("1..={ids}")]).spawn().expect("starts");
+        let mut peak = 0;
+        while producer.try_wait().expect("waited for").is_none() {
+            peak = peak.max(peak_of(producer.id()));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        while !up.is_sealed() {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let [worker, sink] = [&worker, &sink].map(|stage| peak_of(stage.0.id()) / 1024);
+        println!("  {ids:>12} {:>10} {worker:>10} {sink:>10} {seconds:>10.1}", peak / 1024);
+    }
+    println!("  (target: each under 256, flat within 20 %)\n");
+}
+
+/// The most that a process had resident so far, in KiB (`VmHWM`).
+fn peak_of(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+/// The local stack of a fresh directory in a process of its own.
+struct Up {
+    program: &'static str,
+    dir: TempDir,
+    clickhouse: String,
+    _process: Stage,
+}
+
+/// A process that ends, in good order, when this is dropped.
+struct Stage(Child);
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let told = Command::new("kill").arg(self.0.id().to_string()).status();
+        assert!(told.is_ok_and(|status| status.success()), "a stage ended before it was told to");
+        self.0.wait().expect("it ends");
+    }
+}
+
+impl Up {
+    fn start(program: &'static str) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let mut child = quiet(program, dir.path(), &["up"]).stdout(Stdio::piped()).spawn().expect("starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let addresses: Vec<String> = lines.map_while(Result::ok).take(2).collect();
+        let clickhouse = addresses[1].split_whitespace().last().expect("an address").to_owned();
+        Self { program, dir, clickhouse, _process: Stage(child) }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        quiet(self.program, self.dir.path(), args)
+    }
+
+    fn start_stage(&self, name: &str) -> Stage {
+        Stage(self.command(&[name]).spawn().expect("starts"))
+    }
+
+    fn is_sealed(&self) -> bool {
+        let output = self.command(&["status", "m", "--json"]).stdout(Stdio::piped()).output().expect("starts");
+        String::from_utf8_lossy(&output.stdout).contains("\"state\":\"sealed\"")
+    }
+
+    async fn store(&self) -> Store {
+        let address = StoreAddress {
+            url: self.clickhouse.clone(),
+            user: String::new(),
+            password: String::new(),
+            database: "millstream".into(),
+            origin: "the bench".into(),
+        };
+        let store = Store::connect::<Collatz>(address).await.expect("connects");
+        store.setup().await.expect("tables");
+        store
+    }
+}
+
+fn quiet(program: &str, dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).args(["--log", "error"]).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}

@@ -1,0 +1,5 @@
+//! Pipeline `collatz` as a binary that benchmarks can find.
+
+fn main() -> std::process::ExitCode {
+    millstream_cli::main(collatz::Collatz)
+}
