@@ -103,7 +103,7 @@ fn bare_insert(ids: u64) -> f64 {
             let begun = Instant::now();
             insert_groups(&store, &groups).await;
             seconds = seconds.min(begun.elapsed().as_secs_f64());
-            assert_eq!(store.count("bare", 1).await.expect("counted").0, ids);
+            assert_eq!(store.raw_rows("bare", 1).await.expect("counted"), ids);
         }
         seconds
     })
@@ -129,7 +129,10 @@ async fn insert_groups(store: &Store, groups: &[Bytes]) {
         let (store, groups) = (store.clone(), groups.to_vec());
         writers.spawn(async move {
             for (index, group) in groups.iter().enumerate().skip(writer).step_by(WRITERS) {
-                store.insert_rows(&format!("bare-{index}"), std::slice::from_ref(group)).await.expect("inserted");
+                store
+                    .insert_rows(&format!("bare-{index}"), std::slice::from_ref(group))
+                    .await
+                    .expect("inserted");
             }
         });
     }
@@ -144,7 +147,8 @@ fn against_rayon(ids: u64, cores: usize) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build().expect("threads");
     let bare = best(|| {
         let begun = Instant::now();
-        let sum = pool.install(|| (1..=ids).into_par_iter().map(|id| mix(id, rounds)).reduce(|| 0, u64::wrapping_add));
+        let sum = pool
+            .install(|| (1..=ids).into_par_iter().map(|id| mix(id, rounds)).reduce(|| 0, u64::wrapping_add));
         std::hint::black_box(sum);
         begun.elapsed().as_secs_f64()
     });
@@ -171,7 +175,8 @@ fn memory(sizes: &[u64]) {
         let up = Up::start(COLLATZ);
         let begun = Instant::now();
         let (worker, sink) = (up.start_stage("work"), up.start_stage("sink"));
-        let mut producer = up.command(&["produce", "--run", "m", "--ids", &format!("1..={ids}")]).spawn().expect("starts");
+        let mut producer =
+            up.command(&["produce", "--run", "m", "--ids", &format!("1..={ids}")]).spawn().expect("starts");
         let mut peak = 0;
         while producer.try_wait().expect("waited for").is_none() {
             peak = peak.max(peak_of(producer.id()));
@@ -232,7 +237,8 @@ impl Up {
     }
 
     fn is_sealed(&self) -> bool {
-        let output = self.command(&["status", "m", "--json"]).stdout(Stdio::piped()).output().expect("starts");
+        let output =
+            self.command(&["status", "m", "--json"]).stdout(Stdio::piped()).output().expect("starts");
         String::from_utf8_lossy(&output.stdout).contains("\"state\":\"sealed\"")
     }
 

@@ -39,5 +39,6 @@ impl Pipeline for Heavy {
 
 /// A chain of multiplications that no compiler can shorten.
 pub fn mix(id: u64, rounds: u64) -> u64 {
-    (0..rounds).fold(id | 1, |state, round| (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ round)
+    (0..rounds)
+        .fold(id | 1, |state, round| (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ round)
 }

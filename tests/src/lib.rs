@@ -93,7 +93,8 @@ pub struct Host {
 impl Host {
     /// A fresh directory for `program`, which is `env!("CARGO_BIN_EXE_…")`.
     pub fn new(program: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("millstream-test-").tempdir().expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("millstream-test-").tempdir().expect("a temporary directory");
         Self { program: program.into(), dir, env: Vec::new() }
     }
 
@@ -106,7 +107,14 @@ impl Host {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
-        for name in ["NATS_URL", "NATS_CREDS", "CLICKHOUSE_URL", "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD", "CLICKHOUSE_DATABASE"] {
+        for name in [
+            "NATS_URL",
+            "NATS_CREDS",
+            "CLICKHOUSE_URL",
+            "CLICKHOUSE_USER",
+            "CLICKHOUSE_PASSWORD",
+            "CLICKHOUSE_DATABASE",
+        ] {
             command.env_remove(name);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
@@ -149,16 +157,30 @@ impl Host {
         let mut child = self
             .command(&["up"])
             .stdout(Stdio::piped())
-            .stderr(File::options().create(true).append(true).open(self.path().join("up.log")).expect("a log file"))
+            .stderr(
+                File::options()
+                    .create(true)
+                    .append(true)
+                    .open(self.path().join("up.log"))
+                    .expect("a log file"),
+            )
             .spawn()
             .expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
         let mut address = |name: &str| {
             let line = lines.next().unwrap_or_else(|| panic!("`up` ended: {}", self.log("up")));
-            line.strip_prefix(name).unwrap_or_else(|| panic!("`{line}` does not begin with {name}")).trim().to_owned()
+            line.strip_prefix(name)
+                .unwrap_or_else(|| panic!("`{line}` does not begin with {name}"))
+                .trim()
+                .to_owned()
         };
         let (nats, clickhouse) = (address("NATS"), address("ClickHouse"));
-        Up { process: Process { child, log: self.path().join("up.log") }, nats, clickhouse, data: self.path().join(".millstream") }
+        Up {
+            process: Process { child, log: self.path().join("up.log") },
+            nats,
+            clickhouse,
+            data: self.path().join(".millstream"),
+        }
     }
 
     /// What a process of that name has written so far.
@@ -180,7 +202,11 @@ impl Host {
     pub fn wait_sealed(&self, run: &str, within: Duration) {
         wait_until(&format!("run `{run}` sealed"), within, || {
             let called = self.call(&["status", run, "--json"]);
-            if called.stdout.contains("\"state\":\"sealed\"") { Ok(()) } else { Err(format!("{} {}", called.stdout, called.stderr)) }
+            if called.stdout.contains("\"state\":\"sealed\"") {
+                Ok(())
+            } else {
+                Err(format!("{} {}", called.stdout, called.stderr))
+            }
         });
     }
 }
@@ -223,8 +249,9 @@ impl Called {
 
     /// Its output as JSON.
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("{:?}: {error}\nstdout:\n{}\nstderr:\n{}", self.args, self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
+            panic!("{:?}: {error}\nstdout:\n{}\nstderr:\n{}", self.args, self.stdout, self.stderr)
+        })
     }
 }
 
@@ -255,13 +282,21 @@ impl Process {
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
         let log = self.log.clone();
         wait_until("the end of a process", within, || {
-            self.child.try_wait().expect("it can be waited for").ok_or_else(|| fs::read_to_string(&log).unwrap_or_default())
+            self.child
+                .try_wait()
+                .expect("it can be waited for")
+                .ok_or_else(|| fs::read_to_string(&log).unwrap_or_default())
         })
     }
 
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
-        self.child.try_wait().expect("it can be waited for").is_none()
+        self.ended().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it can be waited for")
     }
 }
 
@@ -319,7 +354,9 @@ impl Up {
     /// What ClickHouse answers to a query, asked over plain HTTP: no code of ours between.
     pub fn ask(&self, query: &str) -> String {
         let host = self.clickhouse.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        wait_until(&format!("an answer to {query}"), SOON, || http_post(&host, query).map_err(|error| error.to_string()))
+        wait_until(&format!("an answer to {query}"), SOON, || {
+            http_post(&host, query).map_err(|error| error.to_string())
+        })
     }
 
     /// The same as a number.
@@ -344,7 +381,11 @@ fn http_post(host: &str, body: &str) -> std::io::Result<String> {
 /// Sends a signal by name.
 pub fn signal(pid: u32, name: &str) {
     // A process that is gone already is what the signal is for.
-    Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status().expect("`kill` runs");
+    Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .expect("`kill` runs");
 }
 
 /// Asks until the answer is there; fails the test with the last state after `within`.

@@ -11,7 +11,8 @@ fn a_run_is_computed_stored_and_sealed() {
     let report = host.verify("a");
     assert_eq!((&report["sealed"], &report["complete"]), (&true.into(), &true.into()));
     let answer = host.call(&["sql", "SELECT count(), sum(squared) FROM trial FORMAT TSV"]).expect(0);
-    let expected: u64 = (1..=10_000u64).filter(|id| !(901..=903).contains(&(id % 1000))).map(|id| id * id).sum();
+    let expected: u64 =
+        (1..=10_000u64).filter(|id| !(901..=903).contains(&(id % 1000))).map(|id| id * id).sum();
     assert_eq!(answer.stdout.trim(), format!("9970\t{expected}"));
 }
 

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 const AFTER: &str = "\
 Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, CLICKHOUSE_URL, CLICKHOUSE_USER, \
 CLICKHOUSE_PASSWORD, CLICKHOUSE_DATABASE), then millstream.toml. What nobody names, the local stack provides: a private \
-nats-server and a private ClickHouse under --data.
+nats-server and a private ClickHouse under --data. MILLSTREAM_DATA and MILLSTREAM_LOG stand for --data and --log.
+
+Results go to stdout, logs and progress to stderr.
 
 Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters, 130 interrupted.";
 
@@ -33,7 +35,7 @@ pub(crate) struct Options {
     /// ClickHouse's HTTP address, `http://host:port`
     #[arg(long, global = true, value_name = "URL")]
     pub clickhouse: Option<String>,
-    /// ClickHouse user; the password is taken from CLICKHOUSE_PASSWORD alone
+    /// ClickHouse user; the password comes from CLICKHOUSE_PASSWORD or millstream.toml, never from a flag
     #[arg(long, global = true, value_name = "NAME")]
     pub clickhouse_user: Option<String>,
     /// ClickHouse database that holds the tables [default: millstream]
@@ -78,22 +80,24 @@ pub(crate) enum Command {
     ///
     /// produce, run and sink do this too; alone it serves where they may not create anything.
     Setup,
-    /// List all runs
+    /// List all runs, the oldest first
     Runs(JsonArg),
-    /// Show where a run stands
+    /// Show where a run stands: batches and ids done, rate, time left, dead letters
     Status(StatusArgs),
     /// Prove a run id by id, and repair it
     ///
     /// Compares what ClickHouse holds with the run's record: number of batches and ids, digest, batches that are
     /// missing or short, rows that are there twice. Exit code 1 when anything is not as it should be.
     Verify(VerifyArgs),
-    /// List a run's dead letters
+    /// List a run's dead letters: the ids that yielded no row, and why
     Dead(DeadArgs),
     /// Ask the configured ClickHouse, and print a table
     ///
     /// A query that names its own FORMAT is printed as it comes.
     Sql(SqlArgs),
     /// Say what would go wrong before it does, with a hint each
+    ///
+    /// Looks at the pipeline, the cores, NATS and ClickHouse, and changes nothing there. Exit code 1 when a check fails.
     Doctor(JsonArg),
 }
 
@@ -119,13 +123,14 @@ pub(crate) struct ProduceArgs {
     #[command(flatten)]
     pub source: SourceArgs,
     /// The column of a CSV --file that holds the ids
-    #[arg(long, value_name = "NAME", requires = "file")]
+    // `requires` would be satisfied by whatever excludes a file.
+    #[arg(long, value_name = "NAME", requires = "file", conflicts_with_all = ["ids", "stdin", "query"])]
     pub column: Option<String>,
-    /// Name of the run: letters, digits, `-` and `_`; a readable one is made up without it
+    /// Name of the run: 1 to 64 letters, digits, `-` and `_`; a readable one is made up without it
     #[arg(long, value_name = "NAME")]
     pub run: Option<String>,
-    /// Ids a batch, or `auto`
-    #[arg(long, value_name = "auto|N", default_value = "auto")]
+    /// Ids a batch, or `auto` [default: auto]
+    #[arg(long, value_name = "auto|N", default_value = "auto", hide_default_value = true)]
     pub batch: String,
     /// Print one JSON object
     #[arg(long)]
@@ -149,11 +154,11 @@ pub(crate) struct WorkArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct UpArgs {
-    /// Port of nats-server; 0 picks one and keeps it
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    /// Port of nats-server; without it, or 0, one is picked and kept
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     pub nats_port: u16,
-    /// HTTP port of ClickHouse; 0 picks one and keeps it
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    /// HTTP port of ClickHouse; without it, or 0, one is picked and kept
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     pub clickhouse_port: u16,
 }
 
@@ -192,8 +197,8 @@ pub(crate) struct VerifyArgs {
 pub(crate) struct DeadArgs {
     /// The run
     pub run: String,
-    /// How many are listed
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    /// How many are listed [default: 100]
+    #[arg(long, value_name = "N", default_value_t = 100, hide_default_value = true)]
     pub limit: u64,
     /// Print one JSON object
     #[arg(long)]
@@ -202,18 +207,51 @@ pub(crate) struct DeadArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SqlArgs {
-    /// The query
+    /// The query; without a FORMAT of its own it is printed as a table
     pub query: String,
+}
+
+/// Calls that show how a command is used, by command, without the binary's name before them.
+const EXAMPLES: [(&str, &[&str]); 9] = [
+    (
+        "run",
+        &["run --ids 1..=10000000", "run --file ids.txt --run friday", "run --file users.csv --column id"],
+    ),
+    (
+        "produce",
+        &[
+            "produce --ids 1..=1000000 --run a",
+            "produce --query \"SELECT id FROM users\"",
+            "seq 100 | {} produce --stdin",
+        ],
+    ),
+    ("work", &["work --nats nats://nats.internal:4222 --clickhouse http://clickhouse.internal:8123"]),
+    ("up", &["up --nats-port 4222 --clickhouse-port 8123"]),
+    ("status", &["status friday --watch", "status --json"]),
+    ("verify", &["verify friday", "verify friday --repair --json"]),
+    ("dead", &["dead friday --limit 1000"]),
+    ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
+    ("doctor", &["doctor --nats nats://nats.internal:4222"]),
+];
+
+/// The command line of a pipeline's binary, with examples that can be typed as they stand.
+pub(crate) fn command_line(name: &'static str) -> clap::Command {
+    EXAMPLES.iter().fold(Cli::command().name(name).bin_name(name), |command, (of, calls)| {
+        let calls = calls.iter().map(|call| {
+            let call = call.replace("{}", name);
+            if call.contains(" | ") { format!("\n  {call}") } else { format!("\n  {name} {call}") }
+        });
+        let examples = format!("Examples:{}", calls.collect::<String>());
+        command.mut_subcommand(of, |command| command.after_help(examples))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        command_line("trial").debug_assert();
     }
 }

@@ -18,15 +18,16 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use millstream::Pipeline;
+use millstream::names::{NameFault, RunName};
 use millstream::schema::ColumnType;
 use millstream_engine::Stop;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::Ended;
 use crate::args::{Cli, Command};
 use crate::config::Config;
 use crate::progress::Progress;
 use crate::session::{Holder, Servers};
+use crate::{Ended, Usage};
 
 /// What every command has.
 pub(crate) struct Context<P> {
@@ -59,9 +60,15 @@ impl<P: Pipeline> Context<P> {
         // Short commands have a result to show; what the log would say of the way there is noise.
         let quiet = matches!(
             cli.command,
-            Command::Runs(_) | Command::Status(_) | Command::Verify(_) | Command::Dead(_) | Command::Sql(_) | Command::Doctor(_)
+            Command::Runs(_)
+                | Command::Status(_)
+                | Command::Verify(_)
+                | Command::Dead(_)
+                | Command::Sql(_)
+                | Command::Doctor(_)
         );
-        let filter = if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
+        let filter =
+            if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
         crate::logs::start(filter, &progress.lines().clone());
         Ok(Self { pipeline: Arc::new(pipeline), columns, config, progress, command: cli.command })
     }
@@ -82,7 +89,7 @@ impl<P: Pipeline> Context<P> {
             #[cfg(feature = "local")]
             Command::Up(args) => up::up(&self, args).await,
             #[cfg(not(feature = "local"))]
-            Command::Up(_) => Err(crate::Usage("this build has no local stack".into()).into()),
+            Command::Up(_) => Err(Usage("this build has no local stack".into()).into()),
             Command::Produce(args) => produce::produce(&self, args).await,
             Command::Work(_) => service::work(&self).await,
             Command::Sink => service::sink(&self).await,
@@ -98,11 +105,20 @@ impl<P: Pipeline> Context<P> {
 
     /// Finds the servers for a command, runs it on them, and closes what was opened. A local server that cannot be
     /// kept up ends the command.
-    pub async fn on_servers<F>(&self, holder: Holder, work: impl FnOnce(ServersRef) -> F) -> anyhow::Result<Ended>
+    pub async fn on_servers<F>(
+        &self,
+        holder: Holder,
+        work: impl FnOnce(ServersRef) -> F,
+    ) -> anyhow::Result<Ended>
     where
         F: Future<Output = anyhow::Result<Ended>>,
     {
-        let mut servers = Servers::find(&self.config, holder, &self.progress).await?;
+        let mut servers = {
+            let local = self.config.nats.is_none() || self.config.clickhouse.is_none();
+            let opening = || format!("opening the local stack in `{}`", self.config.data.display());
+            let _step = local.then(|| self.progress.step(&opening()));
+            Servers::find(&self.config, holder, &self.progress).await?
+        };
         let shared = Arc::new(Servers::addresses(&servers));
         let ended = tokio::select! {
             ended = work(shared) => ended,
@@ -115,6 +131,11 @@ impl<P: Pipeline> Context<P> {
     }
 }
 
+/// The name of a run as it was typed.
+pub(crate) fn run_name(text: &str) -> Result<RunName, Usage> {
+    text.parse().map_err(|fault: NameFault| Usage(fault.to_string()))
+}
+
 /// Addresses that a command uses while its servers are kept up elsewhere.
 pub(crate) type ServersRef = Arc<Servers>;
 
@@ -124,7 +145,8 @@ pub(crate) fn on_signal(stop: &Stop, first: impl FnOnce(Signal) + Send + 'static
     let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
     let stopping = stop.clone();
     // Not tracked: it must outlive every shutdown to hear the second signal, and ends with the process.
-    drop(tokio::task::spawn(async move {
+    #[expect(clippy::disallowed_methods, reason = "nobody can wait for what ends with the process")]
+    drop(tokio::spawn(async move {
         let came = next_signal(&mut interrupt, &mut terminate).await;
         first(came);
         stopping.stop_taking();
@@ -135,7 +157,10 @@ pub(crate) fn on_signal(stop: &Stop, first: impl FnOnce(Signal) + Send + 'static
     Ok(())
 }
 
-async fn next_signal(interrupt: &mut tokio::signal::unix::Signal, terminate: &mut tokio::signal::unix::Signal) -> Signal {
+async fn next_signal(
+    interrupt: &mut tokio::signal::unix::Signal,
+    terminate: &mut tokio::signal::unix::Signal,
+) -> Signal {
     tokio::select! {
         _ = interrupt.recv() => Signal::Interrupt,
         _ = terminate.recv() => Signal::Terminate,

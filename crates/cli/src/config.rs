@@ -15,6 +15,7 @@ use file::File;
 
 const FILE: &str = "millstream.toml";
 const DATABASE: &str = "millstream";
+const USER: &str = "default";
 
 /// Everything that is configured, checked.
 #[derive(Debug, Clone)]
@@ -90,9 +91,11 @@ impl Config {
         let creds = options.nats_creds.as_ref().map(|path| path.display().to_string());
         let creds = pick(("--nats-creds", creds.as_deref()), "NATS_CREDS", creds_file);
         let url = pick(("--clickhouse", options.clickhouse.as_deref()), "CLICKHOUSE_URL", url_file);
-        let user = pick(("--clickhouse-user", options.clickhouse_user.as_deref()), "CLICKHOUSE_USER", user_file);
+        let user =
+            pick(("--clickhouse-user", options.clickhouse_user.as_deref()), "CLICKHOUSE_USER", user_file);
         let password = pick(("", None), "CLICKHOUSE_PASSWORD", password_file);
-        let database = pick(("--database", options.database.as_deref()), "CLICKHOUSE_DATABASE", database_file);
+        let database =
+            pick(("--database", options.database.as_deref()), "CLICKHOUSE_DATABASE", database_file);
         let data = options.data.as_ref().map(|path| path.display().to_string());
         let data = pick(("--data", data.as_deref()), "MILLSTREAM_DATA", data_file);
         let log = pick(("--log", options.log.as_deref()), "MILLSTREAM_LOG", log_file);
@@ -104,8 +107,14 @@ impl Config {
             check_url(value, &["http", "https"], origin, faults);
         }
         let database = database.unwrap_or_else(|| From { value: DATABASE.into(), origin: "default".into() });
-        if database.value.is_empty() || database.value.len() > 64 || database.value.contains(['`', '\\', '/', '.']) {
-            faults.push(format!("{}: `{}` is not a database name of 1 to 64 characters", database.origin, database.value));
+        if database.value.is_empty()
+            || database.value.len() > 64
+            || database.value.contains(['`', '\\', '/', '.'])
+        {
+            faults.push(format!(
+                "{}: `{}` is not a database name of 1 to 64 characters",
+                database.origin, database.value
+            ));
         }
         if let Some(From { value, origin }) = &log
             && let Err(fault) = logs::check(value)
@@ -122,7 +131,11 @@ impl Config {
             clickhouse: url.map(|From { value: url, origin }| StoreAddress {
                 url,
                 origin,
-                user: user.map(|user| user.value).unwrap_or_default(),
+                // A password alone is that of ClickHouse's usual user.
+                user: user.map_or_else(
+                    || if password.is_some() { USER.into() } else { String::new() },
+                    |user| user.value,
+                ),
                 password: password.map(|password| password.value).unwrap_or_default(),
                 database: database.clone(),
             }),
@@ -166,7 +179,9 @@ fn sink_plan(file: &mut File) -> SinkPlan {
     SinkPlan {
         group_rows: file.number("sink.group_rows", 1, 500_000).unwrap_or(usual.group_rows),
         group_age: file.number("sink.group_ms", 1, 60_000).map_or(usual.group_age, Duration::from_millis),
-        held_bytes: file.bytes("sink.held_bytes", 16 << 20, 4 << 30).map_or(usual.held_bytes, |bytes| bytes as usize),
+        held_bytes: file
+            .bytes("sink.held_bytes", 16 << 20, 4 << 30)
+            .map_or(usual.held_bytes, |bytes| bytes as usize),
         inserts: file.number("sink.inserts", 1, 64).map_or(usual.inserts, |number| number as usize),
         drain: file.seconds("sink.drain_seconds", 1, 3600).unwrap_or(usual.drain),
     }
@@ -174,7 +189,8 @@ fn sink_plan(file: &mut File) -> SinkPlan {
 
 fn check_url(urls: &str, schemes: &[&str], origin: &str, faults: &mut Vec<String>) {
     for url in urls.split(',').map(str::trim) {
-        let sound = url.split_once("://").is_some_and(|(scheme, host)| schemes.contains(&scheme) && !host.is_empty());
+        let sound =
+            url.split_once("://").is_some_and(|(scheme, host)| schemes.contains(&scheme) && !host.is_empty());
         if !sound {
             let forms: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
             faults.push(format!("{origin}: `{url}` is not an address like {}", forms.join(" or ")));
@@ -196,7 +212,8 @@ mod tests {
 
     #[test]
     fn flags_come_before_the_file() {
-        let text = "[nats]\nurl = 'nats://file:1'\n[clickhouse]\nurl = 'http://file:2'\n[work]\nthreads = 3\n";
+        let text =
+            "[nats]\nurl = 'nats://file:1'\n[clickhouse]\nurl = 'http://file:2'\n[work]\nthreads = 3\n";
         let options = Options { nats: Some("nats://flag:1".into()), ..Options::default() };
         let config = with_file(text, options, Some(5)).expect("sound");
         let nats = config.nats.expect("named");
@@ -226,7 +243,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_toml_says_where() {
-        let error = with_file("[work\nthreads = 1", Options::default(), None).expect_err("no toml").to_string();
+        let error =
+            with_file("[work\nthreads = 1", Options::default(), None).expect_err("no toml").to_string();
         assert!(error.contains("line 1"), "{error}");
     }
 

@@ -9,17 +9,20 @@ use anyhow::Context as _;
 use millstream::Id;
 use millstream::names::RunName;
 use millstream_engine::error::Error;
-use millstream_engine::source::Input;
+use millstream_engine::source::{Input, Survey};
 use millstream_engine::{Store, records};
 use tempfile::NamedTempFile;
 
 use crate::Usage;
 use crate::args::{ProduceArgs, SourceArgs};
+use crate::progress::Progress;
 
-/// An input, and the temporary file behind it if there is one: it is removed when this is dropped.
+/// An input that was read once and found sound, and the temporary file behind it if there is one: it is removed when
+/// this is dropped.
 #[derive(Debug)]
-pub(crate) struct Spooled {
+pub(crate) struct Ids {
     pub input: Input,
+    pub survey: Survey,
     _kept: Option<NamedTempFile>,
 }
 
@@ -45,35 +48,81 @@ impl Words {
         let range = range.map_err(|fault| faults.push(fault)).ok().flatten();
         match run {
             Some(run) if faults.is_empty() => Ok(Self { run, batch_ids, range }),
-            _ => Err(Usage(faults.join("\n"))),
+            _ if faults.len() == 1 => Err(Usage(faults.remove(0))),
+            _ => Err(Usage(format!(
+                "the command line has {} faults:\n  {}",
+                faults.len(),
+                faults.join("\n  ")
+            ))),
         }
     }
 
-    /// Makes the input readable, twice.
-    pub async fn input<I: Id>(&self, args: &ProduceArgs, store: &Store) -> anyhow::Result<Spooled> {
-        if let Some(range) = &self.range {
-            return Ok(Spooled { input: range.clone(), _kept: None });
-        }
-        match &args.source {
-            SourceArgs { file: Some(path), .. } => {
+    /// Reads the ids, unless ClickHouse has them: what is wrong with them is told before any server is started.
+    pub async fn read<I: Id>(&self, args: &ProduceArgs, progress: &Progress) -> anyhow::Result<Option<Ids>> {
+        let (input, kept) = match (&self.range, &args.source) {
+            (Some(range), _) => (range.clone(), None),
+            (_, SourceArgs { query: Some(_), .. }) => return Ok(None),
+            (_, SourceArgs { file: Some(path), .. }) => {
                 let shown = format!("file `{}`", path.display());
-                let input = Input::File { path: path.clone(), shown, column: args.column.clone() };
-                Ok(Spooled { input, _kept: None })
+                (Input::File { path: path.clone(), shown, column: args.column.clone() }, None)
             }
-            SourceArgs { query: Some(query), .. } => spool_query::<I>(query, store).await,
-            _ => tokio::task::spawn_blocking(spool_stdin).await?,
-        }
+            _ => {
+                let _step = progress.step("reading standard input");
+                let kept = tokio::task::spawn_blocking(spool_stdin).await??;
+                (
+                    Input::File {
+                        path: kept.path().to_owned(),
+                        shown: "standard input".into(),
+                        column: None,
+                    },
+                    Some(kept),
+                )
+            }
+        };
+        survey::<I>(input, kept, progress).await.map(Some)
     }
+
+    /// Reads the ids that ClickHouse has.
+    pub async fn ask<I: Id>(
+        &self,
+        args: &ProduceArgs,
+        store: &Store,
+        progress: &Progress,
+    ) -> anyhow::Result<Ids> {
+        let query = args.source.query.as_deref().unwrap_or_default();
+        let kept = {
+            let _step = progress.step("reading the query's answer");
+            spool_query::<I>(query, store).await?
+        };
+        let shown = format!("query `{}`", query.split_whitespace().collect::<Vec<_>>().join(" "));
+        survey::<I>(Input::File { path: kept.path().to_owned(), shown, column: None }, Some(kept), progress)
+            .await
+    }
+}
+
+async fn survey<I: Id>(
+    input: Input,
+    kept: Option<NamedTempFile>,
+    progress: &Progress,
+) -> anyhow::Result<Ids> {
+    let long = matches!(input, Input::File { .. });
+    let _step = long.then(|| progress.step(&format!("checking {}", input.shown())));
+    let surveyed = input.clone();
+    let survey = tokio::task::spawn_blocking(move || surveyed.survey::<I>()).await??;
+    Ok(Ids { input, survey, _kept: kept })
 }
 
 /// `A..=B` or `A..B`.
 fn parse_range(text: &str) -> Result<Input, String> {
     let fault = |why: &str| format!("--ids: `{text}` {why}");
-    let (first, last) = text.split_once("..").ok_or_else(|| fault("is not a range like 1..=100 or 1..101"))?;
+    let (first, last) =
+        text.split_once("..").ok_or_else(|| fault("is not a range like 1..=100 or 1..101"))?;
     let (last, inclusive) = last.strip_prefix('=').map_or((last, false), |last| (last, true));
     let number = |part: &str| {
         let digits = part.replace('_', "");
-        digits.parse::<u64>().map_err(|_| fault(&format!("has `{part}` where a whole number from 0 to 2^64-1 should be")))
+        digits
+            .parse::<u64>()
+            .map_err(|_| fault(&format!("has `{part}` where a whole number from 0 to 2^64-1 should be")))
     };
     let (first, end) = (number(first)?, number(last)?);
     let empty = || fault(if first == end { "is empty" } else { "is reversed: it ends before it begins" });
@@ -95,27 +144,26 @@ fn parse_batch(text: &str) -> Result<Option<u32>, String> {
 /// A name that can be said aloud, and is unlikely to have been used.
 fn readable_name() -> String {
     const ADJECTIVES: [&str; 16] = [
-        "amber", "brisk", "calm", "dusty", "eager", "fresh", "green", "hidden", "ivory", "jolly", "keen", "lucky",
-        "mossy", "noble", "quiet", "rapid",
+        "amber", "brisk", "calm", "dusty", "eager", "fresh", "green", "hidden", "ivory", "jolly", "keen",
+        "lucky", "mossy", "noble", "quiet", "rapid",
     ];
     const NOUNS: [&str; 16] = [
-        "badger", "brook", "cedar", "crane", "ember", "falcon", "harbor", "heron", "island", "lantern", "maple",
-        "meadow", "otter", "pebble", "raven", "willow",
+        "badger", "brook", "cedar", "crane", "ember", "falcon", "harbor", "heron", "island", "lantern",
+        "maple", "meadow", "otter", "pebble", "raven", "willow",
     ];
     let seed = records::now_ms() ^ (u64::from(std::process::id()) << 20);
     let pick = |list: &[&'static str; 16], shift: u64| list[(seed >> shift) as usize % list.len()];
     format!("{}-{}-{:05x}", pick(&ADJECTIVES, 3), pick(&NOUNS, 9), seed & 0xfffff)
 }
 
-fn spool_stdin() -> anyhow::Result<Spooled> {
+fn spool_stdin() -> anyhow::Result<NamedTempFile> {
     let mut kept = NamedTempFile::new().context("failed to make a temporary file for standard input")?;
     let copied = std::io::copy(&mut std::io::stdin().lock(), kept.as_file_mut());
     copied.with_context(|| format!("failed to keep standard input in `{}`", kept.path().display()))?;
-    let input = Input::File { path: kept.path().to_owned(), shown: "standard input".into(), column: None };
-    Ok(Spooled { input, _kept: Some(kept) })
+    Ok(kept)
 }
 
-async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<Spooled> {
+async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<NamedTempFile> {
     let columns = store.describe_query(query).await?;
     let fits = |kind: &str| kind == I::CLICKHOUSE || kind == format!("LowCardinality({})", I::CLICKHOUSE);
     let is_number = |kind: &str| I::CLICKHOUSE == "UInt64" && kind.starts_with("UInt") && kind.len() <= 6;
@@ -132,8 +180,7 @@ async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<Spoole
     };
     store.sql(query.trim().trim_end_matches(';'), "TSVRaw", keep).await?;
     written.with_context(|| format!("failed to keep the query's answer in `{}`", kept.path().display()))?;
-    let shown = format!("query `{}`", query.split_whitespace().collect::<Vec<_>>().join(" "));
-    Ok(Spooled { input: Input::File { path: kept.path().to_owned(), shown, column: None }, _kept: Some(kept) })
+    Ok(kept)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod show;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use millstream::Pipeline;
 use millstream::schema::Faults;
 
@@ -55,7 +55,7 @@ pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
     if let Some(code) = millstream_local::child_main() {
         return code;
     }
-    let command = Cli::command().name(P::NAME).bin_name(P::NAME).about(about::<P>());
+    let command = args::command_line(P::NAME).about(about::<P>());
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {

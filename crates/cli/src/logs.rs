@@ -39,7 +39,9 @@ pub(crate) fn start(filter: &str, progress: &MultiProgress) {
     // async-nats logs every message at debug; its own warnings repeat what our events say.
     let quiet = ["async_nats=error", "hyper=warn", "hyper_util=warn", "clickhouse=warn"];
     let mut env = EnvFilter::new(filter);
-    for directive in quiet.iter().filter(|directive| !filter.contains(directive.split('=').next().unwrap_or_default())) {
+    for directive in
+        quiet.iter().filter(|directive| !filter.contains(directive.split('=').next().unwrap_or_default()))
+    {
         if let Ok(directive) = directive.parse() {
             env = env.add_directive(directive);
         }

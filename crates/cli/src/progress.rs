@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use millstream::names::RunName;
+use millstream_engine::publish::Progress as Published;
 use millstream_engine::status::Status;
 
 use crate::show;
@@ -13,6 +15,10 @@ use crate::show;
 const SPARSE: Duration = Duration::from_secs(10);
 /// The rate shown is that of about this long.
 const RECENT: Duration = Duration::from_secs(3);
+/// How often a line on a terminal moves.
+const TICK: Duration = Duration::from_millis(100);
+/// The bar takes what the text leaves, so that the line is one line.
+const BAR: &str = "{wide_bar:.cyan/dim} {percent:>3}% {msg}";
 
 /// Where progress is shown. Clones are the same.
 #[derive(Clone)]
@@ -36,14 +42,42 @@ impl Progress {
         &self.lines
     }
 
+    /// Tells the person something on stderr, and does not tear the line.
+    pub fn note(&self, text: &str) {
+        self.lines.suspend(|| show::note(text));
+    }
+
+    /// Says what is being done until the answer is dropped.
+    pub fn step(&self, doing: &str) -> Line {
+        if !self.terminal {
+            tracing::info!("{doing}");
+        }
+        let line = self.line("{spinner:.cyan} {wide_msg}");
+        if let Some(bar) = &line.0 {
+            bar.set_message(doing.to_owned());
+            bar.enable_steady_tick(TICK);
+        }
+        line
+    }
+
     /// Begins the line of a run.
     pub fn run(&self) -> RunLine {
-        let bar = self.terminal.then(|| {
-            let style = ProgressStyle::with_template("{bar:24.cyan/dim} {percent:>3}% {msg}");
-            let bar = ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            self.lines.add(bar)
-        });
-        RunLine { bar, logged: None, recent: Vec::new() }
+        RunLine { line: self.line(BAR), sparse: Sparse::default(), recent: Recent::default() }
+    }
+
+    /// Begins the line of a run that is only published.
+    pub fn publishing(&self, run: &RunName, ids: u64) -> PublishLine {
+        let line = self.line(BAR);
+        if let Some(bar) = &line.0 {
+            bar.set_length(ids.max(1));
+        }
+        PublishLine { line, sparse: Mutex::default(), recent: Mutex::default(), run: run.clone(), ids }
+    }
+
+    fn line(&self, template: &str) -> Line {
+        let style =
+            || ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Line(self.terminal.then(|| self.lines.add(ProgressBar::new(1).with_style(style()))))
     }
 
     /// Shows what the local stack is doing.
@@ -55,13 +89,17 @@ impl Progress {
                 if self.terminal {
                     let mut bar = self.download.lock().unwrap_or_else(PoisonError::into_inner);
                     let bar = bar.get_or_insert_with(|| {
-                        let style = ProgressStyle::with_template("{bar:24.cyan/dim} {bytes}/{total_bytes} {msg}");
+                        let style =
+                            ProgressStyle::with_template("{wide_bar:.cyan/dim} {bytes}/{total_bytes} {msg}");
                         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
                         self.lines.add(ProgressBar::new(total).with_style(style))
                     });
                     bar.set_length(total);
                     bar.set_position(bytes);
-                    bar.set_message(format!("fetching {server} once, {}", show::duration(elapsed.as_secs_f64())));
+                    bar.set_message(format!(
+                        "fetching {server} once, {}",
+                        show::duration(elapsed.as_secs_f64())
+                    ));
                 } else if elapsed < Duration::from_millis(500) {
                     tracing::info!("fetching {server} once into the cache");
                 }
@@ -72,41 +110,56 @@ impl Progress {
                 }
                 tracing::info!("fetched {server} in {}", show::duration(elapsed.as_secs_f64()));
             }
-            Event::PassedOver { program, why } => tracing::info!("`{}` is passed over: it {why}", program.display()),
+            Event::PassedOver { program, why } => {
+                tracing::info!("`{}` is passed over: it {why}", program.display())
+            }
             Event::Waiting { what } => tracing::info!("waiting for {what}"),
             Event::Started { server, url } => tracing::debug!("{server} answers at {url}"),
             Event::Died { server, why } => tracing::warn!("{server} ended ({why}), starting it again"),
             Event::Restarted { server } => tracing::info!("{server} answers again"),
-            Event::NotRestarted { server, why } => tracing::warn!("{server} could not be started again: {why}"),
+            Event::NotRestarted { server, why } => {
+                tracing::warn!("{server} could not be started again: {why}")
+            }
             Event::Stuck { server, why } => tracing::error!("{server} refuses work: {why}"),
-            Event::Attached { holder } => tracing::debug!(pid = holder.pid, "using the servers of another process"),
+            Event::Attached { holder } => {
+                tracing::debug!(pid = holder.pid, "using the servers of another process")
+            }
             _ => {}
+        }
+    }
+}
+
+/// A line on a terminal, taken away when it is dropped; nothing elsewhere.
+pub(crate) struct Line(Option<ProgressBar>);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
         }
     }
 }
 
 /// The line of one run.
 pub(crate) struct RunLine {
-    bar: Option<ProgressBar>,
-    logged: Option<Instant>,
-    /// Moments with what was done then, over the last few seconds.
-    recent: Vec<(Instant, u64)>,
+    line: Line,
+    sparse: Sparse,
+    recent: Recent,
 }
 
 impl RunLine {
     /// Shows where the run stands.
     pub fn show(&mut self, status: &Status) {
-        let rate = self.rate(status.done);
-        let text = describe(status, rate);
-        match &self.bar {
+        let rate = self.recent.rate(status.done);
+        match &self.line.0 {
             Some(bar) => {
                 bar.set_length(status.ids.max(1));
                 bar.set_position(status.done);
-                bar.set_message(text);
+                bar.set_message(described(status, rate, show::short, show::clock));
             }
-            None if self.logged.is_none_or(|logged| logged.elapsed() >= SPARSE) => {
-                self.logged = Some(Instant::now());
+            None if self.sparse.is_due() => {
                 let percent = status.done * 100 / status.ids.max(1);
+                let text = described(status, rate, show::grouped, show::duration);
                 tracing::info!("{percent} % of run `{}`: {text}", status.run);
             }
             None => {}
@@ -115,39 +168,135 @@ impl RunLine {
 
     /// Takes the line away.
     pub fn clear(&self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.line.0 {
             bar.finish_and_clear();
         }
     }
+}
 
+/// The line of a run that is only published.
+pub(crate) struct PublishLine {
+    line: Line,
+    sparse: Mutex<Sparse>,
+    recent: Mutex<Recent>,
+    run: RunName,
+    ids: u64,
+}
+
+impl PublishLine {
+    /// Shows how far it is.
+    pub fn show(&self, done: Published) {
+        let number = if self.line.0.is_some() { show::short } else { show::grouped };
+        let told = |rate: f64| {
+            let Published { batches, ids } = done;
+            format!(
+                "{}/{} ids in {} batches, {} ids/s",
+                number(ids),
+                number(self.ids),
+                number(batches),
+                number(rate as u64)
+            )
+        };
+        match &self.line.0 {
+            Some(bar) => {
+                bar.set_position(done.ids);
+                if self.sparse.lock().unwrap_or_else(PoisonError::into_inner).is_due_after(TICK) {
+                    bar.set_message(told(
+                        self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(done.ids),
+                    ));
+                }
+            }
+            None if self.sparse.lock().unwrap_or_else(PoisonError::into_inner).is_due() => {
+                let rate = self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(done.ids);
+                tracing::info!("publishing run `{}`: {}", self.run, told(rate));
+            }
+            None => {}
+        }
+    }
+}
+
+/// When something was last told.
+#[derive(Debug, Default)]
+struct Sparse(Option<Instant>);
+
+impl Sparse {
+    fn is_due(&mut self) -> bool {
+        self.is_due_after(SPARSE)
+    }
+
+    fn is_due_after(&mut self, pause: Duration) -> bool {
+        let due = self.0.is_none_or(|told| told.elapsed() >= pause);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// Moments with what was done then, over the last few seconds.
+#[derive(Debug, Default)]
+struct Recent(Vec<(Instant, u64)>);
+
+impl Recent {
     fn rate(&mut self, done: u64) -> f64 {
         let now = Instant::now();
-        self.recent.push((now, done));
+        self.0.push((now, done));
         // The oldest moment that is still recent enough, and the one before it.
-        while self.recent.len() > 2 && now - self.recent[1].0 > RECENT {
-            self.recent.remove(0);
+        while self.0.len() > 2 && now - self.0[1].0 > RECENT {
+            self.0.remove(0);
         }
-        let (then, before) = self.recent[0];
+        let (then, before) = self.0[0];
         let seconds = (now - then).as_secs_f64();
         if seconds > 0.0 { done.saturating_sub(before) as f64 / seconds } else { 0.0 }
     }
 }
 
-fn describe(status: &Status, rate: f64) -> String {
-    let Status { ids, done, batches, dead, .. } = status;
+fn described(status: &Status, rate: f64, number: fn(u64) -> String, time: fn(f64) -> String) -> String {
+    let Status { ids, done, batches, dead, state, .. } = status;
     let unfinished = status.in_flight + status.pending + status.to_store;
     let eta = match rate {
+        _ if *state == "sealed" => "sealed".to_owned(),
         _ if done >= ids && *ids > 0 => "proving".to_owned(),
-        rate if rate > 0.0 => format!("ETA {}", show::duration(ids.saturating_sub(*done) as f64 / rate)),
-        _ => "ETA unknown".to_owned(),
+        rate if rate > 0.0 => format!("ETA {}", time(ids.saturating_sub(*done) as f64 / rate)),
+        _ => "ETA ?".to_owned(),
     };
     format!(
         "{}/{} ids, {}/{} batches, {} ids/s, {eta}, {} dead",
-        show::grouped(*done),
-        show::grouped(*ids),
-        show::grouped(batches.saturating_sub(unfinished)),
-        show::grouped(*batches),
-        show::grouped(rate as u64),
-        show::grouped(*dead),
+        number(*done),
+        number(*ids),
+        // The two counts are of two moments; no batch is done without an id of it.
+        number(batches.saturating_sub(unfinished).min(*done)),
+        number(*batches),
+        number(rate as u64),
+        number(*dead),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_fits_eighty_columns_at_its_longest() {
+        let status = Status {
+            run: "a".into(),
+            pass: 1,
+            state: "running",
+            source: String::new(),
+            batches: 9_999,
+            ids: 9_994_999_999,
+            done: 9_984_999_999,
+            dead: 9_999,
+            in_flight: 0,
+            pending: 0,
+            redelivered: 0,
+            to_store: 0,
+            ids_per_second: 0.0,
+            eta_seconds: None,
+            seconds: 0.0,
+        };
+        let text = described(&status, 1000.0, show::short, show::clock);
+        assert_eq!(text, "9.98G/9.99G ids, 9,999/9,999 batches, 1,000 ids/s, ETA 2:46:40, 9,999 dead");
+        assert!(" 100% ".len() + text.len() <= 80, "{text}");
+    }
 }

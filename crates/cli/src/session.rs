@@ -147,8 +147,9 @@ impl Session {
     pub async fn open<P: Pipeline>(servers: &Servers, role: &str) -> anyhow::Result<Self> {
         let (broker, store) = servers.connect::<P>(role).await?;
         if !broker.is_set_up().await? || !store.is_set_up().await? {
-            return Err(anyhow::anyhow!("there are no runs yet"))
-                .context("nothing has been set up for this pipeline on these servers: `produce` or `setup` does");
+            return Err(anyhow::anyhow!("there are no runs yet")).context(
+                "nothing has been set up for this pipeline on these servers: `produce` or `setup` does",
+            );
         }
         let records = broker.records().await?;
         Ok(Self { broker, store, records })

@@ -30,18 +30,43 @@ pub(crate) fn note(text: &str) {
 
 /// One error with its causes and what to do about it.
 pub(crate) fn report(error: &anyhow::Error) {
-    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
-    let hint = error.chain().find_map(|cause| {
+    let text = failure(error);
+    // What was wrong with the words that were typed, and what to type instead, is one text.
+    match text.split_once("\nhint: ") {
+        Some((text, hint)) => self::error(text, &causes(error), Some(hint)),
+        None => self::error(&text, &causes(error), hint(error).as_deref()),
+    }
+}
+
+/// What failed, without its causes.
+pub(crate) fn failure(error: &anyhow::Error) -> String {
+    let engine = error.is::<EngineError>();
+    #[cfg(feature = "local")]
+    let engine = engine || error.is::<millstream_local::Error>();
+    if engine { format!("failed to {error}") } else { error.to_string() }
+}
+
+/// Why, the nearest cause first. Libraries like to repeat their cause in their own text: then it is left away.
+pub(crate) fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut last = error.to_string();
+    let mut causes = Vec::new();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !cause.is_empty() && !last.ends_with(&cause) {
+            causes.push(cause.clone());
+        }
+        last = cause;
+    }
+    causes
+}
+
+/// What to do about it.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
         let hint = cause.downcast_ref::<EngineError>().and_then(EngineError::hint);
         #[cfg(feature = "local")]
         let hint = hint.or_else(|| cause.downcast_ref::<millstream_local::Error>()?.hint());
         hint
-    });
-    let engine = error.is::<EngineError>();
-    #[cfg(feature = "local")]
-    let engine = engine || error.is::<millstream_local::Error>();
-    let text = if engine { format!("failed to {error}") } else { error.to_string() };
-    self::error(&text, &causes, hint.as_deref());
+    })
 }
 
 /// Prints `error:`, the causes below each other, `hint:`.
@@ -52,13 +77,8 @@ pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>) {
         false => text.to_owned(),
     };
     let mut shown = format!("{} {text}", paint("1;31", "error:"));
-    let mut last = text.to_owned();
-    for cause in causes.iter().filter(|cause| !cause.is_empty()) {
-        // Libraries like to repeat their cause in their own text.
-        if !last.ends_with(cause.as_str()) {
-            shown.push_str(&format!("\n  {}", cause.replace('\n', "\n  ")));
-        }
-        last.clone_from(cause);
+    for cause in causes {
+        shown.push_str(&format!("\n  {}", cause.replace('\n', "\n  ")));
     }
     if let Some(hint) = hint {
         shown.push_str(&format!("\n{} {hint}", paint("1;36", "hint:")));
@@ -79,6 +99,37 @@ pub(crate) fn grouped(number: u64) -> String {
     shown
 }
 
+/// A number in at most five symbols: 1234567 as `1.23M`, below 10,000 as it is.
+pub(crate) fn short(number: u64) -> String {
+    const UNITS: [(u64, &str); 6] = [
+        (1_000_000_000_000_000_000, "E"),
+        (1_000_000_000_000_000, "P"),
+        (1_000_000_000_000, "T"),
+        (1_000_000_000, "G"),
+        (1_000_000, "M"),
+        (1_000, "k"),
+    ];
+    let Some((unit, letter)) = UNITS.into_iter().find(|(unit, _)| number >= 10_000.max(*unit)) else {
+        return grouped(number);
+    };
+    // Cut, not rounded: what is not done yet must not look done.
+    let (whole, hundredths) = (number / unit, number % unit / (unit / 100));
+    match whole {
+        0..10 => format!("{whole}.{hundredths:02}{letter}"),
+        10..100 => format!("{whole}.{}{letter}", hundredths / 10),
+        _ => format!("{whole}{letter}"),
+    }
+}
+
+/// Seconds as a clock shows them: `0:42`, `3:05`, `2:07:00`.
+pub(crate) fn clock(seconds: f64) -> String {
+    let whole = seconds.ceil() as u64;
+    match whole {
+        0..3600 => format!("{}:{:02}", whole / 60, whole % 60),
+        _ => format!("{}:{:02}:{:02}", whole / 3600, whole % 3600 / 60, whole % 60),
+    }
+}
+
 /// Seconds as a person says them: `42 s`, `3 min 5 s`, `2 h 7 min`.
 pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
@@ -97,7 +148,8 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         rows.iter().map(|row| row[column].chars().count()).chain([head[column].len()]).max().unwrap_or(0)
     };
     let numeric = |column: usize| {
-        !rows.is_empty() && rows.iter().all(|row| row[column].starts_with(|symbol: char| symbol.is_ascii_digit()))
+        !rows.is_empty()
+            && rows.iter().all(|row| row[column].starts_with(|symbol: char| symbol.is_ascii_digit()))
     };
     let shape: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), numeric(column))).collect();
     let head: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
@@ -126,8 +178,33 @@ mod tests {
     }
 
     #[test]
+    fn short_numbers_take_five_symbols() {
+        let table = [
+            (0, "0"),
+            (9_999, "9,999"),
+            (10_000, "10.0k"),
+            (999_999, "999k"),
+            (1_000_000, "1.00M"),
+            (9_999_999, "9.99M"),
+            (12_345_678, "12.3M"),
+            (u64::MAX, "18.4E"),
+        ];
+        for (number, shown) in table {
+            assert_eq!(short(number), shown);
+        }
+    }
+
+    #[test]
+    fn clocks_show_seconds() {
+        for (seconds, shown) in [(0.2, "0:01"), (42.0, "0:42"), (185.0, "3:05"), (7620.0, "2:07:00")] {
+            assert_eq!(clock(seconds), shown);
+        }
+    }
+
+    #[test]
     fn durations_are_as_said() {
-        for (seconds, shown) in [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (185.0, "3 min 5 s"), (7620.0, "2 h 7 min")]
+        for (seconds, shown) in
+            [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (185.0, "3 min 5 s"), (7620.0, "2 h 7 min")]
         {
             assert_eq!(duration(seconds), shown);
         }

@@ -59,7 +59,9 @@ async fn watch_once(records: &Records, sender: &watch::Sender<Running>) -> Resul
             Ok(record) => {
                 sender.send_if_modified(|running| apply(running, record));
             }
-            Err(error) => tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone"),
+            Err(error) => {
+                tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone")
+            }
         }
     }
     Ok(())

@@ -71,6 +71,10 @@ impl Default for StreamLimits {
     }
 }
 
+/// What helps when a stream is full, which is what `maximum bytes exceeded` means.
+const STREAM_FULL: &str = "the stream is full: rows wait for sinks to catch up; ids stay for replay, so give their \
+                           stream more bytes ([streams] ids_bytes, `nats stream edit`) or remove old runs from it";
+
 /// Below this a stream is no buffer any more, and setting up fails instead.
 const SMALLEST_STREAM: u64 = 64 << 20;
 
@@ -105,10 +109,10 @@ impl Broker {
             .max_reconnects(None)
             .event_callback(|event| async move { log_event(&event) });
         if let Some(path) = &address.creds {
-            options = options.credentials_file(path).await.map_err(|source| Error::Credentials {
-                path: path.display().to_string(),
-                source,
-            })?;
+            options = options
+                .credentials_file(path)
+                .await
+                .map_err(|source| Error::Credentials { path: path.display().to_string(), source })?;
         }
         let servers: Vec<String> = address.url.split(',').map(|part| part.trim().to_owned()).collect();
         let client = options.connect(servers).await.map_err(|source| Error::Connect {
@@ -149,13 +153,20 @@ impl Broker {
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
         let ids = self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits);
         self.ensure_stream(ids, limits.ids_bytes, limits.may_shrink).await?;
-        let rows = self.stream_config(self.names.rows_stream(), self.names.all_rows(), Duration::ZERO, limits);
+        let rows =
+            self.stream_config(self.names.rows_stream(), self.names.all_rows(), Duration::ZERO, limits);
         self.ensure_stream(rows, limits.rows_bytes, limits.may_shrink).await?;
         self.ensure_bucket(limits.replicas).await?;
         self.ensure_sink_consumer().await
     }
 
-    fn stream_config(&self, name: String, subjects: String, age: Duration, limits: &StreamLimits) -> stream::Config {
+    fn stream_config(
+        &self,
+        name: String,
+        subjects: String,
+        age: Duration,
+        limits: &StreamLimits,
+    ) -> stream::Config {
         stream::Config {
             name,
             subjects: vec![subjects],
@@ -170,13 +181,22 @@ impl Broker {
             max_messages_per_subject: 1,
             max_age: age,
             // Nobody sends a Msg-Id; the smallest window costs least.
-            duplicate_window: Duration::from_secs(1).min(if age.is_zero() { Duration::from_secs(1) } else { age }),
+            duplicate_window: Duration::from_secs(1).min(if age.is_zero() {
+                Duration::from_secs(1)
+            } else {
+                age
+            }),
             allow_direct: true,
             ..Default::default()
         }
     }
 
-    async fn ensure_stream(&self, mut config: stream::Config, bytes: u64, may_shrink: bool) -> Result<(), Error> {
+    async fn ensure_stream(
+        &self,
+        mut config: stream::Config,
+        bytes: u64,
+        may_shrink: bool,
+    ) -> Result<(), Error> {
         if let Some(info) = self.stream_info(&config.name).await? {
             return check_stream(&info.config, &config);
         }
@@ -251,7 +271,12 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn replace_work_consumer(&self, run: &RunName, pass: u32, batches: &[u32]) -> Result<(), Error> {
+    pub async fn replace_work_consumer(
+        &self,
+        run: &RunName,
+        pass: u32,
+        batches: &[u32],
+    ) -> Result<(), Error> {
         self.remove_work_consumer(run, pass).await?;
         let filter_subjects = batches.iter().map(|batch| self.names.ids_subject(run, *batch)).collect();
         let config = pull::Config { filter_subjects, ..self.work_config(run, pass) };
@@ -273,13 +298,16 @@ impl Broker {
             return Ok(());
         }
         let doing = format!("create consumer `{name}` on stream `{stream}`");
-        within(&doing, self.jetstream.create_consumer_on_stream(config, stream)).await?.map_err(broker(doing))?;
+        within(&doing, self.jetstream.create_consumer_on_stream(config, stream))
+            .await?
+            .map_err(broker(doing))?;
         Ok(())
     }
 
     async fn consumer_info(&self, stream: &str, name: &str) -> Result<Option<consumer::Info>, Error> {
         let doing = format!("look up consumer `{name}` on stream `{stream}`");
-        let stream = within(&doing, self.jetstream.get_stream_no_info(stream)).await?.map_err(broker(&doing))?;
+        let stream =
+            within(&doing, self.jetstream.get_stream_no_info(stream)).await?.map_err(broker(&doing))?;
         match within(&doing, stream.consumer_info(name)).await? {
             Ok(info) => Ok(Some(info)),
             Err(error) => match error.kind() {
@@ -311,7 +339,11 @@ impl Broker {
     }
 
     /// The consumer to pull a pass's batches from; `None` when it does not exist.
-    pub(crate) async fn work_consumer(&self, run: &RunName, pass: u32) -> Result<Option<PullConsumer>, Error> {
+    pub(crate) async fn work_consumer(
+        &self,
+        run: &RunName,
+        pass: u32,
+    ) -> Result<Option<PullConsumer>, Error> {
         self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
     }
 
@@ -339,7 +371,9 @@ impl Broker {
         }
         let (stream, name) = (self.names.ids_stream(), self.names.work_consumer(run, pass));
         let doing = format!("remove consumer `{name}` from stream `{stream}`");
-        within(&doing, self.jetstream.delete_consumer_from_stream(name, stream)).await?.map_err(broker(doing))?;
+        within(&doing, self.jetstream.delete_consumer_from_stream(name, stream))
+            .await?
+            .map_err(broker(doing))?;
         Ok(())
     }
 
@@ -349,7 +383,9 @@ impl Broker {
     /// When it does not exist: [`Self::setup`] makes it.
     pub async fn records(&self) -> Result<Records, Error> {
         let doing = format!("open bucket `{}`", self.names.bucket());
-        let bucket = within(&doing, self.jetstream.get_key_value(self.names.bucket())).await?.map_err(broker(doing))?;
+        let bucket = within(&doing, self.jetstream.get_key_value(self.names.bucket()))
+            .await?
+            .map_err(broker(doing))?;
         Ok(Records::new(bucket, self.names.clone()))
     }
 
@@ -390,7 +426,8 @@ impl Broker {
                 Err(_) => "no answer".to_owned(),
             };
             let wait = backoff.wait();
-            tracing::warn!(subject, %error, retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
+            let hint = if error.contains("maximum bytes") { STREAM_FULL } else { "" };
+            tracing::warn!(subject, %error, hint, retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
             if !stop.pause(wait).await {
                 return Err(Error::Stopped);
             }
@@ -403,7 +440,8 @@ impl Broker {
     /// The broker's.
     pub async fn ids_message(&self, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
         let doing = format!("read message `{subject}`");
-        let stream = self.jetstream.get_stream_no_info(self.names.ids_stream()).await.map_err(broker(&doing))?;
+        let stream =
+            self.jetstream.get_stream_no_info(self.names.ids_stream()).await.map_err(broker(&doing))?;
         match within(&doing, stream.get_last_raw_message_by_subject(subject)).await? {
             Ok(message) => Ok(Some((message.sequence, message.payload))),
             Err(error) => match error.kind() {

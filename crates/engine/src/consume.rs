@@ -43,13 +43,17 @@ impl Slots {
         batch_ids.clamp(1, self.cores)
     }
 
+    /// Waits for room for one batch.
+    pub async fn one(&self, batch_ids: u32) -> OwnedSemaphorePermit {
+        let room = self.room.clone().acquire_many_owned(self.cost(batch_ids));
+        room.await.expect("the semaphore is never closed")
+    }
+
     /// Waits for room for one batch, and takes room for more where it is free.
-    async fn take(&self, batch_ids: u32) -> Vec<OwnedSemaphorePermit> {
-        let cost = self.cost(batch_ids);
-        let first = self.room.clone().acquire_many_owned(cost).await.expect("the semaphore is never closed");
-        let mut permits = vec![first];
+    async fn several(&self, batch_ids: u32) -> Vec<OwnedSemaphorePermit> {
+        let mut permits = vec![self.one(batch_ids).await];
         while permits.len() < MAX_PULL
-            && let Ok(another) = self.room.clone().try_acquire_many_owned(cost)
+            && let Ok(another) = self.room.clone().try_acquire_many_owned(self.cost(batch_ids))
         {
             permits.push(another);
         }
@@ -75,7 +79,7 @@ pub async fn consume(
         let mut found = 0;
         for (key, pass) in passes {
             let permits = tokio::select! {
-                permits = slots.take(pass.batch_ids) => permits,
+                permits = slots.several(pass.batch_ids) => permits,
                 () = stop.no_more_taking() => return,
             };
             let pulled = pull_pass(broker, &mut consumers, &key, permits.len()).await;
@@ -132,7 +136,8 @@ async fn pull_pass(
 /// Asks for what is there now, and does not wait for more.
 async fn pull(consumer: &PullConsumer, most: usize, messages: &mut Vec<Message>) -> Result<(), Source> {
     // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
-    let mut batch = tokio::time::timeout(ANSWER_WITHIN, consumer.fetch().max_messages(most).messages()).await??;
+    let mut batch =
+        tokio::time::timeout(ANSWER_WITHIN, consumer.fetch().max_messages(most).messages()).await??;
     while let Some(message) = tokio::time::timeout(ANSWER_WITHIN, batch.next()).await? {
         messages.push(message?);
     }
@@ -147,11 +152,11 @@ mod tests {
     async fn permits_before_pull() {
         let slots = Slots::new(4);
         // A large batch occupies every core: one runs, one is ahead, and no third is asked for.
-        let large = slots.take(10_000).await;
+        let large = slots.several(10_000).await;
         assert_eq!(large.len(), 2);
-        assert!(tokio::time::timeout(Duration::from_millis(20), slots.take(10_000)).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_millis(20), slots.several(10_000)).await.is_err());
         drop(large);
         // Batches of one id: one a core and one ahead of each.
-        assert_eq!(slots.take(1).await.len(), 8);
+        assert_eq!(slots.several(1).await.len(), 8);
     }
 }

@@ -45,10 +45,8 @@ impl Held {
     /// It lives outside the pool: **progress-outside-the-pool** is what keeps a busy host from causing redeliveries.
     pub fn start(broker: Broker, stop: &Stop) -> Self {
         let open = Open { replies: HashMap::new(), next: 0, last_tick: Instant::now(), woke: None };
-        let held = Self {
-            shared: Arc::new(Shared { open: Mutex::new(open), dropped: AtomicU64::new(0) }),
-            broker,
-        };
+        let held =
+            Self { shared: Arc::new(Shared { open: Mutex::new(open), dropped: AtomicU64::new(0) }), broker };
         let (ticking, stopping) = (held.clone(), stop.clone());
         stop.spawn(async move {
             while stopping.pause(PROGRESS_STEP).await {
@@ -76,7 +74,15 @@ impl Held {
         }
         drop(open);
         let deliveries = message.info().map_or(1, |info| info.delivered);
-        Delivery { message, deliveries, received: Instant::now(), key, held: self.clone(), ended: false, _permit: permit }
+        Delivery {
+            message: Box::new(message),
+            deliveries,
+            received: Instant::now(),
+            key,
+            held: self.clone(),
+            ended: false,
+            room: Some(permit),
+        }
     }
 
     /// Whether this process was paused since `then`, for so long that what it holds may be in other hands too.
@@ -124,13 +130,14 @@ impl Open {
 /// A batch in our hands. Dropping it without an end leaves it to be delivered again after `ack_wait`, and is counted.
 #[derive(Debug)]
 pub struct Delivery {
-    message: Message,
+    // Boxed: it carries a whole client context, and deliveries are moved about.
+    message: Box<Message>,
     deliveries: i64,
     received: Instant,
     key: u64,
     held: Held,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Delivery {
@@ -154,6 +161,11 @@ impl Delivery {
         self.received
     }
 
+    /// Replaces the room that the delivery takes up: none while it waits without needing any.
+    pub fn hold(&mut self, room: Option<OwnedSemaphorePermit>) {
+        self.room = room;
+    }
+
     /// The result is durable: the batch is done.
     pub async fn ack(self) {
         self.end(AckKind::Ack).await;
@@ -175,7 +187,10 @@ impl Delivery {
         // Queued, not sent: should the connection break now, the batch comes again and is found done.
         let acked = tokio::time::timeout(Duration::from_secs(5), self.message.ack_with(kind)).await;
         if !matches!(acked, Ok(Ok(()))) {
-            tracing::warn!(subject = self.subject(), "an ack could not be queued: the batch will be delivered again");
+            tracing::warn!(
+                subject = self.subject(),
+                "an ack could not be queued: the batch will be delivered again"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What can fail, and whether trying again may help.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use millstream::envelope::EnvelopeFault;
@@ -137,7 +138,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Lines or fields of the input are not ids.
-    #[error("read {input}: {count} of its lines hold no id{}", listed(.first))]
+    #[error("read {input}: {} no id{}", held(*.count), listed(*.count, .first))]
     BadLines {
         /// The input, as the user named it.
         input: String,
@@ -147,12 +148,10 @@ pub enum Error {
         first: Vec<(u64, String)>,
     },
     /// A CSV input has no such column.
-    #[error("read column `{column}` of {input}: its columns are {}", found.join(", "))]
+    #[error("read {input}: it has no such column, its columns are {}", quoted(.found))]
     NoColumn {
-        /// The input, as the user named it.
+        /// The input with its column, as the user named it.
         input: String,
-        /// The column asked for.
-        column: String,
         /// The columns there are.
         found: Vec<String>,
     },
@@ -165,7 +164,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// The rows table differs from the pipeline's columns.
-    #[error("use table `{table}`: {}", faults.join("; "))]
+    #[error("use table `{table}`, whose columns are not the pipeline's:\n  {}", faults.join("\n  "))]
     TableColumns {
         /// The table.
         table: String,
@@ -173,7 +172,7 @@ pub enum Error {
         faults: Vec<String>,
     },
     /// ClickHouse refused, failed or did not answer.
-    #[error("{doing} in ClickHouse at `{server}` ({origin})")]
+    #[error("{doing} {} ClickHouse at `{server}` ({origin})", if doing == "connect" { "to" } else { "in" })]
     Store {
         /// The operation.
         doing: String,
@@ -239,11 +238,14 @@ impl StoreFault {
     pub fn class(&self) -> Class {
         match self {
             // Parsing of the body: bad data, types or arguments that do not fit, constraints.
-            Self::Exception { code: 6 | 26 | 27 | 33 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691, .. } => {
-                Class::Reject
-            }
+            Self::Exception {
+                code: 6 | 26 | 27 | 33 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691,
+                ..
+            } => Class::Reject,
             // It ran and was stopped, timed out, or lost touch with its own parts: it may have committed.
-            Self::Exception { code: 159 | 209 | 210 | 216 | 236 | 319 | 394 | 425 | 999, .. } => Class::Unclear,
+            Self::Exception { code: 159 | 209 | 210 | 216 | 236 | 319 | 394 | 425 | 999, .. } => {
+                Class::Unclear
+            }
             Self::Exception { .. } => Class::Retry,
             Self::Unclear(_) | Self::Silent(_) => Class::Unclear,
         }
@@ -281,7 +283,17 @@ impl Error {
             Self::OtherBatch { .. } => {
                 "the input changed since the run was begun: give the run a new name with --run".into()
             }
+            Self::NoIds { .. } => "give it one id a line".into(),
+            Self::TooManyBatches { .. } => "make batches larger with --batch N, or cut the ids into several runs".into(),
+            Self::Input { source, .. } => return input_hint(source),
+            Self::BadLines { first, .. } if first.first().is_some_and(|(line, _)| *line == 1) => {
+                "nothing was published; one id a line is wanted, or the column of a CSV file with --column NAME".into()
+            }
             Self::BadLines { .. } => "nothing was published; mend these lines and try again".into(),
+            Self::QueryColumns { expected, .. } => {
+                format!("select one column, converted where it must be: SELECT to{expected}(…) …")
+            }
+            Self::Credentials { .. } => "name a credentials file that can be read with --nats-creds or NATS_CREDS".into(),
             Self::NoColumn { .. } => "choose one of them with --column".into(),
             Self::TableColumns { .. } => {
                 "change the pipeline's columns, alter the table, or use another database with --database".into()
@@ -314,11 +326,34 @@ impl StoreFault {
     }
 }
 
-fn listed(lines: &[(u64, String)]) -> String {
-    lines.iter().fold(String::new(), |mut text, (line, fault)| {
-        write!(text, "\n  line {line}: {fault}").expect("writing to a String cannot fail");
-        text
+fn input_hint(error: &std::io::Error) -> Option<String> {
+    Some(match error.kind() {
+        ErrorKind::NotFound => {
+            "name a file that is there; a relative path begins at the working directory".into()
+        }
+        ErrorKind::IsADirectory => "name a file in it".into(),
+        ErrorKind::PermissionDenied => "let this user read it".into(),
+        _ => return None,
     })
+}
+
+fn held(lines: u64) -> String {
+    if lines == 1 { "a line of it holds".into() } else { format!("{lines} of its lines hold") }
+}
+
+fn listed(count: u64, lines: &[(u64, String)]) -> String {
+    let mut text = String::new();
+    for (line, fault) in lines {
+        write!(text, "\n  line {line}: {fault}").expect("writing to a String cannot fail");
+    }
+    match count.saturating_sub(lines.len() as u64) {
+        0 => text,
+        more => format!("{text}\n  … and {more} more"),
+    }
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// Wraps a failure of the broker with what was being done.
@@ -334,11 +369,11 @@ mod tests {
     #[test]
     fn an_insert_is_rejected_only_for_its_own_bytes() {
         let table = [
-            (33, Class::Reject),  // CANNOT_READ_ALL_DATA
-            (252, Class::Retry),  // TOO_MANY_PARTS
-            (243, Class::Retry),  // NOT_ENOUGH_SPACE
-            (241, Class::Retry),  // MEMORY_LIMIT_EXCEEDED
-            (60, Class::Retry),   // UNKNOWN_TABLE: an operator can bring it back
+            (33, Class::Reject),   // CANNOT_READ_ALL_DATA
+            (252, Class::Retry),   // TOO_MANY_PARTS
+            (243, Class::Retry),   // NOT_ENOUGH_SPACE
+            (241, Class::Retry),   // MEMORY_LIMIT_EXCEEDED
+            (60, Class::Retry),    // UNKNOWN_TABLE: an operator can bring it back
             (159, Class::Unclear), // TIMEOUT_EXCEEDED
             (216, Class::Unclear), // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
         ];
@@ -354,7 +389,8 @@ mod tests {
         let error = Error::BadLines { input: "file `ids.txt`".into(), count: 12, first };
         assert_eq!(
             error.to_string(),
-            "read file `ids.txt`: 12 of its lines hold no id\n  line 3: `x` is not a number\n  line 9: `y` is not a number"
+            "read file `ids.txt`: 12 of its lines hold no id\n  line 3: `x` is not a number\n  line 9: `y` is not a number\n  \
+             … and 10 more"
         );
     }
 }

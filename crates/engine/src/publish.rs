@@ -24,7 +24,9 @@ const CUT_AHEAD: usize = 8;
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
 /// Ids that a batch has at most unless the user says otherwise.
-pub const DEFAULT_BATCH_IDS: u32 = 10_000;
+const USUAL_BATCH_IDS: u64 = 10_000;
+/// Batches that a run has at least, ids permitting: what a fleet can share.
+const USUAL_BATCHES: u64 = 512;
 
 /// A run to be published.
 #[derive(Debug, Clone)]
@@ -97,12 +99,15 @@ async fn open_run(records: &Records, submission: &Submission) -> Result<RunRecor
         run: run.to_string(),
         source: survey.source.clone(),
         fingerprint: survey.fingerprint.clone(),
-        batch_ids: batch_ids.unwrap_or(DEFAULT_BATCH_IDS).clamp(1, MAX_BATCH_IDS),
+        batch_ids: batch_ids.unwrap_or_else(|| usual_batch(survey.ids)).clamp(1, MAX_BATCH_IDS),
         expected_ids: Some(survey.ids),
         may_repeat: survey.may_repeat,
         created_ms: now_ms(),
         published: None,
     };
+    if survey.ids.div_ceil(u64::from(fresh.batch_ids)) > u64::from(u32::MAX) {
+        return Err(Error::TooManyBatches { input: survey.source.clone() });
+    }
     // The lookup goes first so that a second start of a run does not look like a failed write to the broker.
     if records.run(run).await?.is_none() && records.create_run(&fresh, run).await? == Change::Made {
         return Ok(fresh);
@@ -120,13 +125,27 @@ async fn open_run(records: &Records, submission: &Submission) -> Result<RunRecor
     Ok(existing)
 }
 
+/// Batches large enough to cost nothing, and small enough that a short run of heavy ids is shared.
+fn usual_batch(ids: u64) -> u32 {
+    (ids / USUAL_BATCHES).clamp(1, USUAL_BATCH_IDS) as u32
+}
+
 fn described(record: &RunRecord) -> String {
-    let digest = if record.fingerprint == record.source { String::new() } else { format!(" ({})", record.fingerprint) };
+    let digest = if record.fingerprint == record.source {
+        String::new()
+    } else {
+        format!(" ({})", record.fingerprint)
+    };
     format!("{}{digest} in batches of {}", record.source, record.batch_ids)
 }
 
 /// Lets workers begin before all is published.
-async fn open_pass(broker: &Broker, records: &Records, run: &RunName, record: &RunRecord) -> Result<(), Error> {
+async fn open_pass(
+    broker: &Broker,
+    records: &Records,
+    run: &RunName,
+    record: &RunRecord,
+) -> Result<(), Error> {
     if records.pass(run, 1).await?.is_some() {
         return Ok(());
     }
@@ -210,7 +229,9 @@ async fn publish_batches<I: Id>(
         let (batch, written) = landed?;
         done(&batch, written);
     }
-    cutting.await.map_err(|panic| Error::Broker { doing: "cut the ids into batches".into(), source: panic.into() })?
+    cutting
+        .await
+        .map_err(|panic| Error::Broker { doing: "cut the ids into batches".into(), source: panic.into() })?
 }
 
 /// Runs on a thread of its own. A receiver that is gone ends it.
@@ -268,7 +289,8 @@ async fn close_run(records: &Records, run: &RunName, published: Published) -> Re
     loop {
         let mut entry = records.known_run(run).await?;
         if let Some(other) = &entry.record.published {
-            let same = (other.batches, other.ids, other.digest) == (published.batches, published.ids, published.digest);
+            let same = (other.batches, other.ids, other.digest)
+                == (published.batches, published.ids, published.digest);
             return if same {
                 Ok(entry.record)
             } else {

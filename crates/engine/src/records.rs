@@ -253,7 +253,8 @@ impl Records {
     async fn all<R: DeserializeOwned>(&self, keys: &str) -> Result<Vec<R>, Error> {
         let doing = format!("list bucket `{}`", self.bucket.name);
         // A watch on an empty bucket never says that it has seen all there is.
-        let info = answer(&doing, self.bucket.stream.info_with_subjects(format!("$KV.{}.{keys}", self.bucket.name)));
+        let info =
+            answer(&doing, self.bucket.stream.info_with_subjects(format!("$KV.{}.{keys}", self.bucket.name)));
         let mut subjects = info.await?;
         let mut found = Vec::new();
         while let Some(subject) = within(&doing, subjects.next()).await? {

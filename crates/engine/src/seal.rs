@@ -20,6 +20,8 @@ use crate::store::{Store, Stored};
 
 /// How often passes are looked at.
 const LOOK: Duration = Duration::from_millis(300);
+/// How long the watch on records may take to end.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// A pass whose workers are done is proven after this long even if sinks are busy: with other passes, perhaps.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Pauses between proofs of a pass that is not complete.
@@ -47,7 +49,9 @@ impl Proof {
     /// Whether every id of every batch is there.
     pub fn is_complete(&self) -> bool {
         let Self { published, stored } = self;
-        stored.batches == u64::from(published.batches) && stored.ids == published.ids && stored.digest == published.digest
+        stored.batches == u64::from(published.batches)
+            && stored.ids == published.ids
+            && stored.digest == published.digest
     }
 
     /// Whether, besides, none is there twice.
@@ -106,12 +110,18 @@ pub async fn seal_passes(broker: &Broker, store: &Store, stop: &Stop) -> Result<
             () = stop.no_more_taking() => break,
         }
     }
+    stop.finished(LEAVE_WITHIN).await;
     Ok(())
 }
 
 impl Watch {
     fn new() -> Self {
-        Self { drained_since: None, next_try: Instant::now(), pause: Backoff::new(PAUSE.0, PAUSE.1), run_kept: false }
+        Self {
+            drained_since: None,
+            next_try: Instant::now(),
+            pause: Backoff::new(PAUSE.0, PAUSE.1),
+            run_kept: false,
+        }
     }
 
     fn set_back(&mut self) -> Duration {
@@ -129,7 +139,7 @@ impl Sealer {
         let record = self.records.known_run(run).await?.record;
         let Some(published) = record.published.clone() else { return Ok(()) };
         self.keep_run(&record, &published, watch).await?;
-        if !self.is_worth_trying(run, pass, watch).await? {
+        if !self.is_worth_trying(run, pass, &published, watch).await? {
             return Ok(());
         }
         let proof = self.prove(run, pass, &published).await?;
@@ -138,7 +148,7 @@ impl Sealer {
             let wait = watch.set_back();
             tracing::warn!(%run, pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
                 raw_duplicates, retry_s = wait.as_secs(),
-                "all batches are computed and not all rows are stored: `verify {run}` names what is missing");
+                "not every id has its one row: `verify {run}` names what is missing");
             return Ok(());
         }
         let repeated_ids =
@@ -147,7 +157,12 @@ impl Sealer {
     }
 
     /// The run's record is kept in ClickHouse from the moment it is complete: NATS is never the only truth.
-    async fn keep_run(&self, record: &RunRecord, published: &Published, watch: &mut Watch) -> Result<(), Error> {
+    async fn keep_run(
+        &self,
+        record: &RunRecord,
+        published: &Published,
+        watch: &mut Watch,
+    ) -> Result<(), Error> {
         if !watch.run_kept && !self.store.knows_run(&record.run).await? {
             let statement = self.store.tables().insert_run(record, published);
             self.store.write("keep the run's record", &statement).await?;
@@ -156,8 +171,18 @@ impl Sealer {
         Ok(())
     }
 
-    /// Whether workers and sinks say that they are done with it.
-    async fn is_worth_trying(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<bool, Error> {
+    /// Whether there are rows enough; or, with too few of them, workers and sinks say that they are done with it.
+    async fn is_worth_trying(
+        &self,
+        run: &RunName,
+        pass: u32,
+        published: &Published,
+        watch: &mut Watch,
+    ) -> Result<bool, Error> {
+        // What a killed worker held is open for another minute, though all of its rows may be there already.
+        if self.store.raw_rows(run.as_str(), pass).await? >= published.ids {
+            return Ok(true);
+        }
         let computed = self.broker.work_progress(run, pass).await?;
         if computed.is_some_and(|info| info.num_pending > 0 || info.num_ack_pending > 0) {
             watch.drained_since = None;

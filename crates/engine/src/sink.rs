@@ -141,7 +141,12 @@ pub async fn sink(
         stop: stop.clone(),
         inserts: Semaphore::new(plan.inserts),
         open: Mutex::default(),
-        name: format!("millstream-{}-{}-{}", broker.names().pipeline(), std::process::id(), crate::records::now_ms()),
+        name: format!(
+            "millstream-{}-{}-{}",
+            broker.names().pipeline(),
+            std::process::id(),
+            crate::records::now_ms()
+        ),
         attempts: AtomicU64::new(0),
         plan,
     });
@@ -213,7 +218,12 @@ impl Sink {
         groups: &mut HashMap<PassKey, Group>,
     ) -> Result<usize, Source> {
         // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
-        let request = consumer.batch().max_messages(MAX_PULL).max_bytes(room.num_permits()).expires(PULL_FOR).messages();
+        let request = consumer
+            .batch()
+            .max_messages(MAX_PULL)
+            .max_bytes(room.num_permits())
+            .expires(PULL_FOR)
+            .messages();
         let mut messages = tokio::time::timeout(ANSWER_WITHIN, request).await??;
         let mut taken = 0;
         while let Some(message) = tokio::time::timeout(ANSWER_WITHIN, messages.next()).await? {
@@ -242,9 +252,10 @@ impl Sink {
         groups: &mut HashMap<PassKey, Group>,
     ) {
         let delivery = self.held.take(message, permit);
-        let (key, item) = match read_item(delivery) {
-            Ok(read) => read,
-            Err((delivery, fault)) => {
+        let read = read_rows(delivery.payload());
+        let (key, item) = match read {
+            Ok((key, rows)) => (key, Item::new(delivery, rows)),
+            Err(fault) => {
                 tracing::error!(subject = delivery.subject(), %fault, "the rows cannot be read, set back for 60 s");
                 return delivery.nak(SET_BACK).await;
             }
@@ -312,22 +323,28 @@ impl Group {
     }
 }
 
-fn read_item(delivery: Delivery) -> Result<(PassKey, Item), (Delivery, EnvelopeFault)> {
-    let payload = delivery.payload().clone();
-    let rows = match decode_rows(&payload) {
-        Ok(rows) => rows,
-        Err(fault) => return Err((delivery, fault)),
-    };
-    let Ok(run) = rows.run.parse::<RunName>() else {
-        return Err((delivery, EnvelopeFault::Foreign { length: payload.len() }));
-    };
-    let item = Item {
-        batch: rows.batch,
-        ids: u64::from(rows.ids),
-        raw_bytes: rows.raw_bytes,
-        body: payload.slice_ref(rows.rows),
-        sure_since: (delivery.deliveries() <= 1).then(|| delivery.received()),
-        delivery,
-    };
-    Ok(((run, rows.pass), item))
+impl Item {
+    fn new(delivery: Delivery, rows: Rows) -> Self {
+        let sure_since = (delivery.deliveries() <= 1).then(|| delivery.received());
+        let Rows { batch, ids, raw_bytes, body } = rows;
+        Self { delivery, batch, ids, raw_bytes, body, sure_since }
+    }
+}
+
+/// What a message holds; the body shares its bytes.
+struct Rows {
+    batch: u32,
+    ids: u64,
+    raw_bytes: u64,
+    body: Bytes,
+}
+
+fn read_rows(payload: &Bytes) -> Result<(PassKey, Rows), EnvelopeFault> {
+    let rows = decode_rows(payload)?;
+    let run = rows.run.parse::<RunName>().map_err(|_| EnvelopeFault::Foreign { length: payload.len() })?;
+    let body = payload.slice_ref(rows.rows);
+    Ok((
+        (run, rows.pass),
+        Rows { batch: rows.batch, ids: u64::from(rows.ids), raw_bytes: rows.raw_bytes, body },
+    ))
 }

@@ -88,9 +88,12 @@ impl Input {
         }
         match (bad, ids) {
             (0, 0) => Err(Error::NoIds { input: source }),
-            (0, _) => {
-                Ok(Survey { source, fingerprint: format!("{ids} ids with digest {digest:016x}"), ids, may_repeat: true })
-            }
+            (0, _) => Ok(Survey {
+                source,
+                fingerprint: format!("{ids} ids with digest {digest:016x}"),
+                ids,
+                may_repeat: true,
+            }),
             _ => Err(Error::BadLines { input: source, count: bad, first }),
         }
     }
@@ -140,7 +143,7 @@ impl Input {
         let failed = |error: csv::Error| Error::Input { input: self.shown(), source: error.into() };
         let found: Vec<String> = reader.headers().map_err(failed)?.iter().map(str::to_owned).collect();
         let Some(index) = found.iter().position(|name| name.trim() == column) else {
-            return Err(Error::NoColumn { input: self.shown(), column: column.to_owned(), found });
+            return Err(Error::NoColumn { input: self.shown(), found });
         };
         Ok(Box::new(reader.into_byte_records().map(move |record| {
             let record = record?;
@@ -170,11 +173,13 @@ fn plain_lines<I: Id>(mut reader: impl BufRead) -> impl Iterator<Item = std::io:
                 Err(error) => return Some(Err(error)),
                 Ok(_) => number += 1,
             }
-            return Some(Ok(match std::str::from_utf8(&bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
-                Ok(text) if text.trim().is_empty() => continue,
-                Ok(text) => line_of(number, text),
-                Err(_) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
-            }));
+            return Some(Ok(
+                match std::str::from_utf8(&bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
+                    Ok(text) if text.trim().is_empty() => continue,
+                    Ok(text) => line_of(number, text),
+                    Err(_) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
+                },
+            ));
         }
     })
 }
@@ -272,7 +277,10 @@ mod tests {
         assert_eq!(read(&input), [7, 8]);
         let (_file, input) = file("name,id\na,7\n", Some("key"));
         let error = input.survey::<u64>().expect_err("no such column");
-        assert_eq!(error.to_string(), "read column `key` of column `key` of file `ids`: its columns are name, id");
+        assert_eq!(
+            error.to_string(),
+            "read column `key` of file `ids`: it has no such column, its columns are `name`, `id`"
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct Status {
     pub state: &'static str,
     /// What it is made of.
     pub source: String,
-    /// Batches: all of them once published, else those published so far.
+    /// Batches: once published as they are, before as the number of ids lets expect.
     pub batches: u64,
     /// Ids: all of them once published, else those that the input announced.
     pub ids: u64,
@@ -47,7 +47,12 @@ pub struct Status {
 ///
 /// # Errors
 /// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
-pub async fn status(broker: &Broker, records: &Records, store: &Store, run: &RunName) -> Result<Status, Error> {
+pub async fn status(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+) -> Result<Status, Error> {
     let record = records.known_run(run).await?.record;
     let pass = records.newest_pass(run).await?.map(|entry| entry.record);
     let number = pass.as_ref().map_or(1, |pass| pass.pass);
@@ -58,16 +63,12 @@ pub async fn status(broker: &Broker, records: &Records, store: &Store, run: &Run
         status.in_flight = info.num_ack_pending as u64;
         status.pending = info.num_pending;
         status.redelivered = info.num_redelivered as u64;
-        if record.published.is_none() {
-            status.batches = status.pending + info.delivered.consumer_sequence.min(info.delivered.stream_sequence);
-        }
     }
     status.to_store = sinks.map_or(0, |info| info.num_pending + info.num_ack_pending as u64);
     if pass.as_ref().is_none_or(|pass| pass.sealed.is_none()) {
-        let (rows, dead) = store.count(run.as_str(), number).await?;
         // Raw duplicates, which only FINAL would fold, must not show as more than all.
-        status.done = rows.min(status.ids);
-        status.dead = dead;
+        status.done = store.raw_rows(run.as_str(), number).await?.min(status.ids);
+        status.dead = store.dead_rows(run.as_str(), number).await?;
     }
     status.rate();
     Ok(status)
@@ -77,6 +78,7 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
     let published = record.published.as_ref();
     let sealed = pass.and_then(|pass| pass.sealed.as_ref());
     let started = pass.map_or(record.created_ms, |pass| pass.started_ms);
+    let expected = record.expected_ids.unwrap_or(0);
     let ended = sealed.map_or_else(now_ms, |sealed| sealed.at_ms);
     Status {
         run: record.run.clone(),
@@ -87,8 +89,9 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
             (Some(_), _) => "running",
         },
         source: record.source.clone(),
-        batches: published.map_or(0, |published| u64::from(published.batches)),
-        ids: published.map_or(record.expected_ids.unwrap_or(0), |published| published.ids),
+        batches: published
+            .map_or(expected.div_ceil(u64::from(record.batch_ids)), |published| u64::from(published.batches)),
+        ids: published.map_or(expected, |published| published.ids),
         done: sealed.map_or(0, |sealed| sealed.rows),
         dead: sealed.map_or(0, |sealed| sealed.dead),
         in_flight: 0,

@@ -22,7 +22,11 @@ impl Stop {
 
     /// A part that can be stopped without its siblings, and is stopped with its parent.
     pub fn child(&self) -> Self {
-        Self { taking: self.taking.child_token(), working: self.working.child_token(), tasks: TaskTracker::new() }
+        Self {
+            taking: self.taking.child_token(),
+            working: self.working.child_token(),
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// No more work is taken from now on; what is held goes on.

@@ -142,10 +142,15 @@ impl Store {
     /// # Errors
     /// [`Error::TableColumns`] with every difference; [`Error::Store`].
     pub async fn check_columns(&self) -> Result<(), Error> {
-        let rows: Vec<(String, String)> = self.all("describe the rows table", &self.tables.describe_rows()).await?;
+        let rows: Vec<(String, String)> =
+            self.all("describe the rows table", &self.tables.describe_rows()).await?;
         let found: Vec<Column> = rows.into_iter().map(|(name, kind)| Column { name, kind }).collect();
         let faults = column_faults(&found, &self.tables.row_columns());
-        if faults.is_empty() { Ok(()) } else { Err(Error::TableColumns { table: self.tables.rows(), faults }) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::TableColumns { table: self.tables.rows(), faults })
+        }
     }
 
     /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**).
@@ -194,12 +199,20 @@ impl Store {
         within(ANSWER_WITHIN, query).await
     }
 
-    /// Rows of a pass and dead letters among them, raw duplicates counted.
+    /// Rows of a pass, raw duplicates counted. Cheap, however many there are.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn count(&self, run: &str, pass: u32) -> Result<(u64, u64), Error> {
-        self.one("count rows", &self.tables.count(run, pass)).await
+    pub async fn raw_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
+        self.one("count rows", &self.tables.raw_count(run, pass)).await
+    }
+
+    /// Dead letters of a pass, raw duplicates counted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
+        self.one("count dead letters", &self.tables.count_dead(run, pass)).await
     }
 
     /// What is stored of a pass, counted from the rows themselves in bounded memory.
@@ -211,7 +224,7 @@ impl Store {
         let proof = self.client.query(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
         let (batches, ids, digest, dead) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed(doing, fault))?;
-        let raw: u64 = self.one(doing, &self.tables.raw_count(run, pass)).await?;
+        let raw = self.raw_rows(run, pass).await?;
         // Rows may be landing still: then the second count is the larger one, and the next proof sees them.
         Ok(Stored { batches, ids, digest, dead, raw_duplicates: raw.saturating_sub(ids) })
     }
@@ -229,7 +242,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn each_batch(&self, run: &str, pass: u32, mut each: impl FnMut(StoredBatch)) -> Result<(), Error> {
+    pub async fn each_batch(
+        &self,
+        run: &str,
+        pass: u32,
+        mut each: impl FnMut(StoredBatch),
+    ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
         let query = self.client.query(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32)>();
@@ -338,7 +356,10 @@ impl Store {
     }
 }
 
-async fn within<T>(limit: Duration, future: impl Future<Output = clickhouse::error::Result<T>>) -> Result<T, StoreFault> {
+async fn within<T>(
+    limit: Duration,
+    future: impl Future<Output = clickhouse::error::Result<T>>,
+) -> Result<T, StoreFault> {
     match tokio::time::timeout(limit, future).await {
         Ok(answer) => answer.map_err(|error| store_fault(error, limit)),
         Err(_) => Err(StoreFault::Silent(limit)),
@@ -385,7 +406,10 @@ fn column_faults(found: &[Column], expected: &[Column]) -> Vec<String> {
         match found.iter().find(|found| found.name == column.name) {
             None => faults.push(format!("column `{}` is missing, expected {}", column.name, column.kind)),
             Some(found) if squeezed(&found.kind) != squeezed(&column.kind) => {
-                faults.push(format!("column `{}`: found {}, expected {}", column.name, found.kind, column.kind));
+                faults.push(format!(
+                    "column `{}`: found {}, expected {}",
+                    column.name, found.kind, column.kind
+                ));
             }
             Some(_) => {}
         }
@@ -407,8 +431,12 @@ mod tests {
 
     #[test]
     fn exceptions_are_told_by_their_code() {
-        let fault = exception("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS) (version 26.5)");
-        assert!(matches!(&fault, StoreFault::Exception { code: 252, text } if text.starts_with("Too many")), "{fault}");
+        let fault =
+            exception("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS) (version 26.5)");
+        assert!(
+            matches!(&fault, StoreFault::Exception { code: 252, text } if text.starts_with("Too many")),
+            "{fault}"
+        );
         assert!(matches!(exception("502 Bad Gateway"), StoreFault::Unclear(_)));
         // 53 must not be read out of 530.
         assert!(matches!(exception("Code: 530. DB::Exception: x"), StoreFault::Exception { code: 530, .. }));

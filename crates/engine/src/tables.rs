@@ -70,7 +70,12 @@ impl Tables {
             .iter()
             .map(|(name, kind)| Column { name: (*name).to_owned(), kind: (*kind).to_owned() })
             .collect();
-        Self { database: database.to_owned(), pipeline: P::NAME.to_owned(), id_type: P::Id::CLICKHOUSE, columns }
+        Self {
+            database: database.to_owned(),
+            pipeline: P::NAME.to_owned(),
+            id_type: P::Id::CLICKHOUSE,
+            columns,
+        }
     }
 
     /// The database.
@@ -140,7 +145,8 @@ impl Tables {
         vec![
             format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&self.database)),
             format!(
-                "CREATE TABLE IF NOT EXISTS {} ({}, INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1) \
+                "CREATE TABLE IF NOT EXISTS {} ({}, INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1, \
+                 INDEX by_status status TYPE minmax GRANULARITY 1) \
                  ENGINE = ReplacingMergeTree PARTITION BY sipHash64(run) % {PARTITIONS} \
                  ORDER BY (run, pass, batch, id) SETTINGS index_granularity = 8192{settings}",
                 self.rows(),
@@ -184,7 +190,9 @@ impl Tables {
 
     /// The names of all tables and views of this pipeline.
     pub fn all_names(&self) -> Vec<String> {
-        ["_rows", "_passes", "_runs", "", "_live", "_dead"].map(|suffix| format!("{}{suffix}", self.pipeline)).into()
+        ["_rows", "_passes", "_runs", "", "_live", "_dead"]
+            .map(|suffix| format!("{}{suffix}", self.pipeline))
+            .into()
     }
 
     /// An INSERT whose body is rows as workers encoded them.
@@ -202,12 +210,12 @@ impl Tables {
         )
     }
 
-    /// How many rows of a pass are stored, and how many of them are dead letters: `(rows, dead)`. Raw duplicates count.
-    pub fn count(&self, run: &str, pass: u32) -> String {
-        format!("SELECT count(), countIf(status = 'dead') FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    /// Dead letters of a pass: `(rows)`. Raw duplicates count. Granules without one are skipped by their index.
+    pub fn count_dead(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count() FROM {} WHERE {} AND status = 'dead'", self.rows(), of_pass(run, pass))
     }
 
-    /// What the proof needs of a pass: `(batches, ids, digest, dead, rows of short batches)`.
+    /// What the proof needs of a pass: `(batches, ids, digest, dead)`.
     ///
     /// FINAL merges by the sorting key, which is `(run, pass, batch, id)`, so it counts distinct `(batch, id)` while it
     /// reads in order: in bounded memory, whatever the number of rows.
@@ -220,7 +228,7 @@ impl Tables {
         )
     }
 
-    /// Rows of a pass as they lie in the parts: `(rows)`.
+    /// Rows of a pass as they lie in the parts: `(rows)`. The primary key alone answers it, but for its edges.
     pub fn raw_count(&self, run: &str, pass: u32) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
     }
@@ -276,7 +284,11 @@ impl Tables {
     }
 
     /// Keeps a run's record: the proof needs ClickHouse alone.
-    pub fn insert_run(&self, record: &crate::records::RunRecord, published: &crate::records::Published) -> String {
+    pub fn insert_run(
+        &self,
+        record: &crate::records::RunRecord,
+        published: &crate::records::Published,
+    ) -> String {
         format!(
             "INSERT INTO {} (run, source, fingerprint, batch_ids, batches, ids, digest, created_at, published_at) \
              SELECT {}, {}, {}, {}, {}, {}, {}, fromUnixTimestamp64Milli(toInt64({}), 'UTC'), \

@@ -67,7 +67,8 @@ pub async fn verify(records: &Records, store: &Store, run: &RunName) -> Result<R
     let pass = records.newest_pass(run).await?;
     let number = pass.as_ref().map_or(1, |entry| entry.record.pass);
     let sealed = pass.as_ref().and_then(|entry| entry.record.sealed.clone());
-    let (mut missing, mut short, mut missing_batches, mut short_batches, mut expected) = (vec![], vec![], 0, 0, 0u32);
+    let (mut missing, mut short, mut missing_batches, mut short_batches, mut expected) =
+        (vec![], vec![], 0, 0, 0u32);
     let note = |list: &mut Vec<u32>, count: &mut u64, batch: u32| {
         *count += 1;
         if list.len() < LISTED {
@@ -125,14 +126,20 @@ pub struct Repair {
 ///
 /// # Errors
 /// The broker's and ClickHouse's. It can be called again at any time.
-pub async fn repair(broker: &Broker, records: &Records, store: &Store, report: &Report) -> Result<Repair, Error> {
+pub async fn repair(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    report: &Report,
+) -> Result<Repair, Error> {
     let run: RunName = report.run.parse()?;
     let mut repair = Repair { duplicates_merged: 0, batches_again: 0, ids_gone: Vec::new(), busy: None };
     if report.raw_duplicates > 0 {
         store.heal(run.as_str()).await?;
         repair.duplicates_merged = report.raw_duplicates;
     }
-    let wanted: Vec<u32> = report.missing.iter().chain(&report.short).copied().take(REPAIRED_AT_ONCE).collect();
+    let wanted: Vec<u32> =
+        report.missing.iter().chain(&report.short).copied().take(REPAIRED_AT_ONCE).collect();
     if wanted.is_empty() || !report.published {
         return Ok(repair);
     }

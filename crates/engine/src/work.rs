@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, encode_rows};
-use millstream::names::RunName;
-use millstream::schema::ColumnType;
 use millstream::Pipeline;
+use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, encode_rows};
+use millstream::schema::ColumnType;
 
 use crate::board;
 use crate::broker::{Broker, Written};
@@ -19,11 +18,14 @@ use crate::error::Error;
 use crate::records::PassRecord;
 use crate::retry::Backoff;
 use crate::stop::Stop;
+use tokio::sync::Semaphore;
 
 /// How often an id is tried that asks for it.
 const ATTEMPTS: u32 = 5;
 /// The first and the longest pause before another attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Batches that may wait at once to try ids again: each keeps its computed rows.
+const WAITING: usize = 16;
 /// A batch that cannot be computed now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
@@ -51,6 +53,9 @@ pub struct WorkCounts {
 
 struct Worker<P: Pipeline> {
     pool: Pool<P>,
+    slots: Slots,
+    /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
+    waiting: Semaphore,
     broker: Broker,
     counts: Arc<WorkCounts>,
     stop: Stop,
@@ -71,9 +76,11 @@ pub async fn work<P: Pipeline>(
     let running = board::follow(&broker.records().await?, stop).await?;
     let pool = Pool::start(pipeline, columns, plan.threads)?;
     let held = Held::start(broker.clone(), stop);
-    let worker = Arc::new(Worker { pool, broker: broker.clone(), counts, stop: stop.clone() });
+    let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
+    let worker =
+        Arc::new(Worker { pool, slots: slots.clone(), waiting, broker: broker.clone(), counts, stop: stop.clone() });
     tracing::info!(threads = plan.threads, "working");
-    consume(broker, running, &Slots::new(plan.threads), &held, stop, |pass, delivery| {
+    consume(broker, running, &slots, &held, stop, |pass, delivery| {
         let worker = worker.clone();
         stop.spawn(async move { worker.handle(&pass, delivery).await });
     })
@@ -86,11 +93,11 @@ pub async fn work<P: Pipeline>(
 
 impl<P: Pipeline> Worker<P> {
     /// Ends the delivery: with an ack once the rows are stored, else with a nak that says when to come again.
-    async fn handle(&self, pass: &PassRecord, delivery: Delivery) {
+    async fn handle(&self, pass: &PassRecord, mut delivery: Delivery) {
         if delivery.deliveries() > 1 {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
-        match self.process(pass, &delivery).await {
+        match self.process(pass, &mut delivery).await {
             Ok(()) => delivery.ack().await,
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
             Err(error) => {
@@ -102,23 +109,33 @@ impl<P: Pipeline> Worker<P> {
         }
     }
 
-    async fn process(&self, pass: &PassRecord, delivery: &Delivery) -> Result<(), Error> {
-        let malformed = |source: EnvelopeFault| Error::Message { subject: delivery.subject().to_owned(), source };
-        let batch: IdBatch<P::Id> = decode_ids(delivery.payload()).map_err(malformed)?;
-        let run: RunName = batch.run.parse()?;
-        let key = BatchKey { run, pass: pass.pass, batch: batch.batch, ids: batch.ids.len() as u32 };
-        if self.broker.names().ids_subject(&key.run, key.batch) != delivery.subject() {
-            return Err(malformed(EnvelopeFault::Foreign { length: delivery.payload().len() }));
-        }
+    async fn process(&self, pass: &PassRecord, delivery: &mut Delivery) -> Result<(), Error> {
+        let (key, ids) = self.read(pass, delivery)?;
         let computed = tokio::select! {
-            computed = self.compute(&key, batch.ids) => computed?,
+            computed = self.compute(&key, ids, delivery) => computed?,
             () = self.stop.given_up() => return Err(Error::Stopped),
         };
         self.publish(&key, &computed).await
     }
 
-    /// Computes all ids; those that ask for another attempt get it after a pause in which they hold no core.
-    async fn compute(&self, key: &BatchKey, ids: Vec<P::Id>) -> Result<Computed<P::Id>, Error> {
+    fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<(BatchKey, Vec<P::Id>), Error> {
+        let (subject, payload) = (delivery.subject(), delivery.payload());
+        let malformed = |source| Error::Message { subject: subject.to_owned(), source };
+        let IdBatch { run, batch, ids } = decode_ids(payload).map_err(malformed)?;
+        let key = BatchKey { run: run.parse()?, pass: pass.pass, batch, ids: ids.len() as u32 };
+        if self.broker.names().ids_subject(&key.run, key.batch) != subject {
+            return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
+        }
+        Ok((key, ids))
+    }
+
+    /// Computes all ids; those that ask for another attempt get it after a pause.
+    async fn compute(
+        &self,
+        key: &BatchKey,
+        ids: Vec<P::Id>,
+        delivery: &mut Delivery,
+    ) -> Result<Computed<P::Id>, Error> {
         let mut whole = Computed::default();
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         let mut left = ids;
@@ -129,11 +146,24 @@ impl<P: Pipeline> Worker<P> {
                 break;
             }
             tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, "ids to be tried again");
-            if !self.stop.pause(pause.wait()).await {
-                return Err(Error::Stopped);
-            }
+            self.wait(pause.wait(), left.len() as u32, delivery).await?;
         }
         Ok(whole)
+    }
+
+    /// Waits without holding a core, where there is a seat; the room is taken again before it goes on.
+    async fn wait(&self, pause: Duration, ids: u32, delivery: &mut Delivery) -> Result<(), Error> {
+        let seat = self.waiting.try_acquire().ok();
+        if seat.is_some() {
+            delivery.hold(None);
+        }
+        if !self.stop.pause(pause).await {
+            return Err(Error::Stopped);
+        }
+        if seat.is_some() {
+            delivery.hold(Some(self.slots.one(ids).await));
+        }
+        Ok(())
     }
 
     async fn publish(&self, key: &BatchKey, computed: &Computed<P::Id>) -> Result<(), Error> {

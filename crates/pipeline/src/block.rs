@@ -79,7 +79,8 @@ pub fn unpack_u64(codec: u8, bytes: &[u8], count: u32) -> Result<Vec<u64>, Block
     match codec {
         RANGE => {
             let (first, rest) = read_varint(bytes).ok_or(malformed)?;
-            let last = first.checked_add(u64::from(count) - 1).filter(|_| rest.is_empty()).ok_or(malformed)?;
+            let last =
+                first.checked_add(u64::from(count) - 1).filter(|_| rest.is_empty()).ok_or(malformed)?;
             Ok((first..=last).collect())
         }
         DELTA if bytes.len() >= count as usize => unpack_deltas(bytes, count).ok_or(malformed),

@@ -137,7 +137,8 @@ fn seal<B: Serialize>(codec: u8, body: &B, payload: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(payload + 128);
     message.extend_from_slice(&MAGIC);
     message.extend_from_slice(&[VERSION, codec, 0, 0, 0, 0]);
-    let mut message = postcard::to_extend(body, message).expect("strings, numbers and bytes always fit a Vec");
+    let mut message =
+        postcard::to_extend(body, message).expect("strings, numbers and bytes always fit a Vec");
     let crc = checksum(&message);
     message[4..HEADER].copy_from_slice(&crc.to_le_bytes());
     message
@@ -190,7 +191,8 @@ mod tests {
         assert_eq!(hex(&range), "4d530101167329c703746561030802e807");
         let strings = encode_ids("tea", 300, &["a".to_owned(), "bc".to_owned()]);
         assert_eq!(hex(&strings), "4d53010405764d4b03746561ac0202050161026263");
-        let rows = RowBatch { run: "tea", pass: 2, batch: 3, ids: 8, dead: 1, raw_bytes: 500, rows: &[9, 8, 7] };
+        let rows =
+            RowBatch { run: "tea", pass: 2, batch: 3, ids: 8, dead: 1, raw_bytes: 500, rows: &[9, 8, 7] };
         assert_eq!(hex(&encode_rows(&rows)), "4d5301104e72a6eb0374656102030801f40303090807");
     }
 

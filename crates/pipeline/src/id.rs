@@ -14,7 +14,9 @@ pub const MAX_STRING_ID: usize = 4096;
 /// A type that can identify one piece of work: `u64` or `String`.
 ///
 /// Closed: every codec and every SQL type below is part of the stored format.
-pub trait Id: Clone + Ord + Hash + fmt::Display + fmt::Debug + Send + Sync + Sized + sealed::Sealed + 'static {
+pub trait Id:
+    Clone + Ord + Hash + fmt::Display + fmt::Debug + Send + Sync + Sized + sealed::Sealed + 'static
+{
     /// The ClickHouse type of the `id` column, which is also how a run record names the type.
     const CLICKHOUSE: &'static str;
 

@@ -133,7 +133,11 @@ impl<'a> ser::Serializer for RowWriter<'a> {
         Err(EncodeFault::Unsupported("enum"))
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), EncodeFault> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), EncodeFault> {
         value.serialize(self)
     }
 
@@ -234,7 +238,11 @@ impl ser::SerializeStruct for RowWriter<'_> {
     type Ok = ();
     type Error = EncodeFault;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Result<(), EncodeFault> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), EncodeFault> {
         value.serialize(self.again())
     }
 

@@ -1,10 +1,9 @@
 //! `dead`: a run's dead letters.
 
 use millstream::Pipeline;
-use millstream::names::RunName;
 use serde_json::json;
 
-use super::Context;
+use super::{Context, run_name};
 use crate::args::DeadArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
@@ -13,13 +12,13 @@ use crate::{Ended, show};
 const KINDS: u64 = 20;
 
 pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> anyhow::Result<Ended> {
-    let run: RunName = args.run.parse()?;
+    let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::open::<P>(&servers, "dead").await?;
             session.records.known_run(&run).await?;
             let pass = session.records.newest_pass(&run).await?.map_or(1, |entry| entry.record.pass);
-            let (_, total) = session.store.count(run.as_str(), pass).await?;
+            let total = session.store.dead_rows(run.as_str(), pass).await?;
             let kinds = session.store.dead_by_error(run.as_str(), pass, KINDS).await?;
             let letters = session.store.dead(run.as_str(), pass, args.limit).await?;
             if args.json {

@@ -33,9 +33,8 @@ fn check(what: &'static str, verdict: Verdict, found: impl Into<String>, hint: O
 }
 
 fn failed(what: &'static str, error: &anyhow::Error) -> Check {
-    let hint = error.downcast_ref::<millstream_engine::Error>().and_then(millstream_engine::Error::hint);
-    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    Check { what, verdict: Verdict::Fail, found: format!("failed to {}", causes.join(": ")), hint }
+    let told: Vec<String> = std::iter::once(show::failure(error)).chain(show::causes(error)).collect();
+    Check { what, verdict: Verdict::Fail, found: told.join(": "), hint: show::hint(error) }
 }
 
 pub(super) async fn doctor<P: Pipeline>(context: &Context<P>, as_json: bool) -> anyhow::Result<Ended> {
@@ -77,9 +76,12 @@ fn check_cores<P: Pipeline>(context: &Context<P>) -> Check {
     let (threads, cores) = (context.config.work.threads, compute::usable_cores());
     let found = format!("{threads} compute threads on {cores} usable cores");
     match threads {
-        more if more > cores => {
-            check("cores", Verdict::Warn, found, Some("more threads than cores only cost memory: leave --threads away"))
-        }
+        more if more > cores => check(
+            "cores",
+            Verdict::Warn,
+            found,
+            Some("more threads than cores only cost memory: leave --threads away"),
+        ),
         _ => check("cores", Verdict::Ok, found, None),
     }
 }
@@ -94,19 +96,27 @@ async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
         Err(error) => return vec![failed("NATS", &error.into())],
     };
     let version = broker.server_version();
-    let mut checks = vec![check("NATS", Verdict::Ok, format!("nats-server {version} ({})", servers.nats.origin), None)];
+    let mut checks =
+        vec![check("NATS", Verdict::Ok, format!("nats-server {version} ({})", servers.nats.origin), None)];
     if !at_least(&version, (2, 12)) {
         checks.push(check("NATS version", Verdict::Fail, version, Some("2.12 or newer is needed")));
     }
     let payload = broker.max_payload();
     let found = format!("messages of up to {} bytes", show::grouped(payload as u64));
     checks.push(match payload < SOUND_PAYLOAD {
-        true => check("payload", Verdict::Warn, found, Some("set max_payload: 8MB in nats-server's configuration")),
+        true => check(
+            "payload",
+            Verdict::Warn,
+            found,
+            Some("set max_payload: 8MB in nats-server's configuration"),
+        ),
         false => check("payload", Verdict::Ok, found, None),
     });
     checks.push(match broker.is_set_up().await {
         Ok(true) => check("streams", Verdict::Ok, "there", None),
-        Ok(false) => check("streams", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them")),
+        Ok(false) => {
+            check("streams", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them"))
+        }
         Err(error) => failed("JetStream", &error.into()),
     });
     checks
@@ -121,16 +131,24 @@ async fn check_store<P: Pipeline>(servers: &Servers) -> Vec<Check> {
         Ok(version) => version,
         Err(error) => return vec![failed("ClickHouse", &error.into())],
     };
-    let mut checks = vec![check("ClickHouse", Verdict::Ok, format!("{version} ({})", servers.store.origin), None)];
+    let mut checks =
+        vec![check("ClickHouse", Verdict::Ok, format!("{version} ({})", servers.store.origin), None)];
     if !at_least(&version, (24, 8)) {
-        checks.push(check("ClickHouse version", Verdict::Warn, version, Some("24.8 or newer is what is tested")));
+        checks.push(check(
+            "ClickHouse version",
+            Verdict::Warn,
+            version,
+            Some("24.8 or newer is what is tested"),
+        ));
     }
     checks.push(match store.is_set_up().await {
         Ok(true) => match store.check_columns().await {
             Ok(()) => check("tables", Verdict::Ok, "there, with the pipeline's columns", None),
             Err(error) => failed("tables", &error.into()),
         },
-        Ok(false) => check("tables", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them")),
+        Ok(false) => {
+            check("tables", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them"))
+        }
         Err(error) => failed("tables", &error.into()),
     });
     checks

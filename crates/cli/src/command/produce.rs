@@ -1,51 +1,63 @@
 //! `produce`: publishes a run.
 
 use millstream::Pipeline;
-use millstream_engine::publish::{Submission, Submitted, submit};
+use millstream_engine::publish::{Progress, Submission, Submitted, submit};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 
 use super::{Context, on_signal};
 use crate::args::ProduceArgs;
-use crate::input::Words;
+use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
 pub(super) async fn produce<P: Pipeline>(context: &Context<P>, args: &ProduceArgs) -> anyhow::Result<Ended> {
     let words = Words::check(args)?;
+    let read = words.read::<P::Id>(args, &context.progress).await?;
     let stop = Stop::new();
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::set_up::<P>(&servers, &context.config, "produce").await?;
-            on_signal(&stop, |_| show::note("stopping: started again with the same words, it resumes"))?;
-            match publish::<P>(&session, args, &words, &stop).await {
+            let progress = context.progress.clone();
+            on_signal(&stop, move |_| {
+                progress.note("stopping: started again with the same words, it resumes")
+            })?;
+            let ids = match read {
+                Some(ids) => ids,
+                None => words.ask::<P::Id>(args, &session.store, &context.progress).await?,
+            };
+            let line = context.progress.publishing(&words.run, ids.survey.ids);
+            let submitted = publish::<P>(&session, &words, &ids, &stop, |done| line.show(done)).await;
+            drop(line);
+            match submitted {
                 Ok(submitted) => {
                     report(&submitted, args.json);
                     Ok(Ended::Well)
                 }
-                Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) => {
-                    show::note(&format!("run `{}` is published in part; publish the rest with --run {}", words.run, words.run));
+                Err(Error::Stopped) => {
+                    show::note(&format!(
+                        "run `{}` is published in part; publish the rest with --run {}",
+                        words.run, words.run
+                    ));
                     Ok(Ended::Interrupted)
                 }
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             }
         })
         .await
 }
 
-/// Reads the input, checks it, publishes it.
+/// Publishes ids that were read.
 pub(super) async fn publish<P: Pipeline>(
     session: &Session,
-    args: &ProduceArgs,
     words: &Words,
+    ids: &Ids,
     stop: &Stop,
-) -> anyhow::Result<Submitted> {
-    let spooled = words.input::<P::Id>(args, &session.store).await?;
-    let input = spooled.input.clone();
-    let survey = tokio::task::spawn_blocking(move || input.survey::<P::Id>()).await??;
-    let submission =
-        Submission { run: words.run.clone(), input: spooled.input.clone(), survey, batch_ids: words.batch_ids };
-    Ok(submit::<P::Id>(&session.broker, &session.records, &submission, stop, |_| {}).await?)
+    progress: impl Fn(Progress),
+) -> Result<Submitted, Error> {
+    let (run, batch_ids) = (words.run.clone(), words.batch_ids);
+    let submission = Submission { run, input: ids.input.clone(), survey: ids.survey.clone(), batch_ids };
+    submit::<P::Id>(&session.broker, &session.records, &submission, stop, progress).await
 }
 
 fn report(submitted: &Submitted, as_json: bool) {

@@ -16,33 +16,45 @@ use tokio::task::JoinSet;
 
 use super::produce::publish;
 use super::{Context, on_signal};
-use crate::args::{ProduceArgs, RunArgs};
-use crate::input::Words;
+use crate::args::RunArgs;
+use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How soon at first: a small run is over by then.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 /// How long the stages may take to finish what they hold after Ctrl-C.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 
 pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> anyhow::Result<Ended> {
     let words = Words::check(&args.produce)?;
+    let read = words.read::<P::Id>(&args.produce, &context.progress).await?;
     context
         .on_servers(Holder::Run, |servers| async move {
             let session = Session::set_up::<P>(&servers, &context.config, "run").await?;
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
-            let noted = interrupted.clone();
+            let (noted, progress) = (interrupted.clone(), context.progress.clone());
             on_signal(&stop, move |_| {
                 noted.store(true, Ordering::Relaxed);
-                show::note("finishing what is held; a second Ctrl-C leaves at once");
+                progress.note("finishing what is held; a second Ctrl-C leaves at once");
             })?;
-            let outcome = drive(context, &session, &args.produce, &words, &stop).await;
-            match outcome {
+            let ids = match read {
+                Some(ids) => ids,
+                None => words.ask::<P::Id>(&args.produce, &session.store, &context.progress).await?,
+            };
+            match drive(context, &session, &words, &ids, &stop).await {
                 Ok(last) => Ok(summarize::<P>(&last, args.produce.json)),
-                Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) && interrupted.load(Ordering::Relaxed) => {
-                    show::note(&format!("run `{}` is not finished: the same command with --run {} goes on", words.run, words.run));
+                Err(error)
+                    if matches!(error.downcast_ref(), Some(Error::Stopped))
+                        && interrupted.load(Ordering::Relaxed) =>
+                {
+                    show::note(&format!(
+                        "run `{}` is not finished: the same command with --run {} goes on",
+                        words.run, words.run
+                    ));
                     Ok(Ended::Interrupted)
                 }
                 Err(error) => Err(error),
@@ -55,17 +67,16 @@ pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> an
 async fn drive<P: Pipeline>(
     context: &Context<P>,
     session: &Session,
-    args: &ProduceArgs,
     words: &Words,
+    ids: &Ids,
     stop: &Stop,
 ) -> anyhow::Result<Status> {
     let mut stages = start_stages(context, session, stop);
-    let publishing = async {
-        publish::<P>(session, args, words, stop).await?;
-        watch(context, session, words, stop).await
-    };
+    // The first ids are computed while the last are published, so both are watched from the start.
+    let publishing = async { Ok(publish::<P>(session, words, ids, stop, |_| {}).await?) };
+    let both = async { tokio::try_join!(publishing, watch(context, session, words, stop)) };
     let outcome = tokio::select! {
-        outcome = publishing => outcome,
+        outcome = both => outcome.map(|(_, last)| last),
         Some(ended) = stages.join_next() => Err(stage_ended(ended)),
     };
     stop.stop_taking();
@@ -77,11 +88,18 @@ async fn drive<P: Pipeline>(
     outcome
 }
 
-fn start_stages<P: Pipeline>(context: &Context<P>, session: &Session, stop: &Stop) -> JoinSet<Result<(), Error>> {
+fn start_stages<P: Pipeline>(
+    context: &Context<P>,
+    session: &Session,
+    stop: &Stop,
+) -> JoinSet<Result<(), Error>> {
     let mut stages = JoinSet::new();
-    let (pipeline, columns, plan) = (context.pipeline.clone(), context.columns.clone(), context.config.work.clone());
+    let (pipeline, columns, plan) =
+        (context.pipeline.clone(), context.columns.clone(), context.config.work.clone());
     let (broker, stage) = (session.broker.clone(), stop.child());
-    stages.spawn(async move { work(pipeline, &columns, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
+    stages.spawn(async move {
+        work(pipeline, &columns, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await
+    });
     let (broker, store, plan, stage) =
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
     stages.spawn(async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), &stage).await });
@@ -107,15 +125,22 @@ async fn watch<P: Pipeline>(
 ) -> anyhow::Result<Status> {
     let mut line = context.progress.run();
     let mut failing: Option<Instant> = None;
-    let outcome = loop {
+    let mut pause = FIRST_LOOK;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = LOOK,
+            () = stop.no_more_taking() => return Err(Error::Stopped).context("interrupted"),
+        }
         match status(&session.broker, &session.records, &session.store, &words.run).await {
             Ok(status) => {
                 failing = None;
                 line.show(&status);
                 if status.state == "sealed" {
-                    break Ok(status);
+                    return Ok(status);
                 }
             }
+            // Its record is being written.
+            Err(Error::NoSuchRun { .. }) => {}
             // Servers come and go; the stages wait for them, and so does this.
             Err(error) => {
                 if failing.is_none_or(|since| since.elapsed() > Duration::from_secs(10)) {
@@ -124,13 +149,7 @@ async fn watch<P: Pipeline>(
                 }
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = stop.no_more_taking() => break Err(Error::Stopped).context("interrupted"),
-        }
-    };
-    line.clear();
-    outcome
+    }
 }
 
 fn summarize<P: Pipeline>(last: &Status, as_json: bool) -> Ended {

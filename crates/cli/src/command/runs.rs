@@ -15,7 +15,9 @@ pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> an
             let mut runs = session.records.runs().await?;
             runs.sort_by_key(|run| run.created_ms);
             let passes = session.records.passes().await?;
-            let newest = |run: &RunRecord| passes.iter().filter(|pass| pass.run == run.run).max_by_key(|pass| pass.pass);
+            let newest = |run: &RunRecord| {
+                passes.iter().filter(|pass| pass.run == run.run).max_by_key(|pass| pass.pass)
+            };
             let rows: Vec<_> = runs
                 .iter()
                 .map(|run| {
@@ -25,12 +27,17 @@ pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> an
                         (None, _) => "publishing",
                         (Some(_), _) => "running",
                     };
-                    let ids = run.published.as_ref().map_or(run.expected_ids.unwrap_or(0), |published| published.ids);
+                    let ids = run
+                        .published
+                        .as_ref()
+                        .map_or(run.expected_ids.unwrap_or(0), |published| published.ids);
                     let dead = pass.and_then(|pass| pass.sealed.as_ref()).map(|sealed| sealed.dead);
                     (run, pass.map_or(1, |pass| pass.pass), state, ids, dead)
                 })
                 .collect();
-            if as_json {
+            if rows.is_empty() && !as_json {
+                show::line("there are no runs yet: `produce` or `run` makes one");
+            } else if as_json {
                 let list: Vec<_> = rows
                     .iter()
                     .map(|(run, pass, state, ids, dead)| {
@@ -44,7 +51,14 @@ pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> an
                     .iter()
                     .map(|(run, pass, state, ids, dead)| {
                         let dead = dead.map_or_else(|| "-".to_owned(), show::grouped);
-                        vec![run.run.clone(), pass.to_string(), (*state).to_owned(), show::grouped(*ids), dead, run.source.clone()]
+                        vec![
+                            run.run.clone(),
+                            pass.to_string(),
+                            (*state).to_owned(),
+                            show::grouped(*ids),
+                            dead,
+                            run.source.clone(),
+                        ]
                     })
                     .collect();
                 show::line(&show::table(&["run", "pass", "state", "ids", "dead", "made of"], &cells));

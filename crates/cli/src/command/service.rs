@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use millstream::Pipeline;
+use millstream_engine::Stop;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
 use millstream_engine::work::WorkCounts;
-use millstream_engine::{Error, Stop};
 
 use super::{Context, Signal, on_signal};
 use crate::session::{Holder, Session};
@@ -26,12 +26,14 @@ pub(super) async fn work<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             let counted = counts.clone();
             report(&stop, move || {
                 let WorkCounts { batches, ids, dead, redelivered } = &*counted;
-                let [batches, ids, dead, redelivered] = [batches, ids, dead, redelivered].map(|count| count.load(Ordering::Relaxed));
+                let [batches, ids, dead, redelivered] =
+                    [batches, ids, dead, redelivered].map(|count| count.load(Ordering::Relaxed));
                 tracing::info!(batches, ids, dead, redelivered, "computed so far");
                 batches
             });
             let (pipeline, plan) = (context.pipeline.clone(), &context.config.work);
-            millstream_engine::work::work(pipeline, &context.columns, &session.broker, plan, counts, &stop).await?;
+            millstream_engine::work::work(pipeline, &context.columns, &session.broker, plan, counts, &stop)
+                .await?;
             Ok(how.ended())
         })
         .await
@@ -47,7 +49,8 @@ pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             report(&stop, move || {
                 let SinkCounts { rows, batches, inserts, failed_inserts, redelivered } = &*counted;
                 let [rows, batches, inserts, failed, redelivered] =
-                    [rows, batches, inserts, failed_inserts, redelivered].map(|count| count.load(Ordering::Relaxed));
+                    [rows, batches, inserts, failed_inserts, redelivered]
+                        .map(|count| count.load(Ordering::Relaxed));
                 tracing::info!(rows, batches, inserts, failed, redelivered, "stored so far");
                 batches
             });
@@ -55,8 +58,8 @@ pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             let sealer = async move { seal_passes(&broker, &store, &sealing).await };
             let plan = context.config.sink.clone();
             let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, &stop);
-            let both: Result<((), ()), Error> = async { tokio::try_join!(sink, sealer) }.await;
-            both?;
+            let both = async { tokio::try_join!(sink, sealer) };
+            Box::pin(both).await?;
             Ok(how.ended())
         })
         .await

@@ -11,7 +11,11 @@ pub(super) async fn setup<P: Pipeline>(context: &Context<P>) -> anyhow::Result<E
     context
         .on_servers(Holder::Moment, |servers| async move {
             Session::set_up::<P>(&servers, &context.config, "setup").await?;
-            show::line(&format!("pipeline `{}` is set up in database `{}`", P::NAME, context.config.database));
+            show::line(&format!(
+                "pipeline `{}` is set up in database `{}`",
+                P::NAME,
+                context.config.database
+            ));
             Ok(Ended::Well)
         })
         .await

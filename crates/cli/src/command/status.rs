@@ -7,7 +7,7 @@ use millstream::Pipeline;
 use millstream::names::RunName;
 use millstream_engine::status::{Status, status as read_status};
 
-use super::Context;
+use super::{Context, run_name};
 use crate::args::StatusArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
@@ -15,11 +15,12 @@ use crate::{Ended, show};
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs) -> anyhow::Result<Ended> {
+    let asked = args.run.as_deref().map(run_name).transpose()?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::open::<P>(&servers, "status").await?;
-            let run = match &args.run {
-                Some(run) => run.parse::<RunName>()?,
+            let run = match asked {
+                Some(run) => run,
                 None => newest(&session).await?,
             };
             let mut line = context.progress.run();

@@ -13,7 +13,8 @@ pub(super) async fn up<P: Pipeline>(context: &Context<P>, args: &UpArgs) -> anyh
     let mut config = context.config.clone();
     // It is asked for by name: what is configured for other commands does not matter.
     (config.nats, config.clickhouse) = (None, None);
-    let mut stack = open_stack(&config, Owner::Up, (args.nats_port, args.clickhouse_port), &context.progress).await?;
+    let mut stack =
+        open_stack(&config, Owner::Up, (args.nats_port, args.clickhouse_port), &context.progress).await?;
     let stop = Stop::new();
     on_signal(&stop, |_| show::note("stopping the servers; a second signal leaves at once"))?;
     show::line(&format!(

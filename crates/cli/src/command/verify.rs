@@ -1,11 +1,10 @@
 //! `verify`: the proof batch by batch, and the repair.
 
 use millstream::Pipeline;
-use millstream::names::RunName;
 use millstream_engine::verify::{Repair, Report, repair, verify as prove};
 use serde_json::json;
 
-use super::Context;
+use super::{Context, run_name};
 use crate::args::VerifyArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
@@ -14,7 +13,7 @@ use crate::{Ended, show};
 const SHOWN: usize = 20;
 
 pub(super) async fn verify<P: Pipeline>(context: &Context<P>, args: &VerifyArgs) -> anyhow::Result<Ended> {
-    let run: RunName = args.run.parse()?;
+    let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::open::<P>(&servers, "verify").await?;
@@ -52,7 +51,11 @@ fn told(report: &Report) -> String {
         let more = if all > shown.len() as u64 { ", …" } else { "" };
         if list.is_empty() { String::new() } else { format!(": {}{more}", shown.join(", ")) }
     };
-    let hint = if report.published && !report.is_clean() { format!("\n\nhint: verify {} --repair", report.run) } else { String::new() };
+    let hint = if report.published && !report.is_clean() {
+        format!("\n\nhint: verify {} --repair", report.run)
+    } else {
+        String::new()
+    };
     format!(
         "run              {} (pass {})\nverdict          {verdict}\nbatches          {}\nids              {}\n\
          rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
@@ -80,7 +83,9 @@ fn repaired_told(repair: &Repair) -> String {
         show::grouped(repair.batches_again),
     )];
     if let Some(busy) = &repair.busy {
-        lines.push(format!("nothing counts as lost yet: {busy}; see that `work` and `sink` run, then repair again"));
+        lines.push(format!(
+            "nothing counts as lost yet: {busy}; see that `work` and `sink` run, then repair again"
+        ));
     }
     if !repair.ids_gone.is_empty() {
         lines.push(format!("the ids of {} batches are no longer in the stream", repair.ids_gone.len()));

@@ -89,7 +89,14 @@ impl File {
         Some(value.clone())
     }
 
-    fn within(&mut self, key: &str, number: Option<u64>, shown: impl std::fmt::Display, least: u64, most: u64) -> Option<u64> {
+    fn within(
+        &mut self,
+        key: &str,
+        number: Option<u64>,
+        shown: impl std::fmt::Display,
+        least: u64,
+        most: u64,
+    ) -> Option<u64> {
         let found = number.filter(|number| (least..=most).contains(number));
         if found.is_none() {
             self.faults.push(format!("{key}: {shown} is outside {least}..={most}"));
@@ -137,7 +144,13 @@ mod tests {
 
     #[test]
     fn sizes_have_units() {
-        let table = [("12", Some(12)), ("16GiB", Some(16 << 30)), ("5 MB", Some(5_000_000)), ("x", None), ("1 PB", None)];
+        let table = [
+            ("12", Some(12)),
+            ("16GiB", Some(16 << 30)),
+            ("5 MB", Some(5_000_000)),
+            ("x", None),
+            ("1 PB", None),
+        ];
         for (text, bytes) in table {
             assert_eq!(parse_size(text), bytes, "{text}");
         }

@@ -31,10 +31,13 @@ impl Sink {
                 Ok(()) => match self.insert(&items).await {
                     Ok(()) => {
                         forget_certainty(&mut items);
-                        if matches!(self.settle(run, pass, &mut items).await, Ok(()) if items.is_empty()) {
-                            return;
+                        match self.settle(run, pass, &mut items).await {
+                            Ok(()) if items.is_empty() => return,
+                            Ok(()) => StoreFault::Unclear(
+                                "the insert is done, and not all of its rows are there".into(),
+                            ),
+                            Err(fault) => fault,
                         }
-                        StoreFault::Unclear("it said that the insert is done, and not all of its rows are there".into())
                     }
                     Err((fault, query_id)) => match fault.class() {
                         Class::Reject if items.len() > 1 => return self.land_apart(run, pass, items).await,
@@ -69,7 +72,8 @@ impl Sink {
         }
         let asked_at = Instant::now();
         let batches: Vec<u32> = items.iter().map(|item| item.batch).collect();
-        let stored: HashMap<u32, u64> = self.store.ask(run.as_str(), pass, &batches).await?.into_iter().collect();
+        let stored: HashMap<u32, u64> =
+            self.store.ask(run.as_str(), pass, &batches).await?.into_iter().collect();
         let landed = |item: &Item| stored.get(&item.batch) == Some(&item.ids);
         for item in items.extract_if(.., |item| landed(item)) {
             self.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
@@ -104,7 +108,9 @@ impl Sink {
                     tracing::warn!(query_id, text, "no right to kill an insert of our own");
                     return;
                 }
-                Err(fault) => tracing::warn!(query_id, %fault, "an insert of unknown outcome cannot be ended yet"),
+                Err(fault) => {
+                    tracing::warn!(query_id, %fault, "an insert of unknown outcome cannot be ended yet")
+                }
             }
             if !self.stop.pause(pause.wait()).await {
                 return;

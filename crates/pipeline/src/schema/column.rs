@@ -53,7 +53,9 @@ impl ColumnType {
             "LowCardinality" => one()?,
             "Array" => Self::Array(Box::new(one()?)),
             "Nullable" => Self::Nullable(Box::new(one()?)),
-            "Tuple" => Self::Tuple(arguments.iter().map(|part| Self::parse(unnamed(part))).collect::<Result<_, _>>()?),
+            "Tuple" => Self::Tuple(
+                arguments.iter().map(|part| Self::parse(unnamed(part))).collect::<Result<_, _>>()?,
+            ),
             "Map" => match arguments[..] {
                 [key, value] => Self::Map(Box::new(Self::parse(key)?), Box::new(Self::parse(value)?)),
                 _ => return Err(fault()),
@@ -77,7 +79,8 @@ impl ColumnType {
                 inner.takes(found)
             }
             (Self::Tuple(wanted), Shape::Tuple(found)) => {
-                wanted.len() == found.len() && wanted.iter().zip(found).all(|(wanted, found)| wanted.takes(found))
+                wanted.len() == found.len()
+                    && wanted.iter().zip(found).all(|(wanted, found)| wanted.takes(found))
             }
             (Self::Map(key, value), Shape::Map(found_key, found_value)) => {
                 key.takes(found_key) && value.takes(found_value)
@@ -198,9 +201,15 @@ mod tests {
             ("Enum8('a,b' = -1, 'c' = 2)", "i8"),
         ];
         for (text, expected) in table {
-            assert_eq!(ColumnType::parse(text).map(|found| found.expected()), Ok(expected.to_owned()), "{text}");
+            assert_eq!(
+                ColumnType::parse(text).map(|found| found.expected()),
+                Ok(expected.to_owned()),
+                "{text}"
+            );
         }
-        for text in ["", "uint8", "Array", "Array(UInt8", "Map(String)", "FixedString(x)", "JSON", "Array(Varchar)"] {
+        for text in
+            ["", "uint8", "Array", "Array(UInt8", "Map(String)", "FixedString(x)", "JSON", "Array(Varchar)"]
+        {
             assert!(ColumnType::parse(text).is_err(), "{text}");
         }
     }

@@ -116,7 +116,10 @@ impl Elements {
 impl<'de> de::SeqAccess<'de> for &mut Elements {
     type Error = ShapeFault;
 
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ShapeFault> {
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, ShapeFault> {
         if self.left == 0 { Ok(None) } else { self.take(seed).map(Some) }
     }
 }
@@ -219,7 +222,11 @@ impl<'de> de::Deserializer<'de> for &mut Recorder {
         self.deserialize_tuple(fields.len(), visitor)
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ShapeFault> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ShapeFault> {
         if self.outermost {
             self.names = Some(&[]);
         }
@@ -227,7 +234,11 @@ impl<'de> de::Deserializer<'de> for &mut Recorder {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ShapeFault> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, ShapeFault> {
         visitor.visit_newtype_struct(self)
     }
 

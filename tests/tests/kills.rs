@@ -1,0 +1,583 @@
+//! Every process of a run killed with SIGKILL at random moments while the run goes on: it seals unattended, nothing is
+//! missing, nothing is doubled.
+//!
+//! The moments are drawn from a seed, which a failed test prints with the diary of its kills; `KILLS_SEED=<number>`
+//! draws the same again. What ClickHouse holds is counted over plain HTTP, and then by `verify` too.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tests::{Host, Process, SOON, Up, wait_until};
+
+/// Long enough for whatever a killed sink held to be delivered again (120 s) and proven, on a busy machine.
+const SEALED_WITHIN: Duration = Duration::from_secs(400);
+/// A killed or drained worker's batches come again by themselves after this long.
+const WORK_ACK_WAIT: Duration = Duration::from_secs(60);
+/// Rows go to ClickHouse this often, so that a short run has many inserts to be hit.
+const GROUP_MS: u64 = 200;
+
+#[test]
+fn a_producer_killed_in_mid_publish_resumes_and_publishes_nothing_twice() {
+    const KILLS: usize = 6;
+    let mut scene = Scene::new("producer", 0);
+    let words = ["produce", "--ids", "1..=200000", "--run", "a", "--batch", "10", "--json"];
+    let mut published = 0;
+    for kill in 1..=KILLS {
+        let mut producer = scene.host.start("produce", &words);
+        // So many batches further on, wherever that is: always in mid-publish, never at its end.
+        let until = published + scene.dice.between(50, 2500);
+        published = wait_until("batches published", SOON, || {
+            let found = stream_messages(&scene.up.nats, "trial_ids");
+            if found >= until { Ok(found) } else { Err(format!("{found} of {until}")) }
+        });
+        sleep(scene.dice.pause(0, 20));
+        producer.kill();
+        let found = stream_messages(&scene.up.nats, "trial_ids");
+        assert!(found < 20_000, "kill {kill} came after the last of the batches");
+        scene.note(format!("producer killed after {found} batches"));
+    }
+    let stored = stream_messages(&scene.up.nats, "trial_ids");
+    let report = scene.host.call(&words).expect(0).json();
+    assert_eq!((&report["batches"], &report["ids"]), (&20_000.into(), &200_000.into()), "{report}");
+    assert_eq!(
+        (&report["batches_found"], &report["batches_written"]),
+        (&stored.into(), &(20_000 - stored).into())
+    );
+    let again = scene.host.call(&words).expect(0).json();
+    assert_eq!(again["batches_written"], 0, "{again}");
+    assert_eq!(stream_messages(&scene.up.nats, "trial_ids"), 20_000);
+    scene.host.call(&["produce", "--ids", "1..=200001", "--run", "a", "--batch", "10"]).expect(1);
+    assert_eq!(stream_messages(&scene.up.nats, "trial_ids"), 20_000);
+    scene.keep_raw_rows();
+    scene.start(&["work", "sink"]);
+    scene.finish(&[("a", 200_000)]);
+}
+
+#[test]
+fn killed_workers_lose_nothing_and_double_nothing() {
+    let mut scene = Scene::new("workers", 100);
+    scene.publish("a", 200_000, 1000);
+    scene.start(&["work-1", "work-2", "work-3", "sink-1", "sink-2"]);
+    scene.wait_rows("a", 1);
+    for _ in 0..12 {
+        sleep(scene.dice.pause(300, 800));
+        scene.kill_one_of("work");
+    }
+    scene.must_go_on("a");
+    scene.finish(&[("a", 200_000)]);
+}
+
+#[test]
+fn killed_sinks_lose_nothing_and_double_nothing() {
+    let mut scene = Scene::new("sinks", 100);
+    scene.publish("a", 250_000, 500);
+    scene.start(&["work-1", "work-2", "sink-1", "sink-2", "sink-3"]);
+    scene.wait_rows("a", 1);
+    for kill in 0..12 {
+        match kill % 4 {
+            0 | 1 => sleep(scene.dice.pause(100, 700)),
+            2 => scene.wait_insert(),
+            _ => scene.wait_inserted("a"),
+        }
+        // An insert that is watched for is any sink's, so all of them go.
+        if kill % 4 < 2 { scene.kill_one_of("sink") } else { scene.kill_all("sink") }
+    }
+    scene.must_go_on("a");
+    scene.finish(&[("a", 250_000)]);
+}
+
+#[test]
+fn a_killed_nats_server_loses_nothing_and_doubles_nothing() {
+    let mut scene = Scene::new("nats", 100);
+    let publishing =
+        scene.host.start("produce", &["produce", "--ids", "1..=30000", "--run", "b", "--batch", "10"]);
+    scene.publish("a", 250_000, 1000);
+    scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    scene.wait_rows("a", 1);
+    for _ in 0..10 {
+        sleep(scene.dice.pause(200, 1500));
+        scene.kill_nats();
+    }
+    scene.must_go_on("a");
+    scene.nobody_ended();
+    let mut publishing = publishing;
+    assert!(publishing.wait(SOON).success(), "{}", scene.host.log("produce"));
+    scene.finish(&[("a", 250_000), ("b", 30_000)]);
+    scene.nobody_ended();
+}
+
+#[test]
+fn a_killed_clickhouse_loses_nothing_and_doubles_nothing() {
+    let mut scene = Scene::new("clickhouse", 100);
+    scene.publish("a", 300_000, 1000);
+    scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    scene.wait_rows("a", 1);
+    for kill in 0..10 {
+        if kill % 2 == 0 {
+            sleep(scene.dice.pause(100, 1500))
+        } else {
+            scene.wait_insert()
+        }
+        scene.kill_clickhouse();
+    }
+    scene.must_go_on("a");
+    scene.nobody_ended();
+    scene.finish(&[("a", 300_000)]);
+    scene.nobody_ended();
+}
+
+#[test]
+fn everything_killed_at_once_loses_nothing_and_doubles_nothing() {
+    const KILLING: Duration = Duration::from_secs(40);
+    let mut scene = Scene::new("everything", 150);
+    scene.publish("a", 300_000, 1000);
+    scene.serve("produce", &["produce", "--ids", "1..=60000", "--run", "b", "--batch", "20"]);
+    scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    scene.wait_rows("a", 1);
+    let quiet = Instant::now() + KILLING;
+    while Instant::now() < quiet {
+        sleep(scene.dice.pause(200, 1500));
+        match scene.dice.between(0, 5) {
+            0 => scene.kill_one_of("work"),
+            1 => scene.kill_one_of("sink"),
+            2 => scene.kill_one_of("produce"),
+            3 => scene.kill_nats(),
+            _ => scene.kill_clickhouse(),
+        }
+        scene.tend();
+    }
+    scene.finish(&[("a", 300_000), ("b", 60_000)]);
+}
+
+#[test]
+fn a_killed_run_goes_on_with_the_same_words() {
+    let mut dice = Dice::new();
+    let host = tame_host(100);
+    let words = ["run", "--ids", "1..=150000", "--run", "a", "--batch", "1000", "--json"];
+    for _ in 0..2 {
+        let mut run = host.start("run", &words);
+        wait_done(&host, "a", dice.between(1, 50_000));
+        run.kill();
+    }
+    let report = host.call(&words).expect(0);
+    assert!(!report.stderr.contains(HEALING), "{}", report.stderr);
+    assert_eq!((&report.json()["rows"], &report.json()["sealed"]), (&150_000.into(), &true.into()));
+    check(&host, &host.up(), "a", 150_000);
+}
+
+#[test]
+fn an_interrupted_run_says_130_and_goes_on_with_the_same_words() {
+    let host = tame_host(100);
+    let words = ["run", "--ids", "1..=150000", "--run", "a", "--batch", "1000", "--json"];
+    let mut run = host.start("run", &words);
+    wait_done(&host, "a", 1);
+    run.signal("INT");
+    assert_eq!(run.wait(SOON).code(), Some(130));
+    assert!(host.log("run").contains("--run a goes on"), "{}", host.log("run"));
+    let again = Instant::now();
+    let report = host.call(&words).expect(0).json();
+    assert_eq!((&report["rows"], &report["sealed"]), (&150_000.into(), &true.into()), "{report}");
+    // What an interrupted run held was finished or handed back: nothing is waited for.
+    assert!(again.elapsed() < WORK_ACK_WAIT, "{:?}", again.elapsed());
+    check(&host, &host.up(), "a", 150_000);
+}
+
+#[test]
+fn a_terminated_worker_finishes_or_hands_back_what_it_holds() {
+    let mut scene = Scene::new("drain", 2000);
+    // A batch is two seconds of a core: less than the time to drain, and one thread holds two of them.
+    scene.publish("short", 12_000, 1000);
+    let mut worker = scene.host.start("work-1", &["work", "--threads", "1"]);
+    scene.wait_held("short", 2);
+    worker.signal("TERM");
+    assert_eq!(worker.wait(SOON).code(), Some(0), "{}", scene.host.log("work-1"));
+    let left = Instant::now();
+    scene.serve("work-2", &["work"]);
+    scene.serve("sink", &["sink"]);
+    scene.finish(&[("short", 12_000)]);
+    assert!(left.elapsed() < WORK_ACK_WAIT, "batches were not handed back: {:?}", left.elapsed());
+
+    // A batch is 20 seconds of a core, and there are three seconds to drain: both are handed back, unfinished.
+    scene.kill_all("work");
+    fs::write(scene.host.path().join("millstream.toml"), "work.drain_seconds = 3\n")
+        .expect("a file is written");
+    scene.publish("long", 20_000, 10_000);
+    let mut worker = scene.host.start("work-3", &["work", "--threads", "1"]);
+    scene.wait_held("long", 2);
+    worker.signal("TERM");
+    assert_eq!(worker.wait(SOON).code(), Some(0), "{}", scene.host.log("work-3"));
+    let left = Instant::now();
+    let mut worker = scene.host.start("work-4", &["work", "--threads", "1"]);
+    // A batch comes a second time to somebody else, long before the first holder's time is over.
+    scene.wait_status("long", "batches delivered again", |status| status["redelivered"] == 2);
+    assert!(left.elapsed() < WORK_ACK_WAIT / 2, "batches were not handed back: {:?}", left.elapsed());
+
+    // Twice: it leaves at once, whatever it holds.
+    worker.signal("TERM");
+    wait_until("word of draining", SOON, || {
+        let log = scene.host.log("work-4");
+        if log.contains("draining") { Ok(()) } else { Err(log) }
+    });
+    worker.signal("TERM");
+    let asked = Instant::now();
+    assert_eq!(worker.wait(SOON).code(), Some(130));
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+}
+
+/// A stack and the services on it, which are started again when they are killed.
+struct Scene {
+    // Dropped in this order: services before servers, servers before their directory.
+    services: Vec<Service>,
+    up: Up,
+    host: Host,
+    dice: Dice,
+    begun: Instant,
+    diary: Vec<String>,
+}
+
+struct Service {
+    name: String,
+    words: Vec<String>,
+    process: Process,
+}
+
+impl Scene {
+    /// `micros` is the weight of an id.
+    fn new(name: &str, micros: u32) -> Self {
+        let host = tame_host(micros);
+        fs::write(host.path().join("millstream.toml"), format!("sink.group_ms = {GROUP_MS}\n"))
+            .expect("a file");
+        let up = host.up();
+        let mut scene = Self {
+            services: Vec::new(),
+            up,
+            host,
+            dice: Dice::new(),
+            begun: Instant::now(),
+            diary: Vec::new(),
+        };
+        scene.note(format!("{name} on {}", scene.host.path().display()));
+        scene
+    }
+
+    fn note(&mut self, event: String) {
+        self.diary.push(format!("{:8.3} {event}", self.begun.elapsed().as_secs_f64()));
+    }
+
+    /// Publishes a run of the ids from 1.
+    fn publish(&mut self, run: &str, ids: u64, batch: u32) {
+        let (ids, batch) = (format!("1..={ids}"), batch.to_string());
+        self.host.call(&["produce", "--ids", &ids, "--run", run, "--batch", &batch]).expect(0);
+        self.keep_raw_rows();
+    }
+
+    /// Merges of ClickHouse's own would hide raw duplicates before they are counted.
+    fn keep_raw_rows(&self) {
+        self.up.ask(
+            "ALTER TABLE millstream.trial_rows MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1",
+        );
+    }
+
+    /// Starts services, whose command is their name's first part.
+    fn start(&mut self, names: &[&str]) {
+        for name in names {
+            let command = name.split('-').next().unwrap_or(name);
+            self.serve(name, &[command]);
+        }
+    }
+
+    fn serve(&mut self, name: &str, words: &[&str]) {
+        let process = self.host.start(name, words);
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        self.services.push(Service { name: name.to_owned(), words, process });
+    }
+
+    /// Kills one of the services whose names begin so, and starts it again.
+    fn kill_one_of(&mut self, kind: &str) {
+        let of_kind: Vec<usize> = (0..self.services.len()).filter(|at| self.services[*at].is(kind)).collect();
+        let at = of_kind[self.dice.between(0, of_kind.len() as u64) as usize];
+        self.kill(at);
+        self.revive(at);
+    }
+
+    /// Kills all of them, and starts them again.
+    fn kill_all(&mut self, kind: &str) {
+        let of_kind: Vec<usize> = (0..self.services.len()).filter(|at| self.services[*at].is(kind)).collect();
+        of_kind.iter().for_each(|at| self.kill(*at));
+        of_kind.iter().for_each(|at| self.revive(*at));
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.services[at].process.kill();
+        self.note(format!("{} killed", self.services[at].name));
+    }
+
+    fn revive(&mut self, at: usize) {
+        let Service { name, words, process } = &mut self.services[at];
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        *process = self.host.start(name, &words);
+    }
+
+    /// What systemd does: a service that was started while a server was away, and said so, is started again. A
+    /// producer that succeeded is done.
+    fn tend(&mut self) {
+        for at in 0..self.services.len() {
+            if let Some(status) = self.services[at].process.ended()
+                && !status.success()
+            {
+                self.note(format!("{} ended by itself: {status}", self.services[at].name));
+                self.revive(at);
+            }
+        }
+    }
+
+    /// Fails the test unless every service is still the process that was started.
+    fn nobody_ended(&mut self) {
+        for Service { name, process, .. } in &mut self.services {
+            assert!(process.runs(), "{name} ended by itself: {}", self.host.log(name));
+        }
+    }
+
+    /// Kills nats-server, and waits until the stack has started it again.
+    fn kill_nats(&mut self) {
+        self.note("nats-server killed".to_owned());
+        self.up.kill_nats();
+        let nats = self.up.nats.clone();
+        wait_until("nats-server", SOON, || nats_info(&nats).map_err(|error| error.to_string()));
+        self.note("nats-server is back".to_owned());
+    }
+
+    /// Kills ClickHouse, and waits until the stack has started it again.
+    fn kill_clickhouse(&mut self) {
+        self.note("ClickHouse killed".to_owned());
+        self.up.kill_clickhouse();
+        self.up.number("SELECT 1");
+        self.note("ClickHouse is back".to_owned());
+    }
+
+    /// Waits until so many rows of a run are there.
+    fn wait_rows(&self, run: &str, rows: u64) -> u64 {
+        let count = format!("SELECT count() FROM millstream.trial_rows WHERE run = '{run}'");
+        wait_until("rows", SOON, || {
+            let found = self.up.number(&count);
+            if found >= rows { Ok(found) } else { Err(format!("{found} of {rows} rows")) }
+        })
+    }
+
+    /// Waits until an insert is under way.
+    fn wait_insert(&self) {
+        let inserts = "SELECT count() FROM system.processes WHERE query ILIKE 'INSERT%trial_rows%'";
+        wait_until("an insert under way", SOON, || match self.up.number(inserts) {
+            0 => Err("none".to_owned()),
+            _ => Ok(()),
+        });
+    }
+
+    /// Waits until an insert has landed, whose rows are hardly asked for and acked yet.
+    fn wait_inserted(&self, run: &str) {
+        self.wait_rows(run, self.wait_rows(run, 0) + 1);
+    }
+
+    fn wait_status(&self, run: &str, what: &str, is_so: impl Fn(&Value) -> bool) {
+        wait_until(what, SOON, || {
+            let called = self.host.call(&["status", run, "--json"]);
+            match serde_json::from_str(&called.stdout) {
+                Ok(status) if is_so(&status) => Ok(()),
+                _ => Err(format!("{}{}", called.stdout, called.stderr)),
+            }
+        });
+    }
+
+    /// Waits until workers hold so many batches.
+    fn wait_held(&self, run: &str, batches: u64) {
+        self.wait_status(run, "batches held", |status| status["in_flight"] == batches);
+    }
+
+    /// Fails the test when the faults came too late to meet a run that goes on.
+    fn must_go_on(&self, run: &str) {
+        assert_eq!(self.sealed(run), 0, "run `{run}` was sealed before the last kill: make it larger");
+    }
+
+    fn sealed(&self, run: &str) -> u64 {
+        self.up.number(&format!("SELECT count() FROM millstream.trial_passes WHERE run = '{run}'"))
+    }
+
+    /// Waits until every run, given with its last id, is sealed, and checks what is stored.
+    fn finish(&mut self, runs: &[(&str, u64)]) {
+        let quiet = Instant::now();
+        for (run, _) in runs {
+            let limit = Instant::now() + SEALED_WITHIN;
+            while self.sealed(run) == 0 {
+                assert!(Instant::now() < limit, "run `{run}` is not sealed: {}", self.host.status(run));
+                self.tend();
+                sleep(Duration::from_millis(200));
+            }
+            self.note(format!("`{run}` sealed {:.1} s after the last kill", quiet.elapsed().as_secs_f64()));
+            self.host.wait_sealed(run, SOON);
+        }
+        for (run, last) in runs {
+            check(&self.host, &self.up, run, *last);
+        }
+        for Service { name, .. } in &self.services {
+            let log = self.host.log(name);
+            assert!(!log.contains(HEALING), "{name} found raw duplicates:\n{log}");
+        }
+        self.tell();
+    }
+
+    /// Copies every log to a place that the test does not remove.
+    fn keep_logs(&mut self) {
+        let kept = std::env::temp_dir().join(format!("kills-{}", self.dice.seed));
+        let logs = [self.host.path().to_owned(), self.host.path().join(".millstream")];
+        let files = logs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        for file in files.filter(|file| file.path().extension().is_some_and(|ending| ending == "log")) {
+            let copied =
+                fs::create_dir_all(&kept).and_then(|()| fs::copy(file.path(), kept.join(file.file_name())));
+            if let Err(error) = copied {
+                self.note(format!("{}: {error}", file.path().display()));
+            }
+        }
+        self.note(format!("the logs are kept in {}", kept.display()));
+    }
+
+    #[expect(
+        clippy::print_stderr,
+        reason = "a failed test's seed and diary; shown with --nocapture for any other"
+    )]
+    fn tell(&self) {
+        eprintln!("KILLS_SEED={}\n{}", self.dice.seed, self.diary.join("\n"));
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_logs();
+            self.tell();
+        }
+    }
+}
+
+impl Service {
+    fn is(&self, kind: &str) -> bool {
+        self.name.starts_with(kind)
+    }
+}
+
+/// What a sink says that is about to merge raw duplicates away.
+const HEALING: &str = "raw duplicates found";
+
+/// A host on which every id is done, after so many microseconds of a core.
+fn tame_host(micros: u32) -> Host {
+    let mut host = Host::new(env!("CARGO_BIN_EXE_trial"));
+    host.env.extend([("TRIAL_TAME".into(), "1".into()), ("TRIAL_MICROS".into(), micros.to_string())]);
+    host
+}
+
+/// Waits until so many rows of a run are stored, on a stack that belongs to `run`.
+fn wait_done(host: &Host, run: &str, rows: u64) {
+    wait_until("rows stored", SOON, || {
+        let called = host.call(&["status", run, "--json"]);
+        match serde_json::from_str::<Value>(&called.stdout) {
+            Ok(status) if status["done"].as_u64() >= Some(rows) => Ok(()),
+            _ => Err(format!("{rows} wanted: {}{}", called.stdout, called.stderr)),
+        }
+    });
+}
+
+/// Asks ClickHouse, without any code of ours between, whether exactly the ids `1..=last` are there, and then `verify`.
+fn check(host: &Host, up: &Up, run: &str, last: u64) {
+    let of_run = format!("millstream.trial WHERE run = '{run}'");
+    let zero = |what: &str, query: String| assert_eq!(up.number(&query), 0, "{what}: {query}");
+    let totals = up.ask(&format!("SELECT count(), sum(id), sum(squared), min(id), max(id) FROM {of_run}"));
+    let (sum, squares) = (last * (last + 1) / 2, last * (last + 1) * (2 * last + 1) / 6);
+    assert_eq!(totals.trim(), format!("{last}\t{sum}\t{squares}\t1\t{last}"), "totals of `{run}`");
+    zero(
+        "ids missing",
+        format!("SELECT count() FROM numbers(1, {last}) WHERE number NOT IN (SELECT id FROM {of_run})"),
+    );
+    zero(
+        "foreign ids",
+        format!("SELECT count() FROM {of_run} AND id NOT IN (SELECT number FROM numbers(1, {last}))"),
+    );
+    let twice =
+        |table: &str| format!("SELECT count() FROM (SELECT id FROM {table} GROUP BY id HAVING count() > 1)");
+    zero("ids twice in the view", twice(&of_run));
+    zero("wrong results", format!("SELECT count() FROM {of_run} AND squared != id * id"));
+    zero("raw duplicates", twice(&format!("millstream.trial_rows WHERE run = '{run}'")));
+    let report = host.call(&["verify", run, "--json"]).expect(0).json();
+    assert_eq!(
+        (&report["sealed"], &report["complete"], &report["digest_matches"]),
+        (&true.into(), &true.into(), &true.into())
+    );
+    for fault in ["missing_batches", "short_batches", "raw_duplicates", "dead", "repeated_ids"] {
+        assert_eq!(report[fault], 0, "{fault}: {report}");
+    }
+    assert_eq!((&report["ids"], &report["rows"]), (&last.into(), &last.into()), "{report}");
+}
+
+/// The first line that nats-server says.
+fn nats_info(address: &str) -> std::io::Result<(BufReader<TcpStream>, String)> {
+    let stream = TcpStream::connect(address.trim_start_matches("nats://"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let (mut reader, mut line) = (BufReader::new(stream), String::new());
+    reader.read_line(&mut line)?;
+    if line.starts_with("INFO ") { Ok((reader, line)) } else { Err(std::io::Error::other(line)) }
+}
+
+/// How many messages a stream holds, asked in NATS's own protocol: no code of ours between. 0 without such a stream.
+fn stream_messages(address: &str, stream: &str) -> u64 {
+    let ask = || -> std::io::Result<Value> {
+        let (mut reader, _) = nats_info(address)?;
+        let question = format!(
+            "CONNECT {{\"verbose\":false}}\r\nSUB kills.answer 1\r\nPUB $JS.API.STREAM.INFO.{stream} kills.answer 0\r\n\r\n"
+        );
+        reader.get_mut().write_all(question.as_bytes())?;
+        let mut line = String::new();
+        while !line.starts_with("MSG ") {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let length = line.trim().rsplit(' ').next().and_then(|length| length.parse().ok()).unwrap_or(0);
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        Ok(serde_json::from_slice(&body)?)
+    };
+    let info = wait_until("an answer of nats-server", SOON, || ask().map_err(|error| error.to_string()));
+    info["state"]["messages"].as_u64().unwrap_or(0)
+}
+
+/// The random moments (SplitMix64).
+struct Dice {
+    seed: u64,
+    state: u64,
+}
+
+impl Dice {
+    fn new() -> Self {
+        let given = std::env::var("KILLS_SEED").ok().and_then(|seed| seed.parse().ok());
+        let clock =
+            || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos().into());
+        let seed = given.unwrap_or_else(clock);
+        Self { seed, state: seed }
+    }
+
+    /// From `least` to below `most`.
+    fn between(&mut self, least: u64, most: u64) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        least + (mixed ^ (mixed >> 31)) % (most - least)
+    }
+
+    fn pause(&mut self, least_ms: u64, most_ms: u64) -> Duration {
+        Duration::from_millis(self.between(least_ms, most_ms))
+    }
+}

@@ -1,0 +1,456 @@
+//! Both servers without any code of ours between: a proxy that stands before ClickHouse and loses, invents and cuts, and
+//! NATS's own protocol.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millstream::frame;
+use serde_json::{Value, json};
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is passed on, and so is the answer.
+    Pass,
+    /// It is passed on; the answer is lost.
+    LoseAnswer,
+    /// It is passed on; the client is cut off as soon as the server runs it.
+    CutWhenRunning,
+    /// Half of its body is passed on, then both sides are cut.
+    CutBody,
+    /// The answer is 200, and ClickHouse never hears of it.
+    Lie,
+    /// The answer is code 252, and ClickHouse never hears of it.
+    TooManyParts,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The first line and the headers, without percent signs.
+    pub head: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// A row of pipeline `trial` in an INSERT's body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its run.
+    pub run: String,
+    /// Its pass.
+    pub pass: u32,
+    /// Its batch.
+    pub batch: u32,
+    /// Its id.
+    pub id: u64,
+}
+
+impl Request {
+    /// The statement, wherever it stands, and everything around it.
+    pub fn text(&self) -> String {
+        format!("{}\n{}", self.head, String::from_utf8_lossy(&self.body))
+    }
+
+    /// Whether it brings rows.
+    pub fn inserts_rows(&self) -> bool {
+        self.head.contains("INSERT INTO") && self.head.contains("_rows")
+    }
+
+    /// The rows that it brings.
+    pub fn rows(&self) -> Vec<Row> {
+        let (mut raw, mut frames, mut rows) = (Vec::new(), &self.body[..], Vec::new());
+        while let Some(length) = frame::frame_len(frames).expect("a frame") {
+            frame::decompress(&frames[..length], &mut raw).expect("a sound frame");
+            frames = &frames[length..];
+        }
+        let mut rest = &raw[..];
+        while !rest.is_empty() {
+            let run = String::from_utf8(take_string(&mut rest)).expect("text");
+            let [pass, batch, _ids] = [(); 3].map(|()| u32::from_le_bytes(take(&mut rest)));
+            let id = u64::from_le_bytes(take(&mut rest));
+            let [_status] = take(&mut rest);
+            take_string(&mut rest);
+            let _squared: [u8; 8] = take(&mut rest);
+            rows.push(Row { run, pass, batch, id });
+        }
+        rows
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+    let (head, rest) = bytes.split_first_chunk().expect("a whole row");
+    *bytes = rest;
+    *head
+}
+
+/// Strings of these tests are shorter than 128 bytes or have a length of two.
+fn take_string(bytes: &mut &[u8]) -> Vec<u8> {
+    let [low] = take(bytes);
+    let length = if low < 128 {
+        usize::from(low)
+    } else {
+        let [high] = take(bytes);
+        usize::from(low & 127) | usize::from(high) << 7
+    };
+    let (text, rest) = bytes.split_at(length);
+    *bytes = rest;
+    text.to_vec()
+}
+
+type Rule = Box<dyn FnMut(&Request) -> Fate + Send>;
+
+struct Shared {
+    upstream: String,
+    rule: Mutex<Rule>,
+    seen: Mutex<Vec<Request>>,
+    ended: AtomicBool,
+}
+
+/// Stands between a client and ClickHouse.
+pub struct Proxy {
+    /// Its address.
+    pub url: String,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Passes everything on to the server at this address, until told otherwise.
+    pub fn before(upstream: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared {
+            upstream: upstream.trim_start_matches("http://").trim_end_matches('/').to_owned(),
+            rule: Mutex::new(Box::new(|_| Fate::Pass)),
+            seen: Mutex::default(),
+            ended: AtomicBool::new(false),
+        });
+        let accepting = shared.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                let shared = accepting.clone();
+                // A client that goes away in mid-request is its own affair.
+                std::thread::spawn(move || shared.serve(client).ok());
+            }
+        });
+        Self { url: format!("http://{address}"), shared }
+    }
+
+    /// From now on this decides.
+    pub fn rule(&self, rule: impl FnMut(&Request) -> Fate + Send + 'static) {
+        *lock(&self.shared.rule) = Box::new(rule);
+    }
+
+    /// The first INSERTs of rows meet these fates, later ones pass.
+    pub fn inserts_meet(&self, fates: &[Fate]) {
+        let mut fates = fates.to_vec().into_iter();
+        self.rule(move |request| if request.inserts_rows() { fates.next().unwrap_or(Fate::Pass) } else { Fate::Pass });
+    }
+
+    /// Every request so far.
+    pub fn seen(&self) -> Vec<Request> {
+        lock(&self.shared.seen).clone()
+    }
+
+    /// Every INSERT of rows so far.
+    pub fn inserts(&self) -> Vec<Request> {
+        lock(&self.shared.seen).iter().filter(|request| request.inserts_rows()).cloned().collect()
+    }
+
+    /// How many requests have this in their text.
+    pub fn count(&self, part: &str) -> usize {
+        lock(&self.shared.seen).iter().filter(|request| request.text().contains(part)).count()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        // Wakes the thread that accepts.
+        drop(TcpStream::connect(self.url.trim_start_matches("http://")));
+    }
+}
+
+impl Shared {
+    /// One request a connection.
+    fn serve(&self, client: TcpStream) -> io::Result<()> {
+        client.set_read_timeout(Some(ANSWER_WITHIN))?;
+        let mut reader = BufReader::new(client.try_clone()?);
+        let (head, raw, body) = read_request(&mut reader)?;
+        let request = Request { head: unescaped(&head), body };
+        let fate = (lock(&self.rule))(&request);
+        lock(&self.seen).push(request.clone());
+        match fate {
+            Fate::Pass => (&client).write_all(&self.pass(&head, &raw)?)?,
+            Fate::LoseAnswer => drop(self.pass(&head, &raw)?),
+            Fate::CutWhenRunning => self.cut_when_running(&head, &raw, &request, &client)?,
+            Fate::CutBody => drop(self.send(&head, &raw[..raw.len() / 2])?.shutdown(Shutdown::Both)),
+            Fate::Lie => (&client).write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")?,
+            Fate::TooManyParts => (&client).write_all(too_many_parts().as_bytes())?,
+        }
+        client.shutdown(Shutdown::Both)
+    }
+
+    fn send(&self, head: &str, body: &[u8]) -> io::Result<TcpStream> {
+        let mut server = TcpStream::connect(&self.upstream)?;
+        server.set_read_timeout(Some(ANSWER_WITHIN))?;
+        server.write_all(with_close(head).as_bytes())?;
+        server.write_all(body)?;
+        Ok(server)
+    }
+
+    fn pass(&self, head: &str, body: &[u8]) -> io::Result<Vec<u8>> {
+        read_answer(self.send(head, body)?)
+    }
+
+    fn cut_when_running(&self, head: &str, body: &[u8], request: &Request, client: &TcpStream) -> io::Result<()> {
+        let query_id = request.head.split("query_id=").nth(1).and_then(|rest| rest.split(['&', ' ']).next());
+        let query_id = query_id.expect("inserts are named").to_owned();
+        let server = self.send(head, body)?;
+        // Ended or running, in either case the server has it.
+        let answer = std::thread::spawn(move || read_answer(server));
+        let question = format!("SELECT count() FROM system.processes WHERE query_id = '{query_id}'");
+        while !answer.is_finished() && !self.answers_one(&question)? {}
+        client.shutdown(Shutdown::Both)?;
+        answer.join().expect("it reads to the end").map(drop)
+    }
+
+    fn answers_one(&self, question: &str) -> io::Result<bool> {
+        let head = format!("POST / HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n", self.upstream, question.len());
+        let answer = self.pass(&head, question.as_bytes())?;
+        Ok(String::from_utf8_lossy(&answer).lines().any(|line| line == "1"))
+    }
+}
+
+/// The head, the body as it came, and the body without chunks.
+fn read_request(reader: &mut impl BufRead) -> io::Result<(String, Vec<u8>, Vec<u8>)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let lower = head.to_ascii_lowercase();
+    if lower.contains("transfer-encoding: chunked") {
+        let (raw, body) = read_chunks(reader)?;
+        return Ok((head, raw, body));
+    }
+    let length = lower.split("content-length:").nth(1).and_then(|rest| rest.split("\r\n").next()?.trim().parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    reader.read_exact(&mut body)?;
+    Ok((head, body.clone(), body))
+}
+
+fn read_chunks(reader: &mut impl BufRead) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let (mut raw, mut body) = (Vec::new(), Vec::new());
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        raw.extend_from_slice(line.as_bytes());
+        let size = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+        let mut chunk = vec![0; size + 2];
+        reader.read_exact(&mut chunk)?;
+        raw.extend_from_slice(&chunk);
+        body.extend_from_slice(&chunk[..size]);
+        if size == 0 {
+            return Ok((raw, body));
+        }
+    }
+}
+
+fn read_answer(mut server: TcpStream) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Both sides close after the answer, so that a connection has one request.
+fn with_close(head: &str) -> String {
+    let lines = head.lines().filter(|line| !line.is_empty() && !line.to_ascii_lowercase().starts_with("connection:"));
+    let lines: String = lines.map(|line| format!("{line}\r\n")).collect();
+    format!("{lines}connection: close\r\n\r\n")
+}
+
+fn too_many_parts() -> String {
+    let text = "Code: 252. DB::Exception: Too many parts (300) in all partitions in total. (TOO_MANY_PARTS)\n";
+    format!(
+        "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\nX-ClickHouse-Exception-Code: 252\r\n\
+         content-length: {}\r\n\r\n{text}",
+        text.len()
+    )
+}
+
+/// Undoes the escapes of a URL.
+fn unescaped(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((byte, after)) = rest.split_first() {
+        let escaped = || u8::from_str_radix(std::str::from_utf8(after.get(..2)?).ok()?, 16).ok();
+        match (byte, escaped()) {
+            (b'%', Some(value)) => {
+                bytes.push(value);
+                rest = &after[2..];
+                continue;
+            }
+            (b'+', _) => bytes.push(b' '),
+            _ => bytes.push(*byte),
+        }
+        rest = after;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// NATS's protocol, as far as a test asks questions in it.
+pub struct Nats {
+    reader: BufReader<TcpStream>,
+    asked: u64,
+}
+
+/// A message of NATS.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Where an ack goes, or an answer.
+    pub reply: String,
+    /// The headers; empty without any.
+    pub headers: String,
+    /// The bytes.
+    pub payload: Vec<u8>,
+}
+
+impl Nats {
+    /// Connects to `nats://host:port`.
+    pub fn connect(url: &str) -> Self {
+        let stream = TcpStream::connect(url.trim_start_matches("nats://").trim_end_matches('/')).expect("NATS");
+        stream.set_read_timeout(Some(ANSWER_WITHIN)).expect("a timeout");
+        let mut nats = Self { reader: BufReader::new(stream), asked: 0 };
+        let options = json!({ "verbose": false, "headers": true, "no_responders": true, "protocol": 1 });
+        nats.write(format!("CONNECT {options}\r\nSUB answer.{}.* 1\r\n", std::process::id()).as_bytes());
+        nats
+    }
+
+    /// Sends a message and waits for the answer.
+    pub fn request(&mut self, subject: &str, headers: &str, payload: &[u8]) -> Message {
+        self.asked += 1;
+        let reply = format!("answer.{}.{}", std::process::id(), self.asked);
+        let mut bytes = if headers.is_empty() {
+            format!("PUB {subject} {reply} {}\r\n", payload.len()).into_bytes()
+        } else {
+            let headers = format!("NATS/1.0\r\n{headers}\r\n\r\n");
+            let total = headers.len() + payload.len();
+            format!("HPUB {subject} {reply} {} {total}\r\n{headers}", headers.len()).into_bytes()
+        };
+        bytes.extend_from_slice(payload);
+        bytes.extend_from_slice(b"\r\n");
+        self.write(&bytes);
+        loop {
+            let (subject, message) = self.read();
+            if subject == reply || message.reply.starts_with("$JS.ACK") {
+                return message;
+            }
+        }
+    }
+
+    /// Asks JetStream's API.
+    pub fn api(&mut self, subject: &str, question: &Value) -> Value {
+        let message = self.request(&format!("$JS.API.{subject}"), "", question.to_string().as_bytes());
+        serde_json::from_slice(&message.payload).expect("JSON")
+    }
+
+    /// A stream's state and settings.
+    pub fn stream(&mut self, name: &str) -> Value {
+        self.api(&format!("STREAM.INFO.{name}"), &json!({}))
+    }
+
+    /// Messages in a stream.
+    pub fn messages(&mut self, stream: &str) -> u64 {
+        number(&self.stream(stream)["state"]["messages"])
+    }
+
+    /// Where a consumer stands.
+    pub fn consumer(&mut self, stream: &str, name: &str) -> Consumer {
+        let found = self.api(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({}));
+        Consumer {
+            delivered: number(&found["delivered"]["consumer_seq"]),
+            acked_up_to: number(&found["ack_floor"]["stream_seq"]),
+            open: number(&found["num_ack_pending"]),
+            redelivered: number(&found["num_redelivered"]),
+            pending: number(&found["num_pending"]),
+        }
+    }
+
+    /// Takes a message from a consumer; `None` when it has none to give now.
+    pub fn pull(&mut self, stream: &str, consumer: &str) -> Option<Message> {
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        let message = self.request(&subject, "", br#"{"batch":1,"no_wait":true}"#);
+        message.reply.starts_with("$JS.ACK").then_some(message)
+    }
+
+    /// Hands a message back, and waits until the server knows.
+    pub fn nak(&mut self, message: &Message) {
+        self.request(&message.reply, "", b"-NAK");
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.reader.get_mut().write_all(bytes).expect("NATS listens");
+    }
+
+    /// The next message, with its subject.
+    fn read(&mut self) -> (String, Message) {
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line).expect("NATS answers");
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let size = |index: usize| words[words.len() - index].parse::<usize>().expect("a size");
+            match words.first().copied() {
+                Some("PING") => self.write(b"PONG\r\n"),
+                Some("MSG") => return self.body(words[1], words.get(3).filter(|_| words.len() > 4), 0, size(1)),
+                Some("HMSG") => {
+                    return self.body(words[1], words.get(3).filter(|_| words.len() > 5), size(2), size(1));
+                }
+                Some("-ERR") | None => panic!("NATS says: {line}"),
+                _ => {}
+            }
+        }
+    }
+
+    fn body(&mut self, subject: &str, reply: Option<&&str>, headers: usize, total: usize) -> (String, Message) {
+        let mut bytes = vec![0; total + 2];
+        self.reader.read_exact(&mut bytes).expect("a whole message");
+        let message = Message {
+            reply: reply.map(|reply| (*reply).to_owned()).unwrap_or_default(),
+            headers: String::from_utf8_lossy(&bytes[..headers]).into_owned(),
+            payload: bytes[headers..total].to_vec(),
+        };
+        (subject.to_owned(), message)
+    }
+}
+
+/// Where a consumer stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumer {
+    /// Deliveries so far, repeats counted.
+    pub delivered: u64,
+    /// Every message up to this one is acked.
+    pub acked_up_to: u64,
+    /// Deliveries that are not acked.
+    pub open: u64,
+    /// Of those, the ones that were delivered more than once.
+    pub redelivered: u64,
+    /// Messages that nobody has taken.
+    pub pending: u64,
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("not a number: {value}"))
+}
