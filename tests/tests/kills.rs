@@ -202,7 +202,7 @@ fn a_terminated_worker_finishes_or_hands_back_what_it_holds() {
     assert!(left.elapsed() < WORK_ACK_WAIT, "batches were not handed back: {:?}", left.elapsed());
 
     // A batch is 20 seconds of a core, and there are three seconds to drain: both are handed back, unfinished.
-    scene.kill_all("work");
+    scene.dismiss("work");
     fs::write(scene.host.path().join("millstream.toml"), "work.drain_seconds = 3\n")
         .expect("a file is written");
     scene.publish("long", 20_000, 10_000);
@@ -309,6 +309,11 @@ impl Scene {
         let of_kind: Vec<usize> = (0..self.services.len()).filter(|at| self.services[*at].is(kind)).collect();
         of_kind.iter().for_each(|at| self.kill(*at));
         of_kind.iter().for_each(|at| self.revive(*at));
+    }
+
+    /// Kills all of them for good.
+    fn dismiss(&mut self, kind: &str) {
+        self.services.retain(|service| !service.is(kind));
     }
 
     fn kill(&mut self, at: usize) {

@@ -721,3 +721,23 @@ fn an_insert_killed_in_the_engine_inserts_nothing_and_a_client_that_leaves_does_
     drop(stream);
     engine.until("SELECT count() FROM t", "200000");
 }
+
+#[test]
+fn a_dropped_table_is_gone_at_once_and_its_data_at_the_next_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut engine = Engine::start(&dir);
+    for drop in ["DROP TABLE t SYNC", "DROP TABLE t NO DELAY", "DROP TABLE t"] {
+        engine.must("CREATE TABLE t (id UInt64) ENGINE = MergeTree ORDER BY id");
+        engine.must("INSERT INTO t SELECT number FROM numbers(1000)");
+        engine.must(drop);
+        assert_eq!(engine.must("EXISTS TABLE t"), "0");
+    }
+    engine.must("CREATE TABLE kept (id UInt64) ENGINE = MergeTree ORDER BY id");
+    engine.must("INSERT INTO kept SELECT number FROM numbers(1000)");
+    engine.terminate();
+    engine.wait();
+    let engine = Engine::start(&dir);
+    assert_eq!(engine.must("SELECT count() FROM kept"), "1000");
+    let left = std::fs::read_dir(dir.path().join("data/metadata_dropped")).expect("a directory").count();
+    assert_eq!(left, 0);
+}

@@ -36,8 +36,8 @@ pub(crate) fn check(filter: &str) -> Result<(), String> {
 
 /// Starts logging. `filter` has been checked.
 pub(crate) fn start(filter: &str, progress: &MultiProgress) {
-    // async-nats logs every message at debug; its own warnings repeat what our events say.
-    let quiet = ["async_nats=error", "hyper=warn", "hyper_util=warn", "clickhouse=warn"];
+    // async-nats logs every message at debug; what it and the local stack warn of, our events say too.
+    let quiet = ["async_nats=off", "millstream_local=error", "hyper=warn", "hyper_util=warn", "clickhouse=warn"];
     let mut env = EnvFilter::new(filter);
     for directive in
         quiet.iter().filter(|directive| !filter.contains(directive.split('=').next().unwrap_or_default()))

@@ -10,7 +10,7 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, ErrorCode, context, kv};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use millstream::names::{Names, RunName};
 
@@ -114,7 +114,14 @@ impl Broker {
                 .await
                 .map_err(|source| Error::Credentials { path: path.display().to_string(), source })?;
         }
-        let servers: Vec<String> = address.url.split(',').map(|part| part.trim().to_owned()).collect();
+        let servers: Vec<&str> = address.url.split(',').map(str::trim).collect();
+        // The client takes no user from an address by itself.
+        if let Some(named) = servers.first().and_then(|first| first.parse::<ServerAddr>().ok())
+            && let (Some(user), Some(password)) = (named.username(), named.password())
+        {
+            options = options.user_and_password(percent_decoded(user), percent_decoded(password));
+        }
+        let servers: Vec<String> = servers.into_iter().map(str::to_owned).collect();
         let client = options.connect(servers).await.map_err(|source| Error::Connect {
             server: without_password(&address.url),
             origin: address.origin.clone(),
@@ -151,11 +158,7 @@ impl Broker {
     /// # Errors
     /// [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the broker's refusals.
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
-        let ids = self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits);
-        self.ensure_stream(ids, limits.ids_bytes, limits.may_shrink).await?;
-        let rows =
-            self.stream_config(self.names.rows_stream(), self.names.all_rows(), Duration::ZERO, limits);
-        self.ensure_stream(rows, limits.rows_bytes, limits.may_shrink).await?;
+        self.ensure_streams(limits).await?;
         self.ensure_bucket(limits.replicas).await?;
         self.ensure_sink_consumer().await
     }
@@ -191,28 +194,49 @@ impl Broker {
         }
     }
 
-    async fn ensure_stream(
-        &self,
-        mut config: stream::Config,
-        bytes: u64,
-        may_shrink: bool,
-    ) -> Result<(), Error> {
-        if let Some(info) = self.stream_info(&config.name).await? {
-            return check_stream(&info.config, &config);
-        }
-        let mut bytes = bytes;
+    /// Both streams, halved together until the server has room for both, if that is allowed.
+    async fn ensure_streams(&self, limits: &StreamLimits) -> Result<(), Error> {
+        let (mut ids_bytes, mut rows_bytes) = (limits.ids_bytes, limits.rows_bytes);
         loop {
-            config.max_bytes = bytes as i64;
-            let doing = format!("create stream `{}` of {bytes} bytes", config.name);
-            match within(&doing, self.jetstream.create_stream(config.clone())).await? {
-                Ok(_) => return Ok(()),
-                Err(error) if may_shrink && bytes / 2 >= SMALLEST_STREAM && is_no_room(&error) => bytes /= 2,
-                // Another process was faster.
-                Err(error) => match self.stream_info(&config.name).await? {
-                    Some(info) => return check_stream(&info.config, &config),
-                    None => return Err(broker(doing)(error)),
-                },
+            let ids = stream::Config {
+                max_bytes: ids_bytes as i64,
+                ..self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits)
+            };
+            let rows = stream::Config {
+                max_bytes: rows_bytes as i64,
+                ..self.stream_config(self.names.rows_stream(), self.names.all_rows(), Duration::ZERO, limits)
+            };
+            let (ids_made, mut refusal) = self.ensure_stream(&ids).await?;
+            if refusal.is_none() {
+                (_, refusal) = self.ensure_stream(&rows).await?;
             }
+            let Some(refusal) = refusal else { return Ok(()) };
+            if !limits.may_shrink || ids_bytes.min(rows_bytes) / 2 < SMALLEST_STREAM {
+                return Err(refusal);
+            }
+            (ids_bytes, rows_bytes) = (ids_bytes / 2, rows_bytes / 2);
+            if ids_made {
+                let doing = format!("give stream `{}` {ids_bytes} bytes", ids.name);
+                let smaller = stream::Config { max_bytes: ids_bytes as i64, ..ids };
+                within(&doing, self.jetstream.update_stream(smaller)).await?.map_err(broker(doing))?;
+            }
+        }
+    }
+
+    /// Whether the stream was made now, and the server's refusal if it has no room for it.
+    async fn ensure_stream(&self, config: &stream::Config) -> Result<(bool, Option<Error>), Error> {
+        if let Some(info) = self.stream_info(&config.name).await? {
+            return check_stream(&info.config, config).map(|()| (false, None));
+        }
+        let doing = format!("create stream `{}` of {} bytes", config.name, config.max_bytes);
+        match within(&doing, self.jetstream.create_stream(config.clone())).await? {
+            Ok(_) => Ok((true, None)),
+            Err(error) if is_no_room(&error) => Ok((false, Some(broker(doing)(error)))),
+            // Another process was faster.
+            Err(error) => match self.stream_info(&config.name).await? {
+                Some(info) => check_stream(&info.config, config).map(|()| (false, None)),
+                None => Err(broker(doing)(error)),
+            },
         }
     }
 
@@ -561,6 +585,19 @@ pub(crate) fn without_password(url: &str) -> String {
         .join(",")
 }
 
+/// A part of an address as it was before `%40` and the like were put in.
+fn percent_decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let [first, after @ ..] = rest {
+        let code = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => (bytes.push(byte), rest = &after[2..]),
+            None => (bytes.push(*first), rest = after),
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 async fn within<F: IntoFuture>(doing: &str, future: F) -> Result<F::Output, Error> {
     tokio::time::timeout(ANSWER_WITHIN, future.into_future())
         .await
@@ -575,5 +612,12 @@ mod tests {
     fn addresses_are_shown_without_passwords() {
         assert_eq!(without_password("nats://u:p@a:1,nats://b:2"), "nats://a:1,nats://b:2");
         assert_eq!(without_password("http://localhost:8123"), "http://localhost:8123");
+    }
+
+    #[test]
+    fn users_of_addresses_are_decoded() {
+        for (text, decoded) in [("a%40b%3a", "a@b:"), ("100%", "100%"), ("%zz", "%zz"), ("m%C3%BCller", "müller")] {
+            assert_eq!(percent_decoded(text), decoded);
+        }
     }
 }

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use millstream::envelope::EnvelopeFault;
 use millstream::names::NameFault;
 
@@ -265,6 +267,11 @@ impl Error {
                       local stack"
                     .into(),
             },
+            Self::Broker { source, .. } if lacks_storage(source) => {
+                "free some space on the disk of NATS, or make streams.ids_bytes and streams.rows_bytes in millstream.toml \
+                 smaller"
+                    .into()
+            }
             Self::BrokerSilent { .. } => {
                 "see that nats-server runs with JetStream on, and that its disk is not full (its log says so)".into()
             }
@@ -324,6 +331,12 @@ impl StoreFault {
             }
         })
     }
+}
+
+fn lacks_storage(source: &Source) -> bool {
+    let refusal = source.downcast_ref().map(CreateStreamError::kind);
+    matches!(refusal, Some(CreateStreamErrorKind::JetStream(refusal))
+        if refusal.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED)
 }
 
 fn input_hint(error: &std::io::Error) -> Option<String> {

@@ -322,8 +322,6 @@ pub struct Nats {
 pub struct Message {
     /// Where an ack goes, or an answer.
     pub reply: String,
-    /// The headers; empty without any.
-    pub headers: String,
     /// The bytes.
     pub payload: Vec<u8>,
 }
@@ -429,7 +427,6 @@ impl Nats {
         self.reader.read_exact(&mut bytes).expect("a whole message");
         let message = Message {
             reply: reply.map(|reply| (*reply).to_owned()).unwrap_or_default(),
-            headers: String::from_utf8_lossy(&bytes[..headers]).into_owned(),
             payload: bytes[headers..total].to_vec(),
         };
         (subject.to_owned(), message)

@@ -41,6 +41,7 @@ pub(super) enum Work {
     /// The victims' fate goes where a result goes.
     Kill(Kill, Sink),
     KillWhere,
+    DropSync,
     Other,
 }
 
@@ -70,6 +71,7 @@ pub(super) fn run(
             Work::Insert(insert, rows) => query.insert(&insert, &rows),
             Work::Kill(kill, sink) => query.kill(running, &kill, &entry, &sink),
             Work::KillWhere => query.run(&statement::kill_by_real_query_ids(sql)),
+            Work::DropSync => query.run(&statement::drop_without_sync(sql)),
             Work::Other => query.run(sql),
         }
     });

@@ -137,6 +137,7 @@ async fn respond(
             call.read(format, |sink| Work::Read(reads, sink)).await
         }
         Statement::KillWhere => call.write(Work::KillWhere).await,
+        Statement::DropSync => call.write(Work::DropSync).await,
         Statement::Kill(kill) => {
             let format = kill.format.clone();
             call.read(format, |sink| Work::Kill(kill, sink)).await

@@ -13,7 +13,7 @@
 //! | `running` | holds its query id while it is under way |
 //! | `tokens`, `statement` | tells a SELECT, an INSERT with rows, a KILL, anything else |
 //! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
-//! | `chdb` | the engine's C interface |
+//! | `directory`, `chdb` | the data's lock; the engine's C interface |
 //! | `answer`, `errors` | the result as it comes, or the exception with ClickHouse's code |
 //!
 //! What it promises beyond a server: an INSERT with rows is read whole before it runs, so a cut body inserts nothing, and
@@ -27,11 +27,13 @@
 //! - Results are not compressed by headers (`Accept-Encoding`), only by `compress=1`. `Content-Encoding` is refused.
 //! - INSERT INTO FUNCTION with rows, INSERT from `input()`, a column list with `*` or EXCEPT, and external tables are
 //!   refused with code 48 or 36. `async_insert` has no effect.
+//! - The engine never removes the data of a dropped table; the next start does. So DROP … SYNC does not wait.
 //! - System logs (`system.query_log` …), replication and clusters do not exist.
 
 mod answer;
 mod body;
 mod chdb;
+mod directory;
 mod errors;
 mod execute;
 mod frames;
@@ -42,10 +44,9 @@ mod running;
 mod statement;
 mod tokens;
 
-use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +79,6 @@ const STACK: usize = 8 << 20;
 const THREADS: usize = 32;
 /// How long to rest after accept failed, which it does when descriptors run out.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
-const LOCK: &str = "millstream.lock";
 
 /// What suits a laptop that grinds numbers at the same time: small caches, few merges at once.
 const OPTIONS: &[&str] = &[
@@ -188,7 +188,7 @@ fn complain(error: &Error) {
 }
 
 fn start(args: &Args) -> Result<(), Error> {
-    let _lock = lock(&args.path)?;
+    let _lock = directory::open(&args.path)?;
     let engine = Engine::open(&args.lib, &args.path, OPTIONS)?;
     let version = version(&engine)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -217,19 +217,6 @@ fn start(args: &Args) -> Result<(), Error> {
         std::process::exit(0);
     }
     Ok(())
-}
-
-/// Held until the process ends. The engine has a lock as well, but its message names neither problem nor remedy.
-fn lock(path: &Path) -> Result<File, Error> {
-    let directory = |source| Error::Directory { path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(directory)?;
-    let file =
-        File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(directory)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(directory(source)),
-    }
 }
 
 fn version(engine: &Engine) -> Result<Arc<str>, Error> {

@@ -27,6 +27,8 @@ const IGNORED: &[&str] = &[
     "framing",
     // Carries the query id to the engine; see `statement::mark`.
     "log_comment",
+    // Would wait for ever; see `statement::drop_without_sync`.
+    "database_atomic_wait_for_drop_and_detach_synchronously",
     // Headers while a query runs: there are none.
     "send_progress_in_http_headers",
     "http_headers_progress_interval_ms",

@@ -20,6 +20,8 @@ pub(super) enum Statement {
     Kill(Kill),
     /// Any other KILL QUERY.
     KillWhere,
+    /// A DROP … SYNC, which would wait for a thread that the engine as a library does not start.
+    DropSync,
     /// Anything else: runs as it is, and answers with little or nothing.
     Other,
 }
@@ -71,6 +73,9 @@ pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
     let all = top_level(sql)?;
     if first.is(sql, "KILL") {
         return Ok(parse_kill(sql, &all));
+    }
+    if first.is(sql, "DROP") && sync_clause(sql, &all).is_some() {
+        return Ok(Statement::DropSync);
     }
     let reads = ["SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN"];
     let writes = all.iter().any(|token| token.is(sql, "INSERT"));
@@ -130,6 +135,25 @@ fn format_clause<'a>(sql: &[u8], all: &'a [Token]) -> Option<(&'a Token, &'a Tok
     let ends = after.is_none_or(|token| token.is(sql, "SETTINGS"));
     let column = before.is(sql, "SELECT") || matches!(before.punct(), Some(b',' | b'.'));
     (ends && !column).then(|| (&all[at], &all[at + 1]))
+}
+
+/// `SYNC` or `NO DELAY` at the end, or before a last SETTINGS clause.
+fn sync_clause(sql: &[u8], all: &[Token]) -> Option<(usize, usize)> {
+    let end = all.iter().position(|token| token.is(sql, "SETTINGS")).unwrap_or(all.len());
+    match &all[..end] {
+        [.., no, delay] if no.is(sql, "NO") && delay.is(sql, "DELAY") => Some((no.start, delay.end)),
+        [.., sync] if sync.is(sql, "SYNC") => Some((sync.start, sync.end)),
+        _ => None,
+    }
+}
+
+/// The same DROP without its SYNC.
+pub(super) fn drop_without_sync(sql: &[u8]) -> Vec<u8> {
+    let all: Vec<Token> = Tokens::new(sql).filter(|token| token.punct() != Some(b';')).collect();
+    match sync_clause(sql, &all) {
+        Some((start, end)) => [&sql[..start], &sql[end..]].concat(),
+        None => sql.to_vec(),
+    }
 }
 
 fn parse_insert(sql: &[u8], mut tokens: Tokens<'_>) -> Result<Statement, Exception> {

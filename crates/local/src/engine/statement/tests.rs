@@ -158,3 +158,18 @@ fn the_process_list_shows_the_clients_query_ids() {
     let other = b"SELECT 'FROM system.processes' FROM t";
     assert_eq!(with_real_query_ids(other), other);
 }
+
+#[test]
+fn a_drop_does_not_wait_for_what_never_comes() {
+    for (sql, expected) in [
+        ("DROP TABLE IF EXISTS d.t SYNC", Some("DROP TABLE IF EXISTS d.t ")),
+        ("DROP DATABASE `sync` NO DELAY;", Some("DROP DATABASE `sync` ;")),
+        ("drop table t sync settings a = 1", Some("drop table t  settings a = 1")),
+        ("DROP TABLE t", None),
+        ("DROP TABLE `SYNC`", None),
+    ] {
+        let waits = parse(sql.as_bytes()) == Ok(Statement::DropSync);
+        assert_eq!(waits, expected.is_some(), "{sql}");
+        assert_eq!(text(&drop_without_sync(sql.as_bytes())), expected.unwrap_or(sql));
+    }
+}
