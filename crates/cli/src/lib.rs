@@ -67,7 +67,9 @@ pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
     let columns = match millstream::check::<P>() {
         Ok(columns) => columns,
         Err(faults) => {
-            show::error(&format!("failed to use pipeline `{}`:\n{}", P::NAME, Faults(&faults)), &[], None);
+            let faults: Vec<String> = Faults(&faults).to_string().lines().map(str::to_owned).collect();
+            let hint = "make COLUMNS and the fields of the row type agree, in their order too";
+            show::error(&format!("failed to use pipeline `{}`", P::NAME), &faults, Some(hint));
             return ExitCode::from(2);
         }
     };

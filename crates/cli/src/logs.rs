@@ -37,7 +37,8 @@ pub(crate) fn check(filter: &str) -> Result<(), String> {
 /// Starts logging. `filter` has been checked.
 pub(crate) fn start(filter: &str, progress: &MultiProgress) {
     // async-nats logs every message at debug; what it and the local stack warn of, our events say too.
-    let quiet = ["async_nats=off", "millstream_local=error", "hyper=warn", "hyper_util=warn", "clickhouse=warn"];
+    let quiet =
+        ["async_nats=off", "millstream_local=error", "hyper=warn", "hyper_util=warn", "clickhouse=warn"];
     let mut env = EnvFilter::new(filter);
     for directive in
         quiet.iter().filter(|directive| !filter.contains(directive.split('=').next().unwrap_or_default()))

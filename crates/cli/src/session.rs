@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use millstream::Pipeline;
 use millstream::names::Names;
 use millstream_engine::records::Records;
-use millstream_engine::{Broker, NatsAddress, Store, StoreAddress};
+use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
 
 use crate::config::Config;
 use crate::progress::Progress;
@@ -16,13 +16,16 @@ pub(crate) enum Holder {
     Run,
     /// A short command: attaches, or starts the stack for the moment.
     Moment,
+    /// A short command that asks ClickHouse alone.
+    Question,
     /// A service: attaches to `up`, and never starts one.
     Service,
 }
 
 /// Addresses of both servers, and what keeps the local ones up.
 pub(crate) struct Servers {
-    pub nats: NatsAddress,
+    /// NATS; none for a [`Holder::Question`].
+    pub nats: Option<NatsAddress>,
     pub store: StoreAddress,
     #[cfg(feature = "local")]
     stack: Option<millstream_local::Stack>,
@@ -38,9 +41,9 @@ pub(crate) struct Session {
 impl Servers {
     /// Finds both servers, and starts those that nobody named.
     pub async fn find(config: &Config, holder: Holder, progress: &Progress) -> anyhow::Result<Self> {
-        match (&config.nats, &config.clickhouse) {
-            (Some(nats), Some(store)) => Ok(Self {
-                nats: nats.clone(),
+        match &config.clickhouse {
+            Some(store) if config.nats.is_some() || holder == Holder::Question => Ok(Self {
+                nats: config.nats.clone(),
                 store: store.clone(),
                 #[cfg(feature = "local")]
                 stack: None,
@@ -61,7 +64,11 @@ impl Servers {
         use millstream_local::Owner;
 
         let owner = if holder == Holder::Run { Owner::Run } else { Owner::Moment };
-        let stack = open_stack(config, owner, (0, 0), progress).await?;
+        let needs = Needs {
+            nats: config.nats.is_none() && holder != Holder::Question,
+            clickhouse: config.clickhouse.is_none(),
+        };
+        let stack = open_stack(config, owner, needs, (0, 0), progress).await?;
         if holder == Holder::Service && !stack.attached() {
             stack.stop().await?;
             return Err(crate::Usage(format!(
@@ -72,17 +79,14 @@ impl Servers {
             .into());
         }
         let origin = format!("local stack in `{}`", config.data.display());
-        let nats = config.nats.clone().unwrap_or_else(|| NatsAddress {
-            url: stack.nats_url().unwrap_or_default().to_owned(),
-            creds: None,
-            origin: origin.clone(),
-        });
+        let local_nats = |url: &str| NatsAddress { url: url.to_owned(), creds: None, origin: origin.clone() };
+        let nats = config.nats.clone().or_else(|| stack.nats_url().map(local_nats));
         let store = config.clickhouse.clone().unwrap_or_else(|| StoreAddress {
             url: stack.clickhouse_url().unwrap_or_default().to_owned(),
             user: String::new(),
             password: String::new(),
             database: config.database.clone(),
-            origin,
+            origin: origin.clone(),
         });
         Ok(Self { nats, store, stack: Some(stack) })
     }
@@ -108,7 +112,8 @@ impl Servers {
 
     /// Connects to both.
     pub async fn connect<P: Pipeline>(&self, role: &str) -> anyhow::Result<(Broker, Store)> {
-        let broker = Broker::connect(&self.nats, Names::new(P::NAME)?, role).await?;
+        let nats = self.nats.as_ref().context("no NATS server is known to this command")?;
+        let broker = Broker::connect(nats, Names::new(P::NAME)?, role).await?;
         Ok((broker, Store::connect::<P>(self.store.clone()).await?))
     }
 
@@ -122,10 +127,19 @@ impl Servers {
     }
 }
 
+/// Which servers the local stack is to provide.
+#[cfg(feature = "local")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    pub nats: bool,
+    pub clickhouse: bool,
+}
+
 #[cfg(feature = "local")]
 pub(crate) async fn open_stack(
     config: &Config,
     owner: millstream_local::Owner,
+    needs: Needs,
     (nats_port, clickhouse_port): (u16, u16),
     progress: &Progress,
 ) -> anyhow::Result<millstream_local::Stack> {
@@ -133,8 +147,8 @@ pub(crate) async fn open_stack(
         data: config.data.clone(),
         nats_port,
         clickhouse_port,
-        need_nats: config.nats.is_none(),
-        need_clickhouse: config.clickhouse.is_none(),
+        need_nats: needs.nats,
+        need_clickhouse: needs.clickhouse,
         owner,
         exe: None,
     };
@@ -143,16 +157,20 @@ pub(crate) async fn open_stack(
 }
 
 impl Session {
-    /// Connects to both servers, which must have been set up.
-    pub async fn open<P: Pipeline>(servers: &Servers, role: &str) -> anyhow::Result<Self> {
+    /// Connects to both servers; `None` where nothing has been set up for this pipeline.
+    pub async fn find<P: Pipeline>(servers: &Servers, role: &str) -> anyhow::Result<Option<Self>> {
         let (broker, store) = servers.connect::<P>(role).await?;
         if !broker.is_set_up().await? || !store.is_set_up().await? {
-            return Err(anyhow::anyhow!("there are no runs yet")).context(
-                "nothing has been set up for this pipeline on these servers: `produce` or `setup` does",
-            );
+            return Ok(None);
         }
         let records = broker.records().await?;
-        Ok(Self { broker, store, records })
+        Ok(Some(Self { broker, store, records }))
+    }
+
+    /// The same for a command about a run, which there cannot be where nothing has been set up.
+    pub async fn of_run<P: Pipeline>(servers: &Servers, role: &str, run: &str) -> anyhow::Result<Self> {
+        let found = Self::find::<P>(servers, role).await?;
+        Ok(found.ok_or_else(|| Error::NoSuchRun { run: run.to_owned(), known: Vec::new() })?)
     }
 
     /// Connects to both servers and creates there what is missing.

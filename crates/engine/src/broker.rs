@@ -589,7 +589,8 @@ pub(crate) fn without_password(url: &str) -> String {
 fn percent_decoded(text: &str) -> String {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let [first, after @ ..] = rest {
-        let code = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let code =
+            after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
         match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(byte) => (bytes.push(byte), rest = &after[2..]),
             None => (bytes.push(*first), rest = after),
@@ -616,7 +617,9 @@ mod tests {
 
     #[test]
     fn users_of_addresses_are_decoded() {
-        for (text, decoded) in [("a%40b%3a", "a@b:"), ("100%", "100%"), ("%zz", "%zz"), ("m%C3%BCller", "müller")] {
+        for (text, decoded) in
+            [("a%40b%3a", "a@b:"), ("100%", "100%"), ("%zz", "%zz"), ("m%C3%BCller", "müller")]
+        {
             assert_eq!(percent_decoded(text), decoded);
         }
     }

@@ -93,7 +93,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// There is no such run.
-    #[error("find run `{run}`")]
+    #[error("find {}", run_named(.run))]
     NoSuchRun {
         /// The name asked for.
         run: String,
@@ -334,9 +334,13 @@ impl StoreFault {
 }
 
 fn lacks_storage(source: &Source) -> bool {
-    let refusal = source.downcast_ref().map(CreateStreamError::kind);
-    matches!(refusal, Some(CreateStreamErrorKind::JetStream(refusal))
-        if refusal.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+    // A bucket is a stream, whose refusal is the cause of the bucket's.
+    let mut causes = std::iter::successors(Some(&**source as &dyn std::error::Error), |error| error.source());
+    causes.any(|error| {
+        let kind = error.downcast_ref().map(CreateStreamError::kind);
+        matches!(kind, Some(CreateStreamErrorKind::JetStream(refusal))
+            if refusal.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+    })
 }
 
 fn input_hint(error: &std::io::Error) -> Option<String> {
@@ -367,6 +371,10 @@ fn listed(count: u64, lines: &[(u64, String)]) -> String {
 
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn run_named(run: &str) -> String {
+    if run.is_empty() { "a run".to_owned() } else { format!("run `{run}`") }
 }
 
 /// Wraps a failure of the broker with what was being done.

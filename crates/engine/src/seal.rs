@@ -5,10 +5,12 @@
 //! is worth trying.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use crate::board::{self, Running};
 use crate::broker::Broker;
@@ -19,7 +21,7 @@ use crate::stop::Stop;
 use crate::store::{Store, Stored};
 
 /// How often passes are looked at.
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(200);
 /// How long the watch on records may take to end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// A pass whose workers are done is proven after this long even if sinks are busy: with other passes, perhaps.
@@ -74,6 +76,7 @@ struct Sealer {
     broker: Broker,
     store: Store,
     records: Records,
+    hurry: Arc<Notify>,
     stop: Stop,
 }
 
@@ -85,14 +88,20 @@ struct Watch {
     run_kept: bool,
 }
 
-/// Seals passes as they complete, until taking stops.
+/// Seals passes as they complete, until taking stops. Tells a sink through `hurry` when a pass's workers are done, so
+/// that its last rows do not wait for more.
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; afterwards failures are waited out.
-pub async fn seal_passes(broker: &Broker, store: &Store, stop: &Stop) -> Result<(), Error> {
+pub async fn seal_passes(
+    broker: &Broker,
+    store: &Store,
+    hurry: Arc<Notify>,
+    stop: &Stop,
+) -> Result<(), Error> {
     let records = broker.records().await?;
     let running = board::follow(&records, stop).await?;
-    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, stop: stop.clone() };
+    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry, stop: stop.clone() };
     let mut watches = HashMap::new();
     while !stop.taking_stopped() {
         let passes: Running = running.borrow().clone();
@@ -187,6 +196,9 @@ impl Sealer {
         if computed.is_some_and(|info| info.num_pending > 0 || info.num_ack_pending > 0) {
             watch.drained_since = None;
             return Ok(false);
+        }
+        if watch.drained_since.is_none() {
+            self.hurry.notify_one();
         }
         let since = *watch.drained_since.get_or_insert_with(Instant::now);
         let landed = self.broker.sink_progress().await?;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use millstream::envelope::{EnvelopeFault, decode_rows};
 use millstream::names::RunName;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
@@ -90,7 +90,8 @@ struct Item {
     ids: u64,
     raw_bytes: u64,
     body: Bytes,
-    /// Since when it is known that nobody inserted it; `None` when somebody may have: then ClickHouse is asked first.
+    /// Since when it is known that nobody inserted it; `None` until ClickHouse has been asked. A first delivery proves
+    /// nothing: a worker that was paused can publish a batch anew whose rows were purged behind the seal.
     sure_since: Option<Instant>,
 }
 
@@ -108,6 +109,7 @@ struct Sink {
     plan: SinkPlan,
     held: Held,
     counts: Arc<SinkCounts>,
+    hurry: Arc<Notify>,
     stop: Stop,
     inserts: Semaphore,
     /// Batches in our hands: one that arrives again meanwhile is not inserted twice.
@@ -117,7 +119,7 @@ struct Sink {
     attempts: AtomicU64,
 }
 
-/// Sinks until told to stop, then lands what it holds within the plan's deadline and hands back the rest.
+/// Sinks until told to stop, and without waiting for a group to fill whenever `hurry` says that no more is coming, then lands what it holds within the plan's deadline and hands back the rest.
 ///
 /// # Errors
 /// When the sinks' consumer does not exist; afterwards failures are waited out.
@@ -126,6 +128,7 @@ pub async fn sink(
     store: &Store,
     plan: SinkPlan,
     counts: Arc<SinkCounts>,
+    hurry: Arc<Notify>,
     stop: &Stop,
 ) -> Result<(), Error> {
     let missing = || Error::Broker {
@@ -138,6 +141,7 @@ pub async fn sink(
         store: store.clone(),
         held: Held::start(broker.clone(), stop),
         counts,
+        hurry,
         stop: stop.clone(),
         inserts: Semaphore::new(plan.inserts),
         open: Mutex::default(),
@@ -226,20 +230,28 @@ impl Sink {
             .messages();
         let mut messages = tokio::time::timeout(ANSWER_WITHIN, request).await??;
         let mut taken = 0;
-        while let Some(message) = tokio::time::timeout(ANSWER_WITHIN, messages.next()).await? {
+        loop {
+            let message = tokio::select! {
+                message = tokio::time::timeout(ANSWER_WITHIN, messages.next()) => message?,
+                () = self.hurry.notified() => {
+                    self.flush(groups, |_| true);
+                    continue;
+                }
+            };
             match message {
-                Ok(message) => {
+                Some(Ok(message)) => {
                     taken += 1;
                     let size = (message.payload.len() + MESSAGE_OVERHEAD).min(room.num_permits());
                     let permit = room.split(size).ok_or("a pull brought more than was asked for")?;
                     self.take(message, permit, groups).await;
                 }
                 // The server ends a pull whose next message would go beyond its bytes: room for it is made first.
-                Err(error) if taken > 0 => {
+                Some(Err(error)) if taken > 0 => {
                     tracing::debug!(%error, taken, "a pull ended early");
                     break;
                 }
-                Err(error) => return Err(error),
+                Some(Err(error)) => return Err(error),
+                None => break,
             }
         }
         Ok(taken)
@@ -260,7 +272,7 @@ impl Sink {
                 return delivery.nak(SET_BACK).await;
             }
         };
-        if item.sure_since.is_none() {
+        if item.delivery.deliveries() > 1 {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         if !self.open().insert((key.0.clone(), key.1, item.batch)) {
@@ -325,9 +337,8 @@ impl Group {
 
 impl Item {
     fn new(delivery: Delivery, rows: Rows) -> Self {
-        let sure_since = (delivery.deliveries() <= 1).then(|| delivery.received());
         let Rows { batch, ids, raw_bytes, body } = rows;
-        Self { delivery, batch, ids, raw_bytes, body, sure_since }
+        Self { delivery, batch, ids, raw_bytes, body, sure_since: None }
     }
 }
 

@@ -70,6 +70,8 @@ pub struct StoredBatch {
     pub ids: u64,
     /// Ids that it should have.
     pub expected: u64,
+    /// Wrapping sum of `sipHash64(id)` over the distinct ids stored.
+    pub digest: u64,
 }
 
 impl Store {
@@ -118,14 +120,19 @@ impl Store {
     /// # Errors
     /// [`Error::TableColumns`] when the rows table exists with other columns; [`Error::Store`].
     pub async fn setup(&self) -> Result<(), Error> {
-        if !self.is_set_up().await? {
+        let existing: Vec<String> = self.all("look up tables", &self.tables.existing()).await?;
+        if existing.contains(&self.tables.rows_name()) {
+            // Before the views are made over it, which would fail on another table in a less helpful way.
+            self.check_columns().await?;
+        }
+        if existing.len() < self.tables.all_names().len() {
             let settings = tables::known_settings("merge_tree_settings", tables::wanted_table_settings());
             let known: Vec<String> = self.all("look up table settings", &settings).await?;
             for statement in self.tables.create(&known) {
                 self.execute("create the tables", &statement, ANSWER_WITHIN).await?;
             }
         }
-        self.check_columns().await
+        Ok(())
     }
 
     /// Whether every table and view is there.
@@ -250,10 +257,12 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let query = self.client.query(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32)>();
+        let query = self.client.query(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32, u64)>();
         let mut cursor = query.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
-        while let Some((batch, ids, expected)) = within(PROOF_WITHIN, cursor.next()).await.map_err(failed)? {
-            each(StoredBatch { batch, ids, expected: u64::from(expected) });
+        while let Some((batch, ids, expected, digest)) =
+            within(PROOF_WITHIN, cursor.next()).await.map_err(failed)?
+        {
+            each(StoredBatch { batch, ids, expected: u64::from(expected), digest });
         }
         Ok(())
     }
@@ -282,6 +291,15 @@ impl Store {
         self.execute("merge raw duplicates away", &self.tables.heal(run), HEAL_WITHIN).await
     }
 
+    /// Removes every row of these batches, and returns when they are gone.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> Result<(), Error> {
+        let statement = self.tables.remove_batches(run, pass, batches);
+        self.execute("remove the rows of wrong batches", &statement, HEAL_WITHIN).await
+    }
+
     /// Whether a run's record is kept.
     ///
     /// # Errors
@@ -305,7 +323,12 @@ impl Store {
     /// [`Error::Store`].
     pub async fn sql(&self, query: &str, format: &str, mut each: impl FnMut(Bytes)) -> Result<(), Error> {
         let failed = |error| self.failed("run the query", store_fault(error, PROOF_WITHIN));
-        let client = self.client.clone().with_database(self.tables.database());
+        let mut client = self.client.clone();
+        // Before anything is set up there is no such database, and `SELECT version()` is no less of a question.
+        let databases = tables::databases(self.tables.database());
+        if self.one::<u64>("look up the database", &databases).await? > 0 {
+            client = client.with_database(self.tables.database());
+        }
         let mut cursor = client.query_raw(query).fetch_bytes(format).map_err(failed)?;
         while let Some(piece) = cursor.next().await.map_err(failed)? {
             each(piece);
@@ -319,8 +342,9 @@ impl Store {
     /// [`Error::Store`].
     pub async fn describe_query(&self, query: &str) -> Result<Vec<(String, String)>, Error> {
         let mut text = Vec::new();
-        let describe = format!("DESCRIBE TABLE ({}\n)", query.trim().trim_end_matches(';'));
-        self.sql(&describe, "TabSeparated", |piece| text.extend_from_slice(&piece)).await?;
+        // On lines of its own, so that the positions in a complaint about it are the user's, but for one line.
+        let describe = format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'));
+        self.sql(&describe, "TSVRaw", |piece| text.extend_from_slice(&piece)).await?;
         let columns = String::from_utf8_lossy(&text);
         Ok(columns
             .lines()

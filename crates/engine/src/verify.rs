@@ -1,5 +1,9 @@
 //! The proof told batch by batch, and the repair of what it finds.
 
+use std::cmp::Ordering;
+
+use millstream::Id;
+use millstream::envelope::decode_ids;
 use millstream::names::RunName;
 use serde::Serialize;
 
@@ -7,7 +11,7 @@ use crate::broker::Broker;
 use crate::error::Error;
 use crate::records::{Change, PassState, Records};
 use crate::seal::Proof;
-use crate::store::Store;
+use crate::store::{Store, StoredBatch};
 
 /// Batch numbers that a report lists; there may be more of them.
 const LISTED: usize = 1000;
@@ -33,6 +37,8 @@ pub struct Report {
     pub missing_batches: u64,
     /// Batches of which some rows are stored.
     pub short_batches: u64,
+    /// Batches that hold ids which are not theirs.
+    pub wrong_batches: u64,
     /// Rows stored a second time.
     pub raw_duplicates: u64,
     /// Rows that are dead letters.
@@ -49,6 +55,52 @@ pub struct Report {
     pub missing: Vec<u32>,
     /// The first of the short batches.
     pub short: Vec<u32>,
+    /// The first of the wrong batches.
+    pub wrong: Vec<u32>,
+}
+
+/// Batches of one kind: how many, and the first of them by number.
+#[derive(Default)]
+struct Found {
+    count: u64,
+    first: Vec<u32>,
+}
+
+impl Found {
+    fn note(&mut self, batch: u32) {
+        self.count += 1;
+        if self.first.len() < LISTED {
+            self.first.push(batch);
+        }
+    }
+}
+
+/// What a walk over the stored batches found.
+#[derive(Default)]
+struct Walk {
+    missing: Found,
+    short: Found,
+    wrong: Found,
+    /// The batch that should come next.
+    next: u32,
+    /// Digest of each batch that has as many ids as it should, for the rare comparison with the stream.
+    digests: Vec<(u32, u64)>,
+}
+
+impl Walk {
+    fn visit(&mut self, stored: StoredBatch) {
+        self.skip_to(stored.batch);
+        self.next = stored.batch + 1;
+        match stored.ids.cmp(&stored.expected) {
+            Ordering::Less => self.short.note(stored.batch),
+            Ordering::Greater => self.wrong.note(stored.batch),
+            Ordering::Equal => self.digests.push((stored.batch, stored.digest)),
+        }
+    }
+
+    fn skip_to(&mut self, batch: u32) {
+        (self.next..batch).for_each(|batch| self.missing.note(batch));
+    }
 }
 
 impl Report {
@@ -62,33 +114,28 @@ impl Report {
 ///
 /// # Errors
 /// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
-pub async fn verify(records: &Records, store: &Store, run: &RunName) -> Result<Report, Error> {
+pub async fn verify<I: Id>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+) -> Result<Report, Error> {
     let record = records.known_run(run).await?.record;
-    let pass = records.newest_pass(run).await?;
-    let number = pass.as_ref().map_or(1, |entry| entry.record.pass);
-    let sealed = pass.as_ref().and_then(|entry| entry.record.sealed.clone());
-    let (mut missing, mut short, mut missing_batches, mut short_batches, mut expected) =
-        (vec![], vec![], 0, 0, 0u32);
-    let note = |list: &mut Vec<u32>, count: &mut u64, batch: u32| {
-        *count += 1;
-        if list.len() < LISTED {
-            list.push(batch);
-        }
-    };
-    store
-        .each_batch(run.as_str(), number, |stored| {
-            (expected..stored.batch).for_each(|batch| note(&mut missing, &mut missing_batches, batch));
-            expected = stored.batch + 1;
-            if stored.ids < stored.expected {
-                note(&mut short, &mut short_batches, stored.batch);
-            }
-        })
-        .await?;
-    let published = record.published.clone();
-    let batches = published.as_ref().map_or(expected, |published| published.batches);
-    (expected..batches).for_each(|batch| note(&mut missing, &mut missing_batches, batch));
+    let pass = records.newest_pass(run).await?.map(|entry| entry.record);
+    let number = pass.as_ref().map_or(1, |pass| pass.pass);
+    let sealed = pass.as_ref().and_then(|pass| pass.sealed.clone());
+    let mut walk = Walk::default();
+    store.each_batch(run.as_str(), number, |stored| walk.visit(stored)).await?;
     let stored = store.stored(run.as_str(), number).await?;
+    let published = record.published.clone();
+    let batches = published.as_ref().map_or(walk.next, |published| published.batches);
+    walk.skip_to(batches);
     let proof = published.clone().map(|published| Proof { published, stored });
+    let complete = proof.as_ref().is_some_and(Proof::is_complete);
+    let counts_agree = walk.missing.count + walk.short.count + walk.wrong.count == 0;
+    if proof.is_some() && !complete && counts_agree {
+        find_wrong::<I>(broker, run, &mut walk).await?;
+    }
     Ok(Report {
         run: run.to_string(),
         pass: number,
@@ -96,17 +143,32 @@ pub async fn verify(records: &Records, store: &Store, run: &RunName) -> Result<R
         batches: u64::from(batches),
         ids: published.as_ref().map_or(record.expected_ids.unwrap_or(0), |published| published.ids),
         rows: stored.ids,
-        missing_batches,
-        short_batches,
+        missing_batches: walk.missing.count,
+        short_batches: walk.short.count,
+        wrong_batches: walk.wrong.count,
         raw_duplicates: stored.raw_duplicates,
         dead: stored.dead,
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
         digest_matches: published.is_some_and(|published| published.digest == stored.digest),
-        sealed: sealed.is_some() && pass.is_some_and(|entry| entry.record.state == PassState::Sealed),
-        complete: proof.is_some_and(|proof| proof.is_complete()),
-        missing,
-        short,
+        sealed: pass.is_some_and(|pass| pass.state == PassState::Sealed),
+        complete,
+        missing: walk.missing.first,
+        short: walk.short.first,
+        wrong: walk.wrong.first,
     })
+}
+
+/// All batches have as many ids as they should and the digest differs: some ids are not those that were published.
+async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
+    for (batch, digest) in std::mem::take(&mut walk.digests) {
+        let subject = broker.names().ids_subject(run, batch);
+        let Some((_, bytes)) = broker.ids_message(&subject).await? else { continue };
+        let published = decode_ids::<I>(&bytes).map_err(|source| Error::Message { subject, source })?;
+        if digest != published.ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(id.sip_hash())) {
+            walk.wrong.note(batch);
+        }
+    }
+    Ok(())
 }
 
 /// What a repair did.
@@ -155,6 +217,11 @@ pub async fn repair(
         // Rows that the first worker stored stand in the way of the second's.
         broker.purge_rows(broker.names().rows_subject(&run, report.pass, batch)).await?;
         again.push(batch);
+    }
+    let foreign: Vec<u32> = report.wrong.iter().filter(|batch| again.contains(batch)).copied().collect();
+    if !foreign.is_empty() {
+        // Computing a batch again adds its own ids and would leave the others.
+        store.remove_batches(run.as_str(), report.pass, &foreign).await?;
     }
     repair.batches_again = again.len() as u64;
     if !again.is_empty() {

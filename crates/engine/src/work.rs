@@ -77,8 +77,14 @@ pub async fn work<P: Pipeline>(
     let pool = Pool::start(pipeline, columns, plan.threads)?;
     let held = Held::start(broker.clone(), stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
-    let worker =
-        Arc::new(Worker { pool, slots: slots.clone(), waiting, broker: broker.clone(), counts, stop: stop.clone() });
+    let worker = Arc::new(Worker {
+        pool,
+        slots: slots.clone(),
+        waiting,
+        broker: broker.clone(),
+        counts,
+        stop: stop.clone(),
+    });
     tracing::info!(threads = plan.threads, "working");
     consume(broker, running, &slots, &held, stop, |pass, delivery| {
         let worker = worker.clone();

@@ -60,7 +60,7 @@ pub enum SchemaFault {
     #[error("field `{0}` of the row has no column")]
     NoColumn(&'static str),
     /// A field's Rust type does not write what the column reads.
-    #[error("column `{column}`: found {found}, expected {expected} for {declared}")]
+    #[error("column `{column}`: found Rust type {found}, expected {expected}, which {declared} takes")]
     Mismatch {
         /// The column.
         column: &'static str,
@@ -228,7 +228,7 @@ mod tests {
         let faults = check::<Bad>().expect_err("five columns of faults");
         let text = Faults(&faults).to_string();
         for part in [
-            "column `steps`: found u32, expected i32 for Int32",
+            "column `steps`: found Rust type u32, expected i32, which Int32 takes",
             "column `pick`: the row's field at this place is `peak`",
             "column `id`: the name is taken by Millstream's own column",
             "column `x`: `Varchar` is not a column type that rows can be written to",

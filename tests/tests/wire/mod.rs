@@ -152,7 +152,11 @@ impl Proxy {
     /// The first INSERTs of rows meet these fates, later ones pass.
     pub fn inserts_meet(&self, fates: &[Fate]) {
         let mut fates = fates.to_vec().into_iter();
-        self.rule(move |request| if request.inserts_rows() { fates.next().unwrap_or(Fate::Pass) } else { Fate::Pass });
+        self.rule(
+            move |request| {
+                if request.inserts_rows() { fates.next().unwrap_or(Fate::Pass) } else { Fate::Pass }
+            },
+        );
     }
 
     /// Every request so far.
@@ -193,7 +197,9 @@ impl Shared {
             Fate::LoseAnswer => drop(self.pass(&head, &raw)?),
             Fate::CutWhenRunning => self.cut_when_running(&head, &raw, &request, &client)?,
             Fate::CutBody => drop(self.send(&head, &raw[..raw.len() / 2])?.shutdown(Shutdown::Both)),
-            Fate::Lie => (&client).write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")?,
+            Fate::Lie => {
+                (&client).write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")?
+            }
             Fate::TooManyParts => (&client).write_all(too_many_parts().as_bytes())?,
         }
         client.shutdown(Shutdown::Both)
@@ -211,7 +217,13 @@ impl Shared {
         read_answer(self.send(head, body)?)
     }
 
-    fn cut_when_running(&self, head: &str, body: &[u8], request: &Request, client: &TcpStream) -> io::Result<()> {
+    fn cut_when_running(
+        &self,
+        head: &str,
+        body: &[u8],
+        request: &Request,
+        client: &TcpStream,
+    ) -> io::Result<()> {
         let query_id = request.head.split("query_id=").nth(1).and_then(|rest| rest.split(['&', ' ']).next());
         let query_id = query_id.expect("inserts are named").to_owned();
         let server = self.send(head, body)?;
@@ -224,7 +236,11 @@ impl Shared {
     }
 
     fn answers_one(&self, question: &str) -> io::Result<bool> {
-        let head = format!("POST / HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n", self.upstream, question.len());
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n",
+            self.upstream,
+            question.len()
+        );
         let answer = self.pass(&head, question.as_bytes())?;
         Ok(String::from_utf8_lossy(&answer).lines().any(|line| line == "1"))
     }
@@ -243,7 +259,8 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<(String, Vec<u8>, Vec<u
         let (raw, body) = read_chunks(reader)?;
         return Ok((head, raw, body));
     }
-    let length = lower.split("content-length:").nth(1).and_then(|rest| rest.split("\r\n").next()?.trim().parse().ok());
+    let length =
+        lower.split("content-length:").nth(1).and_then(|rest| rest.split("\r\n").next()?.trim().parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body)?;
     Ok((head, body.clone(), body))
@@ -274,13 +291,15 @@ fn read_answer(mut server: TcpStream) -> io::Result<Vec<u8>> {
 
 /// Both sides close after the answer, so that a connection has one request.
 fn with_close(head: &str) -> String {
-    let lines = head.lines().filter(|line| !line.is_empty() && !line.to_ascii_lowercase().starts_with("connection:"));
+    let lines =
+        head.lines().filter(|line| !line.is_empty() && !line.to_ascii_lowercase().starts_with("connection:"));
     let lines: String = lines.map(|line| format!("{line}\r\n")).collect();
     format!("{lines}connection: close\r\n\r\n")
 }
 
 fn too_many_parts() -> String {
-    let text = "Code: 252. DB::Exception: Too many parts (300) in all partitions in total. (TOO_MANY_PARTS)\n";
+    let text =
+        "Code: 252. DB::Exception: Too many parts (300) in all partitions in total. (TOO_MANY_PARTS)\n";
     format!(
         "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\nX-ClickHouse-Exception-Code: 252\r\n\
          content-length: {}\r\n\r\n{text}",
@@ -329,7 +348,8 @@ pub struct Message {
 impl Nats {
     /// Connects to `nats://host:port`.
     pub fn connect(url: &str) -> Self {
-        let stream = TcpStream::connect(url.trim_start_matches("nats://").trim_end_matches('/')).expect("NATS");
+        let stream =
+            TcpStream::connect(url.trim_start_matches("nats://").trim_end_matches('/')).expect("NATS");
         stream.set_read_timeout(Some(ANSWER_WITHIN)).expect("a timeout");
         let mut nats = Self { reader: BufReader::new(stream), asked: 0 };
         let options = json!({ "verbose": false, "headers": true, "no_responders": true, "protocol": 1 });
@@ -412,7 +432,9 @@ impl Nats {
             let size = |index: usize| words[words.len() - index].parse::<usize>().expect("a size");
             match words.first().copied() {
                 Some("PING") => self.write(b"PONG\r\n"),
-                Some("MSG") => return self.body(words[1], words.get(3).filter(|_| words.len() > 4), 0, size(1)),
+                Some("MSG") => {
+                    return self.body(words[1], words.get(3).filter(|_| words.len() > 4), 0, size(1));
+                }
                 Some("HMSG") => {
                     return self.body(words[1], words.get(3).filter(|_| words.len() > 5), size(2), size(1));
                 }
@@ -422,7 +444,13 @@ impl Nats {
         }
     }
 
-    fn body(&mut self, subject: &str, reply: Option<&&str>, headers: usize, total: usize) -> (String, Message) {
+    fn body(
+        &mut self,
+        subject: &str,
+        reply: Option<&&str>,
+        headers: usize,
+        total: usize,
+    ) -> (String, Message) {
         let mut bytes = vec![0; total + 2];
         self.reader.read_exact(&mut bytes).expect("a whole message");
         let message = Message {

@@ -15,7 +15,7 @@ pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> 
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::open::<P>(&servers, "dead").await?;
+            let session = Session::of_run::<P>(&servers, "dead", run.as_str()).await?;
             session.records.known_run(&run).await?;
             let pass = session.records.newest_pass(&run).await?.map_or(1, |entry| entry.record.pass);
             let total = session.store.dead_rows(run.as_str(), pass).await?;

@@ -91,13 +91,14 @@ async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
         Ok(names) => names,
         Err(fault) => return vec![failed("NATS", &fault.into())],
     };
-    let broker = match Broker::connect(&servers.nats, names, "doctor").await {
+    let Some(nats) = &servers.nats else { return Vec::new() };
+    let broker = match Broker::connect(nats, names, "doctor").await {
         Ok(broker) => broker,
         Err(error) => return vec![failed("NATS", &error.into())],
     };
     let version = broker.server_version();
     let mut checks =
-        vec![check("NATS", Verdict::Ok, format!("nats-server {version} ({})", servers.nats.origin), None)];
+        vec![check("NATS", Verdict::Ok, format!("nats-server {version} ({})", nats.origin), None)];
     if !at_least(&version, (2, 12)) {
         checks.push(check("NATS version", Verdict::Fail, version, Some("2.12 or newer is needed")));
     }

@@ -12,6 +12,7 @@ use millstream_engine::status::{Status, status};
 use millstream_engine::work::{WorkCounts, work};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::produce::publish;
@@ -45,7 +46,7 @@ pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> an
                 Some(ids) => ids,
                 None => words.ask::<P::Id>(&args.produce, &session.store, &context.progress).await?,
             };
-            match drive(context, &session, &words, &ids, &stop).await {
+            match Box::pin(drive(context, &session, &words, &ids, &stop)).await {
                 Ok(last) => Ok(summarize::<P>(&last, args.produce.json)),
                 Err(error)
                     if matches!(error.downcast_ref(), Some(Error::Stopped))
@@ -94,6 +95,8 @@ fn start_stages<P: Pipeline>(
     stop: &Stop,
 ) -> JoinSet<Result<(), Error>> {
     let mut stages = JoinSet::new();
+    let sinking = Arc::new(Notify::new());
+    let hurry = sinking.clone();
     let (pipeline, columns, plan) =
         (context.pipeline.clone(), context.columns.clone(), context.config.work.clone());
     let (broker, stage) = (session.broker.clone(), stop.child());
@@ -102,9 +105,11 @@ fn start_stages<P: Pipeline>(
     });
     let (broker, store, plan, stage) =
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
-    stages.spawn(async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), &stage).await });
+    stages.spawn(
+        async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), sinking, &stage).await },
+    );
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes(&broker, &store, &stage).await });
+    stages.spawn(async move { seal_passes(&broker, &store, hurry, &stage).await });
     stages
 }
 

@@ -11,7 +11,14 @@ use crate::{Ended, show};
 pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::open::<P>(&servers, "runs").await?;
+            let Some(session) = Session::find::<P>(&servers, "runs").await? else {
+                show::line(if as_json {
+                    "[]"
+                } else {
+                    "there are no runs yet: `produce` or `run` makes one"
+                });
+                return Ok(Ended::Well);
+            };
             let mut runs = session.records.runs().await?;
             runs.sort_by_key(|run| run.created_ms);
             let passes = session.records.passes().await?;

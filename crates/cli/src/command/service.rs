@@ -10,6 +10,8 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
 use millstream_engine::work::WorkCounts;
 
+use tokio::sync::Notify;
+
 use super::{Context, Signal, on_signal};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
@@ -55,9 +57,12 @@ pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
                 batches
             });
             let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
-            let sealer = async move { seal_passes(&broker, &store, &sealing).await };
+            let sinking = Arc::new(Notify::new());
+            let hurry = sinking.clone();
+            let sealer = async move { seal_passes(&broker, &store, hurry, &sealing).await };
             let plan = context.config.sink.clone();
-            let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, &stop);
+            let sink =
+                millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);
             let both = async { tokio::try_join!(sink, sealer) };
             Box::pin(both).await?;
             Ok(how.ended())

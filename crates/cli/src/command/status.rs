@@ -18,7 +18,8 @@ pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs)
     let asked = args.run.as_deref().map(run_name).transpose()?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::open::<P>(&servers, "status").await?;
+            let session =
+                Session::of_run::<P>(&servers, "status", args.run.as_deref().unwrap_or_default()).await?;
             let run = match asked {
                 Some(run) => run,
                 None => newest(&session).await?,

@@ -6,15 +6,16 @@ use millstream_local::Owner;
 
 use super::{Context, on_signal};
 use crate::args::UpArgs;
-use crate::session::open_stack;
+use crate::session::{Needs, open_stack};
 use crate::{Ended, show};
 
 pub(super) async fn up<P: Pipeline>(context: &Context<P>, args: &UpArgs) -> anyhow::Result<Ended> {
-    let mut config = context.config.clone();
-    // It is asked for by name: what is configured for other commands does not matter.
-    (config.nats, config.clickhouse) = (None, None);
+    let config = &context.config;
+    // It is asked for by name: servers that are named for other commands do not matter.
+    let needs = Needs { nats: true, clickhouse: true };
     let mut stack =
-        open_stack(&config, Owner::Up, (args.nats_port, args.clickhouse_port), &context.progress).await?;
+        open_stack(config, Owner::Up, needs, (args.nats_port, args.clickhouse_port), &context.progress)
+            .await?;
     let stop = Stop::new();
     on_signal(&stop, |_| show::note("stopping the servers; a second signal leaves at once"))?;
     show::line(&format!(

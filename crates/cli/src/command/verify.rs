@@ -16,8 +16,8 @@ pub(super) async fn verify<P: Pipeline>(context: &Context<P>, args: &VerifyArgs)
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::open::<P>(&servers, "verify").await?;
-            let report = prove(&session.records, &session.store, &run).await?;
+            let session = Session::of_run::<P>(&servers, "verify", run.as_str()).await?;
+            let report = prove::<P::Id>(&session.broker, &session.records, &session.store, &run).await?;
             let repaired = if args.repair && !report.is_clean() {
                 Some(repair(&session.broker, &session.records, &session.store, &report).await?)
             } else {
@@ -58,7 +58,7 @@ fn told(report: &Report) -> String {
     };
     format!(
         "run              {} (pass {})\nverdict          {verdict}\nbatches          {}\nids              {}\n\
-         rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
+         rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nwrong batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
          digest           {}\ndead             {}{hint}",
         report.run,
         report.pass,
@@ -69,6 +69,8 @@ fn told(report: &Report) -> String {
         named(&report.missing, report.missing_batches),
         number(report.short_batches),
         named(&report.short, report.short_batches),
+        number(report.wrong_batches),
+        named(&report.wrong, report.wrong_batches),
         number(report.raw_duplicates),
         number(report.repeated_ids),
         if report.digest_matches { "matches" } else { "differs" },

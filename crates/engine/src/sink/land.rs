@@ -1,4 +1,4 @@
-//! Landing one group: ask where in doubt, insert, ask, ack what landed, again with the rest.
+//! Landing one group: ask, insert what is not there, ask, ack what landed, again with the rest.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -16,6 +16,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 impl Sink {
     /// Returns when every item is ended: acked after ClickHouse said that all of its ids are there, or handed back.
     pub(super) async fn land(&self, run: &RunName, pass: u32, mut items: Vec<Item>) {
+        // Batches come as workers finish them; in order, ClickHouse has nothing to sort.
+        items.sort_unstable_by_key(|item| item.batch);
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
             let asked = tokio::select! {
