@@ -180,10 +180,32 @@ fn an_id_in_place_of_another_is_not_complete() {
     let report = sealed.faults();
     assert_says(
         &report,
-        [("rows", 10_000.into()), ("digest_matches", false.into()), ("complete", false.into())],
+        [
+            ("rows", 10_000.into()),
+            ("digest_matches", false.into()),
+            ("complete", false.into()),
+            ("missing_batches", 0.into()),
+            ("short_batches", 0.into()),
+            ("wrong_batches", 1.into()),
+            ("wrong", [4].as_slice().into()),
+        ],
     );
-    // Whoever is told that a run is not complete is told which batch is to blame.
-    assert_says(&report, [("missing_batches", 0.into()), ("short", [4].as_slice().into())]);
+    sealed.repair(1);
+}
+
+/// More ids than the batch has: those that are not its own are removed.
+#[test]
+fn a_foreign_id_is_removed() {
+    let sealed = Sealed::new();
+    sealed.up.ask(
+        "INSERT INTO millstream.trial_rows SELECT run, pass, batch, batch_ids, 999999, status, error, squared \
+         FROM millstream.trial_rows WHERE id = 5001",
+    );
+    assert_says(
+        &sealed.faults(),
+        [("rows", 10_001.into()), ("complete", false.into()), ("wrong", [5].as_slice().into())],
+    );
+    sealed.repair(1);
 }
 
 /// Rows that are lost after they were acked and before the proof.

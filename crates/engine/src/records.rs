@@ -11,7 +11,7 @@ use millstream::names::{Names, RunName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::ANSWER_WITHIN;
+use crate::broker::within;
 use crate::error::{Error, broker};
 
 /// What a run is made of.
@@ -277,12 +277,6 @@ fn parse<R: DeserializeOwned>(key: &str, value: &[u8]) -> Result<R, Error> {
 
 fn json<R: Serialize>(record: &R) -> bytes::Bytes {
     serde_json::to_vec(record).expect("records are strings, numbers and options").into()
-}
-
-async fn within<F: Future>(doing: &str, future: F) -> Result<F::Output, Error> {
-    tokio::time::timeout(ANSWER_WITHIN, future)
-        .await
-        .map_err(|_| Error::BrokerSilent { doing: doing.to_owned(), after: ANSWER_WITHIN })
 }
 
 async fn answer<T, E: Into<crate::error::Source>>(

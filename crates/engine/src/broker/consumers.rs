@@ -1,0 +1,161 @@
+//! The durable consumers: one for each pass, from which all workers draw, and one that all sinks share.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::{ErrorCode, context};
+use millstream::names::RunName;
+
+use super::{Broker, within};
+use crate::error::{Error, broker};
+
+/// A worker's batch is delivered again after this long without a sign of progress.
+pub const WORK_ACK_WAIT: Duration = Duration::from_secs(60);
+/// A sink's batch is delivered again after this long without a sign of progress.
+pub const SINK_ACK_WAIT: Duration = Duration::from_secs(120);
+
+/// Deliveries that may be open on one consumer, over all hosts: far above what permits let a fleet take.
+const MAX_ACK_PENDING: i64 = 100_000;
+
+impl Broker {
+    pub(super) async fn ensure_sink_consumer(&self) -> Result<(), Error> {
+        let config = pull::Config {
+            durable_name: Some(self.names.sink_consumer()),
+            filter_subject: self.names.all_rows(),
+            ack_wait: SINK_ACK_WAIT,
+            ..durable()
+        };
+        self.ensure_consumer(&self.names.rows_stream(), config).await
+    }
+
+    /// Creates the durable from which all workers draw a pass, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        let config = pull::Config { filter_subject: self.names.run_ids(run), ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
+    /// Makes the durable of a pass anew, over just these batches.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn replace_work_consumer(
+        &self,
+        run: &RunName,
+        pass: u32,
+        batches: &[u32],
+    ) -> Result<(), Error> {
+        self.remove_work_consumer(run, pass).await?;
+        let filter_subjects = batches.iter().map(|batch| self.names.ids_subject(run, *batch)).collect();
+        let config = pull::Config { filter_subjects, ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
+    fn work_config(&self, run: &RunName, pass: u32) -> pull::Config {
+        pull::Config {
+            durable_name: Some(self.names.work_consumer(run, pass)),
+            ack_wait: WORK_ACK_WAIT,
+            deliver_policy: DeliverPolicy::All,
+            ..durable()
+        }
+    }
+
+    async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
+        let name = config.durable_name.clone().unwrap_or_default();
+        if self.consumer_info(stream, &name).await?.is_some() {
+            return Ok(());
+        }
+        let doing = format!("create consumer `{name}` on stream `{stream}`");
+        within(&doing, self.jetstream.create_consumer_on_stream(config, stream))
+            .await?
+            .map_err(broker(doing))?;
+        Ok(())
+    }
+
+    async fn consumer_info(&self, stream: &str, name: &str) -> Result<Option<consumer::Info>, Error> {
+        let doing = format!("look up consumer `{name}` on stream `{stream}`");
+        let stream =
+            within(&doing, self.jetstream.get_stream_no_info(stream)).await?.map_err(broker(&doing))?;
+        match within(&doing, stream.consumer_info(name)).await? {
+            Ok(info) => Ok(Some(info)),
+            Err(error) => match error.kind() {
+                context::ConsumerInfoErrorKind::NotFound => Ok(None),
+                context::ConsumerInfoErrorKind::JetStream(refusal)
+                    if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND =>
+                {
+                    Ok(None)
+                }
+                _ => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    /// Where the workers of a pass stand; `None` without such a consumer.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn work_progress(&self, run: &RunName, pass: u32) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.ids_stream(), &self.names.work_consumer(run, pass)).await
+    }
+
+    /// Where the sinks stand, over all passes.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn sink_progress(&self) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.rows_stream(), &self.names.sink_consumer()).await
+    }
+
+    /// The consumer to pull a pass's batches from; `None` when it does not exist.
+    pub(crate) async fn work_consumer(
+        &self,
+        run: &RunName,
+        pass: u32,
+    ) -> Result<Option<PullConsumer>, Error> {
+        self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
+    }
+
+    /// The consumer to pull rows from; `None` when it does not exist.
+    pub(crate) async fn sink_consumer(&self) -> Result<Option<PullConsumer>, Error> {
+        self.pull_consumer(self.names.rows_stream(), self.names.sink_consumer()).await
+    }
+
+    async fn pull_consumer(&self, stream: String, name: String) -> Result<Option<PullConsumer>, Error> {
+        if self.consumer_info(&stream, &name).await?.is_none() {
+            return Ok(None);
+        }
+        let doing = format!("bind to consumer `{name}` on stream `{stream}`");
+        let found = within(&doing, self.jetstream.get_consumer_from_stream(name, stream)).await?;
+        found.map(Some).map_err(broker(doing))
+    }
+
+    /// Removes the consumer of a pass that needs no more work.
+    ///
+    /// # Errors
+    /// The broker's; that it is gone already is none.
+    pub async fn remove_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        if self.work_progress(run, pass).await?.is_none() {
+            return Ok(());
+        }
+        let (stream, name) = (self.names.ids_stream(), self.names.work_consumer(run, pass));
+        let doing = format!("remove consumer `{name}` from stream `{stream}`");
+        within(&doing, self.jetstream.delete_consumer_from_stream(name, stream))
+            .await?
+            .map_err(broker(doing))?;
+        Ok(())
+    }
+}
+
+/// What every durable of ours has in common.
+fn durable() -> pull::Config {
+    pull::Config {
+        ack_policy: AckPolicy::Explicit,
+        // Poison is handled by us: at a delivery limit the server would drop the batch without a word.
+        max_deliver: -1,
+        max_ack_pending: MAX_ACK_PENDING,
+        // No backoff list, which would replace ack_wait; no inactive threshold, which deletes even durables.
+        ..Default::default()
+    }
+}

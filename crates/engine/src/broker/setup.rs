@@ -1,0 +1,189 @@
+//! What has to be there before anything moves: two streams and a bucket. What a setting is for stands beside it.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{ErrorCode, context, kv};
+
+use super::{Broker, within};
+use crate::error::{Error, broker};
+
+/// How much the streams may hold.
+#[derive(Debug, Clone)]
+pub struct StreamLimits {
+    /// Bytes of the ids stream.
+    pub ids_bytes: u64,
+    /// Bytes of the rows stream.
+    pub rows_bytes: u64,
+    /// How long ids are kept for replay.
+    pub ids_age: Duration,
+    /// Copies of each stream in a cluster of servers.
+    pub replicas: usize,
+    /// Whether smaller limits will do when the server has no room for these.
+    pub may_shrink: bool,
+}
+
+impl Default for StreamLimits {
+    fn default() -> Self {
+        Self {
+            ids_bytes: 16 << 30,
+            rows_bytes: 16 << 30,
+            ids_age: Duration::from_secs(30 * 24 * 3600),
+            replicas: 1,
+            may_shrink: true,
+        }
+    }
+}
+
+/// Below this a stream is no buffer any more, and setting up fails instead.
+const SMALLEST_STREAM: u64 = 64 << 20;
+
+impl Broker {
+    /// Creates what is missing: two streams, the bucket, the sinks' consumer. What exists is checked, not changed.
+    ///
+    /// # Errors
+    /// [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the broker's refusals.
+    pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
+        self.ensure_streams(limits).await?;
+        self.ensure_bucket(limits.replicas).await?;
+        self.ensure_sink_consumer().await
+    }
+
+    fn stream_config(
+        &self,
+        name: String,
+        subjects: String,
+        age: Duration,
+        limits: &StreamLimits,
+    ) -> stream::Config {
+        stream::Config {
+            name,
+            subjects: vec![subjects],
+            storage: StorageType::File,
+            num_replicas: limits.replicas,
+            // Messages stay after their ack: ids for replay, rows until their pass is sealed.
+            retention: RetentionPolicy::Limits,
+            // Full means that publishers wait, never that something old is dropped.
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            // One subject, one batch, one message: what first-writer-wins rests on.
+            max_messages_per_subject: 1,
+            max_age: age,
+            // Nobody sends a Msg-Id; the smallest window costs least.
+            duplicate_window: Duration::from_secs(1).min(if age.is_zero() {
+                Duration::from_secs(1)
+            } else {
+                age
+            }),
+            allow_direct: true,
+            ..Default::default()
+        }
+    }
+
+    /// Both streams, halved together until the server has room for both, if that is allowed.
+    async fn ensure_streams(&self, limits: &StreamLimits) -> Result<(), Error> {
+        let (mut ids_bytes, mut rows_bytes) = (limits.ids_bytes, limits.rows_bytes);
+        loop {
+            let ids = stream::Config {
+                max_bytes: ids_bytes as i64,
+                ..self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits)
+            };
+            let rows = stream::Config {
+                max_bytes: rows_bytes as i64,
+                ..self.stream_config(self.names.rows_stream(), self.names.all_rows(), Duration::ZERO, limits)
+            };
+            let (ids_made, mut refusal) = self.ensure_stream(&ids).await?;
+            if refusal.is_none() {
+                (_, refusal) = self.ensure_stream(&rows).await?;
+            }
+            let Some(refusal) = refusal else { return Ok(()) };
+            if !limits.may_shrink || ids_bytes.min(rows_bytes) / 2 < SMALLEST_STREAM {
+                return Err(refusal);
+            }
+            (ids_bytes, rows_bytes) = (ids_bytes / 2, rows_bytes / 2);
+            if ids_made {
+                let doing = format!("give stream `{}` {ids_bytes} bytes", ids.name);
+                let smaller = stream::Config { max_bytes: ids_bytes as i64, ..ids };
+                within(&doing, self.jetstream.update_stream(smaller)).await?.map_err(broker(doing))?;
+            }
+        }
+    }
+
+    /// Whether the stream was made now, and the server's refusal if it has no room for it.
+    async fn ensure_stream(&self, config: &stream::Config) -> Result<(bool, Option<Error>), Error> {
+        if let Some(info) = self.stream_info(&config.name).await? {
+            return check_stream(&info.config, config).map(|()| (false, None));
+        }
+        let doing = format!("create stream `{}` of {} bytes", config.name, config.max_bytes);
+        match within(&doing, self.jetstream.create_stream(config.clone())).await? {
+            Ok(_) => Ok((true, None)),
+            Err(error) if is_no_room(&error) => Ok((false, Some(broker(doing)(error)))),
+            // Another process was faster.
+            Err(error) => match self.stream_info(&config.name).await? {
+                Some(info) => check_stream(&info.config, config).map(|()| (false, None)),
+                None => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    async fn stream_info(&self, name: &str) -> Result<Option<stream::Info>, Error> {
+        let doing = format!("look up stream `{name}`");
+        match within(&doing, self.jetstream.get_stream(name)).await? {
+            Ok(stream) => Ok(Some(stream.cached_info().clone())),
+            Err(error) => match error.kind() {
+                context::GetStreamErrorKind::JetStream(refusal)
+                    if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    Ok(None)
+                }
+                _ => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    async fn ensure_bucket(&self, replicas: usize) -> Result<(), Error> {
+        let bucket = self.names.bucket();
+        if self.stream_info(&format!("KV_{bucket}")).await?.is_some() {
+            return Ok(());
+        }
+        let doing = format!("create bucket `{bucket}`");
+        let config = kv::Config {
+            bucket,
+            history: 5,
+            storage: StorageType::File,
+            num_replicas: replicas,
+            ..Default::default()
+        };
+        within(&doing, self.jetstream.create_key_value(config)).await?.map_err(broker(doing))?;
+        Ok(())
+    }
+
+    /// Whether [`Self::setup`] has been done for this pipeline.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn is_set_up(&self) -> Result<bool, Error> {
+        Ok(self.stream_info(&format!("KV_{}", self.names.bucket())).await?.is_some())
+    }
+}
+
+fn check_stream(found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {
+    let settings = [
+        ("max_msgs_per_subject", found.max_messages_per_subject.to_string(), "1".to_owned()),
+        ("discard policy", format!("{:?}", found.discard), format!("{:?}", wanted.discard)),
+        ("discard_new_per_subject", found.discard_new_per_subject.to_string(), "true".to_owned()),
+        ("retention", format!("{:?}", found.retention), format!("{:?}", wanted.retention)),
+        ("subjects", found.subjects.join(","), wanted.subjects.join(",")),
+    ];
+    match settings.into_iter().find(|(_, found, wanted)| found != wanted) {
+        Some((setting, found, expected)) => {
+            Err(Error::StreamSettings { stream: wanted.name.clone(), setting, found, expected })
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_no_room(error: &context::CreateStreamError) -> bool {
+    matches!(error.kind(), context::CreateStreamErrorKind::JetStream(refusal)
+        if [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES].contains(&refusal.error_code()))
+}
