@@ -105,7 +105,9 @@ impl Host {
 
     /// A command of the binary, in the directory, without the environment's own servers.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        // A test binary that is killed takes what it started with it.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(&self.program);
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
         for name in [
             "NATS_URL",

@@ -196,7 +196,7 @@ fn typed(id: u64) -> Typed {
         word: format!("word {}", id % 3),
         wide: u128::MAX - u128::from(id),
         steps: (0..id % 5).collect(),
-        maybe: (id % 2 == 0).then_some(-5),
+        maybe: id.is_multiple_of(2).then_some(-5),
         ratio: 0.25,
     }
 }

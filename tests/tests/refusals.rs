@@ -677,6 +677,8 @@ fn a_second_run_on_one_data_directory_says_so_and_stops() {
 fn an_unknown_run_is_refused_with_the_names_there_are() {
     let host = trial();
     let _up = host.up();
+    host.call(&["status"]).expect(1).says(&["error: there are no runs yet: `produce` or `run` makes one\n"]);
+    host.call(&["verify", "nope"]).expect(1).says(&["error: failed to find run `nope`\n", "hint: there are no runs yet"]);
     host.call(&["setup"]).expect(0);
     for command in ["status", "verify", "dead"] {
         host.call(&[command, "nope"]).expect(1).says(&[

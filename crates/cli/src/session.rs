@@ -27,6 +27,8 @@ pub(crate) struct Servers {
     /// NATS; none for a [`Holder::Question`].
     pub nats: Option<NatsAddress>,
     pub store: StoreAddress,
+    /// Whether both were started for this command, so that nobody else uses them.
+    pub own: bool,
     #[cfg(feature = "local")]
     stack: Option<millstream_local::Stack>,
 }
@@ -45,6 +47,7 @@ impl Servers {
             Some(store) if config.nats.is_some() || holder == Holder::Question => Ok(Self {
                 nats: config.nats.clone(),
                 store: store.clone(),
+                own: false,
                 #[cfg(feature = "local")]
                 stack: None,
             }),
@@ -88,7 +91,8 @@ impl Servers {
             database: config.database.clone(),
             origin: origin.clone(),
         });
-        Ok(Self { nats, store, stack: Some(stack) })
+        let own = !stack.attached() && needs.nats && needs.clickhouse;
+        Ok(Self { nats, store, own, stack: Some(stack) })
     }
 
     /// The addresses alone, for the work that goes on while these are kept up.
@@ -96,6 +100,7 @@ impl Servers {
         Self {
             nats: self.nats.clone(),
             store: self.store.clone(),
+            own: self.own,
             #[cfg(feature = "local")]
             stack: None,
         }

@@ -166,9 +166,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// The rows table differs from the pipeline's columns.
-    #[error("use table `{table}`, whose columns are not the pipeline's:\n  {}", faults.join("\n  "))]
+    #[error("use table {table}, whose columns are not the pipeline's:\n  {}", faults.join("\n  "))]
     TableColumns {
-        /// The table.
+        /// The table, in ClickHouse's quotes.
         table: String,
         /// One entry a column: what was found, what was expected.
         faults: Vec<String>,

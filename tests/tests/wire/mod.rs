@@ -151,7 +151,7 @@ impl Proxy {
 
     /// The first INSERTs of rows meet these fates, later ones pass.
     pub fn inserts_meet(&self, fates: &[Fate]) {
-        let mut fates = fates.to_vec().into_iter();
+        let mut fates = Vec::from(fates).into_iter();
         self.rule(
             move |request| {
                 if request.inserts_rows() { fates.next().unwrap_or(Fate::Pass) } else { Fate::Pass }

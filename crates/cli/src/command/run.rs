@@ -35,6 +35,10 @@ pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> an
     context
         .on_servers(Holder::Run, |servers| async move {
             let session = Session::set_up::<P>(&servers, &context.config, "run").await?;
+            if servers.own {
+                // An earlier `run` that was killed may hold batches still, in the broker's view.
+                session.broker.reclaim(&session.records.passes().await?).await?;
+            }
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
             let (noted, progress) = (interrupted.clone(), context.progress.clone());

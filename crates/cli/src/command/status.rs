@@ -18,8 +18,10 @@ pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs)
     let asked = args.run.as_deref().map(run_name).transpose()?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session =
-                Session::of_run::<P>(&servers, "status", args.run.as_deref().unwrap_or_default()).await?;
+            let session = match &asked {
+                Some(run) => Session::of_run::<P>(&servers, "status", run.as_str()).await?,
+                None => Session::find::<P>(&servers, "status").await?.ok_or_else(no_runs)?,
+            };
             let run = match asked {
                 Some(run) => run,
                 None => newest(&session).await?,
@@ -48,8 +50,11 @@ pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs)
 async fn newest(session: &Session) -> anyhow::Result<RunName> {
     let runs = session.records.runs().await?;
     let newest = runs.into_iter().max_by_key(|run| run.created_ms);
-    let newest = newest.ok_or_else(|| anyhow::anyhow!("there are no runs yet: `produce` makes one"))?;
-    Ok(newest.run.parse()?)
+    Ok(newest.ok_or_else(no_runs)?.run.parse()?)
+}
+
+fn no_runs() -> anyhow::Error {
+    anyhow::anyhow!("there are no runs yet: `produce` or `run` makes one")
 }
 
 fn told(status: &Status) -> String {

@@ -8,6 +8,10 @@ use millstream::names::RunName;
 
 use super::{Broker, within};
 use crate::error::{Error, broker};
+use crate::records::{PassRecord, PassState};
+
+/// The `ack_wait` for a moment when everything is to be delivered again.
+const RECLAIM: Duration = Duration::from_millis(500);
 
 /// A worker's batch is delivered again after this long without a sign of progress.
 pub const WORK_ACK_WAIT: Duration = Duration::from_secs(60);
@@ -60,6 +64,43 @@ impl Broker {
             deliver_policy: DeliverPolicy::All,
             ..durable()
         }
+    }
+
+    /// Has everything that is open on the sinks' consumer and on those of these passes delivered again now, instead of
+    /// after `ack_wait`: for who knows that the processes which held it are gone.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn reclaim(&self, passes: &[PassRecord]) -> Result<(), Error> {
+        let mut consumers = vec![(self.names.rows_stream(), self.names.sink_consumer())];
+        for pass in passes.iter().filter(|pass| pass.state == PassState::Running) {
+            consumers.push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
+        }
+        let mut shortened = Vec::new();
+        for (stream, name) in consumers {
+            if let Some(info) = self.consumer_info(&stream, &name).await?
+                && info.num_ack_pending > 0
+            {
+                let config = consumer::Config { ack_wait: RECLAIM, ..info.config.clone() };
+                self.update_consumer(&stream, config).await?;
+                shortened.push((stream, info.config));
+            }
+        }
+        if !shortened.is_empty() {
+            // The server looks at what is overdue once in an ack_wait.
+            tokio::time::sleep(RECLAIM * 2).await;
+        }
+        for (stream, config) in shortened {
+            self.update_consumer(&stream, config).await?;
+        }
+        Ok(())
+    }
+
+    async fn update_consumer(&self, stream: &str, config: consumer::Config) -> Result<(), Error> {
+        let name = config.durable_name.clone().unwrap_or_default();
+        let doing = format!("change consumer `{name}` on stream `{stream}`");
+        within(&doing, self.jetstream.update_consumer_on_stream(config, stream)).await?.map_err(broker(doing))?;
+        Ok(())
     }
 
     async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
