@@ -678,7 +678,9 @@ fn an_unknown_run_is_refused_with_the_names_there_are() {
     let host = trial();
     let _up = host.up();
     host.call(&["status"]).expect(1).says(&["error: there are no runs yet: `produce` or `run` makes one\n"]);
-    host.call(&["verify", "nope"]).expect(1).says(&["error: failed to find run `nope`\n", "hint: there are no runs yet"]);
+    host.call(&["verify", "nope"])
+        .expect(1)
+        .says(&["error: failed to find run `nope`\n", "hint: there are no runs yet"]);
     host.call(&["setup"]).expect(0);
     for command in ["status", "verify", "dead"] {
         host.call(&[command, "nope"]).expect(1).says(&[

@@ -3,15 +3,18 @@
 //! What cannot be read twice (standard input, a query's answer) is kept in a temporary file, so that every bad line is
 //! found before anything is published, and memory does not depend on the number of ids.
 
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use millstream::Id;
 use millstream::names::RunName;
+use millstream_engine::Store;
 use millstream_engine::error::Error;
 use millstream_engine::source::{Input, Survey};
-use millstream_engine::{Store, records};
-use tempfile::NamedTempFile;
 
 use crate::Usage;
 use crate::args::{ProduceArgs, SourceArgs};
@@ -23,7 +26,7 @@ use crate::progress::Progress;
 pub(crate) struct Ids {
     pub input: Input,
     pub survey: Survey,
-    _kept: Option<NamedTempFile>,
+    _kept: Option<Kept>,
 }
 
 /// The words of `--ids`, `--run` and `--batch`, checked before any server is looked for.
@@ -69,14 +72,7 @@ impl Words {
             _ => {
                 let _step = progress.step("reading standard input");
                 let kept = tokio::task::spawn_blocking(spool_stdin).await??;
-                (
-                    Input::File {
-                        path: kept.path().to_owned(),
-                        shown: "standard input".into(),
-                        column: None,
-                    },
-                    Some(kept),
-                )
+                (Input::File { path: kept.path(), shown: "standard input".into(), column: None }, Some(kept))
             }
         };
         survey::<I>(input, kept, progress).await.map(Some)
@@ -95,16 +91,11 @@ impl Words {
             spool_query::<I>(query, store).await?
         };
         let shown = format!("query `{}`", query.split_whitespace().collect::<Vec<_>>().join(" "));
-        survey::<I>(Input::File { path: kept.path().to_owned(), shown, column: None }, Some(kept), progress)
-            .await
+        survey::<I>(Input::File { path: kept.path(), shown, column: None }, Some(kept), progress).await
     }
 }
 
-async fn survey<I: Id>(
-    input: Input,
-    kept: Option<NamedTempFile>,
-    progress: &Progress,
-) -> anyhow::Result<Ids> {
+async fn survey<I: Id>(input: Input, kept: Option<Kept>, progress: &Progress) -> anyhow::Result<Ids> {
     let long = matches!(input, Input::File { .. });
     let _step = long.then(|| progress.step(&format!("checking {}", input.shown())));
     let surveyed = input.clone();
@@ -151,19 +142,38 @@ fn readable_name() -> String {
         "badger", "brook", "cedar", "crane", "ember", "falcon", "harbor", "heron", "island", "lantern",
         "maple", "meadow", "otter", "pebble", "raven", "willow",
     ];
-    let seed = records::now_ms() ^ (u64::from(std::process::id()) << 20);
+    // Seeded by the system, and different at each call.
+    let seed = RandomState::new().hash_one(0u8);
     let pick = |list: &[&'static str; 16], shift: u64| list[(seed >> shift) as usize % list.len()];
-    format!("{}-{}-{:05x}", pick(&ADJECTIVES, 3), pick(&NOUNS, 9), seed & 0xfffff)
+    format!("{}-{}-{:05x}", pick(&ADJECTIVES, 32), pick(&NOUNS, 48), seed & 0xfffff)
 }
 
-fn spool_stdin() -> anyhow::Result<NamedTempFile> {
-    let mut kept = NamedTempFile::new().context("failed to make a temporary file for standard input")?;
-    let copied = std::io::copy(&mut std::io::stdin().lock(), kept.as_file_mut());
-    copied.with_context(|| format!("failed to keep standard input in `{}`", kept.path().display()))?;
+/// A temporary file without a name: it is gone with this process, however that ends.
+#[derive(Debug)]
+struct Kept(File);
+
+impl Kept {
+    fn new(what: &str) -> anyhow::Result<Self> {
+        let file = tempfile::tempfile();
+        file.map(Self).with_context(|| format!("failed to make a temporary file for {what}"))
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
+
+fn spool_stdin() -> anyhow::Result<Kept> {
+    let mut kept = Kept::new("standard input")?;
+    std::io::copy(&mut std::io::stdin().lock(), &mut kept.0).with_context(kept_where("standard input"))?;
     Ok(kept)
 }
 
-async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<NamedTempFile> {
+fn kept_where(what: &str) -> impl Fn() -> String {
+    move || format!("failed to keep {what} in a temporary file in `{}`", std::env::temp_dir().display())
+}
+
+async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<Kept> {
     let columns = store.describe_query(query).await?;
     let fits = |kind: &str| kind == I::CLICKHOUSE || kind == format!("LowCardinality({})", I::CLICKHOUSE);
     let is_number = |kind: &str| I::CLICKHOUSE == "UInt64" && kind.starts_with("UInt") && kind.len() <= 6;
@@ -171,15 +181,15 @@ async fn spool_query<I: Id>(query: &str, store: &Store) -> anyhow::Result<NamedT
         let found: Vec<String> = columns.iter().map(|(name, kind)| format!("`{name}` {kind}")).collect();
         return Err(Error::QueryColumns { found: found.join(", "), expected: I::CLICKHOUSE }.into());
     }
-    let mut kept = NamedTempFile::new().context("failed to make a temporary file for the query's answer")?;
+    let mut kept = Kept::new("the query's answer")?;
     let mut written = Ok(());
     let keep = |piece: bytes::Bytes| {
         if written.is_ok() {
-            written = kept.as_file_mut().write_all(&piece);
+            written = kept.0.write_all(&piece);
         }
     };
     store.sql(query.trim().trim_end_matches(';'), "TSVRaw", keep).await?;
-    written.with_context(|| format!("failed to keep the query's answer in `{}`", kept.path().display()))?;
+    written.with_context(kept_where("the query's answer"))?;
     Ok(kept)
 }
 

@@ -132,12 +132,12 @@ impl Broker {
     ///
     /// A PubAck and error 10071 both mean that it is done. Anything else (no answer, a full stream, a server that is
     /// starting) is tried again with the same bytes. An unanswered publish leaks an entry in the client (nats.rs issue
-    /// 1617), which the backoff bounds to two a minute.
+    /// 1617), which timeout and backoff bound to a few a minute.
     ///
     /// # Errors
     /// [`Error::TooLarge`], which no retry can heal; [`Error::Stopped`] when work is given up.
     pub async fn write_once(&self, subject: &str, bytes: Bytes, stop: &Stop) -> Result<Written, Error> {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
         loop {
             if stop.is_given_up() {
                 return Err(Error::Stopped);

@@ -117,8 +117,8 @@ async fn open_run(records: &Records, submission: &Submission) -> Result<RunRecor
     if existing.fingerprint != fresh.fingerprint || other_batch {
         return Err(Error::OtherIds {
             run: run.to_string(),
-            existing: described(&existing),
-            given: described(&fresh),
+            existing: described(&existing, true),
+            given: described(&fresh, batch_ids.is_some()),
         });
     }
     tracing::info!(run = %run, "the run exists and was made of the same ids: resuming");
@@ -130,13 +130,16 @@ fn usual_batch(ids: u64) -> u32 {
     (ids / USUAL_BATCHES).clamp(1, USUAL_BATCH_IDS) as u32
 }
 
-fn described(record: &RunRecord) -> String {
-    let digest = if record.fingerprint == record.source {
-        String::new()
-    } else {
-        format!(" ({})", record.fingerprint)
-    };
-    format!("{}{digest} in batches of {}", record.source, record.batch_ids)
+/// The ids in words; with the size of their batches where somebody chose it.
+fn described(record: &RunRecord, with_batches: bool) -> String {
+    let mut words = record.source.clone();
+    if record.fingerprint != record.source {
+        words += &format!(" ({})", record.fingerprint);
+    }
+    if with_batches {
+        words += &format!(" in batches of {}", record.batch_ids);
+    }
+    words
 }
 
 /// Lets workers begin before all is published.

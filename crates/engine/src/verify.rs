@@ -200,8 +200,8 @@ pub async fn repair(
         store.heal(run.as_str()).await?;
         repair.duplicates_merged = report.raw_duplicates;
     }
-    let wanted: Vec<u32> =
-        report.missing.iter().chain(&report.short).copied().take(REPAIRED_AT_ONCE).collect();
+    let lists = [&report.missing, &report.short, &report.wrong];
+    let wanted: Vec<u32> = lists.into_iter().flatten().copied().take(REPAIRED_AT_ONCE).collect();
     if wanted.is_empty() || !report.published {
         return Ok(repair);
     }

@@ -60,7 +60,7 @@ pub enum SchemaFault {
     #[error("field `{0}` of the row has no column")]
     NoColumn(&'static str),
     /// A field's Rust type does not write what the column reads.
-    #[error("column `{column}`: found Rust type {found}, expected {expected}, which {declared} takes")]
+    #[error("column `{column}` of type {declared} takes a {expected}, found a {found} in the row")]
     Mismatch {
         /// The column.
         column: &'static str,
@@ -228,7 +228,7 @@ mod tests {
         let faults = check::<Bad>().expect_err("five columns of faults");
         let text = Faults(&faults).to_string();
         for part in [
-            "column `steps`: found Rust type u32, expected i32, which Int32 takes",
+            "column `steps` of type Int32 takes a i32, found a u32 in the row",
             "column `pick`: the row's field at this place is `peak`",
             "column `id`: the name is taken by Millstream's own column",
             "column `x`: `Varchar` is not a column type that rows can be written to",

@@ -74,7 +74,8 @@ impl Broker {
     pub async fn reclaim(&self, passes: &[PassRecord]) -> Result<(), Error> {
         let mut consumers = vec![(self.names.rows_stream(), self.names.sink_consumer())];
         for pass in passes.iter().filter(|pass| pass.state == PassState::Running) {
-            consumers.push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
+            consumers
+                .push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
         }
         let mut shortened = Vec::new();
         for (stream, name) in consumers {
@@ -99,7 +100,9 @@ impl Broker {
     async fn update_consumer(&self, stream: &str, config: consumer::Config) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
         let doing = format!("change consumer `{name}` on stream `{stream}`");
-        within(&doing, self.jetstream.update_consumer_on_stream(config, stream)).await?.map_err(broker(doing))?;
+        within(&doing, self.jetstream.update_consumer_on_stream(config, stream))
+            .await?
+            .map_err(broker(doing))?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::error::{Class, StoreFault};
 use crate::retry::Backoff;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 impl Sink {
     /// Returns when every item is ended: acked after ClickHouse said that all of its ids are there, or handed back.
