@@ -19,10 +19,15 @@ pub struct Mixed {
 }
 
 impl Heavy {
+    /// As many rounds as given.
+    pub fn new(rounds: u64) -> Self {
+        Self { rounds }
+    }
+
     /// As many rounds as the environment says.
     pub fn from_env() -> Self {
         let rounds = std::env::var(ROUNDS).ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
-        Self { rounds }
+        Self::new(rounds)
     }
 }
 

@@ -26,7 +26,7 @@ const MAX_BATCH_BYTES: usize = 512 << 10;
 /// Ids that a batch has at most unless the user says otherwise.
 const USUAL_BATCH_IDS: u64 = 10_000;
 /// Batches that a run has at least, ids permitting: what a fleet can share.
-const USUAL_BATCHES: u64 = 512;
+const USUAL_BATCHES: u64 = 256;
 
 /// A run to be published.
 #[derive(Debug, Clone)]

@@ -181,6 +181,8 @@ impl Sealer {
     }
 
     /// Whether there are rows enough; or, with too few of them, workers and sinks say that they are done with it.
+    ///
+    /// ClickHouse is asked only once no batch waits for a worker: until then rows are missing in any case.
     async fn is_worth_trying(
         &self,
         run: &RunName,
@@ -188,16 +190,24 @@ impl Sealer {
         published: &Published,
         watch: &mut Watch,
     ) -> Result<bool, Error> {
+        let (pending, open) = match self.broker.work_progress(run, pass).await? {
+            Some(info) => (info.num_pending, info.num_ack_pending),
+            None => (0, 0),
+        };
+        if pending > 0 {
+            watch.drained_since = None;
+            return Ok(false);
+        }
         // What a killed worker held is open for another minute, though all of its rows may be there already.
         if self.store.raw_rows(run.as_str(), pass).await? >= published.ids {
             return Ok(true);
         }
-        let computed = self.broker.work_progress(run, pass).await?;
-        if computed.is_some_and(|info| info.num_pending > 0 || info.num_ack_pending > 0) {
+        if open > 0 {
             watch.drained_since = None;
             return Ok(false);
         }
         if watch.drained_since.is_none() {
+            tracing::debug!(%run, pass, "all batches are computed");
             self.hurry.notify_one();
         }
         let since = *watch.drained_since.get_or_insert_with(Instant::now);

@@ -35,7 +35,7 @@ const MAX_PULL_BYTES: usize = 16 << 20;
 /// Messages asked for in one pull at most.
 const MAX_PULL: usize = 1000;
 /// How long a pull waits for more. Short, because groups age meanwhile.
-const PULL_FOR: Duration = Duration::from_millis(250);
+const PULL_FOR: Duration = Duration::from_millis(500);
 /// A message that cannot be inserted now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
@@ -58,7 +58,7 @@ impl Default for SinkPlan {
     fn default() -> Self {
         Self {
             group_rows: 400_000,
-            group_age: Duration::from_secs(1),
+            group_age: Duration::from_secs(2),
             held_bytes: 64 << 20,
             inserts: 2,
             drain: Duration::from_secs(60),

@@ -23,7 +23,7 @@ use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
 /// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(1);
 /// How soon at first: a small run is over by then.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 /// How long the stages may take to finish what they hold after Ctrl-C.

@@ -93,7 +93,11 @@ impl Sink {
         let query_id = format!("{}-{attempt}", self.name);
         let bodies: Vec<_> = items.iter().map(|item| item.body.clone()).collect();
         self.counts.inserts.fetch_add(1, Ordering::Relaxed);
-        self.store.insert_rows(&query_id, &bodies).await.map_err(|fault| {
+        let begun = Instant::now();
+        let inserted = self.store.insert_rows(&query_id, &bodies).await;
+        let took_ms = begun.elapsed().as_millis() as u64;
+        tracing::debug!(query_id, batches = items.len(), took_ms, done = inserted.is_ok(), "insert");
+        inserted.map_err(|fault| {
             self.counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
             (fault, query_id)
         })
