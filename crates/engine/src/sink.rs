@@ -59,7 +59,7 @@ impl Default for SinkPlan {
         Self {
             group_rows: 400_000,
             group_age: Duration::from_secs(2),
-            held_bytes: 64 << 20,
+            held_bytes: 32 << 20,
             inserts: 2,
             drain: Duration::from_secs(60),
         }
