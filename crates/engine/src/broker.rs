@@ -13,7 +13,7 @@ use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use millstream::names::Names;
 
-use crate::error::{Error, Source, broker};
+use crate::error::{Error, Source, broker, full_cause};
 use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -233,19 +233,6 @@ fn log_event(event: &Event) {
         }
         _ => tracing::debug!(%event, "NATS"),
     }
-}
-
-fn full_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let next = inner.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// An address fit to be shown.

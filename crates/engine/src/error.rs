@@ -377,6 +377,20 @@ fn run_named(run: &str) -> String {
     if run.is_empty() { "a run".to_owned() } else { format!("run `{run}`") }
 }
 
+/// An error with its causes on one line; what a cause repeats of the text before it is left out.
+pub(crate) fn full_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let next = inner.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
 /// Wraps a failure of the broker with what was being done.
 pub(crate) fn broker<E: Into<Source>>(doing: impl Into<String>) -> impl FnOnce(E) -> Error {
     let doing = doing.into();

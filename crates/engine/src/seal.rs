@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::board::{self, Running};
 use crate::broker::Broker;
-use crate::error::Error;
+use crate::error::{Error, full_cause};
 use crate::records::{Change, PassState, Published, Records, RunRecord, Sealed, now_ms};
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// A pass whose workers are done is proven after this long even if sinks are busy: with other passes, perhaps.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The pause after a server could not be asked.
+const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// Pauses between proofs of a pass that is not complete.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -109,9 +111,8 @@ pub async fn seal_passes(
         for key in passes.into_keys() {
             let watch = watches.entry(key.clone()).or_insert_with(Watch::new);
             if let Err(error) = sealer.look(&key.0, key.1, watch).await {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                let wait = watch.set_back();
-                tracing::warn!(run = %key.0, pass = key.1, %error, cause, retry_s = wait.as_secs(), "not sealed yet");
+                watch.next_try = Instant::now() + AFTER_ERROR;
+                tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), "not sealed yet");
             }
         }
         tokio::select! {

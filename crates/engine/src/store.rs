@@ -8,7 +8,7 @@ use clickhouse::{Client, Compression, RowOwned, RowRead};
 use millstream::Pipeline;
 
 use crate::broker::without_password;
-use crate::error::{Error, StoreFault};
+use crate::error::{Error, StoreFault, full_cause};
 use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
 
 /// How long a short question may take.
@@ -394,18 +394,7 @@ fn store_fault(error: clickhouse::error::Error, limit: Duration) -> StoreFault {
     match error {
         clickhouse::error::Error::BadResponse(text) => exception(&text),
         clickhouse::error::Error::TimedOut => StoreFault::Silent(limit),
-        error => {
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(inner) = cause {
-                let next = inner.to_string();
-                if !text.contains(&next) {
-                    text = format!("{text}: {next}");
-                }
-                cause = inner.source();
-            }
-            StoreFault::Unclear(text)
-        }
+        error => StoreFault::Unclear(full_cause(&error)),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::broker::{Broker, Written};
 use crate::compute::{BatchKey, Computed, Pool};
 use crate::consume::{Slots, consume};
 use crate::delivery::{Delivery, Held};
-use crate::error::Error;
+use crate::error::{Error, full_cause};
 use crate::records::PassRecord;
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -107,9 +107,8 @@ impl<P: Pipeline> Worker<P> {
             Ok(()) => delivery.ack().await,
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                let hint = error.hint().unwrap_or_default();
-                tracing::error!(subject = delivery.subject(), %error, cause, hint, "the batch is set back for 60 s");
+                let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
+                tracing::error!(subject = delivery.subject(), error, hint, "the batch is set back for 60 s");
                 delivery.nak(SET_BACK).await;
             }
         }
