@@ -38,7 +38,14 @@ impl From<FrameFault> for Fault {
             FrameFault::Size { .. } => code::TOO_LARGE_SIZE_COMPRESSED,
             FrameFault::Block { .. } => code::CANNOT_DECOMPRESS,
         };
-        Self::Frame(Exception::new(code, &format!("Cannot decompress a frame: {fault}")))
+        let text = match fault {
+            // ClickHouse's own words, which clients may look for.
+            FrameFault::Checksum => {
+                "Checksum doesn't match: corrupted data, or not a compressed body".to_owned()
+            }
+            fault => format!("Cannot decompress a frame: {fault}"),
+        };
+        Self::Frame(Exception::new(code, &text))
     }
 }
 
