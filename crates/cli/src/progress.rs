@@ -1,7 +1,9 @@
 //! One line of progress on a terminal; sparse log lines elsewhere.
 
 use std::io::IsTerminal;
-use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(feature = "local")]
+use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -25,6 +27,7 @@ const BAR: &str = "{wide_bar:.cyan/dim} {percent:>3}% {msg}";
 pub(crate) struct Progress {
     lines: MultiProgress,
     terminal: bool,
+    #[cfg(feature = "local")]
     download: Arc<Mutex<Option<ProgressBar>>>,
 }
 
@@ -33,6 +36,7 @@ impl Progress {
         Self {
             lines: MultiProgress::new(),
             terminal: std::io::stderr().is_terminal(),
+            #[cfg(feature = "local")]
             download: Arc::default(),
         }
     }
