@@ -18,8 +18,7 @@ use tempfile::TempDir;
 /// Enough for anything that is not a first fetch of the servers, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(120);
 
-/// Squares, with ids that misbehave: `n % 1000` of 901 rejects, 902 panics, 903 asks for another attempt for ever,
-/// 904 asks for one once per process.
+/// Squares, with ids that misbehave: `n % 1000` of 901 rejects, 902 panics, 903 asks for another attempt for ever.
 pub struct Trial;
 
 /// A row of [`Trial`].

@@ -156,7 +156,6 @@ impl<P: Pipeline> Pool<P> {
 
     /// Appends the id's one row; whether it is an ok one: **every-id-yields-one-row**.
     fn write(&self, prefix: &[u8], id: &P::Id, outcome: Outcome<P::Row>, raw: &mut Vec<u8>) -> bool {
-        let start = raw.len();
         raw.extend_from_slice(prefix);
         id.write_rowbinary(raw);
         let reason = match outcome {
@@ -175,7 +174,6 @@ impl<P: Pipeline> Pool<P> {
             Err(Failure::Reject(reason)) => reason,
             Err(Failure::Retry(reason)) => format!("gave up after every attempt: {reason}"),
         };
-        debug_assert!(raw.len() > start);
         raw.push(STATUS_DEAD);
         write_string(raw, shortened(&reason));
         raw.extend_from_slice(&self.blank);
