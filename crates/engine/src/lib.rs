@@ -20,6 +20,7 @@ pub mod compute;
 pub mod consume;
 pub mod delivery;
 pub mod error;
+pub mod failpoint;
 pub mod publish;
 pub mod records;
 pub mod retry;

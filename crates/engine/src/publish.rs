@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::broker::{Broker, Written};
 use crate::error::Error;
+use crate::failpoint;
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
 use crate::source::{Cut, Cutter, Input, Survey};
 use crate::stop::Stop;
@@ -79,6 +80,7 @@ pub async fn submit<I: Id>(
         let found = u64::from(published.batches);
         return Ok(Submitted { record, published, written: 0, found });
     }
+    failpoint::pass("produce-after-record");
     open_pass(broker, records, &submission.run, &record).await?;
     let mut tally = Tally::default();
     publish_batches::<I>(broker, submission, record.batch_ids, stop, |batch, written| {
@@ -88,7 +90,9 @@ pub async fn submit<I: Id>(
     .await?;
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
+    failpoint::pass("produce-before-close");
     let record = close_run(records, &submission.run, published.clone()).await?;
+    failpoint::pass("produce-after-close");
     Ok(Submitted { record, published, written, found })
 }
 
@@ -273,7 +277,9 @@ async fn publish_batch(
 ) -> Result<(Batch, Written), Error> {
     let subject = broker.names().ids_subject(run, batch.number);
     loop {
+        failpoint::pass("produce-before-publish");
         let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
+        failpoint::pass("produce-after-publish");
         if written == Written::First {
             return Ok((batch, written));
         }

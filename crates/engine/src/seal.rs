@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::board::{self, Running};
 use crate::broker::Broker;
 use crate::error::{Error, full_cause};
+use crate::failpoint;
 use crate::records::{Change, PassState, Published, Records, RunRecord, Sealed, now_ms};
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -242,12 +243,16 @@ impl Sealer {
             repeated_ids,
             sealed.at_ms,
         );
+        failpoint::pass("seal-before-row");
         self.store.write("make a sealed pass visible", &statement).await?;
+        failpoint::pass("seal-after-row");
         if !self.mark_sealed(run, pass, &sealed).await? {
             return Ok(());
         }
         tracing::info!(%run, pass, ids = published.ids, dead = sealed.dead, "sealed");
+        failpoint::pass("seal-before-tidy");
         self.tidy(run, pass).await?;
+        failpoint::pass("seal-after-tidy");
         let announcement = Announcement { run: run.as_str(), pass, ids: published.ids, sealed: &sealed };
         let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
         self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await

@@ -9,6 +9,7 @@ use millstream::Pipeline;
 
 use crate::broker::without_password;
 use crate::error::{Error, StoreFault, full_cause};
+use crate::failpoint;
 use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
 
 /// How long a short question may take.
@@ -177,6 +178,7 @@ impl Store {
         }
         for body in bodies {
             insert.send(body.clone()).await.map_err(|error| store_fault(error, SEND_WITHIN))?;
+            failpoint::pass("sink-in-insert");
         }
         insert.end().await.map_err(|error| store_fault(error, INSERT_WITHIN))
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::broker::Broker;
 use crate::error::Error;
+use crate::failpoint;
 use crate::records::{Change, PassState, Records};
 use crate::seal::Proof;
 use crate::store::{Store, StoredBatch};
@@ -226,7 +227,9 @@ pub async fn repair(
     repair.batches_again = again.len() as u64;
     if !again.is_empty() {
         // The ids stay where they are: a consumer of just these batches delivers them once more.
+        failpoint::pass("repair-before-consumer");
         broker.replace_work_consumer(&run, report.pass, &again).await?;
+        failpoint::pass("repair-after-consumer");
         reopen(records, &run, report.pass).await?;
     }
     Ok(repair)

@@ -15,6 +15,7 @@ use crate::compute::{BatchKey, Computed, Pool};
 use crate::consume::{Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
+use crate::failpoint;
 use crate::records::PassRecord;
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -104,7 +105,11 @@ impl<P: Pipeline> Worker<P> {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         match self.process(pass, &mut delivery).await {
-            Ok(()) => delivery.ack().await,
+            Ok(()) => {
+                failpoint::pass("work-before-ack");
+                delivery.ack().await;
+                failpoint::pass("work-after-ack");
+            }
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
             Err(error) => {
                 let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
@@ -116,10 +121,12 @@ impl<P: Pipeline> Worker<P> {
 
     async fn process(&self, pass: &PassRecord, delivery: &mut Delivery) -> Result<(), Error> {
         let (key, ids) = self.read(pass, delivery)?;
+        failpoint::pass("work-before-compute");
         let computed = tokio::select! {
             computed = self.compute(&key, ids, delivery) => computed?,
             () = self.stop.given_up() => return Err(Error::Stopped),
         };
+        failpoint::pass("work-before-publish");
         self.publish(&key, &computed).await
     }
 

@@ -11,9 +11,11 @@
 //! | [`envelope`] | the messages of both streams, byte for byte |
 //! | [`schema`], [`rowbinary`] | row type against columns; rows as the bytes that ClickHouse ingests |
 //! | [`frame`] | ClickHouse's compressed frames |
+//! | [`child`] | what a worker and a child process that computes say to each other |
 //! | [`names`] | the only place that spells subjects, streams, consumers, keys; the grammar of names |
 
 pub mod block;
+pub mod child;
 pub mod envelope;
 pub mod frame;
 pub mod id;

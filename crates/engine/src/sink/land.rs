@@ -8,6 +8,7 @@ use millstream::names::RunName;
 
 use super::{Item, SET_BACK, Sink};
 use crate::error::{Class, StoreFault};
+use crate::failpoint;
 use crate::retry::Backoff;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
@@ -72,15 +73,18 @@ impl Sink {
         if !items.iter().any(doubtful) {
             return Ok(());
         }
+        failpoint::pass("sink-before-ask");
         let asked_at = Instant::now();
         let batches: Vec<u32> = items.iter().map(|item| item.batch).collect();
         let stored: HashMap<u32, u64> =
             self.store.ask(run.as_str(), pass, &batches).await?.into_iter().collect();
+        failpoint::pass("sink-after-ask");
         let landed = |item: &Item| stored.get(&item.batch) == Some(&item.ids);
         for item in items.extract_if(.., |item| landed(item)) {
             self.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
             self.counts.batches.fetch_add(1, Ordering::Relaxed);
             item.delivery.ack().await;
+            failpoint::pass("sink-after-ack");
         }
         for item in items {
             item.sure_since = Some(asked_at);
@@ -94,7 +98,9 @@ impl Sink {
         let bodies: Vec<_> = items.iter().map(|item| item.body.clone()).collect();
         self.counts.inserts.fetch_add(1, Ordering::Relaxed);
         let begun = Instant::now();
+        failpoint::pass("sink-before-insert");
         let inserted = self.store.insert_rows(&query_id, &bodies).await;
+        failpoint::pass("sink-after-insert");
         let took_ms = begun.elapsed().as_millis() as u64;
         tracing::debug!(query_id, batches = items.len(), took_ms, done = inserted.is_ok(), "insert");
         inserted.map_err(|fault| {

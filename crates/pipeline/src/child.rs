@@ -1,0 +1,194 @@
+//! What a worker and a child process that computes for it say to each other, byte for byte.
+//!
+//! Frames over the child's stdin and stdout, in both directions:
+//!
+//! ```text
+//! length u32 LE, of what follows, 1..=MAX_FRAME | kind u8 | body
+//! ```
+//! | kind | from | body |
+//! |---|---|---|
+//! | `H` hello | child, once, first | protocol version u8, then the pipeline's name |
+//! | `C` compute | worker | one id: eight bytes LE for `UInt64`, the text itself for `String` |
+//! | `R` row | child | the id's row: the pipeline's own columns as RowBinary |
+//! | `J` reject | child | UTF-8: why the id becomes a dead letter |
+//! | `A` again | child | UTF-8: why the id is to be tried once more |
+//!
+//! A child computes ids in the order in which they came and answers each with one frame, flushed, before it begins the
+//! next: so the first id without an answer is the one in flight, and when the child dies or overruns its time, that id
+//! is to blame. A worker may send ids ahead. The end of its stdin tells the child to leave. Its stderr is free text, whose
+//! tail a worker shows. Nothing else may be written to stdout.
+//!
+//! A child of any language may speak this; `Pipeline` binaries do when started with [`ARGUMENT`].
+
+/// The version of this protocol.
+pub const VERSION: u8 = 1;
+
+/// The first argument that makes a pipeline's binary such a child.
+pub const ARGUMENT: &str = "__compute-child";
+
+/// The longest frame: longer than any row that a message can carry.
+pub const MAX_FRAME: usize = 64 << 20;
+
+const LENGTH: usize = 4;
+
+/// A frame at the head of some bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What it is.
+    pub kind: u8,
+    /// What follows the kind.
+    pub body: &'a [u8],
+    /// Bytes that it took.
+    pub taken: usize,
+}
+
+/// One frame that a child sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer<'a> {
+    /// It is there, and speaks this version for this pipeline.
+    Hello {
+        /// The protocol's version.
+        version: u8,
+        /// The pipeline's name.
+        pipeline: &'a str,
+    },
+    /// The row of the id in flight.
+    Row(&'a [u8]),
+    /// The id in flight is a dead letter.
+    Reject(&'a str),
+    /// The id in flight asks for another attempt.
+    Again(&'a str),
+}
+
+/// Bytes that are not a frame of this protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChildFault {
+    /// A length of nothing, or beyond the limit.
+    #[error("a frame of {length} bytes is outside 1..={MAX_FRAME}")]
+    Length {
+        /// The length read.
+        length: usize,
+    },
+    /// A kind that the other side never sends.
+    #[error("a frame of kind {kind:#04x} is not one that a child sends")]
+    Kind {
+        /// The kind read.
+        kind: u8,
+    },
+    /// Text that is not UTF-8, or a hello without a version.
+    #[error("the body of a frame of kind `{kind}` is malformed")]
+    Body {
+        /// The kind read.
+        kind: char,
+    },
+}
+
+/// Appends a frame of `kind` whose body is `body`.
+pub fn frame(kind: u8, body: &[u8], out: &mut Vec<u8>) {
+    let length = body.len() as u32 + 1;
+    out.extend_from_slice(&length.to_le_bytes());
+    out.push(kind);
+    out.extend_from_slice(body);
+}
+
+/// The first frame of `bytes`; `None` while it is not all there.
+///
+/// # Errors
+/// [`ChildFault::Length`].
+pub fn split(bytes: &[u8]) -> Result<Option<Frame<'_>>, ChildFault> {
+    let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*length) as usize;
+    if !(1..=MAX_FRAME).contains(&length) {
+        return Err(ChildFault::Length { length });
+    }
+    Ok(rest.get(..length).map(|frame| Frame { kind: frame[0], body: &frame[1..], taken: LENGTH + length }))
+}
+
+impl<'a> Answer<'a> {
+    /// Reads what [`split`] found.
+    ///
+    /// # Errors
+    /// [`ChildFault::Kind`] and [`ChildFault::Body`].
+    pub fn read(kind: u8, body: &'a [u8]) -> Result<Self, ChildFault> {
+        let text =
+            |bytes| std::str::from_utf8(bytes).map_err(|_| ChildFault::Body { kind: char::from(kind) });
+        match kind {
+            b'H' => match body.split_first() {
+                Some((version, name)) => Ok(Self::Hello { version: *version, pipeline: text(name)? }),
+                None => Err(ChildFault::Body { kind: 'H' }),
+            },
+            b'R' => Ok(Self::Row(body)),
+            b'J' => Ok(Self::Reject(text(body)?)),
+            b'A' => Ok(Self::Again(text(body)?)),
+            _ => Err(ChildFault::Kind { kind }),
+        }
+    }
+
+    /// Appends it as a frame.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello { version, pipeline } => {
+                let mut body = vec![*version];
+                body.extend_from_slice(pipeline.as_bytes());
+                frame(b'H', &body, out);
+            }
+            Self::Row(row) => frame(b'R', row, out),
+            Self::Reject(reason) => frame(b'J', reason.as_bytes(), out),
+            Self::Again(reason) => frame(b'A', reason.as_bytes(), out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What version 1 looks like on the wire, for ever.
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let mut out = Vec::new();
+        Answer::Hello { version: VERSION, pipeline: "tea" }.write(&mut out);
+        frame(b'C', &7u64.to_le_bytes(), &mut out);
+        Answer::Row(&[1, 2]).write(&mut out);
+        Answer::Reject("no").write(&mut out);
+        Answer::Again("later").write(&mut out);
+        assert_eq!(
+            out,
+            b"\x05\0\0\0H\x01tea\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
+        );
+    }
+
+    #[test]
+    fn a_frame_is_read_once_all_of_it_is_there() {
+        let mut out = Vec::new();
+        Answer::Reject("because").write(&mut out);
+        for cut in 0..out.len() {
+            assert_eq!(split(&out[..cut]), Ok(None), "{cut}");
+        }
+        out.extend_from_slice(b"more");
+        assert_eq!(split(&out), Ok(Some(Frame { kind: b'J', body: b"because", taken: 12 })));
+        assert_eq!(Answer::read(b'J', b"because"), Ok(Answer::Reject("because")));
+    }
+
+    #[test]
+    fn what_no_child_sends_is_refused() {
+        assert_eq!(split(&[0; 4]), Err(ChildFault::Length { length: 0 }));
+        assert_eq!(split(&[255; 4]), Err(ChildFault::Length { length: u32::MAX as usize }));
+        assert_eq!(Answer::read(b'C', &[]), Err(ChildFault::Kind { kind: b'C' }));
+        assert_eq!(Answer::read(b'H', &[]), Err(ChildFault::Body { kind: 'H' }));
+        assert_eq!(Answer::read(b'J', &[255]), Err(ChildFault::Body { kind: 'J' }));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in vec(any::<u8>(), 0..100)) {
+            if let Ok(Some(Frame { kind, body, taken })) = split(&bytes) {
+                prop_assert!(taken <= bytes.len());
+                let _answer = Answer::read(kind, body);
+            }
+        }
+    }
+}
