@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use millstream::{Failure, Outcome, Pipeline};
+use millstream::{Failure, Limits, Outcome, Pipeline};
+use nix::sys::signal::{Signal, raise};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -46,6 +47,62 @@ impl Pipeline for Trial {
         }
         Ok(Squared { squared: id.wrapping_mul(*id) })
     }
+}
+
+/// Squares, with ids that end their process or never end: `n % 1000` of 101 panics, 102 aborts, 103 has a segmentation
+/// fault, 104 loops for ever, 105 eats memory, 106 sleeps for an hour.
+pub struct Rogue;
+
+impl Rogue {
+    /// How an id becomes a dead letter, if it does: what its reason begins with.
+    pub fn reason(id: u64) -> Option<&'static str> {
+        match id % 1000 {
+            101 => Some("panicked at "),
+            102 => Some("crashed: signal 6"),
+            103 => Some("crashed: signal 11"),
+            104 | 106 => Some("timed out after 3 s"),
+            105 => Some("out of memory: limit 256 MB"),
+            _ => None,
+        }
+    }
+}
+
+impl Pipeline for Rogue {
+    const NAME: &'static str = "rogue";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("squared", "UInt64")];
+    // Long enough that a machine which is busy with other things blames no other id.
+    const LIMITS: Limits =
+        Limits { hard: Some(Duration::from_secs(3)), memory: Some(256 << 20), ..Limits::DEFAULT };
+    type Id = u64;
+    type Row = Squared;
+
+    fn compute(&self, id: &u64) -> Outcome<Squared> {
+        match id % 1000 {
+            101 => panic!("this id panics: {id}"),
+            102 => std::process::abort(),
+            103 => fault(),
+            104 => spin(Duration::MAX),
+            105 => eat(),
+            106 => std::thread::sleep(Duration::from_secs(3600)),
+            _ => {}
+        }
+        Ok(Squared { squared: id.wrapping_mul(*id) })
+    }
+}
+
+fn fault() {
+    // Rust's own handler lets the first one pass.
+    while raise(Signal::SIGSEGV).is_ok() {}
+}
+
+fn eat() {
+    const PIECE: usize = 8 << 20;
+    let mut eaten: Vec<Vec<u8>> = Vec::new();
+    // Far more than the limit and far less than any machine here has.
+    while eaten.len() * PIECE < 4 << 30 {
+        eaten.push(vec![1; PIECE]);
+    }
+    std::hint::black_box(eaten);
 }
 
 /// Lengths of words: ids are strings.

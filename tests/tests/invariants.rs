@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use millstream::envelope::{RowBatch, encode_rows};
 use millstream::names::{Names, RunName};
-use millstream::{Id, Outcome, Pipeline, frame};
+use millstream::{Id, Limits, Outcome, Pipeline, frame};
 use millstream_engine::broker::Written;
-use millstream_engine::compute::{BatchKey, Pool};
+use millstream_engine::compute::{BatchKey, Place, Pool};
 use millstream_engine::records::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
@@ -217,7 +217,7 @@ fn start_work(broker: &Broker, pipeline: Signed, threads: usize) -> (Service, Ar
     let counts = Arc::new(WorkCounts::default());
     let (broker, counted) = (broker.clone(), counts.clone());
     let columns = millstream::check::<Signed>().expect("sound");
-    let plan = WorkPlan { threads, drain: SOON };
+    let plan = WorkPlan { threads, drain: SOON, place: Place::Here, limits: Limits::DEFAULT };
     let service = Service::start(|stop| async move {
         Box::pin(work(Arc::new(pipeline), &columns, &broker, &plan, counted, &stop)).await
     });

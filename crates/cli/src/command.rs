@@ -55,7 +55,7 @@ impl<P: Pipeline> Context<P> {
             Command::Work(args) => args.threads,
             _ => None,
         };
-        let config = Config::read(&cli.options, threads)?;
+        let config = Config::read(&cli.options, threads, P::LIMITS)?;
         let progress = Progress::new();
         // Short commands have a result to show; what the log would say of the way there is noise.
         let quiet = matches!(

@@ -198,6 +198,15 @@ pub enum Error {
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
+    /// A process that computes could not be started.
+    #[error("start `{program}` as a process that computes")]
+    Child {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: Source,
+    },
     /// Asked to stop before it was done.
     #[error("finish: it was told to stop")]
     Stopped,
@@ -304,6 +313,11 @@ impl Error {
             Self::NoColumn { .. } => "choose one of them with --column".into(),
             Self::TableColumns { .. } => {
                 "change the pipeline's columns, alter the table, or use another database with --database".into()
+            }
+            Self::Child { .. } => {
+                "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
+                 or print before that"
+                    .into()
             }
             Self::Store { source, .. } => return source.hint(),
             _ => return None,

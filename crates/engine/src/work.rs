@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::Pipeline;
 use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, encode_rows};
 use millstream::schema::ColumnType;
+use millstream::{Limits, Pipeline};
 
 use crate::board;
 use crate::broker::{Broker, Written};
-use crate::compute::{BatchKey, Computed, Pool};
+use crate::compute::{BatchKey, Computed, Cores, Place};
 use crate::consume::{Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
@@ -21,10 +21,8 @@ use crate::retry::Backoff;
 use crate::stop::Stop;
 use tokio::sync::Semaphore;
 
-/// How often an id is tried that asks for it.
-const ATTEMPTS: u32 = 5;
-/// The first and the longest pause before another attempt.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
+const SUSPECT: i64 = 3;
 /// Batches that may wait at once to try ids again: each keeps its computed rows.
 const WAITING: usize = 16;
 /// A batch that cannot be computed now is handed back for this long.
@@ -35,6 +33,10 @@ const SET_BACK: Duration = Duration::from_secs(60);
 pub struct WorkPlan {
     /// Compute threads.
     pub threads: usize,
+    /// Which process computes.
+    pub place: Place,
+    /// What each id may take.
+    pub limits: Limits,
     /// How long held batches may take to finish after a stop.
     pub drain: Duration,
 }
@@ -50,10 +52,17 @@ pub struct WorkCounts {
     pub dead: AtomicU64,
     /// Arrivals after the first.
     pub redelivered: AtomicU64,
+    /// Ids that took longer than their soft limit.
+    pub slow: AtomicU64,
+    /// Batches, or parts of them, that were computed one id at a time.
+    pub alone: AtomicU64,
+    /// Ids that ended their process, or had to be ended with it.
+    pub ended: AtomicU64,
 }
 
 struct Worker<P: Pipeline> {
-    pool: Pool<P>,
+    cores: Cores<P>,
+    limits: Limits,
     slots: Slots,
     /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
     waiting: Semaphore,
@@ -75,11 +84,13 @@ pub async fn work<P: Pipeline>(
     stop: &Stop,
 ) -> Result<(), Error> {
     let running = board::follow(&broker.records().await?, stop).await?;
-    let pool = Pool::start(pipeline, columns, plan.threads)?;
+    let WorkPlan { threads, place, limits, .. } = plan.clone();
+    let cores = Cores::start(pipeline, columns, threads, place, limits, counts.clone())?;
     let held = Held::start(broker.clone(), stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     let worker = Arc::new(Worker {
-        pool,
+        cores,
+        limits,
         slots: slots.clone(),
         waiting,
         broker: broker.clone(),
@@ -149,10 +160,12 @@ impl<P: Pipeline> Worker<P> {
         delivery: &mut Delivery,
     ) -> Result<Computed<P::Id>, Error> {
         let mut whole = Computed::default();
-        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
+        let suspect = delivery.deliveries() >= SUSPECT;
         let mut left = ids;
         for attempt in 1.. {
-            whole.append(self.pool.compute(key.clone(), left, attempt == ATTEMPTS).await);
+            let last = attempt == self.limits.attempts;
+            whole.append(self.cores.compute(key, left, last, suspect).await?);
             left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
             if left.is_empty() {
                 break;

@@ -36,6 +36,12 @@ pub trait Id:
     /// Appends the id as RowBinary.
     fn write_rowbinary(&self, out: &mut Vec<u8>);
 
+    /// The id as a child process is told it ([`crate::child`]).
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// Reads back what [`Self::to_bytes`] wrote; `None` for anything else.
+    fn from_bytes(bytes: &[u8]) -> Option<Self>;
+
     /// Packs ids, sorted and without repeats, into the smallest block.
     fn pack(ids: &[Self]) -> Block;
 
@@ -88,6 +94,14 @@ impl Id for u64 {
         out.extend_from_slice(&self.to_le_bytes());
     }
 
+    fn to_bytes(&self) -> Vec<u8> {
+        self.to_le_bytes().into()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self::from_le_bytes)
+    }
+
     fn pack(ids: &[Self]) -> Block {
         block::pack_u64(ids)
     }
@@ -123,6 +137,14 @@ impl Id for String {
     fn write_rowbinary(&self, out: &mut Vec<u8>) {
         write_varint(out, self.len() as u64);
         out.extend_from_slice(self.as_bytes());
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().into()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        std::str::from_utf8(bytes).ok().map(str::to_owned)
     }
 
     fn pack(ids: &[Self]) -> Block {

@@ -27,10 +27,11 @@ pub(super) async fn work<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             let counts = Arc::new(WorkCounts::default());
             let counted = counts.clone();
             report(&stop, move || {
-                let WorkCounts { batches, ids, dead, redelivered } = &*counted;
-                let [batches, ids, dead, redelivered] =
-                    [batches, ids, dead, redelivered].map(|count| count.load(Ordering::Relaxed));
-                tracing::info!(batches, ids, dead, redelivered, "computed so far");
+                let WorkCounts { batches, ids, dead, redelivered, slow, alone, ended } = &*counted;
+                let [batches, ids, dead, redelivered, slow, alone, ended] =
+                    [batches, ids, dead, redelivered, slow, alone, ended]
+                        .map(|count| count.load(Ordering::Relaxed));
+                tracing::info!(batches, ids, dead, redelivered, slow, alone, ended, "computed so far");
                 batches
             });
             let (pipeline, plan) = (context.pipeline.clone(), &context.config.work);
