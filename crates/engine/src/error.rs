@@ -100,6 +100,14 @@ pub enum Error {
         /// Names there are, the newest first, a few.
         known: Vec<String>,
     },
+    /// NATS has lost the run; ClickHouse knows it.
+    #[error("find run `{run}` in NATS, which has forgotten it: ClickHouse has its record")]
+    ForgottenRun {
+        /// The run.
+        run: String,
+        /// What it was made of.
+        made_of: String,
+    },
     /// The run exists and was made of something else.
     #[error("add to run `{run}`: it was made of {existing}, not of {given}")]
     OtherIds {
@@ -295,6 +303,9 @@ impl Error {
             }
             Self::NoSuchRun { known, .. } if known.is_empty() => "there are no runs yet: `produce` makes one".into(),
             Self::NoSuchRun { known, .. } => format!("there are {}", known.join(", ")),
+            Self::ForgottenRun { run, made_of } => {
+                format!("`produce` with the same input ({made_of}) and --run {run} brings it back")
+            }
             Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
             Self::OtherBatch { .. } => {
                 "the input changed since the run was begun: give the run a new name with --run".into()

@@ -10,10 +10,11 @@
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
 //!
-//! Beside the path: [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
+//! Beside the path: [`aside`] keeps what is no batch of ours; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
 //! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
 //! [`stop`] is how everything ends.
 
+pub mod aside;
 pub mod board;
 pub mod broker;
 pub mod compute;

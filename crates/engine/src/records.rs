@@ -78,6 +78,14 @@ pub struct PassRecord {
     pub sealed: Option<Sealed>,
 }
 
+impl PassRecord {
+    /// A pass that begins now.
+    pub fn begin(run: &RunName, pass: u32, batch_ids: u32) -> Self {
+        let started_ms = now_ms();
+        Self { run: run.to_string(), pass, state: PassState::Running, batch_ids, started_ms, sealed: None }
+    }
+}
+
 /// What was proven of a pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {

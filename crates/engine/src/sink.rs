@@ -18,6 +18,7 @@ use millstream::envelope::{EnvelopeFault, decode_rows};
 use millstream::names::RunName;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::aside::set_aside;
 use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, Source};
@@ -79,6 +80,8 @@ pub struct SinkCounts {
     pub failed_inserts: AtomicU64,
     /// Arrivals after the first.
     pub redelivered: AtomicU64,
+    /// Messages that are no batch of ours, kept apart.
+    pub set_aside: AtomicU64,
 }
 
 type PassKey = (RunName, u32);
@@ -267,10 +270,7 @@ impl Sink {
         let read = read_rows(delivery.payload());
         let (key, item) = match read {
             Ok((key, rows)) => (key, Item::new(delivery, rows)),
-            Err(fault) => {
-                tracing::error!(subject = delivery.subject(), %fault, "the rows cannot be read, set back for 60 s");
-                return delivery.nak(SET_BACK).await;
-            }
+            Err(fault) => return set_aside(&self.broker, delivery, &fault, &self.counts.set_aside).await,
         };
         if item.delivery.deliveries() > 1 {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);

@@ -3,6 +3,8 @@
 use millstream::schema::OWN_COLUMNS;
 use millstream::{Id, Pipeline};
 
+use crate::records::{Published, RunRecord};
+
 /// `status` of a row that holds a result.
 pub const STATUS_OK: u8 = 1;
 /// `status` of a dead letter.
@@ -164,8 +166,8 @@ impl Tables {
             ),
             format!(
                 "CREATE TABLE IF NOT EXISTS {} (run String, source String, fingerprint String, batch_ids UInt32, \
-                 batches UInt32, ids UInt64, digest UInt64, created_at DateTime64(3, 'UTC'), \
-                 published_at DateTime64(3, 'UTC')) \
+                 expected_ids UInt64, may_repeat UInt8, created_at DateTime64(3, 'UTC'), batches UInt32, ids UInt64, \
+                 digest UInt64, dropped_repeats UInt64, published_at DateTime64(3, 'UTC')) \
                  ENGINE = ReplacingMergeTree(published_at) ORDER BY run SETTINGS index_granularity = 8192{settings}",
                 self.runs(),
             ),
@@ -295,32 +297,52 @@ impl Tables {
         )
     }
 
-    /// Keeps a run's record: the proof needs ClickHouse alone.
-    pub fn insert_run(
-        &self,
-        record: &crate::records::RunRecord,
-        published: &crate::records::Published,
-    ) -> String {
+    /// Keeps a run's record: the proof needs ClickHouse alone. Before all is published it holds no batches; the later
+    /// version of it replaces the earlier.
+    pub fn insert_run(&self, record: &RunRecord) -> String {
+        let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
+        let published = record.published.as_ref().unwrap_or(&nothing);
         format!(
-            "INSERT INTO {} (run, source, fingerprint, batch_ids, batches, ids, digest, created_at, published_at) \
-             SELECT {}, {}, {}, {}, {}, {}, {}, fromUnixTimestamp64Milli(toInt64({}), 'UTC'), \
+            "INSERT INTO {} (run, source, fingerprint, batch_ids, expected_ids, may_repeat, created_at, batches, ids, \
+             digest, dropped_repeats, published_at) \
+             SELECT {}, {}, {}, {}, {}, {}, fromUnixTimestamp64Milli(toInt64({}), 'UTC'), {}, {}, {}, {}, \
              fromUnixTimestamp64Milli(toInt64({}), 'UTC')",
             self.runs(),
             string(&record.run),
             string(&record.source),
             string(&record.fingerprint),
             record.batch_ids,
+            record.expected_ids.unwrap_or(0),
+            u8::from(record.may_repeat),
+            record.created_ms,
             published.batches,
             published.ids,
             published.digest,
-            record.created_ms,
+            published.dropped_repeats,
             published.at_ms,
         )
     }
 
-    /// How often a run's record is kept: `(records)`.
-    pub fn count_runs(&self, run: &str) -> String {
-        format!("SELECT count() FROM {} WHERE run = {}", self.runs(), string(run))
+    /// A run's record as it is kept: `(source, fingerprint, batch_ids, expected_ids, may_repeat, created_ms, batches,
+    /// ids, digest, dropped_repeats, published_ms)`.
+    pub fn run_record(&self, run: &str) -> String {
+        format!(
+            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, \
+             toUInt64(toUnixTimestamp64Milli(created_at)), batches, ids, digest, dropped_repeats, \
+             toUInt64(toUnixTimestamp64Milli(published_at)) FROM {} FINAL WHERE run = {}",
+            self.runs(),
+            string(run)
+        )
+    }
+
+    /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, sealed_ms)`.
+    pub fn sealed_passes(&self, run: &str) -> String {
+        format!(
+            "SELECT pass, rows, dead, repeated_ids, toUInt64(toUnixTimestamp64Milli(sealed_at)) FROM {} FINAL \
+             WHERE run = {} ORDER BY pass",
+            self.passes(),
+            string(run)
+        )
     }
 
     /// Dead letters of a pass, in order: `(batch, id as text, error)`.

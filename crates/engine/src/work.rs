@@ -9,6 +9,7 @@ use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, encode_
 use millstream::schema::ColumnType;
 use millstream::{Limits, Pipeline};
 
+use crate::aside::set_aside;
 use crate::board;
 use crate::broker::{Broker, Written};
 use crate::compute::{BatchKey, Computed, Cores, Place};
@@ -58,6 +59,8 @@ pub struct WorkCounts {
     pub alone: AtomicU64,
     /// Ids that ended their process, or had to be ended with it.
     pub ended: AtomicU64,
+    /// Messages that are no batch of ours, kept apart.
+    pub set_aside: AtomicU64,
 }
 
 struct Worker<P: Pipeline> {
@@ -122,6 +125,9 @@ impl<P: Pipeline> Worker<P> {
                 failpoint::pass("work-after-ack");
             }
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
+            Err(Error::Message { source, .. }) => {
+                set_aside(&self.broker, delivery, &source, &self.counts.set_aside).await;
+            }
             Err(error) => {
                 let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
                 tracing::error!(subject = delivery.subject(), error, hint, "the batch is set back for 60 s");
@@ -145,7 +151,9 @@ impl<P: Pipeline> Worker<P> {
         let (subject, payload) = (delivery.subject(), delivery.payload());
         let malformed = |source| Error::Message { subject: subject.to_owned(), source };
         let IdBatch { run, batch, ids } = decode_ids(payload).map_err(malformed)?;
-        let key = BatchKey { run: run.parse()?, pass: pass.pass, batch, ids: ids.len() as u32 };
+        let foreign = |_| malformed(EnvelopeFault::Foreign { length: payload.len() });
+        let key =
+            BatchKey { run: run.parse().map_err(foreign)?, pass: pass.pass, batch, ids: ids.len() as u32 };
         if self.broker.names().ids_subject(&key.run, key.batch) != subject {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }

@@ -146,6 +146,22 @@ impl Names {
     pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
         format!("{}.sealed.{run}.{pass}", self.pipeline)
     }
+
+    /// The stream of messages that are no batch of ours.
+    pub fn aside_stream(&self) -> String {
+        format!("{}_aside", self.pipeline)
+    }
+
+    /// Every subject of that stream.
+    pub fn all_aside(&self) -> String {
+        format!("{}.aside.>", self.pipeline)
+    }
+
+    /// Where a message that came under `subject` is set aside: `P.ids.a.7` becomes `P.aside.ids.a.7`.
+    pub fn aside_subject(&self, subject: &str) -> String {
+        let prefix = format!("{}.", self.pipeline);
+        format!("{}.aside.{}", self.pipeline, subject.strip_prefix(&prefix).unwrap_or(subject))
+    }
 }
 
 #[cfg(test)]
@@ -181,5 +197,6 @@ mod tests {
         assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
         assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.*");
         assert_eq!(names.work_consumer(&run, 2), "work-green-2");
+        assert_eq!(names.aside_subject("tea.ids.green.7"), "tea.aside.ids.green.7");
     }
 }
