@@ -3,6 +3,7 @@
 mod dead;
 mod doctor;
 mod produce;
+mod replay;
 mod run;
 mod runs;
 mod service;
@@ -64,6 +65,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Status(_)
                 | Command::Verify(_)
                 | Command::Dead(_)
+                | Command::Replay(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
         );
@@ -98,6 +100,7 @@ impl<P: Pipeline> Context<P> {
             Command::Status(args) => status::status(&self, args).await,
             Command::Verify(args) => verify::verify(&self, args).await,
             Command::Dead(args) => dead::dead(&self, args).await,
+            Command::Replay(args) => replay::replay(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
         }

@@ -206,6 +206,29 @@ pub enum Error {
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
+    /// A replay of a run whose newest pass is not sealed.
+    #[error("replay run `{run}`: its newest pass is not sealed yet")]
+    PassOpen {
+        /// The run.
+        run: String,
+    },
+    /// A replay of dead letters that are none.
+    #[error("replay dead letters of run `{run}`: there are none like that")]
+    NoDeadLetters {
+        /// The run.
+        run: String,
+    },
+    /// ClickHouse holds an id that is none of the pipeline's.
+    #[error("read the ids of batch {batch} of run `{run}` back from ClickHouse")]
+    StoredId {
+        /// The run.
+        run: String,
+        /// The batch.
+        batch: u32,
+        /// What is wrong with it.
+        #[source]
+        source: millstream::id::IdFault,
+    },
     /// A process that computes could not be started.
     #[error("start `{program}` as a process that computes")]
     Child {
@@ -325,6 +348,10 @@ impl Error {
             Self::TableColumns { .. } => {
                 "change the pipeline's columns, alter the table, or use another database with --database".into()
             }
+            Self::PassOpen { run } => {
+                format!("`status {run} --watch` shows when it is; `verify {run} --repair` helps a pass that does not move")
+            }
+            Self::NoDeadLetters { run } => format!("`dead {run}` lists those that there are"),
             Self::Child { .. } => {
                 "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
                  or print before that"

@@ -10,8 +10,8 @@
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
 //!
-//! Beside the path: [`aside`] keeps what is no batch of ours; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
-//! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
+//! Beside the path: [`aside`] keeps what is no batch of ours; [`replay`] makes further passes; [`broker`] speaks to NATS
+//! and [`store`] to ClickHouse, with every setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
 //! [`stop`] is how everything ends.
 
 pub mod aside;
@@ -24,6 +24,7 @@ pub mod error;
 pub mod failpoint;
 pub mod publish;
 pub mod records;
+pub mod replay;
 pub mod retry;
 pub mod seal;
 pub mod sink;

@@ -18,6 +18,7 @@ use crate::broker::Broker;
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
+use crate::replay::take_over;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use crate::store::{Store, Stored};
@@ -158,11 +159,19 @@ impl Sealer {
             return self.broker.ensure_work_consumer(run, pass).await;
         };
         self.keep_run(&record, watch).await?;
-        if !self.is_worth_trying(run, pass, &published, watch).await? {
-            return Ok(());
-        }
         // Read before the proof, so that the seal cannot be that of a pass which was opened again since.
         let Some(entry) = self.records.pass(run, pass).await? else { return Ok(()) };
+        let covers = entry.record.covers.as_ref();
+        let Some(wanted) = covers.map_or(Some(published.ids), |covers| covers.ids) else {
+            // Its ids are being published.
+            return Ok(());
+        };
+        if !self.is_worth_trying(run, pass, wanted, watch).await? {
+            return Ok(());
+        }
+        if let Some(covers) = covers {
+            take_over(&self.store, run, pass, covers, record.batch_ids, &published).await?;
+        }
         let proof = self.prove(run, pass, &published).await?;
         if !proof.is_clean() {
             let Stored { batches, ids, raw_duplicates, .. } = proof.stored;
@@ -215,7 +224,7 @@ impl Sealer {
         &self,
         run: &RunName,
         pass: u32,
-        published: &Published,
+        wanted: u64,
         watch: &mut Watch,
     ) -> Result<bool, Error> {
         let (pending, open) = match self.broker.work_progress(run, pass).await? {
@@ -227,7 +236,7 @@ impl Sealer {
             return Ok(false);
         }
         // What a killed worker held is open for another minute, though all of its rows may be there already.
-        if self.store.raw_rows(run.as_str(), pass).await? >= published.ids {
+        if self.store.raw_rows(run.as_str(), pass).await? >= wanted {
             return Ok(true);
         }
         if open > 0 {

@@ -1,5 +1,7 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
+mod dead;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -257,14 +259,6 @@ impl Store {
         self.one("count rows", &self.tables.raw_count(run, pass)).await
     }
 
-    /// Dead letters of a pass, raw duplicates counted.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn dead_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        self.one("count dead letters", &self.tables.count_dead(run, pass)).await
-    }
-
     /// What is stored of a pass, counted from the rows themselves in bounded memory.
     ///
     /// # Errors
@@ -308,22 +302,6 @@ impl Store {
             each(StoredBatch { batch, ids, expected: u64::from(expected), digest });
         }
         Ok(())
-    }
-
-    /// Dead letters of a pass: `(batch, id, error)`.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn dead(&self, run: &str, pass: u32, limit: u64) -> Result<Vec<(u32, String, String)>, Error> {
-        self.all("list dead letters", &self.tables.dead(run, pass, limit)).await
-    }
-
-    /// Dead letters of a pass by error: `(error, ids)`.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn dead_by_error(&self, run: &str, pass: u32, limit: u64) -> Result<Vec<(String, u64)>, Error> {
-        self.all("count dead letters", &self.tables.dead_by_error(run, pass, limit)).await
     }
 
     /// Merges a run's rows until raw duplicates are gone.

@@ -1,9 +1,13 @@
 //! The only place that spells table names and SQL, and that quotes.
 
+mod dead;
+
 use millstream::schema::OWN_COLUMNS;
 use millstream::{Id, Pipeline};
 
 use crate::records::{Published, RunRecord};
+
+pub use dead::Letters;
 
 /// `status` of a row that holds a result.
 pub const STATUS_OK: u8 = 1;
@@ -224,11 +228,6 @@ impl Tables {
         )
     }
 
-    /// Dead letters of a pass: `(rows)`. Raw duplicates count. Granules without one are skipped by their index.
-    pub fn count_dead(&self, run: &str, pass: u32) -> String {
-        format!("SELECT count() FROM {} WHERE {} AND status = 'dead'", self.rows(), of_pass(run, pass))
-    }
-
     /// What the proof needs of a pass: `(batches, ids, digest, dead)`.
     ///
     /// FINAL merges by the sorting key, which is `(run, pass, batch, id)`, so it counts distinct `(batch, id)` while it
@@ -342,25 +341,6 @@ impl Tables {
              WHERE run = {} ORDER BY pass",
             self.passes(),
             string(run)
-        )
-    }
-
-    /// Dead letters of a pass, in order: `(batch, id as text, error)`.
-    pub fn dead(&self, run: &str, pass: u32, limit: u64) -> String {
-        format!(
-            "SELECT batch, toString(id), error FROM {} FINAL WHERE {} AND status = 'dead' ORDER BY batch, id LIMIT {limit}",
-            self.rows(),
-            of_pass(run, pass),
-        )
-    }
-
-    /// Dead letters of a pass by their error, numbers in it aside: `(error, ids)`, the commonest first.
-    pub fn dead_by_error(&self, run: &str, pass: u32, limit: u64) -> String {
-        format!(
-            "SELECT replaceRegexpAll(error, '[0-9]+', '#') AS kind, count() FROM {} FINAL \
-             WHERE {} AND status = 'dead' GROUP BY kind ORDER BY count() DESC, kind LIMIT {limit}",
-            self.rows(),
-            of_pass(run, pass),
         )
     }
 

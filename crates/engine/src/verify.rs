@@ -69,6 +69,8 @@ pub struct Report {
     /// Revision of the pass's record from before anything was looked at; `None` without a record.
     #[serde(skip)]
     pub revision: Option<u64>,
+    /// Ids that the pass computes again, where those are not all: it takes over the rows of the others.
+    pub computes: Option<u64>,
 }
 
 /// Batches of one kind: how many, and the first of them by number.
@@ -160,6 +162,7 @@ async fn examine<I: Id>(
     let record = records.known_run(run).await?.record;
     let revision = entry.as_ref().map(|entry| entry.revision);
     let pass = entry.map(|entry| entry.record);
+    let covers = pass.as_ref().and_then(|pass| pass.covers.clone());
     let number = pass.as_ref().map_or(1, |pass| pass.pass);
     let sealed = pass.as_ref().and_then(|pass| pass.sealed.clone());
     let batches = record.published.as_ref().map(|published| published.batches);
@@ -197,8 +200,10 @@ async fn examine<I: Id>(
         ids_gone: Vec::new(),
         ids_damaged: Vec::new(),
         revision,
+        computes: covers.map(|covers| covers.ids.unwrap_or(0)),
     };
-    if report.published {
+    // A pass over some ids has messages of its own for them.
+    if report.published && report.computes.is_none() {
         look_at_ids::<I>(broker, run, &mut report).await?;
     }
     Ok(report)
@@ -390,6 +395,14 @@ async fn compute_again(
     }
     repair.whole_run = report.faulty() > LISTED as u64;
     // Rows that the first worker stored stand in the way of the second's.
+    if report.computes.is_some() {
+        // Its ids alone: the sealer brings the other rows from the pass before.
+        repair.batches_again = again.len() as u64;
+        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+        failpoint::pass("repair-before-consumer");
+        broker.remove_work_consumer(run, report.pass).await?;
+        return broker.ensure_replay_consumer(run, report.pass).await;
+    }
     if repair.whole_run {
         repair.batches_again = report.batches;
         broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;

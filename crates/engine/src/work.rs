@@ -154,7 +154,10 @@ impl<P: Pipeline> Worker<P> {
         let foreign = |_| malformed(EnvelopeFault::Foreign { length: payload.len() });
         let key =
             BatchKey { run: run.parse().map_err(foreign)?, pass: pass.pass, batch, ids: ids.len() as u32 };
-        if self.broker.names().ids_subject(&key.run, key.batch) != subject {
+        let names = self.broker.names();
+        if names.ids_subject(&key.run, key.batch) != subject
+            && names.replay_subject(&key.run, key.pass, key.batch) != subject
+        {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }
         Ok((key, ids))

@@ -97,6 +97,16 @@ impl Names {
         format!("{}.ids.{run}.{batch}", self.pipeline)
     }
 
+    /// Every batch of a pass that computes only some of a run's ids.
+    pub fn replay_ids(&self, run: &RunName, pass: u32) -> String {
+        format!("{}.ids.{run}.{pass}.*", self.pipeline)
+    }
+
+    /// Those ids of one batch that such a pass computes.
+    pub fn replay_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
+        format!("{}.ids.{run}.{pass}.{batch}", self.pipeline)
+    }
+
     /// The stream of computed rows.
     pub fn rows_stream(&self) -> String {
         format!("{}_rows", self.pipeline)

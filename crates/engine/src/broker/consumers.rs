@@ -45,6 +45,16 @@ impl Broker {
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
+    /// Creates the durable from which all workers draw a pass over some of the run's ids, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_replay_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        let filter_subject = self.names.replay_ids(run, pass);
+        let config = pull::Config { filter_subject, ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
     /// Makes the durable of a pass anew, over just these batches, or over all of the run.
     ///
     /// # Errors
