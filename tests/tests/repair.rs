@@ -4,7 +4,7 @@
 #[allow(dead_code, unused_imports, reason = "only NATS's protocol is needed here")]
 mod wire;
 
-use millstream::envelope::encode_ids;
+use millstream::envelope::{RowBatch, encode_ids, encode_rows};
 use serde_json::{Value, json};
 use tests::{Host, Process, SOON, Up, wait_until};
 
@@ -160,12 +160,22 @@ fn a_message_of_rows_that_cannot_be_read_is_set_aside_and_its_batch_computed_aga
     for subject in ["trial.rows.a.1.3", "trial.rows.junk", "trial.rows.nobody.1.0"] {
         scene.publish(subject, format!("junk of {subject}").as_bytes());
     }
+    let other = RowBatch { run: "a", pass: 1, batch: 5, ids: 1000, dead: 0, raw_bytes: 0, rows: b"" };
+    scene.publish("trial.rows.a.1.6", &encode_rows(&other));
     let _services = scene.services();
     scene.host.wait_sealed("a", SOON);
     scene.is_right(IDS);
     let kept = scene.set_aside();
     let subjects: Vec<&str> = kept.iter().map(|(subject, _)| subject.as_str()).collect();
-    assert_eq!(subjects, ["trial.aside.rows.a.1.3", "trial.aside.rows.junk", "trial.aside.rows.nobody.1.0"]);
+    assert_eq!(
+        subjects,
+        [
+            "trial.aside.rows.a.1.3",
+            "trial.aside.rows.junk",
+            "trial.aside.rows.nobody.1.0",
+            "trial.aside.rows.a.1.6"
+        ]
+    );
     for part in [
         "Millstream-Subject: trial.rows.a.1.3\r\n",
         "Millstream-Stream: trial_rows\r\n",
@@ -181,7 +191,7 @@ fn a_message_of_rows_that_cannot_be_read_is_set_aside_and_its_batch_computed_aga
     let checks = scene.host.call(&["doctor", "--json"]).expect(0).json();
     let checks = checks["checks"].as_array().expect("a list").clone();
     let check = checks.iter().find(|check| check["what"] == "set aside").expect("a check");
-    assert_eq!(check["found"], "3 messages that are no batch");
+    assert_eq!(check["found"], "4 messages that are no batch");
 }
 
 /// Junk, another batch's ids, and a subject that is no batch at all.
@@ -435,12 +445,12 @@ fn a_nats_volume_wiped_in_mid_publish_comes_back_with_the_same_input() {
 fn a_message_of_a_newer_version_waits() {
     let mut scene = Scene::new();
     let mut newer = encode_ids("a", 3, &[1u64]);
-    newer[2] = 2;
+    newer[2] = 9;
     scene.purge("trial_ids", "trial.ids.a.3");
     scene.publish("trial.ids.a.3", &newer);
     let _services = scene.services();
     scene.wait_stored(9000);
-    scene.wait_log("work", "the message has format version 2, this build knows 1");
+    scene.wait_log("work", "the message has format version 9, this build knows");
     assert_eq!(scene.nats.messages("trial_aside"), 0);
     let consumer = scene.nats.consumer("trial_ids", "work-a-1");
     assert_eq!((consumer.open, consumer.pending), (1, 0), "{consumer:?}");

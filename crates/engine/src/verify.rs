@@ -396,7 +396,7 @@ async fn compute_again(
     } else {
         repair.batches_again = again.len() as u64;
         for batch in again {
-            broker.purge_rows(broker.names().rows_subject(run, report.pass, *batch)).await?;
+            broker.purge_batch(run, report.pass, *batch).await?;
         }
     }
     failpoint::pass("repair-before-consumer");
