@@ -223,6 +223,17 @@ fn ids_that_cannot_be_read_are_set_aside_and_come_back_with_the_same_input() {
     scene.is_right(IDS);
 }
 
+/// A message like any other, under a number that the run does not have: its rows are not the run's.
+#[test]
+fn a_batch_beyond_the_runs_last_is_removed_unattended() {
+    let mut scene = Scene::new();
+    scene.publish("trial.ids.a.10", &encode_ids("a", 10, &[1_000_001u64, 1_000_002]));
+    let _services = scene.services();
+    scene.host.wait_sealed("a", SOON);
+    scene.is_right(IDS);
+    assert_eq!(scene.nats.messages("trial_ids"), 10);
+}
+
 #[test]
 fn a_batch_purged_from_the_ids_comes_back_with_the_same_input() {
     let mut scene = Scene::new();
