@@ -15,7 +15,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use millstream::envelope::{EnvelopeFault, decode_rows};
-use millstream::names::RunName;
+use millstream::names::{Names, RunName};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::aside::set_aside;
@@ -267,7 +267,7 @@ impl Sink {
         groups: &mut HashMap<PassKey, Group>,
     ) {
         let delivery = self.held.take(message, permit);
-        let read = read_rows(delivery.payload());
+        let read = read_rows(self.broker.names(), delivery.subject(), delivery.payload());
         let (key, item) = match read {
             Ok((key, rows)) => (key, Item::new(delivery, rows)),
             Err(fault) => return set_aside(&self.broker, delivery, &fault, &self.counts.set_aside).await,
@@ -350,9 +350,13 @@ struct Rows {
     body: Bytes,
 }
 
-fn read_rows(payload: &Bytes) -> Result<(PassKey, Rows), EnvelopeFault> {
+fn read_rows(names: &Names, subject: &str, payload: &Bytes) -> Result<(PassKey, Rows), EnvelopeFault> {
+    let foreign = || EnvelopeFault::Foreign { length: payload.len() };
     let rows = decode_rows(payload)?;
-    let run = rows.run.parse::<RunName>().map_err(|_| EnvelopeFault::Foreign { length: payload.len() })?;
+    let run = rows.run.parse::<RunName>().map_err(|_| foreign())?;
+    if !names.is_rows_subject(subject, &run, rows.pass, rows.batch) {
+        return Err(foreign());
+    }
     let body = payload.slice_ref(rows.rows);
     Ok((
         (run, rows.pass),

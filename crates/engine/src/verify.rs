@@ -99,6 +99,9 @@ struct Walk {
     next: u32,
     /// How many the run has, once that is known.
     batches: Option<u32>,
+    /// Batches whose ids could not be compared, as the stream has none that can be read: gone, damaged.
+    ids_gone: Found,
+    ids_damaged: Found,
     /// Digest of each batch that has as many ids as it should, for the rare comparison with the stream.
     digests: Vec<(u32, u64)>,
 }
@@ -130,6 +133,16 @@ impl Report {
     /// Batches that are not as they should be.
     fn faulty(&self) -> u64 {
         self.missing_batches + self.short_batches + self.wrong_batches
+    }
+
+    /// Whether the run has no batch of that number.
+    fn is_beyond(&self, batch: u32) -> bool {
+        u64::from(batch) >= self.batches
+    }
+
+    /// Whether a batch can be computed again.
+    fn has_ids(&self, batch: u32) -> bool {
+        !self.is_beyond(batch) && !self.ids_gone.contains(&batch) && !self.ids_damaged.contains(&batch)
     }
 
     /// The first of them.
@@ -197,8 +210,8 @@ async fn examine<I: Id>(
         missing: walk.missing.first,
         short: walk.short.first,
         wrong: walk.wrong.first,
-        ids_gone: Vec::new(),
-        ids_damaged: Vec::new(),
+        ids_gone: walk.ids_gone.first,
+        ids_damaged: walk.ids_damaged.first,
         revision,
         computes: covers.map(|covers| covers.ids.unwrap_or(0)),
     };
@@ -211,7 +224,7 @@ async fn examine<I: Id>(
 
 /// Whether the ids are there of the batches that are not as they should be.
 async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report) -> Result<(), Error> {
-    let looks = report.named().filter(|batch| u64::from(*batch) < report.batches).map(|batch| async move {
+    let looks = report.named().filter(|batch| !report.is_beyond(*batch)).map(|batch| async move {
         let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
         Ok::<_, Error>((batch, message.map(|(_, bytes)| fault_of_ids::<I>(run, batch, &bytes))))
     });
@@ -232,9 +245,14 @@ async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report)
 async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
     for (batch, digest) in std::mem::take(&mut walk.digests) {
         let subject = broker.names().ids_subject(run, batch);
-        let Some((_, bytes)) = broker.ids_message(&subject).await? else { continue };
-        // What cannot be read cannot be compared; workers set it aside.
-        let Ok(published) = decode_ids::<I>(&bytes) else { continue };
+        let Some((_, bytes)) = broker.ids_message(&subject).await? else {
+            walk.ids_gone.note(batch);
+            continue;
+        };
+        let Ok(published) = decode_ids::<I>(&bytes) else {
+            walk.ids_damaged.note(batch);
+            continue;
+        };
         if digest != published.ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(id.sip_hash())) {
             walk.wrong.note(batch);
         }
@@ -282,6 +300,11 @@ pub async fn heal<I: Id>(
     pass: u32,
 ) -> Result<Repair, Error> {
     let entry = records.pass(run, pass).await?;
+    let sealed = entry.as_ref().is_some_and(|entry| entry.record.state == PassState::Sealed);
+    // Before the walk over all that is stored, which costs more than the question.
+    if let Some(busy) = under_way(broker, run, pass, sealed).await? {
+        return Ok(Repair { busy: Some(busy), ..Repair::default() });
+    }
     let report = examine::<I>(broker, records, store, run, entry).await?;
     repair(broker, records, store, &report).await
 }
@@ -306,33 +329,34 @@ pub async fn repair(
         store.heal(run.as_str()).await?;
         repair.duplicates_merged = report.raw_duplicates;
     }
-    if report.faulty() == 0 || !report.published {
+    if !report.published {
         return Ok(repair);
     }
-    if let Some(busy) = under_way(broker, &run, report).await? {
+    if let Some(busy) = under_way(broker, &run, report.pass, report.sealed).await? {
         return Ok(Repair { busy: Some(busy), ..repair });
     }
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
-    let lost = |batch: &u32| report.ids_gone.contains(batch) || report.ids_damaged.contains(batch);
-    let foreign = |batch: &u32| u64::from(*batch) >= report.batches;
-    let again: Vec<u32> = report.named().filter(|batch| !lost(batch) && !foreign(batch)).collect();
-    if again.is_empty() && report.wrong.is_empty() {
+    let again: Vec<u32> = report.named().filter(|batch| report.has_ids(*batch)).collect();
+    // The rows of a wrong batch are all there is of it while its ids are not.
+    let wrong = report.wrong.iter().copied();
+    let wrong: Vec<u32> = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
+    if again.is_empty() && wrong.is_empty() {
         return Ok(repair);
     }
     if !claim(records, &run, report).await? {
         return Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
     }
-    remove_wrong(broker, store, &run, report).await?;
+    remove_wrong(broker, store, &run, report, &wrong).await?;
     compute_again(broker, &run, report, &again, &mut repair).await?;
     Ok(repair)
 }
 
 /// What still has to come to rest before something counts as lost.
-async fn under_way(broker: &Broker, run: &RunName, report: &Report) -> Result<Option<String>, Error> {
+async fn under_way(broker: &Broker, run: &RunName, pass: u32, sealed: bool) -> Result<Option<String>, Error> {
     let open = |info: &async_nats::jetstream::consumer::Info| info.num_pending + info.num_ack_pending as u64;
     // Nobody draws from what is left of a sealed pass's consumer.
-    if !report.sealed {
-        let computing = broker.work_progress(run, report.pass).await?.map_or(0, |info| open(&info));
+    if !sealed {
+        let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
         if computing > 0 {
             return Ok(Some(format!("{computing} batches are still to be computed")));
         }
@@ -344,7 +368,7 @@ async fn under_way(broker: &Broker, run: &RunName, report: &Report) -> Result<Op
         return Ok(None);
     }
     // Rows of other passes may never come to rest; all up to the floor are stored.
-    let last = broker.last_rows(run, report.pass).await?;
+    let last = broker.last_rows(run, pass).await?;
     let landed = last.is_none_or(|last| last <= sinks.ack_floor.stream_sequence);
     Ok((!landed).then(|| format!("{landing} computed batches are still to be stored")))
 }
@@ -369,14 +393,21 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<bool
 }
 
 /// Computing a batch again adds its own ids and would leave the others.
-async fn remove_wrong(broker: &Broker, store: &Store, run: &RunName, report: &Report) -> Result<(), Error> {
-    if report.wrong.is_empty() {
+async fn remove_wrong(
+    broker: &Broker,
+    store: &Store,
+    run: &RunName,
+    report: &Report,
+    wrong: &[u32],
+) -> Result<(), Error> {
+    if wrong.is_empty() {
         return Ok(());
     }
-    store.remove_batches(run.as_str(), report.pass, &report.wrong).await?;
-    for batch in report.wrong.iter().filter(|batch| u64::from(**batch) >= report.batches) {
-        // The run has no such batch: whoever published it is not the producer.
+    store.remove_batches(run.as_str(), report.pass, wrong).await?;
+    for batch in wrong.iter().filter(|batch| report.is_beyond(**batch)) {
+        // Whoever published it is not the producer.
         broker.purge_ids(broker.names().ids_subject(run, *batch)).await?;
+        broker.purge_batch(run, report.pass, *batch).await?;
     }
     Ok(())
 }
@@ -409,7 +440,7 @@ async fn compute_again(
     } else {
         repair.batches_again = again.len() as u64;
         for batch in again {
-            broker.purge_rows(broker.names().rows_subject(run, report.pass, *batch)).await?;
+            broker.purge_batch(run, report.pass, *batch).await?;
         }
     }
     failpoint::pass("repair-before-consumer");

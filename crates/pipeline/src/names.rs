@@ -157,6 +157,12 @@ impl Names {
         format!("{}.sealed.{run}.{pass}", self.pipeline)
     }
 
+    /// Whether rows of this batch, or of a part of it, belong under `subject`.
+    pub fn is_rows_subject(&self, subject: &str, run: &RunName, pass: u32, batch: u32) -> bool {
+        let rest = subject.strip_prefix(&self.rows_subject(run, pass, batch));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
     /// The stream of messages that are no batch of ours.
     pub fn aside_stream(&self) -> String {
         format!("{}_aside", self.pipeline)
@@ -207,6 +213,11 @@ mod tests {
         assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
         assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.*");
         assert_eq!(names.work_consumer(&run, 2), "work-green-2");
+        for (subject, is_its) in
+            [("tea.rows.green.2.7", true), ("tea.rows.green.2.7.0-30", true), ("tea.rows.green.2.70", false)]
+        {
+            assert_eq!(names.is_rows_subject(subject, &run, 2, 7), is_its, "{subject}");
+        }
         assert_eq!(names.aside_subject("tea.ids.green.7"), "tea.aside.ids.green.7");
     }
 }

@@ -72,6 +72,14 @@ impl Broker {
         self.purge(self.names.rows_stream(), filter).await
     }
 
+    /// Removes the rows of one batch from the rows stream, so that they can be stored anew.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge_batch(&self, run: &RunName, pass: u32, batch: u32) -> Result<(), Error> {
+        self.purge_rows(self.names.rows_subject(run, pass, batch)).await.map(drop)
+    }
+
     /// Removes what the ids stream holds under this subject.
     ///
     /// # Errors
