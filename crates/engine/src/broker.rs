@@ -170,9 +170,20 @@ impl Broker {
     /// # Errors
     /// The broker's.
     pub async fn ids_message(&self, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
+        self.message(self.names.ids_stream(), subject).await
+    }
+
+    /// The message under a subject of the rows stream, with its sequence.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rows_message(&self, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
+        self.message(self.names.rows_stream(), subject).await
+    }
+
+    async fn message(&self, stream: String, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
         let doing = format!("read message `{subject}`");
-        let stream =
-            self.jetstream.get_stream_no_info(self.names.ids_stream()).await.map_err(broker(&doing))?;
+        let stream = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;
         match within(&doing, stream.get_last_raw_message_by_subject(subject)).await? {
             Ok(message) => Ok(Some((message.sequence, message.payload))),
             Err(error) => match error.kind() {

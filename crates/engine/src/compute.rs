@@ -8,10 +8,11 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::{Arc, Once};
 
+use millstream::frame::FrameWriter;
 use millstream::names::RunName;
 use millstream::rowbinary::{write_row, write_string};
 use millstream::schema::ColumnType;
-use millstream::{Failure, Id, Outcome, Pipeline, frame};
+use millstream::{Failure, Id, Outcome, Pipeline};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tokio::sync::oneshot;
@@ -25,6 +26,9 @@ const PIECES_PER_CORE: usize = 16;
 const MAX_PIECE: usize = 1024;
 /// A dead letter's reason is cut to this many bytes.
 const MAX_REASON: usize = 4096;
+/// A row has at most this many bytes before compression: what no server takes in one message, and what a frame holds
+/// with room to spare.
+const MAX_ROW: usize = 64 << 20;
 
 /// A core-sized pool with the pipeline that it computes. Clones are the same.
 pub struct Pool<P: Pipeline> {
@@ -56,8 +60,10 @@ pub struct BatchKey {
 /// What computing some ids of a batch came to.
 #[derive(Debug)]
 pub struct Computed<I> {
-    /// Rows as compressed frames, in the order of the ids.
+    /// Rows as compressed frames, in the order of the ids. A row lies in one of them.
     pub frames: Vec<u8>,
+    /// Size of every row before compression, in the same order.
+    pub lengths: Vec<u32>,
     /// Size of the rows before compression.
     pub raw_bytes: u64,
     /// Rows among them that are dead letters.
@@ -68,7 +74,7 @@ pub struct Computed<I> {
 
 impl<I> Default for Computed<I> {
     fn default() -> Self {
-        Self { frames: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
+        Self { frames: Vec::new(), lengths: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
     }
 }
 
@@ -76,6 +82,7 @@ impl<I> Computed<I> {
     /// Appends another part of the same batch.
     pub fn append(&mut self, mut part: Self) {
         self.frames.append(&mut part.frames);
+        self.lengths.append(&mut part.lengths);
         self.raw_bytes += part.raw_bytes;
         self.dead += part.dead;
         self.again.append(&mut part.again);
@@ -135,7 +142,8 @@ impl<P: Pipeline> Pool<P> {
     }
 
     fn compute_piece(&self, prefix: &[u8], ids: &[P::Id], last: bool) -> Computed<P::Id> {
-        let mut raw = Vec::with_capacity(ids.len() * (prefix.len() + 64));
+        let mut rows = FrameWriter::default();
+        rows.raw.reserve(ids.len() * (prefix.len() + 64));
         let mut part = Computed::default();
         for id in ids {
             let outcome = match guarded(|| self.pipeline.compute(id)) {
@@ -145,12 +153,12 @@ impl<P: Pipeline> Pool<P> {
                 }
                 outcome => outcome,
             };
-            part.dead += u32::from(!self.write(prefix, id, outcome, &mut raw));
+            let begin = rows.raw.len();
+            part.dead += u32::from(!self.write(prefix, id, outcome, &mut rows.raw));
+            part.lengths.push((rows.raw.len() - begin) as u32);
+            rows.end_row();
         }
-        part.raw_bytes = raw.len() as u64;
-        if !raw.is_empty() {
-            frame::compress(&raw, &mut part.frames);
-        }
+        (part.frames, part.raw_bytes) = rows.finish();
         part
     }
 
@@ -163,26 +171,50 @@ impl<P: Pipeline> Pool<P> {
                 let body = raw.len();
                 raw.push(STATUS_OK);
                 write_string(raw, "");
-                match write_row(&row, raw) {
-                    Ok(()) => return true,
-                    Err(fault) => {
-                        raw.truncate(body);
-                        format!("row cannot be encoded: {fault}")
+                let reason = match write_row(&row, raw) {
+                    Ok(()) if raw.len() - body <= MAX_ROW => return true,
+                    Ok(()) => {
+                        format!(
+                            "row of {} bytes is larger than a row may be ({MAX_ROW} bytes)",
+                            raw.len() - body
+                        )
                     }
-                }
+                    Err(fault) => format!("row cannot be encoded: {fault}"),
+                };
+                raw.truncate(body);
+                reason
             }
             Err(Failure::Reject(reason)) => reason,
             Err(Failure::Retry(reason)) => format!("gave up after every attempt: {reason}"),
         };
-        raw.push(STATUS_DEAD);
-        write_string(raw, shortened(&reason));
-        raw.extend_from_slice(&self.blank);
+        write_dead(&reason, &self.blank, raw);
         false
+    }
+
+    /// Does what takes a while on the pool, between the pieces of batches.
+    pub(crate) async fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> R {
+        let (sender, receiver) = oneshot::channel();
+        self.threads.spawn(move || {
+            let _forgotten = sender.send(work());
+        });
+        receiver.await.expect("work of our own does not panic")
+    }
+
+    /// What a dead letter holds in the pipeline's own columns.
+    pub(crate) fn blank(&self) -> Arc<[u8]> {
+        self.blank.clone()
     }
 }
 
+/// Appends all that follows the id in the row of a dead letter.
+pub(crate) fn write_dead(reason: &str, blank: &[u8], raw: &mut Vec<u8>) {
+    raw.push(STATUS_DEAD);
+    write_string(raw, shortened(reason));
+    raw.extend_from_slice(blank);
+}
+
 /// The columns before `id`, alike in all rows of a batch.
-fn row_prefix(key: &BatchKey) -> Vec<u8> {
+pub(crate) fn row_prefix(key: &BatchKey) -> Vec<u8> {
     let mut prefix = Vec::new();
     write_string(&mut prefix, key.run.as_str());
     for number in [key.pass, key.batch, key.ids] {
@@ -245,6 +277,7 @@ fn install_panic_hook() {
 
 #[cfg(test)]
 mod tests {
+    use millstream::frame;
     use serde::{Deserialize, Serialize};
 
     use super::*;
