@@ -49,7 +49,8 @@ pub(crate) async fn publish<P: Pipeline>(
 ) -> Result<u32, Error> {
     let mut dead = computed.dead;
     let rows = Arc::new(Encoded::new(key, computed, pool.blank(), broker.max_payload()));
-    let mut left = vec![0..key.ids];
+    let all = 0..key.ids;
+    let mut left = vec![all];
     while let Some(places) = left.pop() {
         let message = match rows.whole(&places) {
             Some(message) => message,
@@ -317,13 +318,198 @@ impl<I: Id> Encoded<I> {
 }
 
 fn sorted<I: Id>(ids: Vec<I>, frames: Vec<Frame>) -> Order<I> {
-    let mut rows: Vec<u32> = (0..ids.len() as u32).collect();
-    rows.sort_unstable_by(|a, b| ids[*a as usize].cmp(&ids[*b as usize]));
-    let mut places = vec![0; ids.len()];
-    for (place, row) in rows.iter().enumerate() {
-        places[*row as usize] = place as u32;
+    let mut rows: Vec<(I, u32)> = ids.into_iter().zip(0..).collect();
+    rows.sort_unstable();
+    let mut places = vec![0; rows.len()];
+    for (place, (_, row)) in (0..).zip(&rows) {
+        places[*row as usize] = place;
     }
-    let mut ids: Vec<Option<I>> = ids.into_iter().map(Some).collect();
-    let ids = rows.iter().filter_map(|row| ids[*row as usize].take()).collect();
-    Order { ids, places, frames }
+    Order { ids: rows.into_iter().map(|(id, _)| id).collect(), places, frames }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+    use std::sync::Mutex;
+
+    use millstream::{Failure, Outcome};
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::tables::STATUS_OK;
+
+    const MAX_PAYLOAD: usize = 40_000;
+
+    /// Rows of noise; some ids ask for a second attempt, so that their rows lie behind all others.
+    #[derive(Default)]
+    struct Noisy {
+        again: Mutex<HashSet<String>>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Noise {
+        noise: String,
+    }
+
+    impl Pipeline for Noisy {
+        const NAME: &'static str = "noisy";
+        const COLUMNS: &'static [(&'static str, &'static str)] = &[("noise", "String")];
+        type Id = String;
+        type Row = Noise;
+
+        fn compute(&self, id: &String) -> Outcome<Noise> {
+            match id.ends_with("05") && self.again.lock().expect("no panic").insert(id.clone()) {
+                true => Err(Failure::retry("later")),
+                false => Ok(Noise { noise: noise(noise_of(id)) }),
+            }
+        }
+    }
+
+    fn noise_of(id: &str) -> usize {
+        match id.parse::<usize>().expect("a number") % 100 {
+            7 => MAX_PAYLOAD * 2,
+            50 => MAX_PAYLOAD * 3 / 4,
+            size => size * 20,
+        }
+    }
+
+    /// Text that does not compress.
+    fn noise(size: usize) -> String {
+        let mut state = size as u64 | 1 << 40;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            char::from(b'0' + (state % 75) as u8)
+        };
+        (0..size).map(|_| next()).collect()
+    }
+
+    fn key(ids: u32) -> BatchKey {
+        BatchKey { run: "r".parse().expect("legal"), pass: 3, batch: 9, ids }
+    }
+
+    async fn encoded(ids: &[String]) -> Encoded<String> {
+        let columns = millstream::check::<Noisy>().expect("sound");
+        let pool = Pool::start(Arc::new(Noisy::default()), &columns, 2).expect("threads");
+        let key = key(ids.len() as u32);
+        let mut computed = pool.compute(key.clone(), ids.to_vec(), false).await;
+        let again = std::mem::take(&mut computed.again).into_iter().map(|(id, _)| id).collect();
+        computed.append(pool.compute(key.clone(), again, true).await);
+        Encoded::new(&key, computed, pool.blank(), MAX_PAYLOAD)
+    }
+
+    fn numbers(count: u64) -> Vec<String> {
+        let mut ids: Vec<String> = (0..count).map(|id| id.to_string()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Every message that is stored of a batch, by the places of its ids.
+    fn messages(rows: &Encoded<String>) -> BTreeMap<(u32, u32), Vec<u8>> {
+        let all = 0..rows.key.ids;
+        let (mut left, mut messages) = (vec![all], BTreeMap::new());
+        while let Some(places) = left.pop() {
+            let message = rows.whole(&places).unwrap_or_else(|| rows.message(&places));
+            left.extend(parts_of(&message.bytes, &places).expect("sound"));
+            messages.insert((places.start, places.end), message.bytes.into());
+        }
+        messages
+    }
+
+    /// Each row's status and error by its id.
+    fn read_back(rows: &Encoded<String>, frames: &[u8]) -> BTreeMap<String, (u8, String)> {
+        let (mut raw, mut rest) = (Vec::new(), frames);
+        while let Some(length) = frame::frame_len(rest).expect("frames") {
+            frame::decompress(&rest[..length], &mut raw).expect("sound");
+            rest = &rest[length..];
+        }
+        let (mut found, mut rest) = (BTreeMap::new(), &raw[..]);
+        while !rest.is_empty() {
+            let (id, after) = rows.split(rest);
+            let (error, columns) = read_long(&after[1..]);
+            let (noise, next) = read_long(columns);
+            assert_eq!(noise.is_empty(), after[0] == STATUS_DEAD || noise_of(&id) == 0, "{id}");
+            found.insert(id, (after[0], String::from_utf8(error.to_vec()).expect("text")));
+            rest = next;
+        }
+        found
+    }
+
+    fn read_long(bytes: &[u8]) -> (&[u8], &[u8]) {
+        let (mut length, mut digits) = (0usize, 0);
+        while bytes[digits] & 0x80 != 0 {
+            length |= usize::from(bytes[digits] & 0x7f) << (7 * digits);
+            digits += 1;
+        }
+        length |= usize::from(bytes[digits]) << (7 * digits);
+        bytes[digits + 1..].split_at(length)
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_too_large_for_one_message_come_in_parts() {
+        let ids = numbers(500);
+        let rows = encoded(&ids).await;
+        let mut found = BTreeMap::new();
+        let (mut cuts, mut next) = (0, 0);
+        for ((start, end), message) in messages(&rows) {
+            assert!(message.len() <= MAX_PAYLOAD - HEADERS, "{start}..{end}: {}", message.len());
+            let part = match decode_rows(&message).expect("sound") {
+                Rows::Part(part) => part,
+                Rows::Cut(_) => {
+                    cuts += 1;
+                    continue;
+                }
+                Rows::Batch(_) => panic!("{start}..{end}: all rows are too large"),
+            };
+            assert_eq!((part.from, part.from + part.ids), (start, end));
+            assert_eq!(start, next, "parts follow each other");
+            next = end;
+            let range = &ids[start as usize..end as usize];
+            assert_eq!((part.first, part.last), (range[0].as_str(), range[range.len() - 1].as_str()));
+            assert_eq!((part.run, part.pass, part.batch, part.batch_ids), ("r", 3, 9, 500));
+            let read = read_back(&rows, part.rows);
+            assert_eq!(read.keys().collect::<Vec<_>>(), range.iter().collect::<Vec<_>>());
+            assert_eq!(read.values().filter(|row| row.0 == STATUS_DEAD).count(), part.dead as usize);
+            found.extend(read);
+        }
+        assert!(cuts > 1, "no part was cut again");
+        assert_eq!((next, found.len()), (500, 500));
+        let dead: Vec<&String> =
+            found.iter().filter(|(_, row)| row.0 == STATUS_DEAD).map(|(id, _)| id).collect();
+        assert_eq!(dead, ["107", "207", "307", "407", "7"]);
+        assert!(found["107"].1.starts_with("row of 800"), "{}", found["107"].1);
+        assert!(found["107"].1.contains(" bytes is larger than a message may be (40000 bytes): "));
+    }
+
+    #[tokio::test]
+    async fn rows_that_fit_go_as_they_are() {
+        let ids = numbers(7);
+        let rows = encoded(&ids).await;
+        let messages = messages(&rows);
+        assert_eq!(messages.len(), 1);
+        let Ok(Rows::Batch(batch)) = decode_rows(&messages[&(0, 7)]) else { panic!("not a whole batch") };
+        assert_eq!((batch.ids, batch.rows), (7, &rows.computed.frames[..]));
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_one_id_whose_row_is_too_large_is_a_dead_letter() {
+        let rows = encoded(&["7".to_owned()]).await;
+        let messages = messages(&rows);
+        let Ok(Rows::Batch(batch)) = decode_rows(&messages[&(0, 1)]) else { panic!("not a whole batch") };
+        assert_eq!((batch.ids, batch.dead), (1, 1));
+        assert_eq!(read_back(&rows, batch.rows)["7"].0, STATUS_DEAD);
+    }
+
+    /// Two workers with other rows for the same ids: the second goes by the cuts of the first, and cuts once more.
+    #[tokio::test]
+    async fn another_workers_cut_is_gone_by() {
+        let cut = |parts: &[u32]| {
+            encode_cut(&RowCut { run: "r", pass: 3, batch: 9, from: 0, parts: parts.to_vec() })
+        };
+        assert_eq!(parts_of(&cut(&[499, 1]), &(0..500)), Ok(vec![0..499, 499..500]));
+        assert!(parts_of(&cut(&[400, 1]), &(0..500)).is_err(), "a cut of other ids");
+        let rows = encoded(&numbers(500)).await;
+        assert!(!rows.message(&(0..499)).parts.is_empty());
+    }
 }
