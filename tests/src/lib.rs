@@ -3,11 +3,13 @@
 //! Every test has a data directory, servers and ports of its own; whatever it started ends with it. A wait carries the
 //! state it waits for, and fails with it.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use millstream::{Failure, Limits, Outcome, Pipeline};
@@ -124,6 +126,58 @@ impl Pipeline for Words {
     fn compute(&self, id: &String) -> Outcome<Length> {
         Ok(Length { length: id.chars().count() as u32 })
     }
+}
+
+/// Rows of noise that does not compress, about 100 KB each; of ids that end in 77 one of 9 MiB, which no message may be.
+/// Ids are numbers, or strings that end in one.
+pub struct Bulky<I> {
+    /// Who computed a row; 0 stands for anybody.
+    pub by: u64,
+    /// Ids that were tried before: those that end in 33 ask for a second attempt.
+    tried: Mutex<HashSet<I>>,
+}
+
+/// A row of [`Bulky`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Bulk {
+    /// Who computed it.
+    pub by: u64,
+    /// Noise.
+    pub noise: String,
+}
+
+impl<I> Bulky<I> {
+    /// Rows signed by this number.
+    pub fn new(by: u64) -> Self {
+        Self { by, tried: Mutex::default() }
+    }
+}
+
+impl<I: millstream::Id> Pipeline for Bulky<I> {
+    const NAME: &'static str = "bulky";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("by", "UInt64"), ("noise", "String")];
+    type Id = I;
+    type Row = Bulk;
+
+    fn compute(&self, id: &I) -> Outcome<Bulk> {
+        let text = id.to_string();
+        if text.ends_with("33") && self.tried.lock().expect("no panic").insert(id.clone()) {
+            return Err(Failure::retry("at the second attempt"));
+        }
+        let size = if text.ends_with("77") { 9 << 20 } else { 70_000 + (id.sip_hash() % 60_000) as usize };
+        Ok(Bulk { by: self.by, noise: noise(id.sip_hash() ^ self.by, size) })
+    }
+}
+
+fn noise(seed: u64, size: usize) -> String {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'0' + (state % 75) as u8)
+    };
+    (0..size).map(|_| next()).collect()
 }
 
 fn micros(variable: &str) -> Duration {

@@ -25,17 +25,18 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use millstream::names::RunName;
 use millstream::rowbinary::write_row;
 use millstream::schema::ColumnType;
-use millstream::{Failure, Outcome, Pipeline, frame};
+use millstream::{Failure, Outcome, Pipeline};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use row::RowWriter;
+use row::{RowWriter, Rows};
 use watch::Hand;
 
 pub use child::child_main;
 pub use cores::{Cores, Place};
+pub(crate) use row::{row_prefix, write_dead};
 
 /// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
 const PIECES_PER_CORE: usize = 16;
@@ -81,8 +82,10 @@ pub struct BatchKey {
 /// What computing some ids of a batch came to.
 #[derive(Debug)]
 pub struct Computed<I> {
-    /// Rows as compressed frames, in the order of the ids.
+    /// Rows as compressed frames, in the order of the ids. A row lies in one of them.
     pub frames: Vec<u8>,
+    /// Size of every row before compression, in the same order.
+    pub lengths: Vec<u32>,
     /// Size of the rows before compression.
     pub raw_bytes: u64,
     /// Rows among them that are dead letters.
@@ -93,7 +96,7 @@ pub struct Computed<I> {
 
 impl<I> Default for Computed<I> {
     fn default() -> Self {
-        Self { frames: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
+        Self { frames: Vec::new(), lengths: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
     }
 }
 
@@ -101,18 +104,19 @@ impl<I> Computed<I> {
     /// Appends another part of the same batch.
     pub fn append(&mut self, mut part: Self) {
         self.frames.append(&mut part.frames);
+        self.lengths.append(&mut part.lengths);
         self.raw_bytes += part.raw_bytes;
         self.dead += part.dead;
         self.again.append(&mut part.again);
     }
 
-    /// Compresses rows into it.
-    fn take_rows(&mut self, raw: &mut Vec<u8>) {
-        self.raw_bytes += raw.len() as u64;
-        if !raw.is_empty() {
-            frame::compress(raw, &mut self.frames);
-            raw.clear();
-        }
+    /// Takes the rows that were written.
+    fn take_rows(&mut self, rows: Rows) {
+        let (mut frames, raw_bytes) = rows.frames.finish();
+        self.frames.append(&mut frames);
+        self.raw_bytes += raw_bytes;
+        self.lengths.extend(rows.lengths);
+        self.dead += rows.dead;
     }
 }
 
@@ -204,9 +208,8 @@ impl<P: Pipeline> Pool<P> {
     ) {
         let hand = &self.hands[rayon::current_thread_index().unwrap_or(0)];
         let before = hand.take(order);
-        let mut raw = Vec::with_capacity(ids.len() * rows.usual_len());
         while !ids.is_empty() {
-            let piece = self.grind_some(hand, rows, from, ids, last, &mut raw);
+            let piece = self.grind_some(hand, rows, from, ids, last);
             (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
             done(piece);
         }
@@ -221,8 +224,8 @@ impl<P: Pipeline> Pool<P> {
         from: u32,
         ids: &[P::Id],
         last: bool,
-        raw: &mut Vec<u8>,
     ) -> Piece<P::Id> {
+        let mut out = Rows::with_room(ids.len() * rows.usual_len());
         let mut piece = Piece { from, count: 0, computed: Computed::default(), again_at: Vec::new() };
         for id in ids {
             let at = from + piece.count;
@@ -232,37 +235,32 @@ impl<P: Pipeline> Pool<P> {
                     piece.again_at.push(at);
                     piece.computed.again.push((id.clone(), reason));
                 }
-                outcome => piece.computed.dead += u32::from(!write::<P>(rows, id, outcome, raw)),
+                outcome => write::<P>(rows, id, outcome, &mut out),
             }
             piece.count += 1;
-            if raw.len() >= PIECE_BYTES {
+            if out.bytes >= PIECE_BYTES {
                 break;
             }
         }
-        piece.computed.take_rows(raw);
+        piece.computed.take_rows(out);
         piece
     }
 }
 
 /// What dead letters hold in the pipeline's own columns.
-fn blank_of(columns: &[ColumnType]) -> Arc<[u8]> {
+pub(crate) fn blank_of(columns: &[ColumnType]) -> Arc<[u8]> {
     let mut blank = Vec::new();
     columns.iter().for_each(|column| column.write_blank(&mut blank));
     blank.into()
 }
 
-/// Appends the id's one row; whether it is an ok one.
-fn write<P: Pipeline>(rows: &RowWriter<'_>, id: &P::Id, outcome: Outcome<P::Row>, raw: &mut Vec<u8>) -> bool {
-    let reason = match outcome {
-        Ok(row) => match rows.ok(id, |raw| write_row(&row, raw), raw) {
-            Ok(()) => return true,
-            Err(fault) => format!("row cannot be encoded: {fault}"),
-        },
-        Err(Failure::Reject(reason)) => reason,
-        Err(Failure::Retry(reason)) => row::gave_up(&reason),
-    };
-    rows.dead(id, &reason, raw);
-    false
+/// Appends the id's one row.
+fn write<P: Pipeline>(rows: &RowWriter<'_>, id: &P::Id, outcome: Outcome<P::Row>, out: &mut Rows) {
+    match outcome {
+        Ok(row) => rows.ok(id, |raw| write_row(&row, raw), out),
+        Err(Failure::Reject(reason)) => rows.dead(id, &reason, out),
+        Err(Failure::Retry(reason)) => rows.dead(id, &row::gave_up(&reason), out),
+    }
 }
 
 /// All pieces as one, in the order of their ids.
@@ -324,6 +322,7 @@ fn install_panic_hook() {
 
 #[cfg(test)]
 mod tests {
+    use millstream::frame;
     use serde::{Deserialize, Serialize};
 
     use super::*;

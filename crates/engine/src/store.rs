@@ -2,6 +2,7 @@
 
 mod dead;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const PROOF_WITHIN: Duration = Duration::from_secs(3600);
 const SEND_WITHIN: Duration = Duration::from_secs(30);
 /// How long the answer to an INSERT may take: longer than the `max_execution_time` that it runs under.
 const INSERT_WITHIN: Duration = Duration::from_secs(90);
+/// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
+const PARTS_ASKED: usize = 10;
 /// A merge of a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -115,6 +118,27 @@ impl KeptRun {
             // A run has a batch at least.
             published: (self.batches > 0).then_some(published),
         }
+    }
+}
+
+/// Ids of a batch that travel together: all of them, or those of one part.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Portion {
+    /// The batch.
+    pub batch: u32,
+    /// The first and the last id, as text, of a part.
+    pub ids: Option<(String, String)>,
+}
+
+impl Portion {
+    /// A whole batch.
+    pub fn all(batch: u32) -> Self {
+        Self { batch, ids: None }
+    }
+
+    /// The ids of a batch from one to another.
+    pub fn between(batch: u32, first: &str, last: &str) -> Self {
+        Self { batch, ids: Some((first.to_owned(), last.to_owned())) }
     }
 }
 
@@ -242,13 +266,33 @@ impl Store {
         }
     }
 
-    /// How many distinct ids of each batch are stored: the only thing that an ack may follow (**ask-before-ack**).
+    /// How many distinct ids of each portion are stored, in their order: the only thing that an ack may follow
+    /// (**ask-before-ack**).
     ///
     /// # Errors
     /// The fault; nothing is known then.
-    pub async fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> Result<Vec<(u32, u64)>, StoreFault> {
-        let query = self.client.query(&self.tables.ask(run, pass, batches)).fetch_all::<(u32, u64)>();
-        within(ANSWER_WITHIN, query).await
+    pub async fn ask(
+        &self,
+        run: &str,
+        pass: u32,
+        portions: impl Iterator<Item = &Portion>,
+    ) -> Result<Vec<u64>, StoreFault> {
+        let portions: Vec<&Portion> = portions.collect();
+        let (batches, parts): (Vec<&Portion>, Vec<&Portion>) =
+            portions.iter().partition(|portion| portion.ids.is_none());
+        let mut stored = HashMap::new();
+        if !batches.is_empty() {
+            let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
+            let question = self.tables.ask(run, pass, &batches);
+            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
+            stored.extend(ids.into_iter().map(|(batch, ids)| (Portion::all(batch), ids)));
+        }
+        for parts in parts.chunks(PARTS_ASKED) {
+            let question = self.tables.ask_parts(run, pass, parts);
+            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
+            stored.extend(ids.into_iter().map(|(part, ids)| (parts[part as usize].clone(), ids)));
+        }
+        Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
     }
 
     /// Rows of a pass, raw duplicates counted. Cheap, however many there are.
@@ -397,6 +441,10 @@ impl Store {
                 Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
             })
             .collect())
+    }
+
+    async fn answer<T: RowOwned + RowRead>(&self, question: &str) -> Result<Vec<T>, StoreFault> {
+        within(ANSWER_WITHIN, self.client.query_raw(question).fetch_all::<T>()).await
     }
 
     async fn execute(&self, doing: &str, statement: &str, limit: Duration) -> Result<(), Error> {

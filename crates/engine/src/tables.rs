@@ -6,6 +6,7 @@ use millstream::schema::OWN_COLUMNS;
 use millstream::{Id, Pipeline};
 
 use crate::records::{Published, RunRecord};
+use crate::store::Portion;
 
 pub use dead::Letters;
 
@@ -219,6 +220,28 @@ impl Tables {
         )
     }
 
+    /// How many distinct ids of each of these parts of batches are stored: `(place in the list, ids)`.
+    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion]) -> String {
+        let ask = |(place, part): (usize, &&Portion)| {
+            let Portion { batch, ids } = part;
+            let within = ids
+                .as_ref()
+                .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
+            format!(
+                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch}{}",
+                self.rows(),
+                of_pass(run, pass),
+                within.unwrap_or_default(),
+            )
+        };
+        parts.iter().enumerate().map(ask).collect::<Vec<_>>().join(" UNION ALL ")
+    }
+
+    /// An id, given as text, as a value of the column's type.
+    fn id(&self, text: &str) -> String {
+        format!("to{}({})", self.id_type, string(text))
+    }
+
     /// Removes every row of these batches, and waits for it.
     pub fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
         let rows = self.rows();
@@ -400,7 +423,8 @@ fn identifier(name: &str) -> String {
 
 /// A text in quotes.
 pub fn string(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+    // A NUL as it is would end the query.
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\0', "\\0"))
 }
 
 #[cfg(test)]
@@ -410,6 +434,7 @@ mod tests {
     #[test]
     fn quotes_cannot_be_left() {
         assert_eq!(string("it's \\ ok"), r"'it\'s \\ ok'");
+        assert_eq!(string("\0"), r"'\0'");
         assert_eq!(identifier("a`b\\"), r"`a\`b\\`");
         assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
     }

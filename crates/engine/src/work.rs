@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, encode_rows};
+use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids};
 use millstream::schema::ColumnType;
 use millstream::{Limits, Pipeline};
 
 use crate::aside::set_aside;
 use crate::board;
-use crate::broker::{Broker, Written};
-use crate::compute::{BatchKey, Computed, Cores, Place};
+use crate::broker::Broker;
+use crate::compute::{BatchKey, Computed, Cores, Place, blank_of};
 use crate::consume::{Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::parts;
 use crate::records::PassRecord;
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -65,6 +65,8 @@ pub struct WorkCounts {
 
 struct Worker<P: Pipeline> {
     cores: Cores<P>,
+    /// What a dead letter holds in the pipeline's own columns.
+    blank: Arc<[u8]>,
     limits: Limits,
     slots: Slots,
     /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
@@ -93,6 +95,7 @@ pub async fn work<P: Pipeline>(
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     let worker = Arc::new(Worker {
         cores,
+        blank: blank_of(columns),
         limits,
         slots: slots.clone(),
         waiting,
@@ -144,7 +147,7 @@ impl<P: Pipeline> Worker<P> {
             () = self.stop.given_up() => return Err(Error::Stopped),
         };
         failpoint::pass("work-before-publish");
-        self.publish(&key, &computed).await
+        self.publish(&key, computed).await
     }
 
     fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<(BatchKey, Vec<P::Id>), Error> {
@@ -202,25 +205,11 @@ impl<P: Pipeline> Worker<P> {
         Ok(())
     }
 
-    async fn publish(&self, key: &BatchKey, computed: &Computed<P::Id>) -> Result<(), Error> {
-        let rows = RowBatch {
-            run: key.run.as_str(),
-            pass: key.pass,
-            batch: key.batch,
-            ids: key.ids,
-            dead: computed.dead,
-            raw_bytes: computed.raw_bytes,
-            rows: &computed.frames,
-        };
-        let message = Bytes::from(encode_rows(&rows));
-        let subject = self.broker.names().rows_subject(&key.run, key.pass, key.batch);
-        let written = self.broker.write_once(&subject, message, &self.stop).await?;
-        if written == Written::Already {
-            tracing::debug!(subject, "another worker's rows are stored already");
-        }
+    async fn publish(&self, key: &BatchKey, computed: Computed<P::Id>) -> Result<(), Error> {
+        let dead = parts::publish(&self.broker, self.blank.clone(), key, computed, &self.stop).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
-        self.counts.dead.fetch_add(u64::from(computed.dead), Ordering::Relaxed);
+        self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -42,6 +42,9 @@ pub trait Id:
     /// Reads back what [`Self::to_bytes`] wrote; `None` for anything else.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 
+    /// Reads an id that [`Self::write_rowbinary`] wrote, and what follows it.
+    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])>;
+
     /// Packs ids, sorted and without repeats, into the smallest block.
     fn pack(ids: &[Self]) -> Block;
 
@@ -102,6 +105,11 @@ impl Id for u64 {
         bytes.try_into().ok().map(Self::from_le_bytes)
     }
 
+    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        Some((Self::from_le_bytes(*number), rest))
+    }
+
     fn pack(ids: &[Self]) -> Block {
         block::pack_u64(ids)
     }
@@ -145,6 +153,11 @@ impl Id for String {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         std::str::from_utf8(bytes).ok().map(str::to_owned)
+    }
+
+    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (text, rest) = block::read_string(bytes)?;
+        Some((text.to_owned(), rest))
     }
 
     fn pack(ids: &[Self]) -> Block {
@@ -193,6 +206,19 @@ mod tests {
             assert!(fault.to_string().contains(&format!("`{text}`")), "{fault}");
         }
         assert_eq!(u64::parse("18446744073709551615"), Ok(u64::MAX));
+    }
+
+    #[test]
+    fn ids_are_read_back_from_rows() {
+        fn back<I: Id>(id: I) {
+            let mut row = Vec::new();
+            id.write_rowbinary(&mut row);
+            assert_eq!(I::read_rowbinary(&row[..row.len() - 1]), None);
+            row.push(7);
+            assert_eq!(I::read_rowbinary(&row), Some((id, &[7][..])));
+        }
+        [0, 300, u64::MAX].into_iter().for_each(back);
+        ["a".to_owned(), "ü\n".repeat(100)].into_iter().for_each(back);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The only place that spells subjects, streams, consumers and keys, and the grammar of the names in them.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 /// The longest run name.
@@ -117,14 +118,25 @@ impl Names {
         format!("{}.rows.>", self.pipeline)
     }
 
-    /// Every batch of a pass.
+    /// Every batch of a pass, with its parts.
     pub fn pass_rows(&self, run: &RunName, pass: u32) -> String {
-        format!("{}.rows.{run}.{pass}.*", self.pipeline)
+        format!("{}.rows.{run}.{pass}.>", self.pipeline)
     }
 
     /// One computed batch of a pass.
     pub fn rows_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
         format!("{}.rows.{run}.{pass}.{batch}", self.pipeline)
+    }
+
+    /// The parts of a computed batch, where its rows are more than one message may carry.
+    pub fn batch_parts(&self, run: &RunName, pass: u32, batch: u32) -> String {
+        format!("{}.rows.{run}.{pass}.{batch}.*", self.pipeline)
+    }
+
+    /// One part of a computed batch: the rows of the ids at these places in its order. The places are the part's number,
+    /// so that parts which were cut in different ways never meet under one subject.
+    pub fn part_subject(&self, run: &RunName, pass: u32, batch: u32, places: &Range<u32>) -> String {
+        format!("{}.rows.{run}.{pass}.{batch}.{}-{}", self.pipeline, places.start, places.end)
     }
 
     /// The durable consumer from which all workers draw the batches of a pass.
@@ -211,7 +223,9 @@ mod tests {
         assert_eq!(names.ids_subject(&run, 7), "tea.ids.green.7");
         assert_eq!(names.run_ids(&run), "tea.ids.green.*");
         assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
-        assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.*");
+        assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.>");
+        assert_eq!(names.batch_parts(&run, 2, 7), "tea.rows.green.2.7.*");
+        assert_eq!(names.part_subject(&run, 2, 7, &(0..30)), "tea.rows.green.2.7.0-30");
         assert_eq!(names.work_consumer(&run, 2), "work-green-2");
         for (subject, is_its) in
             [("tea.rows.green.2.7", true), ("tea.rows.green.2.7.0-30", true), ("tea.rows.green.2.70", false)]

@@ -42,6 +42,15 @@ impl Broker {
         Ok(found.map(|message| (message.sequence, message.payload)))
     }
 
+    /// The message under a subject of the rows stream.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rows_message(&self, subject: &str) -> Result<Option<Bytes>, Error> {
+        let found = self.last_message(self.names.rows_stream(), subject).await?;
+        Ok(found.map(|message| message.payload))
+    }
+
     /// The sequence of the last message that holds rows of a pass.
     ///
     /// # Errors
@@ -72,11 +81,13 @@ impl Broker {
         self.purge(self.names.rows_stream(), filter).await
     }
 
-    /// Removes the rows of one batch from the rows stream, so that they can be stored anew.
+    /// Removes the rows of one batch, or its cut and its parts, from the rows stream, so that they can be stored anew.
     ///
     /// # Errors
     /// The broker's.
     pub async fn purge_batch(&self, run: &RunName, pass: u32, batch: u32) -> Result<(), Error> {
+        // Parts first: a cut without them has them computed again; nobody would look for parts without a cut.
+        self.purge_rows(self.names.batch_parts(run, pass, batch)).await?;
         self.purge_rows(self.names.rows_subject(run, pass, batch)).await.map(drop)
     }
 

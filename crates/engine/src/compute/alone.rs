@@ -1,6 +1,7 @@
 //! Children that compute one id at a time, from the worker's side: what an id does to its child is known to be that
 //! id's doing. The protocol is [`millstream::child`]'s.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::apart::{host_memory, shown, slow};
 use super::frames::Frames;
-use super::row::{RowWriter, gave_up};
+use super::row::{RowWriter, Rows, gave_up};
 use super::{BatchKey, Computed};
 use crate::error::{Error, Source};
 use crate::work::WorkCounts;
@@ -39,8 +40,6 @@ const KILLED_TRIES: u32 = 3;
 const LAST_WORDS: usize = 4 << 10;
 /// How long the last words of a dead child are waited for: a process that it started may hold the pipe.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
-/// Rows are compressed once they come to this: little enough for a thread that does I/O.
-const COMPRESS_AT: usize = 64 << 10;
 
 pub(super) struct Alone<P: Pipeline> {
     program: PathBuf,
@@ -144,12 +143,8 @@ impl<P: Pipeline> Alone<P> {
         mut ids: &[P::Id],
         last: bool,
     ) -> Result<Computed<P::Id>, Error> {
-        let mut part = Part {
-            rows: RowWriter::new(key, &self.blank),
-            raw: Vec::new(),
-            computed: Computed::default(),
-            last,
-        };
+        let (rows, out, computed) = (RowWriter::new(key, &self.blank), Rows::default(), Computed::default());
+        let mut part = Part { rows, out, computed, last };
         let mut killed = 0;
         while !ids.is_empty() {
             let mut child = match kid.take() {
@@ -179,11 +174,10 @@ impl<P: Pipeline> Alone<P> {
             self.counts.ended.fetch_add(1, Ordering::Relaxed);
             let BatchKey { run, batch, .. } = key;
             tracing::warn!(%run, batch, id = shown(&ids[0]), reason, "an id ended its process: it is a dead letter");
-            part.dead(&ids[0], &reason).await;
+            part.rows.dead(&ids[0], &reason, &mut part.out);
             ids = &ids[1..];
         }
-        part.compress().await;
-        Ok(part.computed)
+        Ok(part.finish().await)
     }
 
     /// Has the child compute these ids; how many it answered, and why no more.
@@ -220,7 +214,7 @@ impl<P: Pipeline> Alone<P> {
                 }
             };
             match answer {
-                Ok(Some((kind, body))) => match part.take(&ids[answered], kind, &body).await {
+                Ok(Some((kind, body))) => match part.take(&ids[answered], kind, &body) {
                     Ok(()) => (answered, age) = (answered + 1, Age::new()),
                     Err(fault) => {
                         return (answered, End::Ended(format!("crashed: its child process said: {fault}")));
@@ -269,43 +263,38 @@ impl<P: Pipeline> Alone<P> {
 /// Rows of a chunk, as they come.
 struct Part<'a, I> {
     rows: RowWriter<'a>,
-    raw: Vec<u8>,
+    out: Rows,
     computed: Computed<I>,
     last: bool,
 }
 
 impl<I: Id> Part<'_, I> {
-    async fn take(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<(), String> {
+    fn take(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<(), String> {
+        let whole = |raw: &mut Vec<u8>, row: &[u8]| -> Result<(), Infallible> {
+            raw.extend_from_slice(row);
+            Ok(())
+        };
         match Answer::read(kind, body).map_err(|fault| fault.to_string())? {
-            Answer::Row(row) => self.rows.ready(id, row, &mut self.raw),
-            Answer::Reject(reason) => self.dead(id, reason).await,
-            Answer::Again(reason) if self.last => self.dead(id, &gave_up(reason)).await,
+            Answer::Row(row) => self.rows.ok(id, |raw| whole(raw, row), &mut self.out),
+            Answer::Reject(reason) => self.rows.dead(id, reason, &mut self.out),
+            Answer::Again(reason) if self.last => self.rows.dead(id, &gave_up(reason), &mut self.out),
             Answer::Again(reason) => self.computed.again.push((id.clone(), reason.to_owned())),
             Answer::Hello { .. } => return Err("hello a second time".to_owned()),
-        }
-        if self.raw.len() >= COMPRESS_AT {
-            self.compress().await;
         }
         Ok(())
     }
 
-    async fn dead(&mut self, id: &I, reason: &str) {
-        self.rows.dead(id, reason, &mut self.raw);
-        self.computed.dead += 1;
-    }
-
-    async fn compress(&mut self) {
-        if self.raw.len() <= COMPRESS_AT * 2 {
-            return self.computed.take_rows(&mut self.raw);
-        }
-        // Rows of megabytes: off the threads that do I/O.
-        let mut raw = std::mem::take(&mut self.raw);
+    /// What all of it came to.
+    async fn finish(mut self) -> Computed<I> {
+        // What is left to compress may be a large row: off the threads that do I/O.
+        let out = self.out;
         let packed = tokio::task::spawn_blocking(move || {
             let mut packed = Computed::<I>::default();
-            packed.take_rows(&mut raw);
+            packed.take_rows(out);
             packed
         });
         self.computed.append(packed.await.expect("compressing does not panic"));
+        self.computed
     }
 }
 

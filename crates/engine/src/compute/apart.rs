@@ -212,11 +212,11 @@ impl<I: millstream::Id> Shared<I> {
         let mut open = self.open();
         let Some(orders) = &mut *open else { return };
         let Some(order) = orders.get_mut(&frame.order) else { return };
-        let PieceFrame { from, count, raw_bytes, dead, again, frames, .. } = frame;
+        let PieceFrame { from, count, raw_bytes, dead, again, frames, lengths, .. } = frame;
         let again_at = again.iter().map(|(at, _)| *at).collect();
         let again =
             again.into_iter().filter_map(|(at, why)| Some((order.ids.get(at as usize)?.clone(), why.into())));
-        let computed = Computed { frames: frames.into(), raw_bytes, dead, again: again.collect() };
+        let computed = Computed { frames: frames.into(), lengths, raw_bytes, dead, again: again.collect() };
         order.covered += count;
         order.pieces.push(Piece { from, count, computed, again_at });
         if order.covered as usize >= order.ids.len()

@@ -47,6 +47,7 @@ pub(super) struct PieceFrame<'a> {
     #[serde(borrow)]
     pub again: Vec<(u32, &'a str)>,
     pub frames: &'a [u8],
+    pub lengths: Vec<u32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,7 +75,7 @@ pub(super) fn encode_order<I: Id>(order: u64, key: &BatchKey, ids: &[I], last: b
 
 /// The frame that brings a piece.
 pub(super) fn encode_piece<I>(order: u64, piece: &Piece<I>) -> Vec<u8> {
-    let Computed { frames, raw_bytes, dead, .. } = &piece.computed;
+    let Computed { frames, lengths, raw_bytes, dead, .. } = &piece.computed;
     let again = piece.again_at.iter().zip(&piece.computed.again).map(|(at, (_, why))| (*at, why.as_str()));
     encode(
         PIECE,
@@ -86,6 +87,7 @@ pub(super) fn encode_piece<I>(order: u64, piece: &Piece<I>) -> Vec<u8> {
             dead: *dead,
             again: again.collect(),
             frames,
+            lengths: lengths.clone(),
         },
     )
 }
