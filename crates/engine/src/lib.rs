@@ -27,6 +27,8 @@ pub mod publish;
 pub mod records;
 pub mod retry;
 pub mod seal;
+#[cfg(test)]
+mod simulation;
 pub mod sink;
 pub mod source;
 pub mod status;

@@ -4,6 +4,7 @@
 //! knows, is made again from the same bytes.
 
 mod land;
+pub(crate) mod step;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,9 +91,6 @@ struct Item {
     ids: u64,
     raw_bytes: u64,
     body: Bytes,
-    /// Since when it is known that nobody inserted it; `None` until ClickHouse has been asked. A first delivery proves
-    /// nothing: a worker that was paused can publish a batch anew whose rows were purged behind the seal.
-    sure_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -341,7 +339,7 @@ impl Group {
 impl Item {
     fn new(delivery: Delivery, rows: Arrived) -> Self {
         let Arrived { portion, ids, raw_bytes, body } = rows;
-        Self { delivery, portion, ids, raw_bytes, body, sure_since: None }
+        Self { delivery, portion, ids, raw_bytes, body }
     }
 }
 
