@@ -1,6 +1,8 @@
 //! The messages of both streams.
 
-use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, decode_rows, encode_ids, encode_rows};
+use millstream::envelope::{
+    EnvelopeFault, IdBatch, RowBatch, decode_ids, decode_rows, encode_ids, encode_rows,
+};
 use millstream::{Id, MAX_BATCH_IDS};
 
 use crate::heap::bounded;
@@ -55,7 +57,9 @@ fn sealed(input: &[u8]) -> Vec<u8> {
     let message = [b"MS\x01", &[*codec][..], &hasher.finalize().to_le_bytes(), body].concat();
     let unsealed = matches!(
         decode_rows(&message),
-        Err(EnvelopeFault::Foreign { .. } | EnvelopeFault::NewerVersion { .. } | EnvelopeFault::Checksum { .. })
+        Err(EnvelopeFault::Foreign { .. }
+            | EnvelopeFault::NewerVersion { .. }
+            | EnvelopeFault::Checksum { .. })
     );
     assert!(!unsealed, "the header is right");
     message

@@ -1,8 +1,8 @@
 //! The corpora through the targets, with nothing but `cargo test`: what fuzzing found once is tried at every change.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::panic;
+use std::path::{Path, PathBuf};
 
 use fuzz::TARGETS;
 

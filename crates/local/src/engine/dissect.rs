@@ -61,9 +61,8 @@ pub fn dissect(
     headers: &[(&str, &[u8])],
     pieces: &[&[u8]],
 ) -> Option<Result<Dissected, u32>> {
-    let head = headers
-        .iter()
-        .fold(hyper::Request::builder().method(method).uri(uri), |head, (name, value)| {
+    let head =
+        headers.iter().fold(hyper::Request::builder().method(method).uri(uri), |head, (name, value)| {
             head.header(*name, *value)
         });
     let (head, ()) = head.body(()).ok()?.into_parts();
@@ -80,7 +79,9 @@ fn ask(head: &Parts, pieces: &[&[u8]]) -> Result<Dissected, Exception> {
             (Kind::Reads, into_file(&statement::with_real_query_ids(&sql), &reads, FILE))
         }
         Statement::Insert(insert) => (Kind::Insert, insert::from_file(TABLE, &insert, FILE)?),
-        Statement::Kill(kill) => (Kind::Kill, kill.ids.iter().flat_map(|id| statement::kill_marked(id)).collect()),
+        Statement::Kill(kill) => {
+            (Kind::Kill, kill.ids.iter().flat_map(|id| statement::kill_marked(id)).collect())
+        }
         Statement::KillWhere => (Kind::Other, statement::kill_by_real_query_ids(&sql)),
         Statement::DropSync => (Kind::Other, statement::drop_without_sync(&sql)),
         Statement::Other => (Kind::Other, sql),
