@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use millstream::Pipeline;
+use millstream::names::check_database;
 use serde::Deserialize;
 
 use crate::broker::without_password;
@@ -148,8 +149,10 @@ impl Store {
     /// Connects, and learns which settings the server has.
     ///
     /// # Errors
-    /// [`Error::Store`] when the server does not answer, or not to this user.
+    /// [`Error::Name`] for a database whose name is none; [`Error::Store`] when the server does not answer, or not to
+    /// this user.
     pub async fn connect<P: Pipeline>(address: StoreAddress) -> Result<Self, Error> {
+        check_database(&address.database)?;
         let mut client = Client::default()
             .with_url(&address.url)
             .with_compression(Compression::None)
@@ -257,10 +260,10 @@ impl Store {
     /// # Errors
     /// The fault when that cannot be known yet.
     pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
-        within(INSERT_WITHIN, self.client.query(&tables::kill(query_id)).execute()).await?;
+        within(INSERT_WITHIN, self.client.query_raw(&tables::kill(query_id)).execute()).await?;
         // A server that cannot kill it answers at once: then it is waited for.
         loop {
-            let running = self.client.query(&tables::running(query_id)).fetch_one::<u64>();
+            let running = self.client.query_raw(&tables::running(query_id)).fetch_one::<u64>();
             if within(ANSWER_WITHIN, running).await? == 0 {
                 return Ok(());
             }
@@ -311,7 +314,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn stored(&self, run: &str, pass: u32) -> Result<Stored, Error> {
         let doing = "prove a pass";
-        let proof = self.client.query(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
+        let proof = self.client.query_raw(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
         let (batches, ids, digest, dead) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed(doing, fault))?;
         let raw = self.raw_rows(run, pass).await?;
@@ -324,7 +327,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn repeated_ids(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        let query = self.client.query(&self.tables.repeated(run, pass)).fetch_one::<u64>();
+        let query = self.client.query_raw(&self.tables.repeated(run, pass)).fetch_one::<u64>();
         within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
     }
 
@@ -340,7 +343,7 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let query = self.client.query(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32, u64)>();
+        let query = self.client.query_raw(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32, u64)>();
         let mut cursor = query.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
         while let Some((batch, ids, expected, digest)) =
             within(PROOF_WITHIN, cursor.next()).await.map_err(failed)?
@@ -432,9 +435,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn describe_query(&self, query: &str) -> Result<Vec<(String, String)>, Error> {
         let mut text = Vec::new();
-        // On lines of its own, so that the positions in a complaint about it are the user's, but for one line.
-        let describe = format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'));
-        self.sql(&describe, "TSVRaw", |piece| text.extend_from_slice(&piece)).await?;
+        self.sql(&tables::describe_query(query), "TSVRaw", |piece| text.extend_from_slice(&piece)).await?;
         let columns = String::from_utf8_lossy(&text);
         Ok(columns
             .lines()

@@ -400,6 +400,15 @@ pub fn databases(name: &str) -> String {
     format!("SELECT count() FROM system.databases WHERE name = {}", string(name))
 }
 
+/// Columns of the answer to a user's query: `(name, type)`.
+///
+/// The query is the user's own SQL, which the server runs with the user's rights: the one text that is not quoted. It
+/// stands on lines of its own, so that a comment at its end ends there, and the positions in a complaint about it are
+/// the user's but for one line.
+pub fn describe_query(query: &str) -> String {
+    format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'))
+}
+
 /// Ends a query and waits until it is over.
 pub fn kill(query_id: &str) -> String {
     format!("KILL QUERY WHERE query_id = {} SYNC", string(query_id))
@@ -440,5 +449,101 @@ mod tests {
         assert_eq!(string("\0"), r"'\0'");
         assert_eq!(identifier("a`b\\"), r"`a\`b\\`");
         assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
+    }
+
+    /// What is outside of quotes, as ClickHouse reads them: a backslash escapes, a doubled quote does not end.
+    fn outside_quotes(sql: &str) -> String {
+        let (mut outside, mut within) = (String::new(), None);
+        let mut symbols = sql.chars().peekable();
+        while let Some(symbol) = symbols.next() {
+            match within {
+                None if matches!(symbol, '\'' | '`' | '"') => within = Some(symbol),
+                None => outside.push(symbol),
+                Some(_) if symbol == '\\' => drop(symbols.next()),
+                Some(quote) if symbol == quote && symbols.peek() == Some(&quote) => drop(symbols.next()),
+                Some(quote) if symbol == quote => within = None,
+                Some(_) => {}
+            }
+        }
+        assert_eq!(within, None, "a quote is open at the end of {sql}");
+        outside
+    }
+
+    /// Every statement, with `text` wherever a name or a text goes in.
+    fn statements_about(text: &str) -> Vec<String> {
+        let tables = Tables {
+            database: text.to_owned(),
+            pipeline: text.to_owned(),
+            id_type: "String",
+            columns: vec![Column { name: text.to_owned(), kind: "UInt8".to_owned() }],
+        };
+        let record = crate::records::RunRecord {
+            run: text.to_owned(),
+            source: text.to_owned(),
+            fingerprint: text.to_owned(),
+            batch_ids: 1,
+            expected_ids: None,
+            may_repeat: false,
+            created_ms: 0,
+            published: None,
+        };
+        let published =
+            crate::records::Published { batches: 1, ids: 1, digest: 1, dropped_repeats: 0, at_ms: 0 };
+        let of_run = [
+            tables.ask(text, 1, &[1, 2]),
+            tables.remove_batches(text, 1, &[1, 2]),
+            tables.count_dead(text, 1),
+            tables.proof(text, 1),
+            tables.raw_count(text, 1),
+            tables.batches(text, 1),
+            tables.repeated(text, 1),
+            tables.insert_pass(text, 1, 1, 1, 1, 1, 1, 1),
+            tables.insert_run(&record, &published),
+            tables.count_runs(text),
+            tables.dead(text, 1, 1),
+            tables.dead_by_error(text, 1, 1),
+        ];
+        // Of a run it says the partition only, a number.
+        let heal = tables.heal("green");
+        let others = [tables.insert_rows(), tables.describe_rows(), tables.existing(), heal];
+        let server = [
+            known_settings("settings", [text, text].into_iter()),
+            databases(text),
+            kill(text),
+            running(text),
+        ];
+        tables.create(&[]).into_iter().chain(of_run).chain(others).chain(server).collect()
+    }
+
+    #[test]
+    fn hostile_names_stay_within_their_quotes() {
+        let plain: Vec<String> = statements_about("plain").iter().map(|sql| outside_quotes(sql)).collect();
+        let hostile = [
+            "'",
+            "`",
+            "\"",
+            "\\",
+            "\\'",
+            "\\`",
+            "''",
+            "``",
+            "a' OR 1 = 1 --",
+            "a`; DROP TABLE b; --",
+            "\\\\'",
+            "?",
+            "??",
+            "{x:String}",
+            "a\nb",
+            "a\0b",
+            "/*",
+            "*/",
+            "$a$",
+            "\u{1b}[2J",
+            "\u{2019}",
+        ];
+        for text in hostile {
+            let found: Vec<String> = statements_about(text).iter().map(|sql| outside_quotes(sql)).collect();
+            assert_eq!(found, plain, "{text}");
+        }
     }
 }
