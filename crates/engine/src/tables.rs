@@ -487,21 +487,27 @@ mod tests {
             created_ms: 0,
             published: None,
         };
-        let published =
-            crate::records::Published { batches: 1, ids: 1, digest: 1, dropped_repeats: 0, at_ms: 0 };
+        let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
+        let part = Portion::between(1, 2, text, text);
         let of_run = [
+            tables.ask_parts(text, 1, &[&part]),
+            tables.dead_batches(text, 1, &letters),
+            tables.dead_ids(text, 1, &letters, &[1, 2]),
+            tables.computed_again(text, 2, 1, &letters),
+            tables.take_over(text, 2, 1, &letters, [0, 9]),
+            tables.run_record(text),
+            tables.sealed_passes(text),
             tables.ask(text, 1, &[1, 2]),
             tables.remove_batches(text, 1, &[1, 2]),
-            tables.count_dead(text, 1),
+            tables.count_dead(text, 1, &letters),
             tables.proof(text, 1),
             tables.raw_count(text, 1),
             tables.batches(text, 1),
             tables.repeated(text, 1),
             tables.insert_pass(text, 1, 1, 1, 1, 1, 1, 1),
-            tables.insert_run(&record, &published),
-            tables.count_runs(text),
-            tables.dead(text, 1, 1),
-            tables.dead_by_error(text, 1, 1),
+            tables.insert_run(&record),
+            tables.dead(text, 1, &letters, 1),
+            tables.dead_by_error(text, 1, &letters, 1),
         ];
         // Of a run it says the partition only, a number.
         let heal = tables.heal("green");
