@@ -46,7 +46,7 @@ fn nothing_is_lost_and_nothing_is_doubled_on_the_worst_servers() {
     }
     // A model in which nothing happens would prove nothing.
     if given.is_none() {
-        assert!(tally.each_is_more_than(SEEDS / 10), "{tally:?}");
+        assert!(tally.each_is_more_than(SEEDS / 50), "{tally:?}");
     }
 }
 
@@ -357,9 +357,7 @@ impl World {
                 Some(self.settle(which, &mut group, answer, asked_at)?)
             }
             (Step::Ask | Step::Confirm, _) => {
-                let answers = !self.troubled || !self.dice.one_in(4);
-                let answer = answers.then(|| group.items.iter().map(|item| self.store.ask(item)).collect());
-                group.sent = Some(Sent::Question(answer, self.now));
+                group.sent = Some(self.ask(&group));
                 None
             }
             (Step::Insert, Some(Sent::Insert(seen))) => Some(seen),
@@ -396,6 +394,22 @@ impl World {
         Ok(())
     }
 
+    fn ask(&mut self, group: &Group) -> Sent {
+        // Awake again, with rows that are in other hands too: both may learn that they are missing, and insert them.
+        self.allow_doubles_of_lost(group);
+        let answers = !self.troubled || !self.dice.one_in(4);
+        let answer = answers.then(|| group.items.iter().map(|item| self.store.ask(item)).collect());
+        Sent::Question(answer, self.now)
+    }
+
+    fn allow_doubles_of_lost(&mut self, group: &Group) {
+        for item in &group.items {
+            if !self.stream.is_held(item) {
+                self.store.may_double(&item.place);
+            }
+        }
+    }
+
     fn settle(
         &mut self,
         which: usize,
@@ -425,11 +439,7 @@ impl World {
     fn insert(&mut self, which: usize, group: &Group) -> (u64, Seen) {
         // The one moment at which a pause is not noticed: others may have inserted since it was decided.
         if self.sinks[which].slept_at >= group.since {
-            for item in &group.items {
-                if !self.stream.is_held(item) {
-                    self.store.may_double(&item.place);
-                }
-            }
+            self.allow_doubles_of_lost(group);
         }
         let (query, seen) = match self.troubled {
             true => self.store.insert(&group.items, self.now, &mut self.dice),
