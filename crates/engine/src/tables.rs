@@ -289,9 +289,10 @@ impl Tables {
     ) -> String {
         format!(
             "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, sealed_at) SELECT {}, {pass}, \
-             {batches}, {ids}, {ids}, {dead}, {digest}, {repeated}, fromUnixTimestamp64Milli(toInt64({at_ms}), 'UTC')",
+             {batches}, {ids}, {ids}, {dead}, {digest}, {repeated}, {}",
             self.passes(),
             string(run),
+            moment(at_ms),
         )
     }
 
@@ -303,8 +304,7 @@ impl Tables {
     ) -> String {
         format!(
             "INSERT INTO {} (run, source, fingerprint, batch_ids, batches, ids, digest, created_at, published_at) \
-             SELECT {}, {}, {}, {}, {}, {}, {}, fromUnixTimestamp64Milli(toInt64({}), 'UTC'), \
-             fromUnixTimestamp64Milli(toInt64({}), 'UTC')",
+             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}",
             self.runs(),
             string(&record.run),
             string(&record.source),
@@ -313,8 +313,8 @@ impl Tables {
             published.batches,
             published.ids,
             published.digest,
-            record.created_ms,
-            published.at_ms,
+            moment(record.created_ms),
+            moment(published.at_ms),
         )
     }
 
@@ -345,7 +345,7 @@ impl Tables {
     /// Columns of the rows table as the server has them: `(name, type)`.
     pub fn describe_rows(&self) -> String {
         format!(
-            "SELECT name, type FROM system.columns WHERE database = {} AND table = {} ORDER BY position",
+            "SELECT name, type FROM system.columns WHERE database = {} AND table = {}",
             string(&self.database),
             string(&self.rows_name()),
         )
@@ -389,6 +389,12 @@ fn of_pass(run: &str, pass: u32) -> String {
 fn of_batches(run: &str, pass: u32, batches: &[u32]) -> String {
     let list = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     format!("{} AND batch IN ({list})", of_pass(run, pass))
+}
+
+/// A moment as text, in seconds since 1970: a `DateTime64` column reads it, and so does what stands for one on a server
+/// that has neither that type nor its functions.
+fn moment(since_1970_ms: u64) -> String {
+    format!("'{}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
 }
 
 /// A name in backticks.
