@@ -1,0 +1,191 @@
+//! The fault matrix: 38 rows (`reliability.md` §6.1), each with what plays it or the reason why nothing does.
+//!
+//! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
+//! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
+
+use crate::Plan;
+use crate::scenarios::{clickhouse, nats, sink};
+use crate::scene::Report;
+
+/// A row of the matrix.
+pub struct Row {
+    /// Its number there.
+    pub number: u8,
+    /// What fails.
+    pub fault: &'static str,
+    /// By what.
+    pub means: &'static str,
+    /// What plays it.
+    pub runs: Runs,
+}
+
+/// What plays a row.
+#[derive(Clone, Copy)]
+pub enum Runs {
+    /// These, at different moments.
+    Scenarios(&'static [Scenario]),
+    /// Nothing, for this reason.
+    Not(&'static str),
+}
+
+/// One moment of a row.
+pub struct Scenario {
+    /// When the fault happens.
+    pub moment: &'static str,
+    /// What is expected of the rows beneath the views.
+    pub raw: Raw,
+    /// Whether it is part of the subset for CI.
+    pub ci: bool,
+    /// Plays it; a panic is a failure.
+    pub play: fn(Plan) -> Report,
+}
+
+/// Raw duplicates, which views never show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Raw {
+    /// There must be none at any time.
+    Never,
+    /// There may be some until the seal, or until `verify --repair` where a zombie woke after it.
+    Merged,
+}
+
+impl Row {
+    /// The name of one of its scenarios: `8c`, or `18` where there is but one.
+    pub fn label(&self, at: usize) -> String {
+        match self.runs {
+            Runs::Scenarios(scenarios) if scenarios.len() > 1 => {
+                format!("{}{}", self.number, char::from(b'a' + at as u8))
+            }
+            _ => self.number.to_string(),
+        }
+    }
+}
+
+const fn row(number: u8, fault: &'static str, means: &'static str, scenarios: &'static [Scenario]) -> Row {
+    Row { number, fault, means, runs: Runs::Scenarios(scenarios) }
+}
+
+const fn not(number: u8, fault: &'static str, means: &'static str, why: &'static str) -> Row {
+    Row { number, fault, means, runs: Runs::Not(why) }
+}
+
+const fn at(moment: &'static str, raw: Raw, play: fn(Plan) -> Report) -> Scenario {
+    Scenario { moment, raw, ci: false, play }
+}
+
+/// One of the subset for CI.
+const fn ci(scenario: Scenario) -> Scenario {
+    Scenario { ci: true, ..scenario }
+}
+
+const ELSEWHERE: &str = "built by another part of the suite, not merged yet";
+const LATER: &str = "not built yet";
+
+/// All of it.
+pub static ROWS: [Row; 38] = [
+    not(1, "kill -9 P", "failpoints", LATER),
+    not(2, "P runs twice at once", "two processes", LATER),
+    not(3, "kill -9 W in compute", "SIGKILL", LATER),
+    not(4, "kill -9 W after publishing", "failpoint", LATER),
+    not(5, "W paused for 3 ack_wait", "SIGSTOP", LATER),
+    not(6, "all W killed every 2 s", "SIGKILL", LATER),
+    not(7, "ids that panic, abort, loop, eat memory", "a pipeline for it", LATER),
+    row(
+        8,
+        "kill -9 K",
+        "failpoints",
+        &[
+            at("before the INSERT", Raw::Never, sink::killed_before_insert),
+            ci(at("in the INSERT's body", Raw::Never, sink::killed_in_insert)),
+            ci(at("after 200, before the ask", Raw::Never, sink::killed_after_insert)),
+            at("after the ask, before the ack", Raw::Never, sink::killed_after_ask),
+            at("between two acks", Raw::Never, sink::killed_after_ack),
+        ],
+    ),
+    row(
+        9,
+        "K paused between ask and INSERT, another takes over",
+        "failpoint with SIGSTOP, SIGCONT after the seal",
+        &[ci(at("before the INSERT", Raw::Merged, sink::paused_before_insert))],
+    ),
+    row(
+        10,
+        "K paused in mid-INSERT, another takes over",
+        "failpoint with SIGSTOP, SIGCONT after the seal",
+        &[at("in the INSERT's body", Raw::Merged, sink::paused_in_insert)],
+    ),
+    not(11, "reply lost after commit", "proxy; iptables", ELSEWHERE),
+    row(
+        12,
+        "two K restart in turn",
+        "SIGTERM and SIGKILL",
+        &[at("every 4 s under load", Raw::Never, sink::restarted_in_turn)],
+    ),
+    row(
+        13,
+        "kill -9 C",
+        "SIGKILL; strace",
+        &[
+            at("idle", Raw::Never, clickhouse::killed_idle),
+            ci(at("in an INSERT, 6 times", Raw::Never, clickhouse::killed_in_insert)),
+            ci(at("between a part and its rename", Raw::Never, clickhouse::killed_at_rename)),
+            at("in a merge, 3 times", Raw::Never, clickhouse::killed_in_merge),
+        ],
+    ),
+    row(
+        14,
+        "no space for C",
+        "small tmpfs; strace",
+        &[
+            ci(at("when a part is written", Raw::Never, clickhouse::full_disk)),
+            ci(at("at the rename of a part", Raw::Never, clickhouse::full_at_rename)),
+        ],
+    ),
+    not(15, "C away under full load", "proxy", LATER),
+    not(16, "C slow, too many parts", "settings", LATER),
+    not(17, "C restarts with old data", "copied directory", LATER),
+    row(
+        18,
+        "kill -9 N, 50 times",
+        "SIGKILL",
+        &[ci(at("idle, under publish, under acks", Raw::Merged, nats::killed_under_load))],
+    ),
+    not(19, "no space for N", "small tmpfs", LATER),
+    not(20, "max_bytes reached", "small streams", LATER),
+    not(21, "N paused", "SIGSTOP", LATER),
+    not(22, "partition of W, K or P from N", "network namespaces, iptables", ELSEWHERE),
+    not(23, "partition of K from C in one direction", "iptables", ELSEWHERE),
+    not(24, "slow, lossy, reordering network", "netem", ELSEWHERE),
+    not(25, "storm of connection resets", "ss -K", ELSEWHERE),
+    not(26, "N's data wiped", "rm -r", LATER),
+    not(27, "consumer deleted, subject purged", "NATS API", LATER),
+    not(28, "power loss of N", "LazyFS", ELSEWHERE),
+    not(29, "power loss of C", "LazyFS", ELSEWHERE),
+    not(30, "bit flips at rest", "dd", ELSEWHERE),
+    not(31, "corrupt or foreign messages", "NATS API", LATER),
+    not(32, "wall clock an hour off", "libfaketime", LATER),
+    not(33, "SIGTERM of W, K, N, C in turn", "SIGTERM", LATER),
+    not(34, "out of memory: W, K", "cgroup", LATER),
+    not(35, "sealer or repair killed", "failpoints", LATER),
+    not(36, "cluster of three N", "network namespaces", ELSEWHERE),
+    not(37, "mixed versions of the payload", "altered messages", LATER),
+    not(38, "few files, full logs, read-only /etc", "prlimit, tmpfs, mount", LATER),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_matrix_is_accounted_for() {
+        for (at, row) in ROWS.iter().enumerate() {
+            assert_eq!(usize::from(row.number), at + 1);
+            match row.runs {
+                Runs::Scenarios(scenarios) => assert!(!scenarios.is_empty(), "row {}", row.number),
+                Runs::Not(why) => {
+                    assert!(![ELSEWHERE, LATER].contains(&why), "row {}: {why}", row.number);
+                }
+            }
+        }
+    }
+}
