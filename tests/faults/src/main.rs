@@ -5,15 +5,19 @@
 //! what `produce`, `work` and `sink` are started from, so the two can never be of different builds.
 
 mod checker;
+mod cluster;
 mod disk;
 mod inject;
 mod matrix;
+mod netns;
+mod old_clickhouse;
 mod proxy;
 mod runner;
 mod scenarios;
 mod scene;
 mod soak;
 mod table;
+mod weather;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -4,7 +4,7 @@
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
 
 use crate::Plan;
-use crate::scenarios::{clickhouse, nats, sink};
+use crate::scenarios::{clickhouse, nats, net, sink};
 use crate::scene::Report;
 
 /// A row of the matrix.
@@ -114,7 +114,15 @@ pub static ROWS: [Row; 38] = [
         "failpoint with SIGSTOP, SIGCONT after the seal",
         &[at("in the INSERT's body", Raw::Merged, sink::paused_in_insert)],
     ),
-    not(11, "reply lost after commit", "proxy; iptables", ELSEWHERE),
+    row(
+        11,
+        "reply lost after commit",
+        "network namespace, iptables, ss -K",
+        &[
+            ci(at("answers dropped, then reset, 4 times", Raw::Never, net::answers_lost)),
+            at("answers dropped for 100 s", Raw::Never, net::answers_lost_for_long),
+        ],
+    ),
     row(
         12,
         "two K restart in turn",
@@ -153,10 +161,37 @@ pub static ROWS: [Row; 38] = [
     not(19, "no space for N", "small tmpfs", LATER),
     not(20, "max_bytes reached", "small streams", LATER),
     not(21, "N paused", "SIGSTOP", LATER),
-    not(22, "partition of W, K or P from N", "network namespaces, iptables", ELSEWHERE),
-    not(23, "partition of K from C in one direction", "iptables", ELSEWHERE),
-    not(24, "slow, lossy, reordering network", "netem", ELSEWHERE),
-    not(25, "storm of connection resets", "ss -K", ELSEWHERE),
+    row(
+        22,
+        "partition from N, 10 s and 60 s",
+        "network namespace, iptables",
+        &[
+            at("of every W", Raw::Never, net::workers_without_nats),
+            at("of every K", Raw::Never, net::sinks_without_nats),
+            at("of P in mid-publish", Raw::Never, net::producer_without_nats),
+        ],
+    ),
+    row(
+        23,
+        "partition of K from C in one direction",
+        "network namespace, iptables",
+        &[
+            at("C does not hear K, from mid-INSERT on", Raw::Never, net::sink_not_heard),
+            at("K does not hear C, from mid-INSERT on", Raw::Never, net::clickhouse_not_heard),
+        ],
+    ),
+    row(
+        24,
+        "slow, lossy, reordering, narrow network",
+        "TUN devices and a relay (this kernel has no netem)",
+        &[at("200 ms ± 100 ms, 5 % lost, reordered; then 64 kbit/s", Raw::Never, net::bad_weather)],
+    ),
+    row(
+        25,
+        "storm of connection resets",
+        "network namespace, ss -K",
+        &[at("every 500 ms for 60 s, memory flat", Raw::Never, net::resets)],
+    ),
     not(26, "N's data wiped", "rm -r", LATER),
     not(27, "consumer deleted, subject purged", "NATS API", LATER),
     not(28, "power loss of N", "LazyFS", ELSEWHERE),

@@ -2,6 +2,7 @@
 
 pub mod clickhouse;
 pub mod nats;
+pub mod net;
 pub mod sink;
 
 use std::process::ExitCode;
