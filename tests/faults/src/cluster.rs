@@ -185,6 +185,11 @@ impl Cluster {
         })
     }
 
+    /// How many messages of a stream one server has.
+    pub fn messages(&self, at: usize, stream: &str) -> u64 {
+        self.servers[at].messages(stream)
+    }
+
     /// SIGKILL to one of them.
     pub fn kill(&mut self, at: usize) {
         self.servers[at].kill();

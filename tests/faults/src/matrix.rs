@@ -4,7 +4,7 @@
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
 
 use crate::Plan;
-use crate::scenarios::{clickhouse, nats, net, sink};
+use crate::scenarios::{clickhouse, cluster, nats, net, old_clickhouse, power, sink};
 use crate::scene::Report;
 
 /// A row of the matrix.
@@ -121,6 +121,13 @@ pub static ROWS: [Row; 38] = [
         &[
             ci(at("answers dropped, then reset, 4 times", Raw::Never, net::answers_lost)),
             at("answers dropped for 100 s", Raw::Never, net::answers_lost_for_long),
+            ci(at("answers dropped, on clickhouse-server 18.16", Raw::Never, old_clickhouse::answers_lost)),
+            ci(at(
+                "KILL QUERY SYNC of an insert cut off, on 18.16",
+                Raw::Never,
+                old_clickhouse::kill_query_sync,
+            )),
+            at("query_id in use, on 18.16", Raw::Never, old_clickhouse::query_id_in_use),
         ],
     ),
     row(
@@ -138,6 +145,12 @@ pub static ROWS: [Row; 38] = [
             ci(at("in an INSERT, 6 times", Raw::Never, clickhouse::killed_in_insert)),
             ci(at("between a part and its rename", Raw::Never, clickhouse::killed_at_rename)),
             at("in a merge, 3 times", Raw::Never, clickhouse::killed_in_merge),
+            ci(at(
+                "in an INSERT, 5 times, on clickhouse-server 18.16",
+                Raw::Never,
+                old_clickhouse::killed_in_insert,
+            )),
+            at("SIGTERM and start, 3 times, on 18.16", Raw::Never, old_clickhouse::restarted),
         ],
     ),
     row(
@@ -194,15 +207,58 @@ pub static ROWS: [Row; 38] = [
     ),
     not(26, "N's data wiped", "rm -r", LATER),
     not(27, "consumer deleted, subject purged", "NATS API", LATER),
-    not(28, "power loss of N", "LazyFS", ELSEWHERE),
-    not(29, "power loss of C", "LazyFS", ELSEWHERE),
-    not(30, "bit flips at rest", "dd", ELSEWHERE),
+    row(
+        28,
+        "power loss of N",
+        "ext4 on a loop device, shut down without a flush",
+        &[
+            at("3 times, under publish, results and acks", Raw::Merged, power::nats_loses_power),
+            at(
+                "control: sync_interval 2m loses acked messages",
+                Raw::Merged,
+                power::nats_loses_power_unsynced,
+            ),
+        ],
+    ),
+    row(
+        29,
+        "power loss of C",
+        "ext4 on a loop device, shut down without a flush",
+        &[
+            at("3 times, after ask and ack", Raw::Never, power::clickhouse_loses_power),
+            at(
+                "control: without fsync acked rows are lost",
+                Raw::Never,
+                power::clickhouse_loses_power_unsynced,
+            ),
+        ],
+    ),
+    row(
+        30,
+        "one bit flipped at rest",
+        "a byte written to a stopped server's file",
+        &[
+            at("in a block of the rows stream", Raw::Never, power::bit_flip_in_rows_stream),
+            at("in a block of the ids stream", Raw::Never, power::bit_flip_in_ids_stream),
+            at("in a part of a sealed run", Raw::Never, power::bit_flip_in_part),
+        ],
+    ),
     not(31, "corrupt or foreign messages", "NATS API", LATER),
     not(32, "wall clock an hour off", "libfaketime", LATER),
     not(33, "SIGTERM of W, K, N, C in turn", "SIGTERM", LATER),
     not(34, "out of memory: W, K", "cgroup", LATER),
     not(35, "sealer or repair killed", "failpoints", LATER),
-    not(36, "cluster of three N", "network namespaces", ELSEWHERE),
+    row(
+        36,
+        "cluster of three N, three copies of each stream",
+        "network namespaces, SIGKILL, iptables",
+        &[
+            at("leader killed 3 times", Raw::Merged, cluster::leader_killed),
+            at("two of three killed", Raw::Merged, cluster::two_killed),
+            at("leader cut off for 40 s", Raw::Merged, cluster::leader_cut_off),
+            at("all three killed at once, twice", Raw::Merged, cluster::all_restarted),
+        ],
+    ),
     not(37, "mixed versions of the payload", "altered messages", LATER),
     not(38, "few files, full logs, read-only /etc", "prlimit, tmpfs, mount", LATER),
 ];

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::{SOON, signal, wait_until};
 
@@ -53,12 +53,14 @@ const PACKAGES: [&str; 31] = [
 /// How long the server may take to answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// The tables and views of pipeline `trial`, as far as this server knows their types; times are text.
+/// The tables and views of pipeline `trial`, as far as this server knows their types; times are text. Merges of its own
+/// would hide raw duplicates before they are counted.
 const TABLES: [&str; 7] = [
     "CREATE DATABASE millstream",
     "CREATE TABLE millstream.trial_rows (run LowCardinality(String), pass UInt32, batch UInt32, batch_ids UInt32, \
      id UInt64, status Enum8('ok' = 1, 'dead' = 2), error String, squared UInt64) ENGINE = ReplacingMergeTree \
-     PARTITION BY sipHash64(run) % 16 ORDER BY (run, pass, batch, id)",
+     PARTITION BY sipHash64(run) % 16 ORDER BY (run, pass, batch, id) \
+     SETTINGS max_bytes_to_merge_at_max_space_in_pool = 1",
     "CREATE TABLE millstream.trial_passes (run String, pass UInt32, batches UInt32, ids UInt64, rows UInt64, \
      dead UInt64, digest UInt64, repeated_ids UInt64, sealed_at String) ENGINE = ReplacingMergeTree ORDER BY (run, pass)",
     "CREATE TABLE millstream.trial_runs (run String, source String, fingerprint String, batch_ids UInt32, \
@@ -98,11 +100,6 @@ impl OldClickHouse {
     /// Its address.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// Its port.
-    pub fn port(&self) -> u16 {
-        self.port
     }
 
     /// What it answers, asked over plain HTTP.
@@ -148,11 +145,17 @@ impl OldClickHouse {
         assert_eq!(version.trim(), VERSION);
     }
 
-    /// Sends it a signal by name.
-    pub fn signal(&self, name: &str) {
-        if let Some(child) = &self.child {
-            signal(child.id(), name);
+    /// SIGTERM; how long it took to end.
+    pub fn terminate(&mut self) -> Duration {
+        let begun = Instant::now();
+        if let Some(mut child) = self.child.take() {
+            signal(child.id(), "TERM");
+            wait_until("the end of clickhouse-server", SOON, || match child.try_wait() {
+                Ok(Some(_)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
         }
+        begun.elapsed()
     }
 
     fn log(&self) -> PathBuf {

@@ -193,7 +193,8 @@ impl Direction {
         while !ended.load(Ordering::Relaxed) {
             match self.from.recv(&mut packet) {
                 Ok(length) => self.take(&packet[..length]),
-                Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()) => {}
+                Err(error)
+                    if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()) => {}
                 Err(error) => panic!("a link's socket: {error}"),
             }
             self.deliver();

@@ -1,8 +1,11 @@
 //! The scenarios, by what fails.
 
 pub mod clickhouse;
+pub mod cluster;
 pub mod nats;
 pub mod net;
+pub mod old_clickhouse;
+pub mod power;
 pub mod sink;
 
 use std::process::ExitCode;

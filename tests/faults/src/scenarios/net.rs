@@ -224,7 +224,8 @@ pub fn bad_weather(plan: Plan) -> Report {
 }
 
 fn counted(link: &Link) -> [u64; 3] {
-    [&link.counts.passed, &link.counts.lost, &link.counts.overtaken].map(|count| count.load(Ordering::Relaxed))
+    [&link.counts.passed, &link.counts.lost, &link.counts.overtaken]
+        .map(|count| count.load(Ordering::Relaxed))
 }
 
 /// Row 25: twice a second every connection of every service is reset.
@@ -250,7 +251,9 @@ pub fn resets(plan: Plan) -> Report {
     let late = resident(&net.scene);
     let seconds = storm.as_secs();
     assert!(connections as u64 > seconds, "only {connections} connections were there to be reset");
-    net.scene.fault(format!("{connections} connections reset in {seconds} s; KiB resident {early:?}, then {late:?}"));
+    net.scene.fault(format!(
+        "{connections} connections reset in {seconds} s; KiB resident {early:?}, then {late:?}"
+    ));
     for ((name, early), (_, late)) in early.iter().zip(&late) {
         assert!(late < &(early + FLAT_KIB), "{name} grew from {early} to {late} KiB");
     }
@@ -264,7 +267,9 @@ pub fn resets(plan: Plan) -> Report {
 fn resident(scene: &Scene) -> Vec<(String, u64)> {
     let kib = |pid: u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         line.unwrap_or(0)
     };
     scene.pids().into_iter().map(|(name, pid)| (name, kib(pid))).collect()
