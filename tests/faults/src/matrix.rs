@@ -4,7 +4,7 @@
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
 
 use crate::Plan;
-use crate::scenarios::{clickhouse, nats, sink};
+use crate::scenarios::{clickhouse, nats, outage, producer, sink, worker};
 use crate::scene::Report;
 
 /// A row of the matrix.
@@ -83,12 +83,42 @@ const LATER: &str = "not built yet";
 
 /// All of it.
 pub static ROWS: [Row; 38] = [
-    not(1, "kill -9 P", "failpoints", LATER),
-    not(2, "P runs twice at once", "two processes", LATER),
-    not(3, "kill -9 W in compute", "SIGKILL", LATER),
-    not(4, "kill -9 W after publishing", "failpoint", LATER),
-    not(5, "W paused for 3 ack_wait", "SIGSTOP", LATER),
-    not(6, "all W killed every 2 s", "SIGKILL", LATER),
+    row(
+        1,
+        "kill -9 P",
+        "failpoints",
+        &[at("before, in and after publishing, around the record", Raw::Never, producer::killed)],
+    ),
+    row(
+        2,
+        "P runs twice at once",
+        "two processes",
+        &[at("from the start", Raw::Never, producer::twice_at_once)],
+    ),
+    row(
+        3,
+        "kill -9 W in compute",
+        "SIGKILL",
+        &[at("with batches in its hands", Raw::Never, worker::killed_in_compute)],
+    ),
+    row(
+        4,
+        "kill -9 W after publishing",
+        "failpoint",
+        &[at("before the ack", Raw::Never, worker::killed_before_ack)],
+    ),
+    row(
+        5,
+        "W paused for 3 ack_wait (scaled: 75 s)",
+        "SIGSTOP, SIGCONT after the seal; no watchdog",
+        &[at("in compute", Raw::Never, worker::paused)],
+    ),
+    row(
+        6,
+        "all W killed every 2 s of their lives",
+        "SIGKILL",
+        &[at("for 60 s (long: 300 s)", Raw::Never, worker::killed_again_and_again)],
+    ),
     not(7, "ids that panic, abort, loop, eat memory", "a pipeline for it", LATER),
     row(
         8,
@@ -141,9 +171,24 @@ pub static ROWS: [Row; 38] = [
             ci(at("at the rename of a part", Raw::Never, clickhouse::full_at_rename)),
         ],
     ),
-    not(15, "C away under full load", "proxy", LATER),
-    not(16, "C slow, too many parts", "settings", LATER),
-    not(17, "C restarts with old data", "copied directory", LATER),
+    row(
+        15,
+        "C away under full load",
+        "proxy that refuses, small streams",
+        &[ci(at("for 20 s after all is full (long: 600 s)", Raw::Never, outage::clickhouse_away))],
+    ),
+    row(
+        16,
+        "C has too many parts",
+        "parts_to_throw_insert=15, no merges",
+        &[at("for 30 s under load (long: 120 s)", Raw::Never, outage::too_many_parts)],
+    ),
+    row(
+        17,
+        "C restarts with old data",
+        "directory copied back",
+        &[at("after the seal", Raw::Never, outage::old_data)],
+    ),
     row(
         18,
         "kill -9 N, 50 times",
@@ -151,8 +196,21 @@ pub static ROWS: [Row; 38] = [
         &[ci(at("idle, under publish, under acks", Raw::Merged, nats::killed_under_load))],
     ),
     not(19, "no space for N", "small tmpfs", LATER),
-    not(20, "max_bytes reached", "small streams", LATER),
-    not(21, "N paused", "SIGSTOP", LATER),
+    row(
+        20,
+        "max_bytes reached",
+        "small streams",
+        &[
+            at("rows stream", Raw::Never, outage::rows_at_limit),
+            at("ids stream, until a person gives room", Raw::Never, outage::ids_at_limit),
+        ],
+    ),
+    row(
+        21,
+        "N paused",
+        "SIGSTOP, SIGCONT",
+        &[at("for 45 s under load (long: 120 s)", Raw::Merged, outage::nats_paused)],
+    ),
     not(22, "partition of W, K or P from N", "network namespaces, iptables", ELSEWHERE),
     not(23, "partition of K from C in one direction", "iptables", ELSEWHERE),
     not(24, "slow, lossy, reordering network", "netem", ELSEWHERE),

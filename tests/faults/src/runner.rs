@@ -44,6 +44,7 @@ fn choices(row: &'static Row) -> Vec<Choice> {
 
 /// Plays them all.
 pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> std::process::ExitCode {
+    table.begin();
     let waiting = Mutex::new(chosen.into_iter());
     thread::scope(|scope| {
         for _ in 0..parallel {

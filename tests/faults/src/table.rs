@@ -130,10 +130,14 @@ pub struct Table {
 impl Table {
     /// An empty one.
     pub fn new(json: bool, markdown: Option<PathBuf>) -> Self {
-        if !json {
+        Self { json, markdown, lines: Mutex::default() }
+    }
+
+    /// Prints the heads of its columns.
+    pub fn begin(&self) {
+        if !self.json {
             say(&aligned(&HEAD.map(str::to_owned)));
         }
-        Self { json, markdown, lines: Mutex::default() }
     }
 
     /// Prints a line, and what is wrong with it below.

@@ -2,7 +2,10 @@
 
 pub mod clickhouse;
 pub mod nats;
+pub mod outage;
+pub mod producer;
 pub mod sink;
+pub mod worker;
 
 use std::process::ExitCode;
 

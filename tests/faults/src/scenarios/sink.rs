@@ -58,6 +58,7 @@ pub fn paused_in_insert(plan: Plan) -> Report {
 /// away when they came after the seal.
 fn paused_at(plan: Plan, place: &str, passage: u32) -> Report {
     let mut scene = Scene::new(plan, &Setup::new("sink-paused"));
+    scene.host.env.push(("MILLSTREAM_LOG".into(), "info,millstream_engine=debug".into()));
     scene.publish("a", 30_000, 500);
     scene.trap("sink-1", &format!("{place}=stop@{passage}"));
     scene.start(&["work-1"]);
@@ -65,8 +66,10 @@ fn paused_at(plan: Plan, place: &str, passage: u32) -> Report {
     scene.start(&["sink-2"]);
     let recovered = scene.wait_sealed();
     assert!(recovered < TAKEN_OVER_WITHIN, "sealed {recovered:?} after the pause");
+    let said = scene.host.log("sink-1").len();
     wake(&mut scene, "sink-1");
     let raw = watch_zombie(&mut scene);
+    scene.note(format!("the zombie says:\n{}", &scene.host.log("sink-1")[said..]));
     let found = scene.look();
     assert!(found.is_right(), "while the zombie's rows are there: {found:?}");
     scene.fault(format!("the zombie woke after the seal and left {raw} raw duplicates"));
