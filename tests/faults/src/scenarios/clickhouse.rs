@@ -56,12 +56,11 @@ pub fn killed_at_rename(plan: Plan) -> Report {
         scene.wait("ClickHouse killed", SOON, |scene| {
             if scene.up().pids(ENGINE).contains(&pid) { Err("it runs".to_owned()) } else { Ok(()) }
         });
+        scene.fault(format!("ClickHouse {pid} killed at {:?}", strace.hits()));
         hits.extend(strace.hits());
-        scene.fault(format!("ClickHouse {pid} killed when it renamed for the third time"));
         scene.checker.ask("SELECT 1");
     }
     assert!(!hits.is_empty(), "no kill came between a part and its name");
-    scene.note(format!("killed at {hits:?}"));
     scene.must_go_on("a");
     let report = scene.finish();
     scene.nobody_ended();
@@ -127,7 +126,8 @@ pub fn full_at_rename(plan: Plan) -> Report {
         hits if hits >= HITS => Ok(()),
         hits => Err(format!("{hits}")),
     });
-    scene.fault(format!("{} parts could not be renamed", strace.hits().len()));
+    let hits = strace.hits();
+    scene.fault(format!("{} parts could not be renamed, as {:?}", hits.len(), hits.first()));
     drop(strace);
     scene.must_go_on("a");
     let report = scene.finish();

@@ -1,10 +1,13 @@
 //! The scenarios, by what fails.
 
 pub mod clickhouse;
+pub mod machine;
 pub mod nats;
 pub mod outage;
 pub mod producer;
+pub mod sealer;
 pub mod sink;
+pub mod streams;
 pub mod worker;
 
 use std::process::ExitCode;
