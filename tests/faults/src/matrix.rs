@@ -171,7 +171,8 @@ pub static ROWS: [Row; 38] = [
         "no space for C",
         "small tmpfs; strace",
         &[
-            ci(at("when a part is written", Raw::Never, clickhouse::full_disk)),
+            ci(at("before a part is written", Raw::Never, clickhouse::full_disk)),
+            at("at the fsync of a part", Raw::Never, clickhouse::full_at_sync),
             ci(at("at the rename of a part", Raw::Never, clickhouse::full_at_rename)),
         ],
     ),

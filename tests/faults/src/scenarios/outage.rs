@@ -92,8 +92,9 @@ fn resident_kb(pid: u32) -> u64 {
 
 /// It refuses inserts because there are too many parts, and merges none.
 pub fn too_many_parts(plan: Plan) -> Report {
+    const SINKS: [&str; 2] = ["sink-1", "sink-2"];
     let refusals = |scene: &Scene| {
-        let logs = ["sink-1", "sink-2"].map(|name| scene.host.log(name));
+        let logs = SINKS.map(|name| scene.host.log(name));
         logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("Too many parts")).count()
     };
     let mut scene = Scene::new(plan, &Setup::new("too-many-parts"));
