@@ -25,6 +25,8 @@ const SEALED_WITHIN: Duration = Duration::from_secs(600);
 /// How often raw duplicates are counted while a seal is waited for.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
+/// Set to keep the diary and the logs of scenarios that pass, too.
+const KEEP: &str = "FAULTS_KEEP";
 
 /// What a scene needs that is not usual.
 #[derive(Debug, Clone)]
@@ -203,6 +205,22 @@ impl Scene {
     pub fn submit(&mut self, run: &str, ids: u64, batch: u32) {
         let launch = self.submission(run, ids, batch);
         self.serve(&format!("produce-{run}"), launch);
+    }
+
+    /// Has another run published while fewer than two are under way, so that there is work for as long as faults go on,
+    /// and little of it when they end.
+    pub fn keep_load(&mut self, ids: u64, batch: u32) {
+        const UNDER_WAY: usize = 2;
+        let open = self.submitted.iter().filter(|submitted| !self.checker.is_sealed(&submitted.run)).count();
+        for _ in open..UNDER_WAY {
+            let run = format!("r{}", self.submitted.len());
+            self.submit(&run, ids, batch);
+        }
+    }
+
+    /// Runs that were submitted.
+    pub fn runs(&self) -> usize {
+        self.submitted.len()
     }
 
     /// Merges of ClickHouse's own would hide raw duplicates before they are counted.
@@ -456,9 +474,12 @@ impl Scene {
     }
 
     /// Waits until an insert has landed, whose rows are hardly asked for and acked yet.
-    pub fn wait_inserted(&mut self, run: &str) {
-        let rows = self.checker.rows(run);
-        self.wait_rows(run, rows + 1);
+    pub fn wait_landed(&mut self) {
+        let before = self.checker.all_rows();
+        self.wait("an insert that landed", SOON, |scene| {
+            let now = scene.checker.all_rows();
+            if now > before { Ok(()) } else { Err(format!("{now} rows")) }
+        });
     }
 
     /// Waits until an insert is under way.
@@ -597,7 +618,7 @@ pub fn is_stopped(pid: u32) -> bool {
 impl Drop for Scene {
     #[expect(clippy::print_stderr, reason = "a failed scenario's diary")]
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os(KEEP).is_some() {
             let kept = PathBuf::from(format!("/tmp/faults-{}-{}", self.name, self.dice.seed));
             let kept = match self.host.keep_logs(&kept) {
                 Ok(()) => format!("logs in {}", kept.display()),

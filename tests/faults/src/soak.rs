@@ -14,8 +14,6 @@ use crate::table::{Line, Outcome, Table};
 /// Ids of one run of the load: a minute or so of both cores.
 const RUN_IDS: u64 = 200_000;
 const RUN_BATCH: u32 = 500;
-/// Runs that are published and not sealed, at any time.
-const OPEN_RUNS: usize = 2;
 /// Between two faults, in milliseconds.
 const BETWEEN_MS: (u64, u64) = (5_000, 20_000);
 /// How long a server or a service is paused or cut off, in milliseconds: below and beyond what clients wait for.
@@ -68,7 +66,6 @@ struct Soak {
     scene: Scene,
     nats: Proxy,
     clickhouse: Proxy,
-    runs: Vec<String>,
     counts: BTreeMap<Fault, u32>,
 }
 
@@ -101,14 +98,14 @@ impl Soak {
         scene.host.call(&["setup"]).expect(0);
         scene.keep_raw_rows();
         scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
-        Self { scene, nats, clickhouse, runs: Vec::new(), counts: BTreeMap::new() }
+        Self { scene, nats, clickhouse, counts: BTreeMap::new() }
     }
 
     /// The faults by kind, and what is stored in the end.
     fn play(mut self, faulting: Duration) -> (String, Report) {
         let until = Instant::now() + faulting;
         while Instant::now() < until {
-            self.keep_load();
+            self.scene.keep_load(RUN_IDS, RUN_BATCH);
             self.scene.pass_between(BETWEEN_MS.0, BETWEEN_MS.1);
             let fault = FAULTS[self.scene.dice.between(0, FAULTS.len() as u64) as usize];
             self.strike(fault);
@@ -116,24 +113,13 @@ impl Soak {
             self.scene.fault(format!("{fault:?}"));
             // A soak that hangs is found where it hangs.
             let lost = self.clickhouse.dropped();
-            self.scene.note(format!("{} runs, {lost} bytes of replies lost so far", self.runs.len()));
+            self.scene.note(format!("{} runs, {lost} bytes of replies lost so far", self.scene.runs()));
         }
-        let mut faults = format!("{} runs of {RUN_IDS} ids;", self.runs.len());
+        let mut faults = format!("{} runs of {RUN_IDS} ids;", self.scene.runs());
         for (fault, times) in &self.counts {
             faults += &format!(" {fault:?} {times},");
         }
         (faults, self.scene.finish())
-    }
-
-    /// There is always a run that is being computed, and one that is being published.
-    fn keep_load(&mut self) {
-        let checker = &self.scene.checker;
-        let open = self.runs.iter().filter(|run| !checker.is_sealed(run)).count();
-        for _ in open..OPEN_RUNS {
-            let run = format!("r{}", self.runs.len());
-            self.scene.submit(&run, RUN_IDS, RUN_BATCH);
-            self.runs.push(run);
-        }
     }
 
     fn strike(&mut self, fault: Fault) {

@@ -208,7 +208,7 @@ pub fn nats_paused(plan: Plan) -> Report {
     tests::signal(pid, "CONT");
     scene.fault(format!("nats-server {pid} paused for {time:?}"));
     let woken = Instant::now();
-    scene.wait_inserted("a");
+    scene.wait_landed();
     scene.note(format!("rows land again {:?} after it woke", woken.elapsed()));
     scene.must_go_on("a");
     let report = scene.finish();
