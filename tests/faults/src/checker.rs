@@ -97,6 +97,11 @@ impl Checker {
         self.number(&format!("SELECT count() FROM millstream.trial_rows WHERE run = '{run}'"))
     }
 
+    /// Rows of all runs.
+    pub fn all_rows(&self) -> u64 {
+        self.number("SELECT count() FROM millstream.trial_rows")
+    }
+
     /// Whether readers see the run.
     pub fn is_sealed(&self, run: &str) -> bool {
         self.number(&format!("SELECT count() FROM millstream.trial_passes WHERE run = '{run}'")) > 0

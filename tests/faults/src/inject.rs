@@ -8,6 +8,8 @@ use tests::{SOON, signal, wait_until};
 
 /// The calls by which a part gets its name.
 pub const RENAMES: &str = "rename,renameat,renameat2";
+/// The calls by which its files are brought to the disk.
+pub const SYNCS: &str = "fsync,fdatasync";
 /// What `strace` writes behind a call that it made fail.
 const INJECTED: &str = "(INJECTED)";
 /// A part that an INSERT has written and not yet made visible.

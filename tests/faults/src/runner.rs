@@ -44,6 +44,7 @@ fn choices(row: &'static Row) -> Vec<Choice> {
 
 /// Plays them all.
 pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> std::process::ExitCode {
+    table.begin();
     let waiting = Mutex::new(chosen.into_iter());
     thread::scope(|scope| {
         for _ in 0..parallel {
@@ -63,7 +64,7 @@ fn play(choice: Choice, plan: Plan) -> Line {
     let Choice { row, label, part } = choice;
     let begun = Instant::now();
     let (moment, outcome) = match part {
-        Err(why) => ("", Outcome::Skipped(why)),
+        Err(why) => (String::new(), Outcome::Skipped(why)),
         Ok(scenario) => {
             let thread = thread::Builder::new().name(label.clone());
             // A scenario ends early by a panic, as a test does.
@@ -72,14 +73,15 @@ fn play(choice: Choice, plan: Plan) -> Line {
                 Ok(report) => Outcome::Judged(scenario.raw, report),
                 Err(panic) => Outcome::Broke(said(panic)),
             };
-            (scenario.moment, outcome)
+            (scenario.moment.to_owned(), outcome)
         }
     };
     let took = if part.is_ok() { begun.elapsed() } else { Duration::ZERO };
     Line { label, fault: row.fault, moment, outcome, took }
 }
 
-fn said(panic: Box<dyn Any + Send>) -> String {
+/// What a scenario said when it ended early.
+pub fn said(panic: Box<dyn Any + Send>) -> String {
     match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => {

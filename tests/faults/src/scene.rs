@@ -8,12 +8,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tests::dice::Dice;
 use tests::nats::nats_info;
 use tests::{Host, Launch, Process, SOON, Up, ask_clickhouse, wait_until};
 
 use crate::checker::{Checker, Found, Submitted};
 use crate::disk::Disk;
+use crate::proxy::Proxy;
 use crate::{PIPELINE, Plan};
 
 /// What systemd waits before it starts a service again (`RestartSec=`).
@@ -23,6 +25,8 @@ const SEALED_WITHIN: Duration = Duration::from_secs(600);
 /// How often raw duplicates are counted while a seal is waited for.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
+/// Set to keep the diary and the logs of scenarios that pass, too.
+const KEEP: &str = "FAULTS_KEEP";
 
 /// What a scene needs that is not usual.
 #[derive(Debug, Clone)]
@@ -101,6 +105,8 @@ struct Service {
     died: Option<Instant>,
     /// Whether its end was our doing.
     killed: bool,
+    /// How often SIGKILL has ended it.
+    kills: u32,
 }
 
 impl Scene {
@@ -201,6 +207,22 @@ impl Scene {
         self.serve(&format!("produce-{run}"), launch);
     }
 
+    /// Has another run published while fewer than two are under way, so that there is work for as long as faults go on,
+    /// and little of it when they end.
+    pub fn keep_load(&mut self, ids: u64, batch: u32) {
+        const UNDER_WAY: usize = 2;
+        let open = self.submitted.iter().filter(|submitted| !self.checker.is_sealed(&submitted.run)).count();
+        for _ in open..UNDER_WAY {
+            let run = format!("r{}", self.submitted.len());
+            self.submit(&run, ids, batch);
+        }
+    }
+
+    /// Runs that were submitted.
+    pub fn runs(&self) -> usize {
+        self.submitted.len()
+    }
+
     /// Merges of ClickHouse's own would hide raw duplicates before they are counted.
     pub fn keep_raw_rows(&self) {
         self.checker.ask(
@@ -224,7 +246,8 @@ impl Scene {
     /// Starts a service.
     pub fn serve(&mut self, name: &str, launch: Launch) {
         let process = self.host.start_as(name, &launch);
-        self.services.push(Service { name: name.to_owned(), launch, process, died: None, killed: false });
+        let name = name.to_owned();
+        self.services.push(Service { name, launch, process, died: None, killed: false, kills: 0 });
     }
 
     /// Waits until a service has been killed or stopped in this place by its trap.
@@ -235,15 +258,14 @@ impl Scene {
             line.map(str::to_owned).ok_or_else(|| log.lines().last().unwrap_or_default().to_owned())
         });
         if said.contains("SIGKILL") {
-            self.wait(&format!("{name} killed"), SOON, |scene| match scene.service(name).died {
-                Some(_) => Ok(()),
-                None => Err("it runs".to_owned()),
+            self.wait(&format!("{name} killed"), SOON, |scene| match scene.service(name).kills {
+                0 => Err("it runs".to_owned()),
+                _ => Ok(()),
             });
         } else {
             let pid = self.service(name).process.pid();
-            wait_until(&format!("{name} stopped"), SOON, || {
-                if is_stopped(pid) { Ok(()) } else { Err(String::new()) }
-            });
+            let state = || if is_stopped(pid) { Ok(()) } else { Err("it runs".to_owned()) };
+            wait_until(&format!("{name} stopped"), SOON, state);
         }
         self.fault(format!("{name} sprang {place}"));
     }
@@ -258,6 +280,20 @@ impl Scene {
         service.killed = true;
         self.tend();
         self.fault(format!("{name} killed"));
+    }
+
+    /// Has the services reach ClickHouse through a proxy from now on.
+    pub fn before_clickhouse(&mut self) -> Proxy {
+        let proxy = Proxy::before(&self.clickhouse);
+        self.host.env.push(("CLICKHOUSE_URL".to_owned(), format!("http://{}", proxy.address)));
+        proxy
+    }
+
+    /// Has the services reach NATS through a proxy from now on.
+    pub fn before_nats(&mut self) -> Proxy {
+        let proxy = Proxy::before(&self.nats);
+        self.host.env.push(("NATS_URL".to_owned(), format!("nats://{}", proxy.address)));
+        proxy
     }
 
     /// Kills one of the services whose names begin so.
@@ -298,6 +334,17 @@ impl Scene {
         self.fault(format!("{name} terminated and started again"));
     }
 
+    /// Waits until a service has ended well, in whichever life; the last JSON object that it printed.
+    pub fn wait_done(&mut self, name: &str, within: Duration) -> Value {
+        self.wait(&format!("the end of {name}"), within, |scene| match scene.service(name).process.ended() {
+            Some(status) if status.success() => Ok(()),
+            _ => Err(scene.host.log(name).lines().last().unwrap_or_default().to_owned()),
+        });
+        let log = self.host.log(name);
+        let json = log.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+        json.unwrap_or_else(|| panic!("{name} printed no JSON: {log}"))
+    }
+
     /// Process ids of the services that run.
     pub fn pids(&self) -> Vec<(String, u32)> {
         let running = self.services.iter().filter(|service| service.died.is_none());
@@ -319,13 +366,14 @@ impl Scene {
         (service.died, service.killed) = (None, false);
     }
 
-    /// Starts services again that have died. A producer that succeeded is done.
+    /// Starts services again that have died. A producer or a repair that succeeded is done.
     pub fn tend(&mut self) {
         let (mut notes, mut due) = (Vec::new(), Vec::new());
         for service in &mut self.services {
             match (service.died, service.process.ended()) {
-                (None, Some(status)) if !(status.success() && service.name.starts_with("produce")) => {
+                (None, Some(status)) if !(status.success() && service.ends()) => {
                     service.died = Some(Instant::now());
+                    service.kills += u32::from(status.signal() == Some(SIGKILL));
                     let by = if status.signal() == Some(SIGKILL) { "by SIGKILL" } else { "by itself" };
                     if !service.killed {
                         notes.push(format!("{} ended {by}: {status}", service.name));
@@ -426,9 +474,12 @@ impl Scene {
     }
 
     /// Waits until an insert has landed, whose rows are hardly asked for and acked yet.
-    pub fn wait_inserted(&mut self, run: &str) {
-        let rows = self.checker.rows(run);
-        self.wait_rows(run, rows + 1);
+    pub fn wait_landed(&mut self) {
+        let before = self.checker.all_rows();
+        self.wait("an insert that landed", SOON, |scene| {
+            let now = scene.checker.all_rows();
+            if now > before { Ok(()) } else { Err(format!("{now} rows")) }
+        });
     }
 
     /// Waits until an insert is under way.
@@ -441,7 +492,7 @@ impl Scene {
     }
 
     /// Waits until `status --json` of a run is so.
-    pub fn wait_status(&mut self, run: &str, what: &str, is_so: impl Fn(&serde_json::Value) -> bool) {
+    pub fn wait_status(&mut self, run: &str, what: &str, is_so: impl Fn(&Value) -> bool) {
         self.wait(what, SOON, |scene| {
             let called = scene.host.call(&["status", run, "--json"]);
             match serde_json::from_str(&called.stdout) {
@@ -518,6 +569,13 @@ impl Scene {
     }
 }
 
+impl Service {
+    /// Whether its success is its end.
+    fn ends(&self) -> bool {
+        ["produce", "verify"].iter().any(|command| self.name.starts_with(command))
+    }
+}
+
 /// What arms a place in a process.
 const TRAP: &str = "MILLSTREAM_FAIL";
 
@@ -560,7 +618,7 @@ pub fn is_stopped(pid: u32) -> bool {
 impl Drop for Scene {
     #[expect(clippy::print_stderr, reason = "a failed scenario's diary")]
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os(KEEP).is_some() {
             let kept = PathBuf::from(format!("/tmp/faults-{}-{}", self.name, self.dice.seed));
             let kept = match self.host.keep_logs(&kept) {
                 Ok(()) => format!("logs in {}", kept.display()),

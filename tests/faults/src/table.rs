@@ -22,7 +22,7 @@ pub struct Line {
     /// Its row's fault.
     pub fault: &'static str,
     /// Its moment.
-    pub moment: &'static str,
+    pub moment: String,
     /// What was found, or why there is nothing.
     pub outcome: Outcome,
     /// What it took, from the first process to the last.
@@ -88,7 +88,7 @@ impl Line {
         [
             self.label.clone(),
             self.fault.to_owned(),
-            self.moment.to_owned(),
+            self.moment.clone(),
             lost,
             doubled,
             raw,
@@ -130,10 +130,14 @@ pub struct Table {
 impl Table {
     /// An empty one.
     pub fn new(json: bool, markdown: Option<PathBuf>) -> Self {
-        if !json {
+        Self { json, markdown, lines: Mutex::default() }
+    }
+
+    /// Prints the heads of its columns.
+    pub fn begin(&self) {
+        if !self.json {
             say(&aligned(&HEAD.map(str::to_owned)));
         }
-        Self { json, markdown, lines: Mutex::default() }
     }
 
     /// Prints a line, and what is wrong with it below.
@@ -152,6 +156,13 @@ impl Table {
             }
         }
         lines.push(line);
+    }
+
+    /// Prints a line of words.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            say(text);
+        }
     }
 
     /// Writes the file if one is wanted, and closes with the counts.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tests::SOON;
 
 use crate::Plan;
-use crate::inject::{RENAMES, Strace};
+use crate::inject::{RENAMES, SYNCS, Strace};
 use crate::scene::{Report, Scene, Setup};
 
 /// The server's process.
@@ -56,12 +56,11 @@ pub fn killed_at_rename(plan: Plan) -> Report {
         scene.wait("ClickHouse killed", SOON, |scene| {
             if scene.up().pids(ENGINE).contains(&pid) { Err("it runs".to_owned()) } else { Ok(()) }
         });
+        scene.fault(format!("ClickHouse {pid} killed at {:?}", strace.hits()));
         hits.extend(strace.hits());
-        scene.fault(format!("ClickHouse {pid} killed when it renamed for the third time"));
         scene.checker.ask("SELECT 1");
     }
     assert!(!hits.is_empty(), "no kill came between a part and its name");
-    scene.note(format!("killed at {hits:?}"));
     scene.must_go_on("a");
     let report = scene.finish();
     scene.nobody_ended();
@@ -96,7 +95,7 @@ pub fn killed_in_merge(plan: Plan) -> Report {
     report
 }
 
-/// No block is left for the files of a part.
+/// No block is left: it refuses to begin a part.
 pub fn full_disk(plan: Plan) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
     let setup = Setup { clickhouse_disk_mb: Some(256), ..Setup::new("clickhouse-full") };
@@ -105,7 +104,7 @@ pub fn full_disk(plan: Plan) -> Report {
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     scene.wait_rows("a", 1);
     let bytes = scene.disk().fill();
-    scene.wait_log("sink-1", "No space left");
+    scene.wait_log("sink-1", "NOT_ENOUGH_SPACE");
     scene.fault(format!("{bytes} bytes fill ClickHouse's disk, and a sink hears of it"));
     scene.pass(FULL_FOR);
     scene.disk().clear();
@@ -115,19 +114,29 @@ pub fn full_disk(plan: Plan) -> Report {
     report
 }
 
+/// The files of every part cannot be brought to the disk, for a while.
+pub fn full_at_sync(plan: Plan) -> Report {
+    full_at(plan, SYNCS)
+}
+
 /// Every part is written, and none gets its name, for a while.
 pub fn full_at_rename(plan: Plan) -> Report {
+    full_at(plan, RENAMES)
+}
+
+fn full_at(plan: Plan, calls: &str) -> Report {
     const HITS: usize = 4;
-    let mut scene = scene(plan, "clickhouse-full-rename");
+    let mut scene = scene(plan, "clickhouse-full-at");
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     scene.wait_rows("a", 1);
     let log = scene.host.path().join("strace.log");
-    let strace = Strace::attach(scene.server(ENGINE), RENAMES, "error=ENOSPC", log);
-    scene.wait("parts that get no name", SOON, |_| match strace.hits().len() {
+    let strace = Strace::attach(scene.server(ENGINE), calls, "error=ENOSPC", log);
+    scene.wait("parts that cannot be finished", SOON, |_| match strace.hits().len() {
         hits if hits >= HITS => Ok(()),
         hits => Err(format!("{hits}")),
     });
-    scene.fault(format!("{} parts could not be renamed", strace.hits().len()));
+    let hits = strace.hits();
+    scene.fault(format!("{} calls failed, as {:?}", hits.len(), hits.first()));
     drop(strace);
     scene.must_go_on("a");
     let report = scene.finish();

@@ -40,7 +40,7 @@ impl Trio {
     /// Waits until rows go on being stored.
     fn goes_on(&mut self) -> f64 {
         let since = Instant::now();
-        self.scene.wait_inserted("a");
+        self.scene.wait_landed();
         since.elapsed().as_secs_f64()
     }
 

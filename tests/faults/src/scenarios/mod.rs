@@ -2,11 +2,17 @@
 
 pub mod clickhouse;
 pub mod cluster;
+pub mod machine;
 pub mod nats;
 pub mod net;
 pub mod old_clickhouse;
+pub mod outage;
 pub mod power;
+pub mod producer;
+pub mod sealer;
 pub mod sink;
+pub mod streams;
+pub mod worker;
 
 use std::process::ExitCode;
 

@@ -62,7 +62,7 @@ pub fn answers_lost(plan: Plan) -> Report {
     net.start_far(&["sink-1"]);
     let (server, mut times) = (net.clickhouse_port(), 0);
     for _ in 0..ATTEMPTS {
-        net.scene.wait_inserted("a");
+        net.scene.wait_landed();
         let cut = net.spoke.cut(server, Lost::Answers);
         // Whatever is committed from here on, nobody hears of.
         let (before, since) = (net.scene.checker.rows("a"), Instant::now());

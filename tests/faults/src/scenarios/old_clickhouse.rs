@@ -91,7 +91,7 @@ pub fn answers_lost(plan: Plan) -> Report {
     let mut old = Old::under_load(plan, "old-answers-lost");
     let mut times = 0;
     for _ in 0..ATTEMPTS {
-        old.scene.wait_inserted("a");
+        old.scene.wait_landed();
         if let Some(proof) = old.lose_answers() {
             old.scene.fault(proof);
             times += 1;
@@ -114,7 +114,7 @@ pub fn killed_in_insert(plan: Plan) -> Report {
         old.scene.fault("clickhouse-server killed while it executed an insert");
         old.scene.pass(Duration::from_secs(1));
         old.server.revive();
-        old.scene.wait_inserted("a");
+        old.scene.wait_landed();
     }
     old.finish()
 }
@@ -124,11 +124,11 @@ pub fn restarted(plan: Plan) -> Report {
     const TIMES: usize = 3;
     let mut old = Old::under_load(plan, "old-restarted");
     for _ in 0..TIMES {
-        old.scene.wait_inserted("a");
+        old.scene.wait_landed();
         let took = old.server.terminate();
         old.scene.fault(format!("clickhouse-server terminated, gone after {:.1} s", took.as_secs_f64()));
         old.server.revive();
-        old.scene.wait_inserted("a");
+        old.scene.wait_landed();
     }
     old.finish()
 }
