@@ -20,6 +20,8 @@ const PROOF_WITHIN: Duration = Duration::from_secs(3600);
 const SEND_WITHIN: Duration = Duration::from_secs(30);
 /// How long the answer to an INSERT may take: longer than the `max_execution_time` that it runs under.
 const INSERT_WITHIN: Duration = Duration::from_secs(90);
+/// ClickHouse's code for a query that is past the stages in which it can be killed.
+const CANNOT_KILL: u32 = 380;
 /// A merge of a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -188,8 +190,11 @@ impl Store {
     /// # Errors
     /// The fault when that cannot be known yet.
     pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
-        within(INSERT_WITHIN, self.client.query(&tables::kill(query_id)).execute()).await?;
-        // A server that cannot kill it answers at once: then it is waited for.
+        match within(INSERT_WITHIN, self.client.query(&tables::kill(query_id)).execute()).await {
+            // A server that cannot kill it any more answers at once: then it is waited for.
+            Ok(()) | Err(StoreFault::Exception { code: CANNOT_KILL, .. }) => {}
+            Err(fault) => return Err(fault),
+        }
         loop {
             let running = self.client.query(&tables::running(query_id)).fetch_one::<u64>();
             if within(ANSWER_WITHIN, running).await? == 0 {

@@ -1,6 +1,6 @@
 //! Row 36: three nats-servers, each in a network namespace of its own, with three copies of every stream.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tests::SOON;
 

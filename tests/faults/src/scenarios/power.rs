@@ -5,10 +5,10 @@
 //! it is mounted again. Each run shows that with a file of its own, and control runs without fsync must lose something.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -21,22 +21,26 @@ use crate::old_clickhouse::free_port;
 use crate::scene::{Report, Scene, Setup, host};
 
 const VOLUME_MB: u32 = 1024;
+/// Streams that have room on it, and so has the bucket beside them.
+const SMALL_STREAMS: &str =
+    "sink.group_ms = 200\nstreams.ids_bytes = \"256MiB\"\nstreams.rows_bytes = \"256MiB\"\n";
 /// More than a block, and less than anybody would write by themselves.
 const CANARY: [u8; 8192] = [b'c'; 8192];
-/// How long a run may take to seal unattended before a person would look.
-const UNATTENDED: Duration = Duration::from_secs(60);
+/// How long a run may take to heal unattended before a person looks: whatever a sink held has come back by then.
+const UNATTENDED: Duration = Duration::from_secs(180);
 
 /// A file system that can lose its power; gone when dropped.
 struct Volume {
     path: PathBuf,
     dir: TempDir,
+    losses: AtomicU32,
 }
 
 impl Volume {
     fn mount() -> Self {
         install(&[("xfs_io", "xfsprogs"), ("mkfs.ext4", "e2fsprogs")]);
         let dir = tempfile::Builder::new().prefix("millstream-volume-").tempdir().expect("a directory");
-        let volume = Self { path: dir.path().join("mounted"), dir };
+        let volume = Self { path: dir.path().join("mounted"), dir, losses: AtomicU32::new(0) };
         fs::create_dir(&volume.path).expect("a mount point");
         let image = File::create(volume.image()).expect("an image");
         image.set_len(u64::from(VOLUME_MB) << 20).expect("a sparse file");
@@ -47,10 +51,6 @@ impl Volume {
 
     fn image(&self) -> PathBuf {
         self.dir.path().join("image")
-    }
-
-    fn canary(&self) -> PathBuf {
-        self.path.join("canary")
     }
 
     fn attach(&self) {
@@ -66,9 +66,10 @@ impl Volume {
     ///
     /// `last_breath` kills who writes there: at the very moment, so that nobody notices before everybody is gone.
     fn lose_power(&self, last_breath: impl FnOnce()) {
-        let mut canary = File::create(self.canary()).expect("a file");
-        canary.write_all(&CANARY).expect("a file is written");
-        drop(canary);
+        // A name of its own each time: ext4 writes a file down at once that replaces another.
+        let time = self.losses.fetch_add(1, Ordering::Relaxed);
+        let canary = self.path.join(format!("canary-{time}"));
+        fs::write(&canary, CANARY).expect("a file is written");
         last_breath();
         let path = self.path.to_string_lossy();
         run("xfs_io", &["-x", "-c", "shutdown", &path]);
@@ -78,7 +79,7 @@ impl Volume {
             if unmounted.status.success() { Ok(()) } else { Err(said) }
         });
         self.attach();
-        let found = fs::read(self.canary()).unwrap_or_default();
+        let found = fs::read(canary).unwrap_or_default();
         assert!(found != CANARY, "a file that nobody synced is there: this was no loss of power");
     }
 }
@@ -102,7 +103,7 @@ struct NatsOnVolume {
 impl NatsOnVolume {
     fn new(plan: Plan, name: &'static str, sync_interval: &str) -> Self {
         let volume = Volume::mount();
-        let mut scene = Scene::new(plan, &Setup::new(name));
+        let mut scene = Scene::new(plan, &Setup { config: SMALL_STREAMS, ..Setup::new(name) });
         let log = scene.host.path().join("nats-on-volume.log");
         let store = volume.path.join("store");
         let server = NatsServer::alone(&store, &log, (free_port(), free_port()), sync_interval);
