@@ -6,14 +6,17 @@
 pub mod dice;
 pub mod nats;
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use millstream::{Failure, Outcome, Pipeline};
+use millstream::{Failure, Limits, Outcome, Pipeline};
+use nix::sys::signal::{Signal, raise};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -51,6 +54,62 @@ impl Pipeline for Trial {
     }
 }
 
+/// Squares, with ids that end their process or never end: `n % 1000` of 101 panics, 102 aborts, 103 has a segmentation
+/// fault, 104 loops for ever, 105 eats memory, 106 sleeps for an hour.
+pub struct Rogue;
+
+impl Rogue {
+    /// How an id becomes a dead letter, if it does: what its reason begins with.
+    pub fn reason(id: u64) -> Option<&'static str> {
+        match id % 1000 {
+            101 => Some("panicked at "),
+            102 => Some("crashed: signal 6"),
+            103 => Some("crashed: signal 11"),
+            104 | 106 => Some("timed out after 3 s"),
+            105 => Some("out of memory: limit 256 MB"),
+            _ => None,
+        }
+    }
+}
+
+impl Pipeline for Rogue {
+    const NAME: &'static str = "rogue";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("squared", "UInt64")];
+    // Long enough that a machine which is busy with other things blames no other id.
+    const LIMITS: Limits =
+        Limits { hard: Some(Duration::from_secs(3)), memory: Some(256 << 20), ..Limits::DEFAULT };
+    type Id = u64;
+    type Row = Squared;
+
+    fn compute(&self, id: &u64) -> Outcome<Squared> {
+        match id % 1000 {
+            101 => panic!("this id panics: {id}"),
+            102 => std::process::abort(),
+            103 => fault(),
+            104 => spin(Duration::MAX),
+            105 => eat(),
+            106 => std::thread::sleep(Duration::from_secs(3600)),
+            _ => {}
+        }
+        Ok(Squared { squared: id.wrapping_mul(*id) })
+    }
+}
+
+fn fault() {
+    // Rust's own handler lets the first one pass.
+    while raise(Signal::SIGSEGV).is_ok() {}
+}
+
+fn eat() {
+    const PIECE: usize = 8 << 20;
+    let mut eaten: Vec<Vec<u8>> = Vec::new();
+    // Far more than the limit and far less than any machine here has.
+    while eaten.len() * PIECE < 4 << 30 {
+        eaten.push(vec![1; PIECE]);
+    }
+    std::hint::black_box(eaten);
+}
+
 /// Lengths of words: ids are strings.
 pub struct Words;
 
@@ -70,6 +129,58 @@ impl Pipeline for Words {
     fn compute(&self, id: &String) -> Outcome<Length> {
         Ok(Length { length: id.chars().count() as u32 })
     }
+}
+
+/// Rows of noise that does not compress, about 100 KB each; of ids that end in 77 one of 9 MiB, which no message may be.
+/// Ids are numbers, or strings that end in one.
+pub struct Bulky<I> {
+    /// Who computed a row; 0 stands for anybody.
+    pub by: u64,
+    /// Ids that were tried before: those that end in 33 ask for a second attempt.
+    tried: Mutex<HashSet<I>>,
+}
+
+/// A row of [`Bulky`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Bulk {
+    /// Who computed it.
+    pub by: u64,
+    /// Noise.
+    pub noise: String,
+}
+
+impl<I> Bulky<I> {
+    /// Rows signed by this number.
+    pub fn new(by: u64) -> Self {
+        Self { by, tried: Mutex::default() }
+    }
+}
+
+impl<I: millstream::Id> Pipeline for Bulky<I> {
+    const NAME: &'static str = "bulky";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[("by", "UInt64"), ("noise", "String")];
+    type Id = I;
+    type Row = Bulk;
+
+    fn compute(&self, id: &I) -> Outcome<Bulk> {
+        let text = id.to_string();
+        if text.ends_with("33") && self.tried.lock().expect("no panic").insert(id.clone()) {
+            return Err(Failure::retry("at the second attempt"));
+        }
+        let size = if text.ends_with("77") { 9 << 20 } else { 70_000 + (id.sip_hash() % 60_000) as usize };
+        Ok(Bulk { by: self.by, noise: noise(id.sip_hash() ^ self.by, size) })
+    }
+}
+
+fn noise(seed: u64, size: usize) -> String {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'0' + (state % 75) as u8)
+    };
+    (0..size).map(|_| next()).collect()
 }
 
 fn micros(variable: &str) -> Duration {

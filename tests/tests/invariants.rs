@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use millstream::envelope::{RowBatch, encode_rows};
 use millstream::names::{Names, RunName};
-use millstream::{Id, Outcome, Pipeline, frame};
+use millstream::{Id, Limits, Outcome, Pipeline, frame};
 use millstream_engine::broker::Written;
-use millstream_engine::compute::{BatchKey, Pool};
+use millstream_engine::compute::{BatchKey, Place, Pool};
 use millstream_engine::records::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
@@ -159,7 +159,7 @@ impl Scene {
 
     fn start_sealer(&self) -> Service {
         let (broker, store) = (self.broker.clone(), self.store.clone());
-        Service::start(|stop| async move { seal_passes(&broker, &store, Arc::default(), &stop).await })
+        Service::start(|stop| async move { seal_passes::<u64>(&broker, &store, Arc::default(), &stop).await })
     }
 
     /// The durable of a run's first pass, with an `ack_wait` other than usual: made before the run, it is left as it is.
@@ -217,7 +217,7 @@ fn start_work(broker: &Broker, pipeline: Signed, threads: usize) -> (Service, Ar
     let counts = Arc::new(WorkCounts::default());
     let (broker, counted) = (broker.clone(), counts.clone());
     let columns = millstream::check::<Signed>().expect("sound");
-    let plan = WorkPlan { threads, drain: SOON };
+    let plan = WorkPlan { threads, drain: SOON, place: Place::Here, limits: Limits::DEFAULT };
     let service = Service::start(|stop| async move {
         Box::pin(work(Arc::new(pipeline), &columns, &broker, &plan, counted, &stop)).await
     });
@@ -828,7 +828,7 @@ fn nats_is_never_the_only_truth() {
     // Kept from the moment that all is published: nothing is computed yet.
     let digest = up.number("SELECT sum(sipHash64(number)) FROM numbers(7, 30000)");
     assert_eq!(digest, (7..30_007u64).fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash())));
-    let record = "SELECT run, source, batch_ids, batches, ids, digest FROM millstream.trial_runs";
+    let record = "SELECT run, source, batch_ids, batches, ids, digest FROM millstream.trial_runs FINAL";
     wait_until("the run's record in ClickHouse", SOON, || {
         let found = up.ask(record);
         let expected = format!("a\tids 7..=30006\t1000\t30\t30000\t{digest}\n");

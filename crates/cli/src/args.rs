@@ -91,6 +91,11 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// List a run's dead letters: the ids that yielded no row, and why
     Dead(DeadArgs),
+    /// Compute dead letters of a run again, as a new pass
+    ///
+    /// The new pass takes over the rows that were right already. Readers see the pass before it until the new one is
+    /// proven, and then the whole of the new one, in one step. Killed and started again with the same words it goes on.
+    Replay(ReplayArgs),
     /// Ask the configured ClickHouse, and print a table
     ///
     /// A query that names its own FORMAT is printed as it comes.
@@ -197,9 +202,36 @@ pub(crate) struct VerifyArgs {
 pub(crate) struct DeadArgs {
     /// The run
     pub run: String,
+    #[command(flatten)]
+    pub letters: LettersArgs,
     /// How many are listed [default: 100]
     #[arg(long, value_name = "N", default_value_t = 100, hide_default_value = true)]
     pub limit: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LettersArgs {
+    /// Only those whose error holds this text
+    #[arg(long, value_name = "TEXT")]
+    pub error: Option<String>,
+    /// Only those of this batch
+    #[arg(long, value_name = "N")]
+    pub batch: Option<u32>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReplayArgs {
+    /// The run; its newest pass must be sealed
+    pub run: String,
+    /// Compute the dead letters again
+    #[arg(long, required = true)]
+    pub dead: bool,
+    #[command(flatten)]
+    pub letters: LettersArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -212,7 +244,7 @@ pub(crate) struct SqlArgs {
 }
 
 /// Calls that show how a command is used, by command, without the binary's name before them.
-const EXAMPLES: [(&str, &[&str]); 9] = [
+const EXAMPLES: [(&str, &[&str]); 10] = [
     (
         "run",
         &["run --ids 1..=10000000", "run --file ids.txt --run friday", "run --file users.csv --column id"],
@@ -229,7 +261,8 @@ const EXAMPLES: [(&str, &[&str]); 9] = [
     ("up", &["up --nats-port 4222 --clickhouse-port 8123"]),
     ("status", &["status friday --watch", "status --json"]),
     ("verify", &["verify friday", "verify friday --repair --json"]),
-    ("dead", &["dead friday --limit 1000"]),
+    ("dead", &["dead friday --limit 1000", "dead friday --error 'timed out'"]),
+    ("replay", &["replay friday --dead", "replay friday --dead --error 'timed out'"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
     ("doctor", &["doctor --nats nats://nats.internal:4222"]),
 ];

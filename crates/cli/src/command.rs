@@ -3,6 +3,7 @@
 mod dead;
 mod doctor;
 mod produce;
+mod replay;
 mod run;
 mod runs;
 mod service;
@@ -55,7 +56,7 @@ impl<P: Pipeline> Context<P> {
             Command::Work(args) => args.threads,
             _ => None,
         };
-        let config = Config::read(&cli.options, threads)?;
+        let config = Config::read(&cli.options, threads, P::LIMITS)?;
         let progress = Progress::new();
         // Short commands have a result to show; what the log would say of the way there is noise.
         let quiet = matches!(
@@ -64,6 +65,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Status(_)
                 | Command::Verify(_)
                 | Command::Dead(_)
+                | Command::Replay(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
         );
@@ -98,6 +100,7 @@ impl<P: Pipeline> Context<P> {
             Command::Status(args) => status::status(&self, args).await,
             Command::Verify(args) => verify::verify(&self, args).await,
             Command::Dead(args) => dead::dead(&self, args).await,
+            Command::Replay(args) => replay::replay(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
         }

@@ -5,6 +5,9 @@ mod file;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millstream::Limits;
+use millstream::limits::LEAST_MEMORY;
+use millstream_engine::compute::Place;
 use millstream_engine::sink::SinkPlan;
 use millstream_engine::work::WorkPlan;
 use millstream_engine::{NatsAddress, StoreAddress, StreamLimits, compute};
@@ -63,18 +66,18 @@ impl Config {
     ///
     /// # Errors
     /// [`Faults`], all of them.
-    pub fn read(options: &Options, threads: Option<u64>) -> Result<Self, Faults> {
+    pub fn read(options: &Options, threads: Option<u64>, limits: Limits) -> Result<Self, Faults> {
         let path = options.config.clone().unwrap_or_else(|| FILE.into());
         let mut faults = Vec::new();
         let mut file = File::read(&path, options.config.is_some(), &mut faults);
-        let config = Self::merge(options, threads, &path, &mut file, &mut faults);
+        let config = Self::merge(options, (threads, limits), &path, &mut file, &mut faults);
         faults.extend(file.finish());
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
 
     fn merge(
         options: &Options,
-        threads: Option<u64>,
+        (threads, id_limits): (Option<u64>, Limits),
         path: &Path,
         file: &mut File,
         faults: &mut Vec<String>,
@@ -143,7 +146,7 @@ impl Config {
             data: data.map_or_else(|| ".millstream".into(), |data| data.value.into()),
             log: log.map_or_else(|| "info".into(), |log| log.value),
             limits: limits(file),
-            work: work_plan(threads, file, faults),
+            work: work_plan(threads, id_limits, file, faults),
             sink: sink_plan(file),
         }
     }
@@ -162,8 +165,9 @@ fn limits(file: &mut File) -> StreamLimits {
     }
 }
 
-fn work_plan(threads: Option<u64>, file: &mut File, faults: &mut Vec<String>) -> WorkPlan {
+fn work_plan(threads: Option<u64>, usual: Limits, file: &mut File, faults: &mut Vec<String>) -> WorkPlan {
     const MOST: u64 = 4096;
+    const LONGEST: u64 = 30 * 86400;
     if let Some(threads) = threads.filter(|threads| !(1..=MOST).contains(threads)) {
         faults.push(format!("--threads: {threads} is outside 1..={MOST}"));
     }
@@ -171,6 +175,16 @@ fn work_plan(threads: Option<u64>, file: &mut File, faults: &mut Vec<String>) ->
     WorkPlan {
         threads: threads.unwrap_or_else(compute::usable_cores),
         drain: file.seconds("work.drain_seconds", 1, 3600).unwrap_or(Duration::from_secs(30)),
+        // The program of this very process, even where its file was replaced by a newer one since.
+        place: Place::Apart("/proc/self/exe".into()),
+        limits: Limits {
+            attempts: file.number("work.attempts", 1, 1000).map_or(usual.attempts, |number| number as u32),
+            soft: file.seconds("work.soft_seconds", 1, LONGEST).or(usual.soft),
+            hard: file.seconds("work.hard_seconds", 1, LONGEST).or(usual.hard),
+            memory: file.bytes("work.memory", LEAST_MEMORY, 1 << 50).or(usual.memory),
+            isolate: file.truth("work.isolate").unwrap_or(usual.isolate),
+            ..usual
+        },
     }
 }
 
@@ -207,7 +221,7 @@ mod tests {
     fn with_file(text: &str, options: Options, threads: Option<u64>) -> Result<Config, Faults> {
         let mut file = tempfile::NamedTempFile::new().expect("temp file");
         file.write_all(text.as_bytes()).expect("written");
-        Config::read(&Options { config: Some(file.path().to_owned()), ..options }, threads)
+        Config::read(&Options { config: Some(file.path().to_owned()), ..options }, threads, Limits::DEFAULT)
     }
 
     #[test]
@@ -251,7 +265,7 @@ mod tests {
     #[test]
     fn a_file_that_was_named_must_be_there() {
         let options = Options { config: Some("/no/such.toml".into()), ..Options::default() };
-        let error = Config::read(&options, None).expect_err("missing").to_string();
+        let error = Config::read(&options, None, Limits::DEFAULT).expect_err("missing").to_string();
         assert!(error.contains("/no/such.toml"), "{error}");
     }
 }

@@ -55,6 +55,10 @@ pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
     if let Some(code) = millstream_local::child_main() {
         return code;
     }
+    let pipeline = match child(pipeline) {
+        Ok(code) => return code,
+        Err(pipeline) => pipeline,
+    };
     let command = args::command_line(P::NAME).about(about::<P>());
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
@@ -84,6 +88,15 @@ pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
             show::report(&error);
             ExitCode::from(if usage { 2 } else { 1 })
         }
+    }
+}
+
+/// If this process is to compute for a worker, does so until that worker is done with it.
+fn child<P: Pipeline>(pipeline: P) -> Result<ExitCode, P> {
+    match millstream::check::<P>() {
+        Ok(columns) => millstream_engine::compute::child_main(pipeline, &columns),
+        // The command that started nothing yet says what is wrong.
+        Err(_) => Err(pipeline),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::Operation;
+use async_nats::jetstream::kv::{Entry, Operation};
 use futures_util::StreamExt;
 use millstream::names::RunName;
 use tokio::sync::watch;
@@ -17,6 +17,8 @@ pub type Running = BTreeMap<(RunName, u32), PassRecord>;
 
 /// A watch is opened anew after this long, in case the old one died without a word.
 const REOPEN: Duration = Duration::from_secs(60);
+/// What a watch begins with follows at once; after this long without a word there is nothing.
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Follows the bucket until taking stops. The first value is there before this returns.
 ///
@@ -48,23 +50,46 @@ pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Ru
 async fn watch_once(records: &Records, sender: &watch::Sender<Running>) -> Result<(), crate::error::Source> {
     let until = tokio::time::Instant::now() + REOPEN;
     let mut updates = tokio::time::timeout_at(until, records.bucket().watch_with_history("pass.>")).await??;
-    while let Ok(Some(update)) = tokio::time::timeout_at(until, updates.next()).await {
-        let update = update?;
-        if update.operation != Operation::Put {
-            let key = key_of(&update.key);
-            sender.send_if_modified(|running| key.is_some_and(|key| running.remove(&key).is_some()));
-            continue;
-        }
-        match serde_json::from_slice::<PassRecord>(&update.value) {
-            Ok(record) => {
-                sender.send_if_modified(|running| apply(running, record));
+    // What there is comes first, and replaces what was known: a bucket that was made anew forgets without a word.
+    let mut known = Running::new();
+    loop {
+        match tokio::time::timeout(SNAPSHOT_WITHIN, updates.next()).await {
+            Ok(Some(update)) => {
+                let update = update?;
+                note(&mut known, &update);
+                if update.seen_current {
+                    break;
+                }
             }
-            Err(error) => {
-                tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone")
-            }
+            Ok(None) => return Ok(()),
+            // Of an empty bucket a watch says nothing.
+            Err(_) => break,
         }
     }
+    sender.send_if_modified(|running| {
+        let changed = *running != known;
+        *running = known;
+        changed
+    });
+    while let Ok(Some(update)) = tokio::time::timeout_at(until, updates.next()).await {
+        let update = update?;
+        sender.send_if_modified(|running| note(running, &update));
+    }
     Ok(())
+}
+
+/// Whether anything changed.
+fn note(running: &mut Running, update: &Entry) -> bool {
+    if update.operation != Operation::Put {
+        return key_of(&update.key).is_some_and(|key| running.remove(&key).is_some());
+    }
+    match serde_json::from_slice::<PassRecord>(&update.value) {
+        Ok(record) => apply(running, record),
+        Err(error) => {
+            tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone");
+            false
+        }
+    }
 }
 
 /// Whether anything changed.

@@ -1,6 +1,7 @@
 //! NATS: the connection, publishing, reading and purging messages. Every wait for an answer has a timeout.
 
 mod consumers;
+mod messages;
 mod setup;
 
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{Context, context, stream};
+use async_nats::jetstream::{Context, context};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use millstream::names::Names;
@@ -18,6 +19,7 @@ use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 
+pub use messages::Stray;
 pub use setup::StreamLimits;
 
 /// How long an answer of the broker may take before the question is asked again or given up.
@@ -56,6 +58,8 @@ pub struct Broker {
     names: Names,
     client: Client,
     jetstream: Context,
+    /// Who speaks: the command and its host.
+    role: String,
 }
 
 impl Broker {
@@ -94,7 +98,7 @@ impl Broker {
             .timeout(ANSWER_WITHIN)
             .ack_timeout(ANSWER_WITHIN)
             .build(client.clone());
-        Ok(Self { names, client, jetstream })
+        Ok(Self { names, client, jetstream, role: format!("{role} on {}", host_name()) })
     }
 
     /// The pipeline's names.
@@ -157,48 +161,16 @@ impl Broker {
                 Err(_) => "no answer".to_owned(),
             };
             let wait = backoff.wait();
-            let hint = if error.contains("maximum bytes") { STREAM_FULL } else { "" };
+            let hint = match () {
+                () if error.contains("maximum bytes") => STREAM_FULL,
+                () if error.contains("no stream found") => "`setup` makes the streams",
+                () => "",
+            };
             tracing::warn!(subject, %error, hint, retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
             if !stop.pause(wait).await {
                 return Err(Error::Stopped);
             }
         }
-    }
-
-    /// The message under a subject of the ids stream, with its sequence.
-    ///
-    /// # Errors
-    /// The broker's.
-    pub async fn ids_message(&self, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
-        let doing = format!("read message `{subject}`");
-        let stream =
-            self.jetstream.get_stream_no_info(self.names.ids_stream()).await.map_err(broker(&doing))?;
-        match within(&doing, stream.get_last_raw_message_by_subject(subject)).await? {
-            Ok(message) => Ok(Some((message.sequence, message.payload))),
-            Err(error) => match error.kind() {
-                stream::LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                _ => Err(broker(doing)(error)),
-            },
-        }
-    }
-
-    /// Removes every message whose subject matches from the rows stream.
-    ///
-    /// # Errors
-    /// The broker's.
-    pub async fn purge_rows(&self, filter: String) -> Result<u64, Error> {
-        self.purge(self.names.rows_stream(), filter).await
-    }
-
-    async fn purge(&self, stream: String, filter: String) -> Result<u64, Error> {
-        let doing = format!("purge `{filter}` from stream `{stream}`");
-        let handle = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;
-        // Removing a hundred thousand messages takes the server longer than an ordinary answer.
-        let purge = handle.purge().filter(filter).into_future();
-        let answer = tokio::time::timeout(ANSWER_WITHIN * 6, purge)
-            .await
-            .map_err(|_| Error::BrokerSilent { doing: doing.clone(), after: ANSWER_WITHIN * 6 })?;
-        answer.map(|answer| answer.purged).map_err(broker(doing))
     }
 
     /// Publishes on a plain subject, for whoever listens now.
@@ -222,6 +194,11 @@ impl Broker {
             tracing::warn!("the last acks may be lost: those batches will be delivered again");
         }
     }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 fn log_event(event: &Event) {

@@ -1,30 +1,49 @@
-//! The rayon pool: the only code that runs on it, and the only bridge to it.
+//! Computing ids: on a rayon pool, in a process of its own, or one id at a time in child processes.
 //!
 //! A batch is split over the cores in short pieces; each id is computed behind a panic guard; each piece is encoded and
 //! compressed where it was computed. What comes back is bytes that ClickHouse takes as they are.
+//!
+//! A thread cannot be killed, so the pool stands in a child process (`apart`): an id that crashes it or overruns its
+//! limits costs that process, not the worker. What was in it is then computed by children that have one id at a time
+//! (`alone`), and only the id that kills its child, or has to be killed, becomes a dead letter. `child` is the other end
+//! of both pipes.
+
+mod alone;
+mod apart;
+mod child;
+mod cores;
+mod frames;
+mod order;
+mod row;
+mod watch;
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use millstream::names::RunName;
-use millstream::rowbinary::{write_row, write_string};
+use millstream::rowbinary::write_row;
 use millstream::schema::ColumnType;
-use millstream::{Failure, Id, Outcome, Pipeline, frame};
+use millstream::{Failure, Outcome, Pipeline};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::tables::{STATUS_DEAD, STATUS_OK};
+use row::{RowWriter, Rows};
+use watch::Hand;
+
+pub use child::child_main;
+pub use cores::{Cores, Place};
+pub(crate) use row::{row_prefix, write_dead};
 
 /// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
 const PIECES_PER_CORE: usize = 16;
 /// A piece holds no more ids than this, whatever the batch: its encoded rows stay in the cache.
 const MAX_PIECE: usize = 1024;
-/// A dead letter's reason is cut to this many bytes.
-const MAX_REASON: usize = 4096;
+/// A piece whose rows come to more than this is ended early.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// A core-sized pool with the pipeline that it computes. Clones are the same.
 pub struct Pool<P: Pipeline> {
@@ -32,11 +51,18 @@ pub struct Pool<P: Pipeline> {
     pipeline: Arc<P>,
     /// What a dead letter holds in the pipeline's own columns.
     blank: Arc<[u8]>,
+    /// One for each thread.
+    hands: Arc<[Hand]>,
 }
 
 impl<P: Pipeline> Clone for Pool<P> {
     fn clone(&self) -> Self {
-        Self { threads: self.threads.clone(), pipeline: self.pipeline.clone(), blank: self.blank.clone() }
+        Self {
+            threads: self.threads.clone(),
+            pipeline: self.pipeline.clone(),
+            blank: self.blank.clone(),
+            hands: self.hands.clone(),
+        }
     }
 }
 
@@ -56,8 +82,10 @@ pub struct BatchKey {
 /// What computing some ids of a batch came to.
 #[derive(Debug)]
 pub struct Computed<I> {
-    /// Rows as compressed frames, in the order of the ids.
+    /// Rows as compressed frames, in the order of the ids. A row lies in one of them.
     pub frames: Vec<u8>,
+    /// Size of every row before compression, in the same order.
+    pub lengths: Vec<u32>,
     /// Size of the rows before compression.
     pub raw_bytes: u64,
     /// Rows among them that are dead letters.
@@ -68,7 +96,7 @@ pub struct Computed<I> {
 
 impl<I> Default for Computed<I> {
     fn default() -> Self {
-        Self { frames: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
+        Self { frames: Vec::new(), lengths: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
     }
 }
 
@@ -76,10 +104,32 @@ impl<I> Computed<I> {
     /// Appends another part of the same batch.
     pub fn append(&mut self, mut part: Self) {
         self.frames.append(&mut part.frames);
+        self.lengths.append(&mut part.lengths);
         self.raw_bytes += part.raw_bytes;
         self.dead += part.dead;
         self.again.append(&mut part.again);
     }
+
+    /// Takes the rows that were written.
+    fn take_rows(&mut self, rows: Rows) {
+        let (mut frames, raw_bytes) = rows.frames.finish();
+        self.frames.append(&mut frames);
+        self.raw_bytes += raw_bytes;
+        self.lengths.extend(rows.lengths);
+        self.dead += rows.dead;
+    }
+}
+
+/// Neighbouring ids that were computed together.
+#[derive(Debug)]
+struct Piece<I> {
+    /// Place of the first among the ids that were to be computed.
+    from: u32,
+    /// Ids that it covers, whether they have a row or not.
+    count: u32,
+    computed: Computed<I>,
+    /// Places of the ids in `computed.again`.
+    again_at: Vec<u32>,
 }
 
 /// Cores that this process may use: its affinity and its cgroup's quota are honoured.
@@ -99,9 +149,8 @@ impl<P: Pipeline> Pool<P> {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|source| Error::Pool { threads, source })?;
-        let mut blank = Vec::new();
-        columns.iter().for_each(|column| column.write_blank(&mut blank));
-        Ok(Self { threads: Arc::new(pool), pipeline, blank: blank.into() })
+        let hands = (0..threads).map(|_| Hand::default()).collect();
+        Ok(Self { threads: Arc::new(pool), pipeline, blank: blank_of(columns), hands })
     }
 
     /// How many threads there are.
@@ -116,83 +165,111 @@ impl<P: Pipeline> Pool<P> {
         let (sender, receiver) = oneshot::channel();
         let this = self.clone();
         self.threads.spawn(move || {
+            let pieces = Mutex::new(Vec::new());
+            this.grind(0, &key, &ids, last, &|piece| {
+                pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece)
+            });
             // The receiver is gone when work was given up: the result is then of no use to anybody.
-            let _forgotten = sender.send(this.compute_here(&key, &ids, last));
+            let _forgotten = sender.send(whole(pieces.into_inner().unwrap_or_else(PoisonError::into_inner)));
         });
         receiver.await.expect("pieces catch panics, so a result is always sent")
     }
 
-    fn compute_here(&self, key: &BatchKey, ids: &[P::Id], last: bool) -> Computed<P::Id> {
-        let prefix = row_prefix(key);
+    /// Has `work` run on the pool's threads.
+    fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        self.threads.spawn(work);
+    }
+
+    /// Computes `ids` on all threads, and hands over each piece as it is done, in any order.
+    fn grind(
+        &self,
+        order: u64,
+        key: &BatchKey,
+        ids: &[P::Id],
+        last: bool,
+        done: &(impl Fn(Piece<P::Id>) + Sync),
+    ) {
+        let rows = RowWriter::new(key, &self.blank);
         let pieces = self.threads() * PIECES_PER_CORE;
-        let piece = ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
-        let parts: Vec<Computed<P::Id>> =
-            ids.par_chunks(piece).map(|piece| self.compute_piece(&prefix, piece, last)).collect();
-        parts.into_iter().fold(Computed::default(), |mut whole, part| {
-            whole.append(part);
-            whole
-        })
+        let size = ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
+        ids.par_chunks(size).enumerate().for_each(|(number, piece)| {
+            self.grind_piece(order, &rows, (number * size) as u32, piece, last, done)
+        });
     }
 
-    fn compute_piece(&self, prefix: &[u8], ids: &[P::Id], last: bool) -> Computed<P::Id> {
-        let mut raw = Vec::with_capacity(ids.len() * (prefix.len() + 64));
-        let mut part = Computed::default();
+    fn grind_piece(
+        &self,
+        order: u64,
+        rows: &RowWriter<'_>,
+        mut from: u32,
+        mut ids: &[P::Id],
+        last: bool,
+        done: &impl Fn(Piece<P::Id>),
+    ) {
+        let hand = &self.hands[rayon::current_thread_index().unwrap_or(0)];
+        let before = hand.take(order);
+        while !ids.is_empty() {
+            let piece = self.grind_some(hand, rows, from, ids, last);
+            (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
+            done(piece);
+        }
+        hand.put_back(before);
+    }
+
+    /// Computes from the first of `ids` on, to the last or until the rows are many bytes.
+    fn grind_some(
+        &self,
+        hand: &Hand,
+        rows: &RowWriter<'_>,
+        from: u32,
+        ids: &[P::Id],
+        last: bool,
+    ) -> Piece<P::Id> {
+        let mut out = Rows::with_room(ids.len() * rows.usual_len());
+        let mut piece = Piece { from, count: 0, computed: Computed::default(), again_at: Vec::new() };
         for id in ids {
-            let outcome = match guarded(|| self.pipeline.compute(id)) {
+            let at = from + piece.count;
+            hand.begin(at);
+            match guarded(|| self.pipeline.compute(id)) {
                 Err(Failure::Retry(reason)) if !last => {
-                    part.again.push((id.clone(), reason));
-                    continue;
+                    piece.again_at.push(at);
+                    piece.computed.again.push((id.clone(), reason));
                 }
-                outcome => outcome,
-            };
-            part.dead += u32::from(!self.write(prefix, id, outcome, &mut raw));
-        }
-        part.raw_bytes = raw.len() as u64;
-        if !raw.is_empty() {
-            frame::compress(&raw, &mut part.frames);
-        }
-        part
-    }
-
-    /// Appends the id's one row; whether it is an ok one: **every-id-yields-one-row**.
-    fn write(&self, prefix: &[u8], id: &P::Id, outcome: Outcome<P::Row>, raw: &mut Vec<u8>) -> bool {
-        raw.extend_from_slice(prefix);
-        id.write_rowbinary(raw);
-        let reason = match outcome {
-            Ok(row) => {
-                let body = raw.len();
-                raw.push(STATUS_OK);
-                write_string(raw, "");
-                match write_row(&row, raw) {
-                    Ok(()) => return true,
-                    Err(fault) => {
-                        raw.truncate(body);
-                        format!("row cannot be encoded: {fault}")
-                    }
-                }
+                outcome => write::<P>(rows, id, outcome, &mut out),
             }
-            Err(Failure::Reject(reason)) => reason,
-            Err(Failure::Retry(reason)) => format!("gave up after every attempt: {reason}"),
-        };
-        raw.push(STATUS_DEAD);
-        write_string(raw, shortened(&reason));
-        raw.extend_from_slice(&self.blank);
-        false
+            piece.count += 1;
+            if out.bytes >= PIECE_BYTES {
+                break;
+            }
+        }
+        piece.computed.take_rows(out);
+        piece
     }
 }
 
-/// The columns before `id`, alike in all rows of a batch.
-fn row_prefix(key: &BatchKey) -> Vec<u8> {
-    let mut prefix = Vec::new();
-    write_string(&mut prefix, key.run.as_str());
-    for number in [key.pass, key.batch, key.ids] {
-        prefix.extend_from_slice(&number.to_le_bytes());
-    }
-    prefix
+/// What dead letters hold in the pipeline's own columns.
+pub(crate) fn blank_of(columns: &[ColumnType]) -> Arc<[u8]> {
+    let mut blank = Vec::new();
+    columns.iter().for_each(|column| column.write_blank(&mut blank));
+    blank.into()
 }
 
-fn shortened(reason: &str) -> &str {
-    &reason[..reason.floor_char_boundary(MAX_REASON)]
+/// Appends the id's one row.
+fn write<P: Pipeline>(rows: &RowWriter<'_>, id: &P::Id, outcome: Outcome<P::Row>, out: &mut Rows) {
+    match outcome {
+        Ok(row) => rows.ok(id, |raw| write_row(&row, raw), out),
+        Err(Failure::Reject(reason)) => rows.dead(id, &reason, out),
+        Err(Failure::Retry(reason)) => rows.dead(id, &row::gave_up(&reason), out),
+    }
+}
+
+/// All pieces as one, in the order of their ids.
+fn whole<I>(mut pieces: Vec<Piece<I>>) -> Computed<I> {
+    pieces.sort_unstable_by_key(|piece| piece.from);
+    pieces.into_iter().fold(Computed::default(), |mut whole, piece| {
+        whole.append(piece.computed);
+        whole
+    })
 }
 
 thread_local! {
@@ -245,9 +322,11 @@ fn install_panic_hook() {
 
 #[cfg(test)]
 mod tests {
+    use millstream::frame;
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::tables::{STATUS_DEAD, STATUS_OK};
 
     struct Picky;
 
@@ -330,10 +409,5 @@ mod tests {
             assert_eq!(pool.compute(key(1), vec![1], false).await.dead, 1);
         }
         assert_eq!(pool.compute(key(4), vec![4, 5, 6, 7], false).await.dead, 0);
-    }
-
-    #[test]
-    fn reasons_are_cut_between_characters() {
-        assert_eq!(shortened(&"ü".repeat(4000)).len(), MAX_REASON);
     }
 }

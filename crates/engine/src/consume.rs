@@ -112,7 +112,7 @@ async fn pull_pass(
         match broker.work_consumer(run, *pass).await {
             Ok(Some(consumer)) => drop(consumers.insert(key.clone(), consumer)),
             Ok(None) => {
-                tracing::warn!(%run, pass, "the pass has no consumer: `verify {run} --repair` makes one");
+                tracing::warn!(%run, pass, "the pass has no consumer: a sink makes it again, or `verify {run} --repair`");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 return Vec::new();
             }

@@ -151,6 +151,11 @@ impl Delivery {
         &self.message.subject
     }
 
+    /// The stream that it came from, and its sequence there.
+    pub fn origin(&self) -> Option<(String, u64)> {
+        self.message.info().ok().map(|info| (info.stream.to_owned(), info.stream_sequence))
+    }
+
     /// Which arrival of this batch it is, from 1.
     pub fn deliveries(&self) -> i64 {
         self.deliveries

@@ -100,6 +100,14 @@ pub enum Error {
         /// Names there are, the newest first, a few.
         known: Vec<String>,
     },
+    /// NATS has lost the run; ClickHouse knows it.
+    #[error("find run `{run}` in NATS, which has forgotten it: ClickHouse has its record")]
+    ForgottenRun {
+        /// The run.
+        run: String,
+        /// What it was made of.
+        made_of: String,
+    },
     /// The run exists and was made of something else.
     #[error("add to run `{run}`: it was made of {existing}, not of {given}")]
     OtherIds {
@@ -198,6 +206,38 @@ pub enum Error {
         #[source]
         source: rayon::ThreadPoolBuildError,
     },
+    /// A replay of a run whose newest pass is not sealed.
+    #[error("replay run `{run}`: its newest pass is not sealed yet")]
+    PassOpen {
+        /// The run.
+        run: String,
+    },
+    /// A replay of dead letters that are none.
+    #[error("replay dead letters of run `{run}`: there are none like that")]
+    NoDeadLetters {
+        /// The run.
+        run: String,
+    },
+    /// ClickHouse holds an id that is none of the pipeline's.
+    #[error("read the ids of batch {batch} of run `{run}` back from ClickHouse")]
+    StoredId {
+        /// The run.
+        run: String,
+        /// The batch.
+        batch: u32,
+        /// What is wrong with it.
+        #[source]
+        source: millstream::id::IdFault,
+    },
+    /// A process that computes could not be started.
+    #[error("start `{program}` as a process that computes")]
+    Child {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: Source,
+    },
     /// Asked to stop before it was done.
     #[error("finish: it was told to stop")]
     Stopped,
@@ -286,6 +326,9 @@ impl Error {
             }
             Self::NoSuchRun { known, .. } if known.is_empty() => "there are no runs yet: `produce` makes one".into(),
             Self::NoSuchRun { known, .. } => format!("there are {}", known.join(", ")),
+            Self::ForgottenRun { run, made_of } => {
+                format!("`produce` with the same input ({made_of}) and --run {run} brings it back")
+            }
             Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
             Self::OtherBatch { .. } => {
                 "the input changed since the run was begun: give the run a new name with --run".into()
@@ -304,6 +347,15 @@ impl Error {
             Self::NoColumn { .. } => "choose one of them with --column".into(),
             Self::TableColumns { .. } => {
                 "change the pipeline's columns, alter the table, or use another database with --database".into()
+            }
+            Self::PassOpen { run } => {
+                format!("`status {run} --watch` shows when it is; `verify {run} --repair` helps a pass that does not move")
+            }
+            Self::NoDeadLetters { run } => format!("`dead {run}` lists those that there are"),
+            Self::Child { .. } => {
+                "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
+                 or print before that"
+                    .into()
             }
             Self::Store { source, .. } => return source.hint(),
             _ => return None,

@@ -5,15 +5,17 @@
 //! 1. [`source`] cuts the user's ids into batches; [`publish`] writes them to the ids stream, first writer wins.
 //! 2. [`consume`] takes permits, then pulls no more than they cover; [`delivery`] is what it gets: a payload with its
 //!    acker and permit, ended exactly once.
-//! 3. [`work`] decodes it, has [`compute`] grind the ids on the rayon pool, publishes the rows, and only then acks.
+//! 3. [`work`] decodes it, has [`compute`] grind the ids on the rayon pool, publishes the rows (in `parts`, where they
+//!    are more than one message may carry), and only then acks.
 //! 4. [`sink`] gathers rows of one pass, inserts, asks ClickHouse what landed, and acks just that.
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
 //!
-//! Beside the path: [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
-//! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
+//! Beside the path: [`aside`] keeps what is no batch of ours; [`replay`] makes further passes; [`broker`] speaks to NATS
+//! and [`store`] to ClickHouse, with every setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
 //! [`stop`] is how everything ends.
 
+pub mod aside;
 pub mod board;
 pub mod broker;
 pub mod compute;
@@ -21,8 +23,10 @@ pub mod consume;
 pub mod delivery;
 pub mod error;
 pub mod failpoint;
+mod parts;
 pub mod publish;
 pub mod records;
+pub mod replay;
 pub mod retry;
 pub mod seal;
 pub mod sink;

@@ -1,21 +1,26 @@
 //! Publishing a run: batches go out in any order, each once, and the record closes the run.
+//!
+//! The same words again bring back what the broker has lost since: the records, which ClickHouse keeps too, and the batches.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use millstream::envelope::encode_ids;
+use millstream::envelope::{EnvelopeFault, encode_ids};
 use millstream::names::RunName;
 use millstream::{Id, MAX_BATCH_IDS};
 use tokio::sync::mpsc;
 
-use crate::broker::{Broker, Written};
+use crate::aside::fault_of_ids;
+use crate::broker::{Broker, Stray, Written};
 use crate::error::Error;
 use crate::failpoint;
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
 use crate::source::{Cut, Cutter, Input, Survey};
 use crate::stop::Stop;
+use crate::store::Store;
+use crate::verify::{Repair, heal};
 
 /// Batches on their way at once.
 const IN_FLIGHT: usize = 64;
@@ -53,6 +58,8 @@ pub struct Submitted {
     pub written: u64,
     /// Batches that were there already, from an earlier start.
     pub found: u64,
+    /// What was repaired of a run that had been published before, and had lost something since.
+    pub repair: Option<Repair>,
 }
 
 /// How far publishing is.
@@ -71,19 +78,29 @@ pub struct Progress {
 pub async fn submit<I: Id>(
     broker: &Broker,
     records: &Records,
+    store: &Store,
     submission: &Submission,
     stop: &Stop,
     progress: impl Fn(Progress),
 ) -> Result<Submitted, Error> {
-    let record = open_run(records, submission).await?;
-    if let Some(published) = record.published.clone() {
-        let found = u64::from(published.batches);
-        return Ok(Submitted { record, published, written: 0, found });
+    let run = &submission.run;
+    let record = open_run(records, store, submission).await?;
+    let before = record.published.clone();
+    if let Some(published) = &before
+        && is_whole(broker, run, published).await?
+    {
+        restore_passes(records, store, run, &record).await?;
+        let (found, published) = (u64::from(published.batches), published.clone());
+        return Ok(Submitted { record, published, written: 0, found, repair: None });
     }
     failpoint::pass("produce-after-record");
-    open_pass(broker, records, &submission.run, &record).await?;
+    if before.is_none() {
+        // Workers begin before all is published.
+        open_pass(broker, records, run, &record).await?;
+    }
     let mut tally = Tally::default();
-    publish_batches::<I>(broker, submission, record.batch_ids, stop, |batch, written| {
+    let lookup = if before.is_some() { Lookup::First } else { Lookup::WhenRefused };
+    publish_batches::<I>(broker, submission, record.batch_ids, lookup, stop, |batch, written| {
         tally.add(batch, written);
         progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
     })
@@ -91,13 +108,23 @@ pub async fn submit<I: Id>(
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
-    let record = close_run(records, &submission.run, published.clone()).await?;
+    let record = close_run(records, run, published.clone()).await?;
     failpoint::pass("produce-after-close");
-    Ok(Submitted { record, published, written, found })
+    store.keep_run(&record).await?;
+    let repair = match before {
+        Some(_) => {
+            restore_passes(records, store, run, &record).await?;
+            let pass = records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass);
+            Some(heal::<I>(broker, records, store, run, pass).await?)
+        }
+        None => None,
+    };
+    Ok(Submitted { record, published, written, found, repair })
 }
 
-/// Creates the record, or finds one that was made of the same ids.
-async fn open_run(records: &Records, submission: &Submission) -> Result<RunRecord, Error> {
+/// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has
+/// forgotten it.
+async fn open_run(records: &Records, store: &Store, submission: &Submission) -> Result<RunRecord, Error> {
     let Submission { run, survey, batch_ids, .. } = submission;
     let fresh = RunRecord {
         run: run.to_string(),
@@ -113,20 +140,42 @@ async fn open_run(records: &Records, submission: &Submission) -> Result<RunRecor
         return Err(Error::TooManyBatches { input: survey.source.clone() });
     }
     // The lookup goes first so that a second start of a run does not look like a failed write to the broker.
-    if records.run(run).await?.is_none() && records.create_run(&fresh, run).await? == Change::Made {
-        return Ok(fresh);
+    if records.run(run).await?.is_none() {
+        let kept = store.run_record(run.as_str()).await?;
+        if let Some(kept) = &kept {
+            same_ids(kept, &fresh, *batch_ids)?;
+            tracing::warn!(%run, "NATS has forgotten the run: its record is restored from ClickHouse");
+        }
+        let record = kept.unwrap_or_else(|| fresh.clone());
+        if records.create_run(&record, run).await? == Change::Made {
+            store.keep_run(&record).await?;
+            return Ok(record);
+        }
     }
     let existing = records.known_run(run).await?.record;
-    let other_batch = batch_ids.is_some_and(|batch_ids| batch_ids != existing.batch_ids);
-    if existing.fingerprint != fresh.fingerprint || other_batch {
-        return Err(Error::OtherIds {
-            run: run.to_string(),
-            existing: described(&existing, true),
-            given: described(&fresh, batch_ids.is_some()),
-        });
-    }
-    tracing::info!(run = %run, "the run exists and was made of the same ids: resuming");
+    same_ids(&existing, &fresh, *batch_ids)?;
+    store.keep_run(&existing).await?;
+    tracing::info!(%run, "the run exists and was made of the same ids: resuming");
     Ok(existing)
+}
+
+fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Option<u32>) -> Result<(), Error> {
+    let other_batch = batch_ids.is_some_and(|batch_ids| batch_ids != existing.batch_ids);
+    if existing.fingerprint == given.fingerprint && !other_batch {
+        return Ok(());
+    }
+    Err(Error::OtherIds {
+        run: existing.run.clone(),
+        existing: described(existing, true),
+        given: described(given, batch_ids.is_some()),
+    })
+}
+
+/// Whether the stream holds every batch of a published run, and none of them is known to be damaged. Two questions,
+/// however many batches there are.
+async fn is_whole(broker: &Broker, run: &RunName, published: &Published) -> Result<bool, Error> {
+    let stored = broker.count_ids(run).await?;
+    Ok(stored == u64::from(published.batches) && broker.count_aside(run).await? == 0)
 }
 
 /// Batches large enough to cost nothing, and small enough that a short run of heavy ids is shared.
@@ -146,26 +195,46 @@ fn described(record: &RunRecord, with_batches: bool) -> String {
     words
 }
 
-/// Lets workers begin before all is published.
 async fn open_pass(
     broker: &Broker,
     records: &Records,
     run: &RunName,
     record: &RunRecord,
 ) -> Result<(), Error> {
+    broker.ensure_work_consumer(run, 1).await?;
+    if records.pass(run, 1).await?.is_none() {
+        records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await?;
+    }
+    Ok(())
+}
+
+/// Brings back the passes of a published run that the bucket has forgotten: sealed where ClickHouse says so.
+async fn restore_passes(
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    record: &RunRecord,
+) -> Result<(), Error> {
     if records.pass(run, 1).await?.is_some() {
         return Ok(());
     }
-    broker.ensure_work_consumer(run, 1).await?;
-    let pass = PassRecord {
-        run: run.to_string(),
-        pass: 1,
-        state: PassState::Running,
-        batch_ids: record.batch_ids,
-        started_ms: now_ms(),
-        sealed: None,
-    };
-    records.create_pass(&pass, run).await.map(drop)
+    for (pass, sealed) in store.sealed_passes(run.as_str()).await? {
+        let begun = PassRecord::begin(run, pass, record.batch_ids);
+        let state = PassState::Sealed;
+        let known = PassRecord { state, started_ms: record.created_ms, sealed: Some(sealed), ..begun };
+        records.create_pass(&known, run).await?;
+    }
+    // Without a seal it is proven, and repaired, like any running one.
+    records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await.map(drop)
+}
+
+/// When the stream is asked what it holds under a batch's subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lookup {
+    /// Before it is written, as most of the batches are there.
+    First,
+    /// Once it turns out that something is there.
+    WhenRefused,
 }
 
 struct Batch {
@@ -208,6 +277,7 @@ async fn publish_batches<I: Id>(
     broker: &Broker,
     submission: &Submission,
     batch_ids: u32,
+    lookup: Lookup,
     stop: &Stop,
     mut done: impl FnMut(&Batch, Written),
 ) -> Result<(), Error> {
@@ -222,7 +292,7 @@ async fn publish_batches<I: Id>(
     loop {
         tokio::select! {
             batch = batches.recv(), if flights.len() < IN_FLIGHT => match batch {
-                Some(batch) => flights.push(publish_batch(broker, &submission.run, batch, stop)),
+                Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, lookup, stop)),
                 None => break,
             },
             Some(landed) = flights.next() => {
@@ -269,26 +339,55 @@ fn cut_batches<I: Id>(
     Ok(())
 }
 
-async fn publish_batch(
+async fn publish_batch<I: Id>(
     broker: &Broker,
     run: &RunName,
     batch: Batch,
+    lookup: Lookup,
     stop: &Stop,
 ) -> Result<(Batch, Written), Error> {
     let subject = broker.names().ids_subject(run, batch.number);
+    if lookup == Lookup::First && is_stored::<I>(broker, run, &subject, &batch).await? {
+        return Ok((batch, Written::Already));
+    }
     loop {
         failpoint::pass("produce-before-publish");
         let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
         failpoint::pass("produce-after-publish");
-        if written == Written::First {
+        // Somebody stored a batch of that number: an earlier start of this run, or a run of other ids.
+        if written == Written::First || is_stored::<I>(broker, run, &subject, &batch).await? {
             return Ok((batch, written));
         }
-        // Somebody stored a batch of that number: an earlier start of this run, or a run of other ids.
-        match broker.ids_message(&subject).await? {
-            Some((_, bytes)) if bytes == batch.bytes => return Ok((batch, written)),
-            Some(_) => return Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
-            // Purged between the two questions: it is to be stored after all.
-            None => tokio::time::sleep(Duration::from_millis(100)).await,
+        if !stop.pause(Duration::from_millis(100)).await {
+            return Err(Error::Stopped);
+        }
+    }
+}
+
+/// Whether the stream holds this batch. What cannot be read under its subject is set aside, and makes room for it.
+async fn is_stored<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    subject: &str,
+    batch: &Batch,
+) -> Result<bool, Error> {
+    let Some((sequence, bytes)) = broker.ids_message(subject).await? else { return Ok(false) };
+    if bytes == batch.bytes {
+        return Ok(true);
+    }
+    match fault_of_ids::<I>(run, batch.number, &bytes) {
+        None => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
+        Some(source @ EnvelopeFault::NewerVersion { .. }) => {
+            Err(Error::Message { subject: subject.to_owned(), source })
+        }
+        Some(fault) => {
+            let stream = broker.names().ids_stream();
+            broker
+                .keep_aside(&Stray { subject, stream: &stream, sequence, fault: &fault, payload: &bytes })
+                .await?;
+            tracing::warn!(subject, %fault, "what the stream held is no batch, and is published again");
+            broker.purge_ids(subject.to_owned()).await?;
+            Ok(false)
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::within;
 use crate::error::{Error, broker};
+use crate::tables::Letters;
 
 /// What a run is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,35 @@ pub struct PassRecord {
     pub started_ms: u64,
     /// What was proven; `None` until sealed.
     pub sealed: Option<Sealed>,
+    /// Which ids it computes, where those are not all of the run's; the rows of the others it takes over.
+    #[serde(default)]
+    pub covers: Option<Covers>,
+}
+
+impl PassRecord {
+    /// A pass that begins now.
+    pub fn begin(run: &RunName, pass: u32, batch_ids: u32) -> Self {
+        Self {
+            run: run.to_string(),
+            pass,
+            state: PassState::Running,
+            batch_ids,
+            started_ms: now_ms(),
+            sealed: None,
+            covers: None,
+        }
+    }
+}
+
+/// The dead letters that a pass computes again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Covers {
+    /// The pass before it, whose dead letters they are and whose other rows it takes over.
+    pub base: u32,
+    /// Which of them.
+    pub letters: Letters,
+    /// How many; `None` while they are being published.
+    pub ids: Option<u64>,
 }
 
 /// What was proven of a pass.

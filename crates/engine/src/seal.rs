@@ -2,12 +2,13 @@
 //!
 //! Every sink process watches for passes that are done and proves them; a compare-and-set on the pass's record lets
 //! one of them say so. The proof needs ClickHouse and the run's record alone: what NATS believes only decides when it
-//! is worth trying.
+//! is worth trying. A pass that has come to rest and is not complete is repaired here, as `verify --repair` does it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use millstream::Id;
 use millstream::names::RunName;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -16,10 +17,12 @@ use crate::board::{self, Running};
 use crate::broker::Broker;
 use crate::error::{Error, full_cause};
 use crate::failpoint;
-use crate::records::{Change, PassState, Published, Records, RunRecord, Sealed, now_ms};
+use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
+use crate::replay::take_over;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use crate::store::{Store, Stored};
+use crate::verify::{self, Repair};
 
 /// How often passes are looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// Pauses between proofs of a pass that is not complete.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Repairs of one pass that this process makes by itself; after so many a person has to look.
+const REPAIRS: u32 = 5;
 
 /// What a run should be, against what ClickHouse holds.
 #[derive(Debug, Clone)]
@@ -80,7 +85,6 @@ struct Sealer {
     store: Store,
     records: Records,
     hurry: Arc<Notify>,
-    stop: Stop,
 }
 
 /// A pass on its way to the seal.
@@ -89,6 +93,7 @@ struct Watch {
     next_try: Instant,
     pause: Backoff,
     run_kept: bool,
+    repairs: u32,
 }
 
 /// Seals passes as they complete, until taking stops. Tells a sink through `hurry` when a pass's workers are done, so
@@ -96,7 +101,7 @@ struct Watch {
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; afterwards failures are waited out.
-pub async fn seal_passes(
+pub async fn seal_passes<I: Id>(
     broker: &Broker,
     store: &Store,
     hurry: Arc<Notify>,
@@ -104,14 +109,14 @@ pub async fn seal_passes(
 ) -> Result<(), Error> {
     let records = broker.records().await?;
     let running = board::follow(&records, stop).await?;
-    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry, stop: stop.clone() };
+    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry };
     let mut watches = HashMap::new();
     while !stop.taking_stopped() {
         let passes: Running = running.borrow().clone();
         watches.retain(|key, _| passes.contains_key(key));
         for key in passes.into_keys() {
             let watch = watches.entry(key.clone()).or_insert_with(Watch::new);
-            if let Err(error) = sealer.look(&key.0, key.1, watch).await {
+            if let Err(error) = sealer.look::<I>(&key.0, key.1, watch).await {
                 watch.next_try = Instant::now() + AFTER_ERROR;
                 tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), "not sealed yet");
             }
@@ -132,6 +137,7 @@ impl Watch {
             next_try: Instant::now(),
             pause: Backoff::new(PAUSE.0, PAUSE.1),
             run_kept: false,
+            repairs: 0,
         }
     }
 
@@ -143,40 +149,71 @@ impl Watch {
 }
 
 impl Sealer {
-    async fn look(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
+    async fn look<I: Id>(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
         if Instant::now() < watch.next_try {
             return Ok(());
         }
         let record = self.records.known_run(run).await?.record;
-        let Some(published) = record.published.clone() else { return Ok(()) };
-        self.keep_run(&record, &published, watch).await?;
-        if !self.is_worth_trying(run, pass, &published, watch).await? {
+        let Some(published) = record.published.clone() else {
+            // Until all is published nothing counts as missing, so nothing else would bring it back.
+            return self.broker.ensure_work_consumer(run, pass).await;
+        };
+        self.keep_run(&record, watch).await?;
+        // Read before the proof, so that the seal cannot be that of a pass which was opened again since.
+        let Some(entry) = self.records.pass(run, pass).await? else { return Ok(()) };
+        let covers = entry.record.covers.as_ref();
+        let Some(wanted) = covers.map_or(Some(published.ids), |covers| covers.ids) else {
+            // Its ids are being published.
             return Ok(());
+        };
+        if !self.is_worth_trying(run, pass, wanted, watch).await? {
+            return Ok(());
+        }
+        if let Some(covers) = covers {
+            take_over(&self.store, run, pass, covers, record.batch_ids, &published).await?;
         }
         let proof = self.prove(run, pass, &published).await?;
         if !proof.is_clean() {
             let Stored { batches, ids, raw_duplicates, .. } = proof.stored;
             let wait = watch.set_back();
             tracing::warn!(%run, pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
-                raw_duplicates, retry_s = wait.as_secs(),
-                "not every id has its one row: `verify {run}` names what is missing");
+                raw_duplicates, retry_s = wait.as_secs(), "not every id has its one row");
+            self.repair::<I>(run, pass, watch).await;
             return Ok(());
         }
         let repeated_ids =
             if record.may_repeat { self.store.repeated_ids(run.as_str(), pass).await? } else { 0 };
-        self.seal(run, pass, &proof, repeated_ids).await
+        self.seal(run, entry, &proof, repeated_ids).await
+    }
+
+    /// Has computed again what can be, and says what a person has to do about the rest.
+    async fn repair<I: Id>(&self, run: &RunName, pass: u32, watch: &mut Watch) {
+        if watch.repairs >= REPAIRS {
+            let hint = format!("`verify {run}` names what is missing, `verify {run} --repair` tries again");
+            tracing::error!(%run, pass, repairs = REPAIRS, hint, "the pass is still not complete, and is left alone");
+            return;
+        }
+        match verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass).await {
+            Ok(Repair { busy: Some(why), .. }) => tracing::debug!(%run, pass, why, "not repaired yet"),
+            // Rows landed since the proof.
+            Ok(repair) if repair == Repair::default() => {}
+            Ok(repair) => {
+                watch.repairs += 1;
+                told(run, pass, &repair);
+            }
+            Err(error) => {
+                watch.repairs += 1;
+                let (error, hint) =
+                    (full_cause(&error), format!("`verify {run} --repair`, by a user with more rights"));
+                tracing::error!(%run, pass, error, hint, "the pass is not complete, and cannot be repaired from here");
+            }
+        }
     }
 
     /// The run's record is kept in ClickHouse from the moment it is complete: NATS is never the only truth.
-    async fn keep_run(
-        &self,
-        record: &RunRecord,
-        published: &Published,
-        watch: &mut Watch,
-    ) -> Result<(), Error> {
-        if !watch.run_kept && !self.store.knows_run(&record.run).await? {
-            let statement = self.store.tables().insert_run(record, published);
-            self.store.write("keep the run's record", &statement).await?;
+    async fn keep_run(&self, record: &RunRecord, watch: &mut Watch) -> Result<(), Error> {
+        if !watch.run_kept {
+            self.store.keep_run(record).await?;
         }
         watch.run_kept = true;
         Ok(())
@@ -189,7 +226,7 @@ impl Sealer {
         &self,
         run: &RunName,
         pass: u32,
-        published: &Published,
+        wanted: u64,
         watch: &mut Watch,
     ) -> Result<bool, Error> {
         let (pending, open) = match self.broker.work_progress(run, pass).await? {
@@ -201,7 +238,7 @@ impl Sealer {
             return Ok(false);
         }
         // What a killed worker held is open for another minute, though all of its rows may be there already.
-        if self.store.raw_rows(run.as_str(), pass).await? >= published.ids {
+        if self.store.raw_rows(run.as_str(), pass).await? >= wanted {
             return Ok(true);
         }
         if open > 0 {
@@ -213,8 +250,11 @@ impl Sealer {
             self.hurry.notify_one();
         }
         let since = *watch.drained_since.get_or_insert_with(Instant::now);
-        let landed = self.broker.sink_progress().await?;
-        let landed = landed.is_none_or(|info| info.num_pending == 0 && info.num_ack_pending == 0);
+        let Some(sinks) = self.broker.sink_progress().await? else {
+            // Somebody deleted it: made again, it delivers what the stream holds.
+            return self.broker.ensure_sink_consumer().await.map(|()| false);
+        };
+        let landed = sinks.num_pending == 0 && sinks.num_ack_pending == 0;
         Ok(landed || since.elapsed() > PATIENCE)
     }
 
@@ -229,8 +269,17 @@ impl Sealer {
         Proof::take(&self.store, run, pass, published).await
     }
 
-    async fn seal(&self, run: &RunName, pass: u32, proof: &Proof, repeated_ids: u64) -> Result<(), Error> {
-        let Proof { published, stored } = proof;
+    async fn seal(
+        &self,
+        run: &RunName,
+        entry: Entry<PassRecord>,
+        proof: &Proof,
+        repeated_ids: u64,
+    ) -> Result<(), Error> {
+        let (Proof { published, stored }, pass) = (proof, entry.record.pass);
+        if entry.record.state == PassState::Sealed {
+            return Ok(());
+        }
         let sealed = Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms() };
         // Readers first: should this process die now, the next one proves again and writes the same row.
         let statement = self.store.tables().insert_pass(
@@ -246,7 +295,7 @@ impl Sealer {
         failpoint::pass("seal-before-row");
         self.store.write("make a sealed pass visible", &statement).await?;
         failpoint::pass("seal-after-row");
-        if !self.mark_sealed(run, pass, &sealed).await? {
+        if self.mark_sealed(run, entry, &sealed).await? == Change::Beaten {
             return Ok(());
         }
         tracing::info!(%run, pass, ids = published.ids, dead = sealed.dead, "sealed");
@@ -258,22 +307,16 @@ impl Sealer {
         self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await
     }
 
-    /// Whether it was this process that sealed the pass.
-    async fn mark_sealed(&self, run: &RunName, pass: u32, sealed: &Sealed) -> Result<bool, Error> {
-        while let Some(mut entry) = self.records.pass(run, pass).await? {
-            if entry.record.state == PassState::Sealed {
-                return Ok(false);
-            }
-            entry.record.state = PassState::Sealed;
-            entry.record.sealed = Some(sealed.clone());
-            if self.records.update_pass(&entry, run).await? == Change::Made {
-                return Ok(true);
-            }
-            if self.stop.is_given_up() {
-                return Err(Error::Stopped);
-            }
-        }
-        Ok(false)
+    /// Only a pass that is as it was before its proof is sealed.
+    async fn mark_sealed(
+        &self,
+        run: &RunName,
+        mut entry: Entry<PassRecord>,
+        sealed: &Sealed,
+    ) -> Result<Change, Error> {
+        entry.record.state = PassState::Sealed;
+        entry.record.sealed = Some(sealed.clone());
+        self.records.update_pass(&entry, run).await
     }
 
     /// Rows that are proven need no second copy, and no worker asks for this pass any more.
@@ -284,5 +327,16 @@ impl Sealer {
             Some(entry) if entry.record.state != PassState::Sealed => Ok(()),
             _ => self.broker.remove_work_consumer(run, pass).await,
         }
+    }
+}
+
+fn told(run: &RunName, pass: u32, repair: &Repair) {
+    let Repair { batches_again, duplicates_merged, whole_run, ids_gone, ids_damaged, .. } = repair;
+    if *batches_again + *duplicates_merged > 0 {
+        tracing::warn!(%run, pass, batches_again, whole_run, duplicates_merged, "repaired what was not complete");
+    }
+    if let Some(hint) = repair.hint(run.as_str()) {
+        tracing::error!(%run, pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint,
+            "batches are missing whose ids are not in the stream");
     }
 }

@@ -14,20 +14,21 @@ use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use millstream::envelope::{EnvelopeFault, decode_rows};
-use millstream::names::RunName;
+use millstream::envelope::{EnvelopeFault, RowBatch, RowPart, Rows, decode_rows};
+use millstream::names::{Names, RunName};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::aside::set_aside;
 use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, Source};
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use crate::store::Store;
+use crate::store::{Portion, Store};
 
 /// One INSERT carries no more than this, so that it stays one block and one part.
 const MAX_INSERT_ROWS: u64 = 500_000;
-const MAX_INSERT_BYTES: u64 = 128 << 20;
+pub(crate) const MAX_INSERT_BYTES: u64 = 128 << 20;
 /// A message's subject, reply and headers beside its payload.
 const MESSAGE_OVERHEAD: usize = 4 << 10;
 /// Bytes asked for in one pull at most.
@@ -79,14 +80,16 @@ pub struct SinkCounts {
     pub failed_inserts: AtomicU64,
     /// Arrivals after the first.
     pub redelivered: AtomicU64,
+    /// Messages that are no batch of ours, kept apart.
+    pub set_aside: AtomicU64,
 }
 
 type PassKey = (RunName, u32);
 
-/// One computed batch in our hands.
+/// One computed batch in our hands, or a part of one.
 struct Item {
     delivery: Delivery,
-    batch: u32,
+    portion: Portion,
     ids: u64,
     raw_bytes: u64,
     body: Bytes,
@@ -112,8 +115,8 @@ struct Sink {
     hurry: Arc<Notify>,
     stop: Stop,
     inserts: Semaphore,
-    /// Batches in our hands: one that arrives again meanwhile is not inserted twice.
-    open: Mutex<HashSet<(RunName, u32, u32)>>,
+    /// Subjects of messages in our hands: one that arrives again meanwhile is not inserted twice.
+    open: Mutex<HashSet<String>>,
     /// Tells this process's inserts from those of other sinks and earlier starts.
     name: String,
     attempts: AtomicU64,
@@ -264,20 +267,20 @@ impl Sink {
         groups: &mut HashMap<PassKey, Group>,
     ) {
         let delivery = self.held.take(message, permit);
-        let read = read_rows(delivery.payload());
-        let (key, item) = match read {
-            Ok((key, rows)) => (key, Item::new(delivery, rows)),
-            Err(fault) => {
-                tracing::error!(subject = delivery.subject(), %fault, "the rows cannot be read, set back for 60 s");
-                return delivery.nak(SET_BACK).await;
-            }
+        let read = read_rows(self.broker.names(), delivery.subject(), delivery.payload());
+        let (key, rows) = match read {
+            Ok(Some(read)) => read,
+            // There are no rows in it: its parts are messages of their own.
+            Ok(None) => return delivery.ack().await,
+            Err(fault) => return set_aside(&self.broker, delivery, &fault, &self.counts.set_aside).await,
         };
-        if item.delivery.deliveries() > 1 {
+        if delivery.deliveries() > 1 {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
-        if !self.open().insert((key.0.clone(), key.1, item.batch)) {
-            return item.delivery.leave();
+        if !self.open().insert(delivery.subject().to_owned()) {
+            return delivery.leave();
         }
+        let item = Item::new(delivery, rows);
         let group = groups.entry(key.clone()).or_default();
         if !group.has_room_for(&item) {
             self.start(key.clone(), std::mem::take(group));
@@ -301,18 +304,19 @@ impl Sink {
         }
         let this = self.clone();
         self.stop.spawn(async move {
-            let batches: Vec<u32> = group.items.iter().map(|item| item.batch).collect();
+            let subjects: Vec<String> =
+                group.items.iter().map(|item| item.delivery.subject().to_owned()).collect();
             let slot = this.inserts.acquire().await;
             this.land(&run, pass, group.items).await;
             drop(slot);
             let mut open = this.open();
-            for batch in batches {
-                open.remove(&(run.clone(), pass, batch));
+            for subject in subjects {
+                open.remove(&subject);
             }
         });
     }
 
-    fn open(&self) -> std::sync::MutexGuard<'_, HashSet<(RunName, u32, u32)>> {
+    fn open(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -336,26 +340,40 @@ impl Group {
 }
 
 impl Item {
-    fn new(delivery: Delivery, rows: Rows) -> Self {
-        let Rows { batch, ids, raw_bytes, body } = rows;
-        Self { delivery, batch, ids, raw_bytes, body, sure_since: None }
+    fn new(delivery: Delivery, rows: Arrived) -> Self {
+        let Arrived { portion, ids, raw_bytes, body } = rows;
+        Self { delivery, portion, ids, raw_bytes, body, sure_since: None }
     }
 }
 
-/// What a message holds; the body shares its bytes.
-struct Rows {
-    batch: u32,
+/// Rows as a message brings them; the body shares its bytes.
+struct Arrived {
+    portion: Portion,
     ids: u64,
     raw_bytes: u64,
     body: Bytes,
 }
 
-fn read_rows(payload: &Bytes) -> Result<(PassKey, Rows), EnvelopeFault> {
-    let rows = decode_rows(payload)?;
-    let run = rows.run.parse::<RunName>().map_err(|_| EnvelopeFault::Foreign { length: payload.len() })?;
-    let body = payload.slice_ref(rows.rows);
-    Ok((
-        (run, rows.pass),
-        Rows { batch: rows.batch, ids: u64::from(rows.ids), raw_bytes: rows.raw_bytes, body },
-    ))
+/// The rows of a message, if it is one that has rows.
+fn read_rows(
+    names: &Names,
+    subject: &str,
+    payload: &Bytes,
+) -> Result<Option<(PassKey, Arrived)>, EnvelopeFault> {
+    let foreign = || EnvelopeFault::Foreign { length: payload.len() };
+    let (run, pass, portion, ids, raw_bytes, rows) = match decode_rows(payload)? {
+        Rows::Batch(RowBatch { run, pass, batch, ids, raw_bytes, rows, .. }) => {
+            (run, pass, Portion::all(batch), ids, raw_bytes, rows)
+        }
+        Rows::Part(RowPart { run, pass, batch, ids, first, last, raw_bytes, rows, .. }) => {
+            (run, pass, Portion::between(batch, first, last), ids, raw_bytes, rows)
+        }
+        Rows::Cut(_) => return Ok(None),
+    };
+    let run = run.parse::<RunName>().map_err(|_| foreign())?;
+    if !names.is_rows_subject(subject, &run, pass, portion.batch) {
+        return Err(foreign());
+    }
+    let body = payload.slice_ref(rows);
+    Ok(Some(((run, pass), Arrived { portion, ids: u64::from(ids), raw_bytes, body })))
 }

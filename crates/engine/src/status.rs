@@ -7,6 +7,7 @@ use crate::broker::Broker;
 use crate::error::Error;
 use crate::records::{PassRecord, PassState, Records, RunRecord, now_ms};
 use crate::store::Store;
+use crate::tables::Letters;
 
 /// A run and its newest pass at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -68,7 +69,7 @@ pub async fn status(
     if pass.as_ref().is_none_or(|pass| pass.sealed.is_none()) {
         // Raw duplicates, which only FINAL would fold, must not show as more than all.
         status.done = store.raw_rows(run.as_str(), number).await?.min(status.ids);
-        status.dead = store.dead_rows(run.as_str(), number).await?;
+        status.dead = store.dead_rows(run.as_str(), number, &Letters::default()).await?;
     }
     status.rate();
     Ok(status)

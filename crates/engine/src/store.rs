@@ -1,15 +1,20 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
+mod dead;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clickhouse::{Client, Compression, RowOwned, RowRead};
+use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use millstream::Pipeline;
+use serde::Deserialize;
 
 use crate::broker::without_password;
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
+use crate::records::{Published, RunRecord, Sealed};
 use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
 
 /// How long a short question may take.
@@ -22,6 +27,8 @@ const SEND_WITHIN: Duration = Duration::from_secs(30);
 const INSERT_WITHIN: Duration = Duration::from_secs(90);
 /// ClickHouse's code for a query that is past the stages in which it can be killed.
 const CANNOT_KILL: u32 = 380;
+/// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
+const PARTS_ASKED: usize = 10;
 /// A merge of a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -75,6 +82,66 @@ pub struct StoredBatch {
     pub expected: u64,
     /// Wrapping sum of `sipHash64(id)` over the distinct ids stored.
     pub digest: u64,
+}
+
+/// A run's record as [`Tables::run_record`] selects it.
+#[derive(Row, Deserialize)]
+struct KeptRun {
+    source: String,
+    fingerprint: String,
+    batch_ids: u32,
+    expected_ids: u64,
+    may_repeat: u8,
+    created_ms: u64,
+    batches: u32,
+    ids: u64,
+    digest: u64,
+    dropped_repeats: u64,
+    published_ms: u64,
+}
+
+impl KeptRun {
+    fn record(self, run: &str) -> RunRecord {
+        let published = Published {
+            batches: self.batches,
+            ids: self.ids,
+            digest: self.digest,
+            dropped_repeats: self.dropped_repeats,
+            at_ms: self.published_ms,
+        };
+        RunRecord {
+            run: run.to_owned(),
+            source: self.source,
+            fingerprint: self.fingerprint,
+            batch_ids: self.batch_ids,
+            expected_ids: Some(self.expected_ids),
+            may_repeat: self.may_repeat != 0,
+            created_ms: self.created_ms,
+            // A run has a batch at least.
+            published: (self.batches > 0).then_some(published),
+        }
+    }
+}
+
+/// Ids of a batch that travel together: all of them, or those of one part.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Portion {
+    /// The batch.
+    pub batch: u32,
+    /// The first and the last id, as text, of a part.
+    pub ids: Option<(String, String)>,
+}
+
+impl Portion {
+    /// A whole batch.
+    pub fn all(batch: u32) -> Self {
+        Self { batch, ids: None }
+    }
+
+    /// The ids of a batch from one to another.
+    pub fn between(batch: u32, first: &str, last: &str) -> Self {
+        Self { batch, ids: Some((first.to_owned(), last.to_owned())) }
+    }
 }
 
 impl Store {
@@ -204,13 +271,33 @@ impl Store {
         }
     }
 
-    /// How many distinct ids of each batch are stored: the only thing that an ack may follow (**ask-before-ack**).
+    /// How many distinct ids of each portion are stored, in their order: the only thing that an ack may follow
+    /// (**ask-before-ack**).
     ///
     /// # Errors
     /// The fault; nothing is known then.
-    pub async fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> Result<Vec<(u32, u64)>, StoreFault> {
-        let query = self.client.query(&self.tables.ask(run, pass, batches)).fetch_all::<(u32, u64)>();
-        within(ANSWER_WITHIN, query).await
+    pub async fn ask(
+        &self,
+        run: &str,
+        pass: u32,
+        portions: impl Iterator<Item = &Portion>,
+    ) -> Result<Vec<u64>, StoreFault> {
+        let portions: Vec<&Portion> = portions.collect();
+        let (batches, parts): (Vec<&Portion>, Vec<&Portion>) =
+            portions.iter().partition(|portion| portion.ids.is_none());
+        let mut stored = HashMap::new();
+        if !batches.is_empty() {
+            let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
+            let question = self.tables.ask(run, pass, &batches);
+            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
+            stored.extend(ids.into_iter().map(|(batch, ids)| (Portion::all(batch), ids)));
+        }
+        for parts in parts.chunks(PARTS_ASKED) {
+            let question = self.tables.ask_parts(run, pass, parts);
+            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
+            stored.extend(ids.into_iter().map(|(part, ids)| (parts[part as usize].clone(), ids)));
+        }
+        Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
     }
 
     /// Rows of a pass, raw duplicates counted. Cheap, however many there are.
@@ -219,14 +306,6 @@ impl Store {
     /// [`Error::Store`].
     pub async fn raw_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
         self.one("count rows", &self.tables.raw_count(run, pass)).await
-    }
-
-    /// Dead letters of a pass, raw duplicates counted.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn dead_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        self.one("count dead letters", &self.tables.count_dead(run, pass)).await
     }
 
     /// What is stored of a pass, counted from the rows themselves in bounded memory.
@@ -274,22 +353,6 @@ impl Store {
         Ok(())
     }
 
-    /// Dead letters of a pass: `(batch, id, error)`.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn dead(&self, run: &str, pass: u32, limit: u64) -> Result<Vec<(u32, String, String)>, Error> {
-        self.all("list dead letters", &self.tables.dead(run, pass, limit)).await
-    }
-
-    /// Dead letters of a pass by error: `(error, ids)`.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn dead_by_error(&self, run: &str, pass: u32, limit: u64) -> Result<Vec<(String, u64)>, Error> {
-        self.all("count dead letters", &self.tables.dead_by_error(run, pass, limit)).await
-    }
-
     /// Merges a run's rows until raw duplicates are gone.
     ///
     /// # Errors
@@ -307,13 +370,36 @@ impl Store {
         self.execute("remove the rows of wrong batches", &statement, HEAL_WITHIN).await
     }
 
-    /// Whether a run's record is kept.
+    /// A run's record as it is kept here, for when NATS has forgotten it.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn knows_run(&self, run: &str) -> Result<bool, Error> {
-        let count: u64 = self.one("look up a run", &self.tables.count_runs(run)).await?;
-        Ok(count > 0)
+    pub async fn run_record(&self, run: &str) -> Result<Option<RunRecord>, Error> {
+        let kept: Vec<KeptRun> = self.all("look up a run", &self.tables.run_record(run)).await?;
+        Ok(kept.into_iter().next().map(|kept| kept.record(run)))
+    }
+
+    /// Keeps a run's record, unless as much of it is kept already.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn keep_run(&self, record: &RunRecord) -> Result<(), Error> {
+        match self.run_record(&record.run).await? {
+            Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
+            _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
+        }
+    }
+
+    /// What was proven of a run's passes, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
+        let passes: Vec<(u32, u64, u64, u64, u64)> =
+            self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
+        let sealed =
+            |(pass, rows, dead, repeated_ids, at_ms)| (pass, Sealed { rows, dead, repeated_ids, at_ms });
+        Ok(passes.into_iter().map(sealed).collect())
     }
 
     /// Executes a statement of [`Tables`] that writes a row.
@@ -360,6 +446,10 @@ impl Store {
                 Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
             })
             .collect())
+    }
+
+    async fn answer<T: RowOwned + RowRead>(&self, question: &str) -> Result<Vec<T>, StoreFault> {
+        within(ANSWER_WITHIN, self.client.query_raw(question).fetch_all::<T>()).await
     }
 
     async fn execute(&self, doing: &str, statement: &str, limit: Duration) -> Result<(), Error> {

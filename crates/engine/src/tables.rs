@@ -1,7 +1,14 @@
 //! The only place that spells table names and SQL, and that quotes.
 
+mod dead;
+
 use millstream::schema::OWN_COLUMNS;
 use millstream::{Id, Pipeline};
+
+use crate::records::{Published, RunRecord};
+use crate::store::Portion;
+
+pub use dead::Letters;
 
 /// `status` of a row that holds a result.
 pub const STATUS_OK: u8 = 1;
@@ -164,8 +171,8 @@ impl Tables {
             ),
             format!(
                 "CREATE TABLE IF NOT EXISTS {} (run String, source String, fingerprint String, batch_ids UInt32, \
-                 batches UInt32, ids UInt64, digest UInt64, created_at DateTime64(3, 'UTC'), \
-                 published_at DateTime64(3, 'UTC')) \
+                 expected_ids UInt64, may_repeat UInt8, created_at DateTime64(3, 'UTC'), batches UInt32, ids UInt64, \
+                 digest UInt64, dropped_repeats UInt64, published_at DateTime64(3, 'UTC')) \
                  ENGINE = ReplacingMergeTree(published_at) ORDER BY run SETTINGS index_granularity = 8192{settings}",
                 self.runs(),
             ),
@@ -213,6 +220,28 @@ impl Tables {
         )
     }
 
+    /// How many distinct ids of each of these parts of batches are stored: `(place in the list, ids)`.
+    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion]) -> String {
+        let ask = |(place, part): (usize, &&Portion)| {
+            let Portion { batch, ids } = part;
+            let within = ids
+                .as_ref()
+                .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
+            format!(
+                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch}{}",
+                self.rows(),
+                of_pass(run, pass),
+                within.unwrap_or_default(),
+            )
+        };
+        parts.iter().enumerate().map(ask).collect::<Vec<_>>().join(" UNION ALL ")
+    }
+
+    /// An id, given as text, as a value of the column's type.
+    fn id(&self, text: &str) -> String {
+        format!("to{}({})", self.id_type, string(text))
+    }
+
     /// Removes every row of these batches, and waits for it.
     pub fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
         let rows = self.rows();
@@ -220,11 +249,6 @@ impl Tables {
             "ALTER TABLE {rows} DELETE WHERE {} SETTINGS mutations_sync = 2",
             of_batches(run, pass, batches)
         )
-    }
-
-    /// Dead letters of a pass: `(rows)`. Raw duplicates count. Granules without one are skipped by their index.
-    pub fn count_dead(&self, run: &str, pass: u32) -> String {
-        format!("SELECT count() FROM {} WHERE {} AND status = 'dead'", self.rows(), of_pass(run, pass))
     }
 
     /// What the proof needs of a pass: `(batches, ids, digest, dead)`.
@@ -296,49 +320,51 @@ impl Tables {
         )
     }
 
-    /// Keeps a run's record: the proof needs ClickHouse alone.
-    pub fn insert_run(
-        &self,
-        record: &crate::records::RunRecord,
-        published: &crate::records::Published,
-    ) -> String {
+    /// Keeps a run's record: the proof needs ClickHouse alone. Before all is published it holds no batches; the later
+    /// version of it replaces the earlier.
+    pub fn insert_run(&self, record: &RunRecord) -> String {
+        let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
+        let published = record.published.as_ref().unwrap_or(&nothing);
         format!(
-            "INSERT INTO {} (run, source, fingerprint, batch_ids, batches, ids, digest, created_at, published_at) \
-             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}",
+            "INSERT INTO {} (run, source, fingerprint, batch_ids, expected_ids, may_repeat, created_at, batches, ids, \
+             digest, dropped_repeats, published_at) \
+             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
             self.runs(),
             string(&record.run),
             string(&record.source),
             string(&record.fingerprint),
             record.batch_ids,
+            record.expected_ids.unwrap_or(0),
+            u8::from(record.may_repeat),
+            moment(record.created_ms),
             published.batches,
             published.ids,
             published.digest,
-            moment(record.created_ms),
+            published.dropped_repeats,
             moment(published.at_ms),
         )
     }
 
-    /// How often a run's record is kept: `(records)`.
-    pub fn count_runs(&self, run: &str) -> String {
-        format!("SELECT count() FROM {} WHERE run = {}", self.runs(), string(run))
-    }
-
-    /// Dead letters of a pass, in order: `(batch, id as text, error)`.
-    pub fn dead(&self, run: &str, pass: u32, limit: u64) -> String {
+    /// A run's record as it is kept: `(source, fingerprint, batch_ids, expected_ids, may_repeat, created_ms, batches,
+    /// ids, digest, dropped_repeats, published_ms)`.
+    pub fn run_record(&self, run: &str) -> String {
         format!(
-            "SELECT batch, toString(id), error FROM {} FINAL WHERE {} AND status = 'dead' ORDER BY batch, id LIMIT {limit}",
-            self.rows(),
-            of_pass(run, pass),
+            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, {}, batches, ids, digest, \
+             dropped_repeats, {} FROM {} FINAL WHERE run = {}",
+            millis("created_at"),
+            millis("published_at"),
+            self.runs(),
+            string(run)
         )
     }
 
-    /// Dead letters of a pass by their error, numbers in it aside: `(error, ids)`, the commonest first.
-    pub fn dead_by_error(&self, run: &str, pass: u32, limit: u64) -> String {
+    /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, sealed_ms)`.
+    pub fn sealed_passes(&self, run: &str) -> String {
         format!(
-            "SELECT replaceRegexpAll(error, '[0-9]+', '#') AS kind, count() FROM {} FINAL \
-             WHERE {} AND status = 'dead' GROUP BY kind ORDER BY count() DESC, kind LIMIT {limit}",
-            self.rows(),
-            of_pass(run, pass),
+            "SELECT pass, rows, dead, repeated_ids, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
+            millis("sealed_at"),
+            self.passes(),
+            string(run)
         )
     }
 
@@ -397,6 +423,11 @@ fn moment(since_1970_ms: u64) -> String {
     format!("'{}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
 }
 
+/// A moment that was written so, in milliseconds since 1970.
+fn millis(column: &str) -> String {
+    format!("toUInt64(round(toFloat64({column}) * 1000))")
+}
+
 /// A name in backticks.
 fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
@@ -404,7 +435,8 @@ fn identifier(name: &str) -> String {
 
 /// A text in quotes.
 pub fn string(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+    // A NUL as it is would end the query.
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\0', "\\0"))
 }
 
 #[cfg(test)]
@@ -414,6 +446,7 @@ mod tests {
     #[test]
     fn quotes_cannot_be_left() {
         assert_eq!(string("it's \\ ok"), r"'it\'s \\ ok'");
+        assert_eq!(string("\0"), r"'\0'");
         assert_eq!(identifier("a`b\\"), r"`a\`b\\`");
         assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
     }

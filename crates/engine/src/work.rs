@@ -4,27 +4,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use millstream::Pipeline;
-use millstream::envelope::{EnvelopeFault, IdBatch, RowBatch, decode_ids, encode_rows};
+use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids};
 use millstream::schema::ColumnType;
+use millstream::{Limits, Pipeline};
 
+use crate::aside::set_aside;
 use crate::board;
-use crate::broker::{Broker, Written};
-use crate::compute::{BatchKey, Computed, Pool};
+use crate::broker::Broker;
+use crate::compute::{BatchKey, Computed, Cores, Place, blank_of};
 use crate::consume::{Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::parts;
 use crate::records::PassRecord;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use tokio::sync::Semaphore;
 
-/// How often an id is tried that asks for it.
-const ATTEMPTS: u32 = 5;
-/// The first and the longest pause before another attempt.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
+const SUSPECT: i64 = 3;
 /// Batches that may wait at once to try ids again: each keeps its computed rows.
 const WAITING: usize = 16;
 /// A batch that cannot be computed now is handed back for this long.
@@ -35,6 +34,10 @@ const SET_BACK: Duration = Duration::from_secs(60);
 pub struct WorkPlan {
     /// Compute threads.
     pub threads: usize,
+    /// Which process computes.
+    pub place: Place,
+    /// What each id may take.
+    pub limits: Limits,
     /// How long held batches may take to finish after a stop.
     pub drain: Duration,
 }
@@ -50,10 +53,21 @@ pub struct WorkCounts {
     pub dead: AtomicU64,
     /// Arrivals after the first.
     pub redelivered: AtomicU64,
+    /// Ids that took longer than their soft limit.
+    pub slow: AtomicU64,
+    /// Batches, or parts of them, that were computed one id at a time.
+    pub alone: AtomicU64,
+    /// Ids that ended their process, or had to be ended with it.
+    pub ended: AtomicU64,
+    /// Messages that are no batch of ours, kept apart.
+    pub set_aside: AtomicU64,
 }
 
 struct Worker<P: Pipeline> {
-    pool: Pool<P>,
+    cores: Cores<P>,
+    /// What a dead letter holds in the pipeline's own columns.
+    blank: Arc<[u8]>,
+    limits: Limits,
     slots: Slots,
     /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
     waiting: Semaphore,
@@ -75,11 +89,14 @@ pub async fn work<P: Pipeline>(
     stop: &Stop,
 ) -> Result<(), Error> {
     let running = board::follow(&broker.records().await?, stop).await?;
-    let pool = Pool::start(pipeline, columns, plan.threads)?;
+    let WorkPlan { threads, place, limits, .. } = plan.clone();
+    let cores = Cores::start(pipeline, columns, threads, place, limits, counts.clone())?;
     let held = Held::start(broker.clone(), stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     let worker = Arc::new(Worker {
-        pool,
+        cores,
+        blank: blank_of(columns),
+        limits,
         slots: slots.clone(),
         waiting,
         broker: broker.clone(),
@@ -111,6 +128,9 @@ impl<P: Pipeline> Worker<P> {
                 failpoint::pass("work-after-ack");
             }
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
+            Err(Error::Message { source, .. }) => {
+                set_aside(&self.broker, delivery, &source, &self.counts.set_aside).await;
+            }
             Err(error) => {
                 let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
                 tracing::error!(subject = delivery.subject(), error, hint, "the batch is set back for 60 s");
@@ -127,15 +147,20 @@ impl<P: Pipeline> Worker<P> {
             () = self.stop.given_up() => return Err(Error::Stopped),
         };
         failpoint::pass("work-before-publish");
-        self.publish(&key, &computed).await
+        self.publish(&key, computed).await
     }
 
     fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<(BatchKey, Vec<P::Id>), Error> {
         let (subject, payload) = (delivery.subject(), delivery.payload());
         let malformed = |source| Error::Message { subject: subject.to_owned(), source };
         let IdBatch { run, batch, ids } = decode_ids(payload).map_err(malformed)?;
-        let key = BatchKey { run: run.parse()?, pass: pass.pass, batch, ids: ids.len() as u32 };
-        if self.broker.names().ids_subject(&key.run, key.batch) != subject {
+        let foreign = |_| malformed(EnvelopeFault::Foreign { length: payload.len() });
+        let key =
+            BatchKey { run: run.parse().map_err(foreign)?, pass: pass.pass, batch, ids: ids.len() as u32 };
+        let names = self.broker.names();
+        if names.ids_subject(&key.run, key.batch) != subject
+            && names.replay_subject(&key.run, key.pass, key.batch) != subject
+        {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }
         Ok((key, ids))
@@ -149,10 +174,12 @@ impl<P: Pipeline> Worker<P> {
         delivery: &mut Delivery,
     ) -> Result<Computed<P::Id>, Error> {
         let mut whole = Computed::default();
-        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
+        let suspect = delivery.deliveries() >= SUSPECT;
         let mut left = ids;
         for attempt in 1.. {
-            whole.append(self.pool.compute(key.clone(), left, attempt == ATTEMPTS).await);
+            let last = attempt == self.limits.attempts;
+            whole.append(self.cores.compute(key, left, last, suspect).await?);
             left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
             if left.is_empty() {
                 break;
@@ -178,25 +205,11 @@ impl<P: Pipeline> Worker<P> {
         Ok(())
     }
 
-    async fn publish(&self, key: &BatchKey, computed: &Computed<P::Id>) -> Result<(), Error> {
-        let rows = RowBatch {
-            run: key.run.as_str(),
-            pass: key.pass,
-            batch: key.batch,
-            ids: key.ids,
-            dead: computed.dead,
-            raw_bytes: computed.raw_bytes,
-            rows: &computed.frames,
-        };
-        let message = Bytes::from(encode_rows(&rows));
-        let subject = self.broker.names().rows_subject(&key.run, key.pass, key.batch);
-        let written = self.broker.write_once(&subject, message, &self.stop).await?;
-        if written == Written::Already {
-            tracing::debug!(subject, "another worker's rows are stored already");
-        }
+    async fn publish(&self, key: &BatchKey, computed: Computed<P::Id>) -> Result<(), Error> {
+        let dead = parts::publish(&self.broker, self.blank.clone(), key, computed, &self.stop).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
-        self.counts.dead.fetch_add(u64::from(computed.dead), Ordering::Relaxed);
+        self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -147,7 +147,8 @@ fn check_count(count: u32) -> Result<(), BlockFault> {
     if (1..=MAX_BATCH_IDS).contains(&count) { Ok(()) } else { Err(BlockFault::Count { count }) }
 }
 
-fn read_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
+/// Reads a string id and returns it with what follows.
+pub(crate) fn read_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (length, rest) = read_varint(bytes)?;
     let length = usize::try_from(length).ok().filter(|length| (1..=MAX_STRING_ID).contains(length))?;
     let (text, rest) = rest.split_at_checked(length)?;

@@ -6,19 +6,33 @@
 //! There is one struct per version, and a shipped one is never edited: postcard is not self-describing, so a field
 //! added would break what is stored. A version that this build does not know is not corrupt: a newer producer wrote it,
 //! and a newer worker will read it.
+//!
+//! | version | codec | body |
+//! |---|---|---|
+//! | 1 | those of [`crate::block`] | the ids of a batch |
+//! | 1 | [`ROWS_LZ4`] | [`RowBatch`]: all rows of a batch |
+//! | 2 | [`ROWS_LZ4`] | [`RowPart`]: the rows of some of its ids, where all are more than a message may carry |
+//! | 2 | [`CUT`] | [`RowCut`]: in which parts they come |
+
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Id;
 use crate::block::{Block, BlockFault};
+use crate::{Id, MAX_BATCH_IDS};
 
 const MAGIC: [u8; 2] = *b"MS";
-const VERSION: u8 = 1;
+/// Ids of a batch; all its rows.
+const V1: u8 = 1;
+/// Rows in parts.
+const V2: u8 = 2;
 const HEADER: usize = 8;
 
 /// Rows as ClickHouse's compressed frames ([`crate::frame`]) of RowBinary. Codecs below 16 are those of ids
 /// ([`crate::block`]).
 pub const ROWS_LZ4: u8 = 16;
+/// No rows, but the parts that they come in.
+pub const CUT: u8 = 17;
 
 /// One message of the ids stream: the ids of one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +64,76 @@ pub struct RowBatch<'a> {
     pub rows: &'a [u8],
 }
 
+/// One message of the rows stream: the encoded rows of some ids of a computed batch, which are neighbours in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowPart<'a> {
+    /// The run's name.
+    pub run: &'a str,
+    /// The pass that computed it, from 1.
+    pub pass: u32,
+    /// Number of the batch within the run.
+    pub batch: u32,
+    /// Ids that the batch has in all.
+    pub batch_ids: u32,
+    /// Place of the first id among the batch's, from 0.
+    pub from: u32,
+    /// Ids of the part: also the number of rows.
+    pub ids: u32,
+    /// The first id as text.
+    pub first: &'a str,
+    /// The last id as text.
+    pub last: &'a str,
+    /// How many of the rows are dead letters.
+    pub dead: u32,
+    /// Size of the rows before compression, in bytes.
+    pub raw_bytes: u64,
+    /// The rows, ready to be sent to ClickHouse.
+    pub rows: &'a [u8],
+}
+
+/// One message of the rows stream that stands for rows: it says in which parts they come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowCut<'a> {
+    /// The run's name.
+    pub run: &'a str,
+    /// The pass, from 1.
+    pub pass: u32,
+    /// Number of the batch within the run.
+    pub batch: u32,
+    /// Place of the first id among the batch's, from 0.
+    pub from: u32,
+    /// Ids of each part, in order; two parts at least.
+    pub parts: Vec<u32>,
+}
+
+impl RowCut<'_> {
+    /// Places of the ids of each part.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u32>> {
+        let mut next = self.from;
+        self.parts.iter().map(move |ids| {
+            let start = next;
+            next += ids;
+            start..next
+        })
+    }
+
+    fn is_sound(&self) -> bool {
+        let sum = self.parts.iter().try_fold(self.from, |sum, ids| sum.checked_add(*ids));
+        self.parts.len() > 1 && !self.parts.contains(&0) && sum.is_some_and(|sum| sum <= MAX_BATCH_IDS)
+    }
+}
+
+/// What the rows stream holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rows<'a> {
+    /// All rows of a batch.
+    Batch(RowBatch<'a>),
+    /// Those of some of its ids.
+    Part(RowPart<'a>),
+    /// None, but how they are cut.
+    Cut(RowCut<'a>),
+}
+
 #[derive(Serialize, Deserialize)]
 struct IdsV1<'a> {
     run: &'a str,
@@ -68,7 +152,7 @@ pub enum EnvelopeFault {
         length: usize,
     },
     /// Ours, from a later build: to be kept for one that knows it.
-    #[error("the message has format version {version}, this build knows {VERSION}")]
+    #[error("the message has format version {version}, this build knows {V2}")]
     NewerVersion {
         /// The version found.
         version: u8,
@@ -101,7 +185,7 @@ pub enum EnvelopeFault {
 /// Writes a message of the ids stream. `ids` are sorted and without repeats.
 pub fn encode_ids<I: Id>(run: &str, batch: u32, ids: &[I]) -> Vec<u8> {
     let Block { codec, bytes } = I::pack(ids);
-    seal(codec, &IdsV1 { run, batch, count: ids.len() as u32, block: &bytes }, bytes.len())
+    seal(V1, codec, &IdsV1 { run, batch, count: ids.len() as u32, block: &bytes }, bytes.len())
 }
 
 /// Reads a message of the ids stream.
@@ -109,34 +193,50 @@ pub fn encode_ids<I: Id>(run: &str, batch: u32, ids: &[I]) -> Vec<u8> {
 /// # Errors
 /// [`EnvelopeFault`]; nothing larger than [`crate::MAX_BATCH_IDS`] ids is ever allocated.
 pub fn decode_ids<I: Id>(message: &[u8]) -> Result<IdBatch<I>, EnvelopeFault> {
-    let (codec, body) = open(message)?;
-    if codec == ROWS_LZ4 {
+    let (version, codec, body) = open(message)?;
+    if version != V1 || codec == ROWS_LZ4 {
         return Err(EnvelopeFault::Codec { codec });
     }
     let v1: IdsV1 = read(body)?;
     Ok(IdBatch { run: v1.run.to_owned(), batch: v1.batch, ids: I::unpack(codec, v1.block, v1.count)? })
 }
 
-/// Writes a message of the rows stream.
+/// Writes a message of the rows stream: all rows of a batch.
 pub fn encode_rows(batch: &RowBatch<'_>) -> Vec<u8> {
-    seal(ROWS_LZ4, batch, batch.rows.len())
+    seal(V1, ROWS_LZ4, batch, batch.rows.len())
+}
+
+/// Writes a message of the rows stream: the rows of some ids of a batch.
+pub fn encode_part(part: &RowPart<'_>) -> Vec<u8> {
+    seal(V2, ROWS_LZ4, part, part.first.len() + part.last.len() + part.rows.len())
+}
+
+/// Writes a message of the rows stream: how its rows are cut.
+pub fn encode_cut(cut: &RowCut<'_>) -> Vec<u8> {
+    seal(V2, CUT, cut, 5 * cut.parts.len())
 }
 
 /// Reads a message of the rows stream, without copying the rows.
 ///
 /// # Errors
 /// [`EnvelopeFault`].
-pub fn decode_rows(message: &[u8]) -> Result<RowBatch<'_>, EnvelopeFault> {
-    match open(message)? {
-        (ROWS_LZ4, body) => read(body),
-        (codec, _) => Err(EnvelopeFault::Codec { codec }),
+pub fn decode_rows(message: &[u8]) -> Result<Rows<'_>, EnvelopeFault> {
+    let (version, codec, body) = open(message)?;
+    let malformed = EnvelopeFault::Body { length: body.len() };
+    match (version, codec) {
+        (V1, ROWS_LZ4) => read(body).map(Rows::Batch),
+        (V2, ROWS_LZ4) => read(body).map(Rows::Part),
+        (V2, CUT) => {
+            read(body).and_then(|cut: RowCut<'_>| cut.is_sound().then_some(Rows::Cut(cut)).ok_or(malformed))
+        }
+        _ => Err(EnvelopeFault::Codec { codec }),
     }
 }
 
-fn seal<B: Serialize>(codec: u8, body: &B, payload: usize) -> Vec<u8> {
+fn seal<B: Serialize>(version: u8, codec: u8, body: &B, payload: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(payload + 128);
     message.extend_from_slice(&MAGIC);
-    message.extend_from_slice(&[VERSION, codec, 0, 0, 0, 0]);
+    message.extend_from_slice(&[version, codec, 0, 0, 0, 0]);
     let mut message =
         postcard::to_extend(body, message).expect("strings, numbers and bytes always fit a Vec");
     let crc = checksum(&message);
@@ -144,21 +244,22 @@ fn seal<B: Serialize>(codec: u8, body: &B, payload: usize) -> Vec<u8> {
     message
 }
 
-fn open(message: &[u8]) -> Result<(u8, &[u8]), EnvelopeFault> {
+/// Version, codec and body.
+fn open(message: &[u8]) -> Result<(u8, u8, &[u8]), EnvelopeFault> {
     let (header, body) = message
         .split_first_chunk::<HEADER>()
         .filter(|(header, _)| header.starts_with(&MAGIC))
         .ok_or(EnvelopeFault::Foreign { length: message.len() })?;
     let [_, _, version, codec, crc @ ..] = *header;
-    if version > VERSION {
+    if version > V2 {
         // A newer format may place its checksum elsewhere, so it is not looked at.
         return Err(EnvelopeFault::NewerVersion { version });
     }
     let (found, computed) = (u32::from_le_bytes(crc), checksum(message));
-    if found != computed || version != VERSION {
+    if found != computed || !(V1..=V2).contains(&version) {
         return Err(EnvelopeFault::Checksum { found, computed });
     }
-    Ok((codec, body))
+    Ok((version, codec, body))
 }
 
 fn checksum(message: &[u8]) -> u32 {
@@ -196,6 +297,56 @@ mod tests {
         assert_eq!(hex(&encode_rows(&rows)), "4d5301104e72a6eb0374656102030801f40303090807");
     }
 
+    /// What version 2 looks like on the wire, for ever.
+    #[test]
+    fn golden_bytes_of_version_2() {
+        assert_eq!(
+            hex(&encode_part(&part())),
+            "4d530210eb8b5597037465610203ac020408016102626301f40303090807"
+        );
+        let message = encode_cut(&cut(5, &[300, 1]));
+        assert_eq!(hex(&message), "");
+        assert_eq!(decode_rows(&message), Ok(Rows::Cut(cut(5, &[300, 1]))));
+    }
+
+    fn part() -> RowPart<'static> {
+        let (first, last) = ("a", "bc");
+        RowPart {
+            run: "tea",
+            pass: 2,
+            batch: 3,
+            batch_ids: 300,
+            from: 4,
+            ids: 8,
+            first,
+            last,
+            dead: 1,
+            raw_bytes: 500,
+            rows: &[9, 8, 7],
+        }
+    }
+
+    fn cut(from: u32, parts: &[u32]) -> RowCut<'static> {
+        RowCut { run: "tea", pass: 2, batch: 3, from, parts: parts.to_vec() }
+    }
+
+    #[test]
+    fn a_part_comes_back() {
+        assert_eq!(decode_rows(&encode_part(&part())), Ok(Rows::Part(part())));
+    }
+
+    #[test]
+    fn a_cut_says_which_ids_each_part_has() {
+        let ranges: Vec<Range<u32>> = cut(5, &[300, 1, 2]).ranges().collect();
+        assert_eq!(ranges, [5..305, 305..306, 306..308]);
+        for (from, parts) in
+            [(0, &[][..]), (0, &[7]), (0, &[7, 0]), (1, &[MAX_BATCH_IDS, 1]), (9, &[u32::MAX, 1])]
+        {
+            let message = encode_cut(&cut(from, parts));
+            assert!(matches!(decode_rows(&message), Err(EnvelopeFault::Body { .. })), "{from} {parts:?}");
+        }
+    }
+
     #[test]
     fn every_flipped_bit_is_noticed() {
         let message = encode_ids("tea", 3, &[1u64, 5, 9]);
@@ -209,8 +360,9 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let mut message = encode_ids("tea", 3, &[1u64]);
-        message[2] = 2;
-        assert_eq!(decode_ids::<u64>(&message), Err(EnvelopeFault::NewerVersion { version: 2 }));
+        message[2] = 3;
+        assert_eq!(decode_ids::<u64>(&message), Err(EnvelopeFault::NewerVersion { version: 3 }));
+        assert_eq!(decode_rows(&message), Err(EnvelopeFault::NewerVersion { version: 3 }));
     }
 
     #[test]
@@ -219,6 +371,11 @@ mod tests {
         assert_eq!(decode_rows(&ids), Err(EnvelopeFault::Codec { codec: crate::block::RANGE }));
         let rows = RowBatch { run: "tea", pass: 1, batch: 3, ids: 1, dead: 0, raw_bytes: 0, rows: &[] };
         assert_eq!(decode_ids::<u64>(&encode_rows(&rows)), Err(EnvelopeFault::Codec { codec: ROWS_LZ4 }));
+        assert_eq!(decode_ids::<u64>(&encode_part(&part())), Err(EnvelopeFault::Codec { codec: ROWS_LZ4 }));
+        assert_eq!(
+            decode_ids::<u64>(&encode_cut(&cut(0, &[1, 1]))),
+            Err(EnvelopeFault::Codec { codec: CUT })
+        );
         assert!(matches!(decode_ids::<String>(&ids), Err(EnvelopeFault::Block(BlockFault::Codec { .. }))));
     }
 
@@ -231,8 +388,8 @@ mod tests {
 
         /// Random bodies behind a right header and checksum: what a faulty build could write.
         #[test]
-        fn random_bodies_never_panic(codec in 0u8..20, body in vec(any::<u8>(), 0..300)) {
-            let mut message = vec![b'M', b'S', VERSION, codec, 0, 0, 0, 0];
+        fn random_bodies_never_panic(version in V1..=V2, codec in 0u8..20, body in vec(any::<u8>(), 0..300)) {
+            let mut message = vec![b'M', b'S', version, codec, 0, 0, 0, 0];
             message.extend(body);
             let crc = checksum(&message);
             message[4..HEADER].copy_from_slice(&crc.to_le_bytes());

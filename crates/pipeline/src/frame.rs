@@ -15,6 +15,9 @@ const HEADER: usize = 9;
 /// The largest frame that is read, in bytes before and after decompression: a sane reader does not trust a length.
 pub const MAX_FRAME: usize = 128 << 20;
 
+/// Rows are put into one frame until it has this many bytes before compression.
+const FRAME: usize = 1 << 20;
+
 /// Bytes that are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameFault {
@@ -47,6 +50,38 @@ pub enum FrameFault {
         /// The size claimed.
         size: usize,
     },
+}
+
+/// Rows on their way into frames. A row lies in one frame, whatever its size.
+#[derive(Debug, Default)]
+pub struct FrameWriter {
+    /// Where rows are appended.
+    pub raw: Vec<u8>,
+    frames: Vec<u8>,
+    raw_bytes: u64,
+}
+
+impl FrameWriter {
+    /// A row ends here: a frame may.
+    pub fn end_row(&mut self) {
+        if self.raw.len() >= FRAME {
+            self.end_frame();
+        }
+    }
+
+    /// The frames, and the size of what is in them.
+    pub fn finish(mut self) -> (Vec<u8>, u64) {
+        if !self.raw.is_empty() {
+            self.end_frame();
+        }
+        (self.frames, self.raw_bytes)
+    }
+
+    fn end_frame(&mut self) {
+        compress(&self.raw, &mut self.frames);
+        self.raw_bytes += self.raw.len() as u64;
+        self.raw.clear();
+    }
 }
 
 /// Appends `raw` to `out` as one LZ4 frame.
@@ -144,6 +179,26 @@ mod tests {
             prop_assert!(decompress(&bytes, &mut out).is_err());
             prop_assert!(out.is_empty());
         }
+    }
+
+    #[test]
+    fn rows_lie_in_one_frame_each() {
+        let mut writer = FrameWriter::default();
+        let rows: Vec<Vec<u8>> = [10, FRAME - 10, FRAME - 1, 3 * FRAME, 5].map(|size| vec![7; size]).into();
+        for row in &rows {
+            writer.raw.extend_from_slice(row);
+            writer.end_row();
+        }
+        let (frames, raw_bytes) = writer.finish();
+        let (mut rest, mut sizes) = (&frames[..], Vec::new());
+        while let Some(length) = frame_len(rest).expect("frames") {
+            let mut raw = Vec::new();
+            decompress(&rest[..length], &mut raw).expect("sound");
+            sizes.push(raw.len());
+            rest = &rest[length..];
+        }
+        assert_eq!(sizes, [FRAME, 4 * FRAME - 1, 5]);
+        assert_eq!(raw_bytes, sizes.iter().sum::<usize>() as u64);
     }
 
     #[test]

@@ -36,6 +36,15 @@ pub trait Id:
     /// Appends the id as RowBinary.
     fn write_rowbinary(&self, out: &mut Vec<u8>);
 
+    /// The id as a child process is told it ([`crate::child`]).
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// Reads back what [`Self::to_bytes`] wrote; `None` for anything else.
+    fn from_bytes(bytes: &[u8]) -> Option<Self>;
+
+    /// Reads an id that [`Self::write_rowbinary`] wrote, and what follows it.
+    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])>;
+
     /// Packs ids, sorted and without repeats, into the smallest block.
     fn pack(ids: &[Self]) -> Block;
 
@@ -88,6 +97,19 @@ impl Id for u64 {
         out.extend_from_slice(&self.to_le_bytes());
     }
 
+    fn to_bytes(&self) -> Vec<u8> {
+        self.to_le_bytes().into()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self::from_le_bytes)
+    }
+
+    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (number, rest) = bytes.split_first_chunk()?;
+        Some((Self::from_le_bytes(*number), rest))
+    }
+
     fn pack(ids: &[Self]) -> Block {
         block::pack_u64(ids)
     }
@@ -123,6 +145,19 @@ impl Id for String {
     fn write_rowbinary(&self, out: &mut Vec<u8>) {
         write_varint(out, self.len() as u64);
         out.extend_from_slice(self.as_bytes());
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        self.as_bytes().into()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        std::str::from_utf8(bytes).ok().map(str::to_owned)
+    }
+
+    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (text, rest) = block::read_string(bytes)?;
+        Some((text.to_owned(), rest))
     }
 
     fn pack(ids: &[Self]) -> Block {
@@ -171,6 +206,19 @@ mod tests {
             assert!(fault.to_string().contains(&format!("`{text}`")), "{fault}");
         }
         assert_eq!(u64::parse("18446744073709551615"), Ok(u64::MAX));
+    }
+
+    #[test]
+    fn ids_are_read_back_from_rows() {
+        fn back<I: Id>(id: I) {
+            let mut row = Vec::new();
+            id.write_rowbinary(&mut row);
+            assert_eq!(I::read_rowbinary(&row[..row.len() - 1]), None);
+            row.push(7);
+            assert_eq!(I::read_rowbinary(&row), Some((id, &[7][..])));
+        }
+        [0, 300, u64::MAX].into_iter().for_each(back);
+        ["a".to_owned(), "ü\n".repeat(100)].into_iter().for_each(back);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`pipeline`] | the trait, the three outcomes of an id |
+//! | [`pipeline`], [`limits`] | the trait, the three outcomes of an id; what an id may take |
 //! | [`id`], [`block`] | id types; how a batch's ids are packed into bytes |
 //! | [`envelope`] | the messages of both streams, byte for byte |
 //! | [`schema`], [`rowbinary`] | row type against columns; rows as the bytes that ClickHouse ingests |
@@ -19,12 +19,14 @@ pub mod child;
 pub mod envelope;
 pub mod frame;
 pub mod id;
+pub mod limits;
 pub mod names;
 pub mod pipeline;
 pub mod rowbinary;
 pub mod schema;
 
 pub use id::Id;
+pub use limits::Limits;
 pub use pipeline::{Failure, Outcome, Pipeline};
 pub use schema::{SchemaFault, check};
 

@@ -1,6 +1,7 @@
 //! The only place that spells subjects, streams, consumers and keys, and the grammar of the names in them.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 /// The longest run name.
@@ -97,6 +98,16 @@ impl Names {
         format!("{}.ids.{run}.{batch}", self.pipeline)
     }
 
+    /// Every batch of a pass that computes only some of a run's ids.
+    pub fn replay_ids(&self, run: &RunName, pass: u32) -> String {
+        format!("{}.ids.{run}.{pass}.*", self.pipeline)
+    }
+
+    /// Those ids of one batch that such a pass computes.
+    pub fn replay_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
+        format!("{}.ids.{run}.{pass}.{batch}", self.pipeline)
+    }
+
     /// The stream of computed rows.
     pub fn rows_stream(&self) -> String {
         format!("{}_rows", self.pipeline)
@@ -107,14 +118,25 @@ impl Names {
         format!("{}.rows.>", self.pipeline)
     }
 
-    /// Every batch of a pass.
+    /// Every batch of a pass, with its parts.
     pub fn pass_rows(&self, run: &RunName, pass: u32) -> String {
-        format!("{}.rows.{run}.{pass}.*", self.pipeline)
+        format!("{}.rows.{run}.{pass}.>", self.pipeline)
     }
 
     /// One computed batch of a pass.
     pub fn rows_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
         format!("{}.rows.{run}.{pass}.{batch}", self.pipeline)
+    }
+
+    /// The parts of a computed batch, where its rows are more than one message may carry.
+    pub fn batch_parts(&self, run: &RunName, pass: u32, batch: u32) -> String {
+        format!("{}.rows.{run}.{pass}.{batch}.*", self.pipeline)
+    }
+
+    /// One part of a computed batch: the rows of the ids at these places in its order. The places are the part's number,
+    /// so that parts which were cut in different ways never meet under one subject.
+    pub fn part_subject(&self, run: &RunName, pass: u32, batch: u32, places: &Range<u32>) -> String {
+        format!("{}.rows.{run}.{pass}.{batch}.{}-{}", self.pipeline, places.start, places.end)
     }
 
     /// The durable consumer from which all workers draw the batches of a pass.
@@ -145,6 +167,28 @@ impl Names {
     /// Where it is announced that a pass is sealed.
     pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
         format!("{}.sealed.{run}.{pass}", self.pipeline)
+    }
+
+    /// Whether rows of this batch, or of a part of it, belong under `subject`.
+    pub fn is_rows_subject(&self, subject: &str, run: &RunName, pass: u32, batch: u32) -> bool {
+        let rest = subject.strip_prefix(&self.rows_subject(run, pass, batch));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// The stream of messages that are no batch of ours.
+    pub fn aside_stream(&self) -> String {
+        format!("{}_aside", self.pipeline)
+    }
+
+    /// Every subject of that stream.
+    pub fn all_aside(&self) -> String {
+        format!("{}.aside.>", self.pipeline)
+    }
+
+    /// Where a message that came under `subject` is set aside: `P.ids.a.7` becomes `P.aside.ids.a.7`.
+    pub fn aside_subject(&self, subject: &str) -> String {
+        let prefix = format!("{}.", self.pipeline);
+        format!("{}.aside.{}", self.pipeline, subject.strip_prefix(&prefix).unwrap_or(subject))
     }
 }
 
@@ -179,7 +223,15 @@ mod tests {
         assert_eq!(names.ids_subject(&run, 7), "tea.ids.green.7");
         assert_eq!(names.run_ids(&run), "tea.ids.green.*");
         assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
-        assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.*");
+        assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.>");
+        assert_eq!(names.batch_parts(&run, 2, 7), "tea.rows.green.2.7.*");
+        assert_eq!(names.part_subject(&run, 2, 7, &(0..30)), "tea.rows.green.2.7.0-30");
         assert_eq!(names.work_consumer(&run, 2), "work-green-2");
+        for (subject, is_its) in
+            [("tea.rows.green.2.7", true), ("tea.rows.green.2.7.0-30", true), ("tea.rows.green.2.70", false)]
+        {
+            assert_eq!(names.is_rows_subject(subject, &run, 2, 7), is_its, "{subject}");
+        }
+        assert_eq!(names.aside_subject("tea.ids.green.7"), "tea.aside.ids.green.7");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::Id;
+use crate::{Id, Limits};
 
 /// What computing one id came to: a row, or a [`Failure`] that says whether trying again may help.
 pub type Outcome<R> = Result<R, Failure>;
@@ -33,7 +33,10 @@ impl Failure {
 /// One CPU-heavy function over many ids, with the table its rows go to.
 ///
 /// The function runs on a rayon pool, many ids at once, so `self` is shared: what it holds is built once in `main`.
-/// It may panic: the panic becomes that id's dead letter. It should not block for long on anything but the CPU.
+/// It may panic: the panic becomes that id's dead letter. It may crash its process, or overrun [`Self::LIMITS`]: ids are
+/// computed in processes of their own, and only that id becomes a dead letter. So `main` runs in each of them, and its
+/// way to the command line must have no effect but building `self`. The function should not block for long on anything
+/// but the CPU.
 pub trait Pipeline: Send + Sync + 'static {
     /// Names the streams and tables: `[a-z][a-z0-9_]*`, at most 32 characters.
     const NAME: &'static str;
@@ -43,6 +46,9 @@ pub trait Pipeline: Send + Sync + 'static {
     /// [`check`](crate::check) compares them with the row type before any id is computed. The names `run`, `pass`,
     /// `batch`, `batch_ids`, `id`, `status` and `error` are taken.
     const COLUMNS: &'static [(&'static str, &'static str)];
+
+    /// What each id may take: attempts, time, memory; and whether ids are computed alone.
+    const LIMITS: Limits = Limits::DEFAULT;
 
     /// The id type: `u64` or `String`.
     type Id: Id;

@@ -71,6 +71,9 @@ pub enum SchemaFault {
         /// The column's declared type.
         declared: &'static str,
     },
+    /// A limit that no id could keep.
+    #[error("LIMITS, {0}")]
+    Limits(String),
     /// The row is no struct, or holds something that has no shape (an enum, a `char`, a self-describing value).
     #[error("the row type cannot be used: {0}")]
     Shape(#[from] shape::ShapeFault),
@@ -91,6 +94,7 @@ pub fn check<P: Pipeline>() -> Result<Vec<ColumnType>, Vec<SchemaFault>> {
         Ok(fields) => check_fields(P::COLUMNS, &types, &fields, &mut faults),
         Err(fault) => faults.push(fault.into()),
     }
+    faults.extend(P::LIMITS.faults().into_iter().map(SchemaFault::Limits));
     if faults.is_empty() { Ok(types.into_iter().flatten().collect()) } else { Err(faults) }
 }
 

@@ -64,8 +64,8 @@ const TABLES: [&str; 7] = [
     "CREATE TABLE millstream.trial_passes (run String, pass UInt32, batches UInt32, ids UInt64, rows UInt64, \
      dead UInt64, digest UInt64, repeated_ids UInt64, sealed_at String) ENGINE = ReplacingMergeTree ORDER BY (run, pass)",
     "CREATE TABLE millstream.trial_runs (run String, source String, fingerprint String, batch_ids UInt32, \
-     batches UInt32, ids UInt64, digest UInt64, created_at String, published_at String) \
-     ENGINE = ReplacingMergeTree ORDER BY run",
+     expected_ids UInt64, may_repeat UInt8, created_at String, batches UInt32, ids UInt64, digest UInt64, \
+     dropped_repeats UInt64, published_at String) ENGINE = ReplacingMergeTree ORDER BY run",
     "CREATE VIEW millstream.trial AS SELECT run, id, squared FROM millstream.trial_rows FINAL WHERE status = 'ok' \
      AND (run, pass) IN (SELECT run, max(pass) FROM millstream.trial_passes GROUP BY run)",
     "CREATE VIEW millstream.trial_live AS SELECT run, pass, batch, id, status, error, squared FROM millstream.trial_rows FINAL",

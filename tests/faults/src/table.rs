@@ -233,3 +233,39 @@ fn say(text: &str) {
     // Nobody who reads is left to be told if this fails.
     drop(writeln!(io::stdout().lock(), "{text}"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::Found;
+
+    fn report(found: Found, raw_seen: u64, proofs: &[&str]) -> Report {
+        let proofs = proofs.iter().map(|proof| (*proof).to_owned()).collect();
+        Report { found, raw_seen, recovered: Duration::ZERO, proofs }
+    }
+
+    #[test]
+    fn only_a_fault_that_happened_and_left_nothing_passes() {
+        let (clean, lost) = (Found::default(), Found { lost: 1, ..Found::default() });
+        let left = Found { raw_doubled: 1, ..Found::default() };
+        let verdicts = [
+            (Raw::Never, report(clean.clone(), 0, &["killed"]), "pass"),
+            (Raw::Never, report(clean.clone(), 0, &[]), "FAIL"),
+            (Raw::Never, report(clean.clone(), 7, &["killed"]), "FAIL"),
+            (Raw::Merged, report(clean, 7, &["killed"]), "pass"),
+            (Raw::Merged, report(lost, 0, &["killed"]), "FAIL"),
+            (Raw::Merged, report(left, 0, &["killed"]), "FAIL"),
+        ];
+        for (raw, report, verdict) in verdicts {
+            let outcome = Outcome::Judged(raw, report.clone());
+            assert_eq!(outcome.verdict(), verdict, "{raw:?} {report:?}");
+        }
+    }
+
+    #[test]
+    fn rows_are_in_the_order_of_the_matrix() {
+        let mut labels = ["soak", "10", "8b", "8a", "9"];
+        labels.sort_by_key(|label| order(label));
+        assert_eq!(labels, ["8a", "8b", "9", "10", "soak"]);
+    }
+}

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use millstream::frame;
 pub use tests::nats::{Consumer, Nats};
 
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {

@@ -1,10 +1,13 @@
 //! `dead`: a run's dead letters.
 
 use millstream::Pipeline;
+use millstream::names::RunName;
+use millstream_engine::records::PassState;
+use millstream_engine::tables::Letters;
 use serde_json::json;
 
 use super::{Context, run_name};
-use crate::args::DeadArgs;
+use crate::args::{DeadArgs, LettersArgs};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
@@ -17,10 +20,10 @@ pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> 
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::of_run::<P>(&servers, "dead", run.as_str()).await?;
             session.records.known_run(&run).await?;
-            let pass = session.records.newest_pass(&run).await?.map_or(1, |entry| entry.record.pass);
-            let total = session.store.dead_rows(run.as_str(), pass).await?;
-            let kinds = session.store.dead_by_error(run.as_str(), pass, KINDS).await?;
-            let letters = session.store.dead(run.as_str(), pass, args.limit).await?;
+            let (pass, which) = (whole_pass(&session, &run).await?, letters(&args.letters));
+            let total = session.store.dead_rows(run.as_str(), pass, &which).await?;
+            let kinds = session.store.dead_by_error(run.as_str(), pass, &which, KINDS).await?;
+            let letters = session.store.dead(run.as_str(), pass, &which, args.limit).await?;
             if args.json {
                 let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids })).collect();
                 let letters: Vec<_> = letters
@@ -31,7 +34,8 @@ pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> 
                 return Ok(Ended::Well);
             }
             if total == 0 {
-                show::line(&format!("run `{run}` has no dead letters"));
+                let like_that = if which == Letters::default() { "" } else { " like that" };
+                show::line(&format!("run `{run}` has no dead letters{like_that}"));
                 return Ok(Ended::Well);
             }
             let kinds: Vec<Vec<String>> =
@@ -49,6 +53,20 @@ pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> 
             Ok(Ended::Well)
         })
         .await
+}
+
+/// Which dead letters are meant, as the user said it.
+pub(super) fn letters(args: &LettersArgs) -> Letters {
+    Letters { error: args.error.clone(), batch: args.batch }
+}
+
+/// The newest pass, or the one whose rows it has not taken over yet.
+async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
+    let newest = session.records.newest_pass(run).await?.map(|entry| entry.record);
+    Ok(newest.map_or(1, |newest| match newest.covers {
+        Some(covers) if newest.state != PassState::Sealed => covers.base,
+        _ => newest.pass,
+    }))
 }
 
 fn one_line(error: &str) -> String {

@@ -120,6 +120,16 @@ async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
         }
         Err(error) => failed("JetStream", &error.into()),
     });
+    checks.push(match broker.strays().await {
+        Ok(0) => check("set aside", Verdict::Ok, "no message", None),
+        Ok(strays) => check(
+            "set aside",
+            Verdict::Warn,
+            format!("{} messages that are no batch", show::grouped(strays)),
+            Some("look at them with `nats stream view`: their headers say where each came from and why"),
+        ),
+        Err(error) => failed("set aside", &error.into()),
+    });
     checks
 }
 

@@ -57,11 +57,11 @@ pub(super) async fn publish<P: Pipeline>(
 ) -> Result<Submitted, Error> {
     let (run, batch_ids) = (words.run.clone(), words.batch_ids);
     let submission = Submission { run, input: ids.input.clone(), survey: ids.survey.clone(), batch_ids };
-    submit::<P::Id>(&session.broker, &session.records, &submission, stop, progress).await
+    submit::<P::Id>(&session.broker, &session.records, &session.store, &submission, stop, progress).await
 }
 
 fn report(submitted: &Submitted, as_json: bool) {
-    let Submitted { record, published, written, found } = submitted;
+    let Submitted { record, published, written, found, repair } = submitted;
     if as_json {
         show::json(&json!({
             "run": record.run,
@@ -70,6 +70,7 @@ fn report(submitted: &Submitted, as_json: bool) {
             "dropped_repeats": published.dropped_repeats,
             "batches_written": written,
             "batches_found": found,
+            "repair": repair,
         }));
         return;
     }
@@ -88,4 +89,7 @@ fn report(submitted: &Submitted, as_json: bool) {
         show::grouped(published.ids),
         show::grouped(u64::from(published.batches)),
     ));
+    if let Some(repair) = repair.as_ref().filter(|repair| repair.batches_again > 0) {
+        show::line(&format!("{} batches are computed again", show::grouped(repair.batches_again)));
+    }
 }

@@ -113,7 +113,7 @@ fn start_stages<P: Pipeline>(
         async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), sinking, &stage).await },
     );
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes(&broker, &store, hurry, &stage).await });
+    stages.spawn(async move { seal_passes::<P::Id>(&broker, &store, hurry, &stage).await });
     stages
 }
 

@@ -27,10 +27,21 @@ pub(super) async fn work<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             let counts = Arc::new(WorkCounts::default());
             let counted = counts.clone();
             report(&stop, move || {
-                let WorkCounts { batches, ids, dead, redelivered } = &*counted;
-                let [batches, ids, dead, redelivered] =
-                    [batches, ids, dead, redelivered].map(|count| count.load(Ordering::Relaxed));
-                tracing::info!(batches, ids, dead, redelivered, "computed so far");
+                let WorkCounts { batches, ids, dead, redelivered, set_aside, slow, alone, ended } = &*counted;
+                let [batches, ids, dead, redelivered, set_aside, slow, alone, ended] =
+                    [batches, ids, dead, redelivered, set_aside, slow, alone, ended]
+                        .map(|count| count.load(Ordering::Relaxed));
+                tracing::info!(
+                    batches,
+                    ids,
+                    dead,
+                    redelivered,
+                    set_aside,
+                    slow,
+                    alone,
+                    ended,
+                    "computed so far"
+                );
                 batches
             });
             let (pipeline, plan) = (context.pipeline.clone(), &context.config.work);
@@ -49,17 +60,17 @@ pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             let counts = Arc::new(SinkCounts::default());
             let counted = counts.clone();
             report(&stop, move || {
-                let SinkCounts { rows, batches, inserts, failed_inserts, redelivered } = &*counted;
-                let [rows, batches, inserts, failed, redelivered] =
-                    [rows, batches, inserts, failed_inserts, redelivered]
+                let SinkCounts { rows, batches, inserts, failed_inserts, redelivered, set_aside } = &*counted;
+                let [rows, batches, inserts, failed, redelivered, set_aside] =
+                    [rows, batches, inserts, failed_inserts, redelivered, set_aside]
                         .map(|count| count.load(Ordering::Relaxed));
-                tracing::info!(rows, batches, inserts, failed, redelivered, "stored so far");
+                tracing::info!(rows, batches, inserts, failed, redelivered, set_aside, "stored so far");
                 batches
             });
             let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
             let sinking = Arc::new(Notify::new());
             let hurry = sinking.clone();
-            let sealer = async move { seal_passes(&broker, &store, hurry, &sealing).await };
+            let sealer = async move { seal_passes::<P::Id>(&broker, &store, hurry, &sealing).await };
             let plan = context.config.sink.clone();
             let sink =
                 millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);

@@ -1,12 +1,14 @@
 //! `verify`: the proof batch by batch, and the repair.
 
 use millstream::Pipeline;
+use millstream::names::RunName;
 use millstream_engine::verify::{Repair, Report, repair, verify as prove};
+use millstream_engine::{Error, Store};
 use serde_json::json;
 
 use super::{Context, run_name};
 use crate::args::VerifyArgs;
-use crate::session::{Holder, Session};
+use crate::session::{Holder, Servers, Session};
 use crate::{Ended, show};
 
 /// Batch numbers that are shown to a person.
@@ -16,26 +18,71 @@ pub(super) async fn verify<P: Pipeline>(context: &Context<P>, args: &VerifyArgs)
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run::<P>(&servers, "verify", run.as_str()).await?;
-            let report = prove::<P::Id>(&session.broker, &session.records, &session.store, &run).await?;
-            let repaired = if args.repair && !report.is_clean() {
-                Some(repair(&session.broker, &session.records, &session.store, &report).await?)
-            } else {
-                None
+            let verified = proven::<P>(&servers, &run, args.repair).await;
+            let (report, repaired) = match verified {
+                Ok(verified) => verified,
+                Err(error) => return Err(remembered::<P>(&servers, &run, error).await),
             };
+            let hint = hint(&report, repaired.as_ref());
             if args.json {
                 let mut value = serde_json::to_value(&report)?;
                 if let Some(repaired) = &repaired {
                     value["repair"] = json!(repaired);
                 }
+                value["hint"] = json!(hint);
                 show::json(&value);
             } else {
                 show::line(&told(&report));
                 repaired.iter().for_each(|repaired| show::line(&repaired_told(repaired)));
+                hint.iter().for_each(|hint| show::line(&format!("\nhint: {hint}")));
             }
             Ok(if report.is_clean() && report.sealed { Ended::Well } else { Ended::Badly })
         })
         .await
+}
+
+async fn proven<P: Pipeline>(
+    servers: &Servers,
+    run: &RunName,
+    and_repair: bool,
+) -> anyhow::Result<(Report, Option<Repair>)> {
+    let Session { broker, store, records } = Session::of_run::<P>(servers, "verify", run.as_str()).await?;
+    let report = prove::<P::Id>(&broker, &records, &store, run).await?;
+    if !and_repair || report.is_clean() {
+        return Ok((report, None));
+    }
+    let repaired = repair(&broker, &records, &store, &report).await?;
+    // What merging alone has healed is well now.
+    let healed = repaired.duplicates_merged > 0 && report.complete;
+    let report = if healed { prove::<P::Id>(&broker, &records, &store, run).await? } else { report };
+    Ok((report, Some(repaired)))
+}
+
+/// A run that is unknown to NATS alone was lost with its volume.
+async fn remembered<P: Pipeline>(servers: &Servers, run: &RunName, error: anyhow::Error) -> anyhow::Error {
+    if !matches!(error.downcast_ref(), Some(Error::NoSuchRun { .. })) {
+        return error;
+    }
+    let kept = match Store::connect::<P>(servers.store.clone()).await {
+        Ok(store) => store.run_record(run.as_str()).await,
+        Err(_) => return error,
+    };
+    match kept {
+        Ok(Some(record)) => Error::ForgottenRun { run: record.run, made_of: record.source }.into(),
+        _ => error,
+    }
+}
+
+/// What is left to do.
+fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
+    match repaired {
+        Some(Repair { busy: Some(_), .. }) => {
+            Some(format!("see that `work` and `sink` run, then verify {} --repair", report.run))
+        }
+        Some(repaired) => repaired.hint(&report.run),
+        None if report.published && !report.is_clean() => Some(format!("verify {} --repair", report.run)),
+        None => None,
+    }
 }
 
 fn told(report: &Report) -> String {
@@ -51,15 +98,14 @@ fn told(report: &Report) -> String {
         let more = if all > shown.len() as u64 { ", …" } else { "" };
         if list.is_empty() { String::new() } else { format!(": {}{more}", shown.join(", ")) }
     };
-    let hint = if report.published && !report.is_clean() {
-        format!("\n\nhint: verify {} --repair", report.run)
-    } else {
-        String::new()
+    let lost = |what: &str, list: &[u32]| match list {
+        [] => String::new(),
+        _ => format!("\n{what:<16} {}{}", number(list.len() as u64), named(list, list.len() as u64)),
     };
     format!(
         "run              {} (pass {})\nverdict          {verdict}\nbatches          {}\nids              {}\n\
          rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nwrong batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
-         digest           {}\ndead             {}{hint}",
+         digest           {}\ndead             {}{}{}",
         report.run,
         report.pass,
         number(report.batches),
@@ -75,22 +121,35 @@ fn told(report: &Report) -> String {
         number(report.repeated_ids),
         if report.digest_matches { "matches" } else { "differs" },
         number(report.dead),
+        lost("ids gone", &report.ids_gone),
+        lost("ids damaged", &report.ids_damaged),
     )
 }
 
 fn repaired_told(repair: &Repair) -> String {
+    let number = show::grouped;
     let mut lines = vec![format!(
         "\nrepair: {} raw duplicates merged away, {} batches are computed again",
-        show::grouped(repair.duplicates_merged),
-        show::grouped(repair.batches_again),
+        number(repair.duplicates_merged),
+        number(repair.batches_again),
     )];
-    if let Some(busy) = &repair.busy {
-        lines.push(format!(
-            "nothing counts as lost yet: {busy}; see that `work` and `sink` run, then repair again"
-        ));
+    if repair.whole_run {
+        lines.push(
+            "more batches are at fault than can be named one by one, so all of the run is computed again; rows that are \
+             stored stay as they are"
+                .to_owned(),
+        );
     }
-    if !repair.ids_gone.is_empty() {
-        lines.push(format!("the ids of {} batches are no longer in the stream", repair.ids_gone.len()));
+    if let Some(busy) = &repair.busy {
+        lines.push(format!("nothing counts as lost yet: {busy}"));
+    }
+    for (lost, why) in [
+        (&repair.ids_gone, "are no longer in the stream"),
+        (&repair.ids_damaged, "cannot be read in the stream"),
+    ] {
+        if !lost.is_empty() {
+            lines.push(format!("the ids of {} batches {why}", number(lost.len() as u64)));
+        }
     }
     lines.join("\n")
 }

@@ -63,6 +63,14 @@ impl File {
         }
     }
 
+    /// `true` or `false`.
+    pub fn truth(&mut self, key: &str) -> Option<bool> {
+        match self.value(key)? {
+            Value::Boolean(truth) => Some(truth),
+            other => self.fault(key, &other, "true or false"),
+        }
+    }
+
     /// A number of seconds within limits.
     pub fn seconds(&mut self, key: &str, least: u64, most: u64) -> Option<Duration> {
         self.number(key, least, most).map(Duration::from_secs)

@@ -22,7 +22,11 @@ pub const SINK_ACK_WAIT: Duration = Duration::from_secs(120);
 const MAX_ACK_PENDING: i64 = 100_000;
 
 impl Broker {
-    pub(super) async fn ensure_sink_consumer(&self) -> Result<(), Error> {
+    /// Creates the durable that all sinks share, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_sink_consumer(&self) -> Result<(), Error> {
         let config = pull::Config {
             durable_name: Some(self.names.sink_consumer()),
             filter_subject: self.names.all_rows(),
@@ -41,7 +45,17 @@ impl Broker {
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
-    /// Makes the durable of a pass anew, over just these batches.
+    /// Creates the durable from which all workers draw a pass over some of the run's ids, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_replay_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        let filter_subject = self.names.replay_ids(run, pass);
+        let config = pull::Config { filter_subject, ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
+    /// Makes the durable of a pass anew, over just these batches, or over all of the run.
     ///
     /// # Errors
     /// The broker's.
@@ -49,9 +63,10 @@ impl Broker {
         &self,
         run: &RunName,
         pass: u32,
-        batches: &[u32],
+        batches: Option<&[u32]>,
     ) -> Result<(), Error> {
         self.remove_work_consumer(run, pass).await?;
+        let Some(batches) = batches else { return self.ensure_work_consumer(run, pass).await };
         let filter_subjects = batches.iter().map(|batch| self.names.ids_subject(run, *batch)).collect();
         let config = pull::Config { filter_subjects, ..self.work_config(run, pass) };
         self.ensure_consumer(&self.names.ids_stream(), config).await
@@ -125,7 +140,10 @@ impl Broker {
         match within(&doing, stream.consumer_info(name)).await? {
             Ok(info) => Ok(Some(info)),
             Err(error) => match error.kind() {
-                context::ConsumerInfoErrorKind::NotFound => Ok(None),
+                // Without its stream there is no consumer either.
+                context::ConsumerInfoErrorKind::NotFound | context::ConsumerInfoErrorKind::StreamNotFound => {
+                    Ok(None)
+                }
                 context::ConsumerInfoErrorKind::JetStream(refusal)
                     if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND =>
                 {
@@ -161,8 +179,9 @@ impl Broker {
         self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
     }
 
-    /// The consumer to pull rows from; `None` when it does not exist.
+    /// The consumer to pull rows from; one that somebody deleted is made again, and delivers whatever the stream holds.
     pub(crate) async fn sink_consumer(&self) -> Result<Option<PullConsumer>, Error> {
+        self.ensure_sink_consumer().await?;
         self.pull_consumer(self.names.rows_stream(), self.names.sink_consumer()).await
     }
 

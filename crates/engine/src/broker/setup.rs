@@ -1,4 +1,4 @@
-//! What has to be there before anything moves: two streams and a bucket. What a setting is for stands beside it.
+//! What has to be there before anything moves: three streams and a bucket. What a setting is for stands beside it.
 
 use std::time::Duration;
 
@@ -37,13 +37,18 @@ impl Default for StreamLimits {
 
 /// Below this a stream is no buffer any more, and setting up fails instead.
 const SMALLEST_STREAM: u64 = 64 << 20;
+/// What the stream of messages set aside holds at most, and its part of the ids stream where that is small.
+const ASIDE_BYTES: u64 = 256 << 20;
+const ASIDE_PART: u64 = 16;
 
 impl Broker {
-    /// Creates what is missing: two streams, the bucket, the sinks' consumer. What exists is checked, not changed.
+    /// Creates what is missing: three streams, the bucket, the sinks' consumer. What exists is checked, not changed.
     ///
     /// # Errors
     /// [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the broker's refusals.
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
+        // The small one first, so that the others are not given the room that it needs.
+        self.ensure_aside_stream(limits).await?;
         self.ensure_streams(limits).await?;
         self.ensure_bucket(limits.replicas).await?;
         self.ensure_sink_consumer().await
@@ -78,6 +83,18 @@ impl Broker {
             allow_direct: true,
             ..Default::default()
         }
+    }
+
+    /// Where messages go that are no batch: bounded, and the oldest of them make room.
+    async fn ensure_aside_stream(&self, limits: &StreamLimits) -> Result<(), Error> {
+        let config = stream::Config {
+            max_bytes: ASIDE_BYTES.min(limits.ids_bytes / ASIDE_PART) as i64,
+            discard: DiscardPolicy::Old,
+            discard_new_per_subject: false,
+            max_messages_per_subject: -1,
+            ..self.stream_config(self.names.aside_stream(), self.names.all_aside(), Duration::ZERO, limits)
+        };
+        self.ensure_stream(&config).await?.1.map_or(Ok(()), Err)
     }
 
     /// Both streams, halved together until the server has room for both, if that is allowed.
@@ -126,7 +143,7 @@ impl Broker {
         }
     }
 
-    async fn stream_info(&self, name: &str) -> Result<Option<stream::Info>, Error> {
+    pub(super) async fn stream_info(&self, name: &str) -> Result<Option<stream::Info>, Error> {
         let doing = format!("look up stream `{name}`");
         match within(&doing, self.jetstream.get_stream(name)).await? {
             Ok(stream) => Ok(Some(stream.cached_info().clone())),
@@ -169,9 +186,17 @@ impl Broker {
 
 fn check_stream(found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {
     let settings = [
-        ("max_msgs_per_subject", found.max_messages_per_subject.to_string(), "1".to_owned()),
+        (
+            "max_msgs_per_subject",
+            found.max_messages_per_subject.to_string(),
+            wanted.max_messages_per_subject.to_string(),
+        ),
         ("discard policy", format!("{:?}", found.discard), format!("{:?}", wanted.discard)),
-        ("discard_new_per_subject", found.discard_new_per_subject.to_string(), "true".to_owned()),
+        (
+            "discard_new_per_subject",
+            found.discard_new_per_subject.to_string(),
+            wanted.discard_new_per_subject.to_string(),
+        ),
         ("retention", format!("{:?}", found.retention), format!("{:?}", wanted.retention)),
         ("subjects", found.subjects.join(","), wanted.subjects.join(",")),
     ];

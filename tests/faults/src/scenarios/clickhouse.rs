@@ -13,7 +13,7 @@ const ENGINE: &str = "__local-engine";
 
 fn scene(plan: Plan, name: &'static str) -> Scene {
     let mut scene = Scene::new(plan, &Setup::new(name));
-    scene.publish("a", 150_000, 1000);
+    scene.publish("a", 100_000, 1000);
     scene
 }
 
@@ -73,7 +73,7 @@ pub fn killed_in_merge(plan: Plan) -> Report {
     let mut scene = scene(plan, "clickhouse-merge");
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     for kill in 1..=KILLS as u64 {
-        scene.wait_rows("a", kill * 20_000);
+        scene.wait_rows("a", kill * 15_000);
         let url = scene.clickhouse.clone();
         let merging = std::thread::spawn(move || {
             tests::ask_clickhouse(&url, "OPTIMIZE TABLE millstream.trial_rows FINAL")
@@ -100,7 +100,7 @@ pub fn full_disk(plan: Plan) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
     let setup = Setup { clickhouse_disk_mb: Some(256), ..Setup::new("clickhouse-full") };
     let mut scene = Scene::new(plan, &setup);
-    scene.publish("a", 150_000, 1000);
+    scene.publish("a", 100_000, 1000);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     scene.wait_rows("a", 1);
     let bytes = scene.disk().fill();

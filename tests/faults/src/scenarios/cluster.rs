@@ -12,6 +12,9 @@ use crate::scene::{Report, Scene, Setup};
 /// A stream that is written all the time.
 const BUSY: &str = "trial_rows";
 const SERVERS: usize = 3;
+/// Runs of the load.
+const IDS: u64 = 20_000;
+const BATCH: u32 = 100;
 
 struct Trio {
     // Dropped in this order: services, then servers, then namespaces.
@@ -30,27 +33,26 @@ impl Trio {
         for (variable, url) in [("NATS_URL", cluster.urls()), ("CLICKHOUSE_URL", scene.clickhouse.clone())] {
             scene.host.env.push((variable.to_owned(), url));
         }
-        scene.publish("a", 150_000, 500);
-        scene.submit("b", 40_000, 20);
+        scene.publish("a", 40_000, 200);
         scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
         scene.wait_rows("a", 1);
+        scene.keep_load(IDS, BATCH);
         Self { scene, cluster, _hub: hub }
     }
 
-    /// Waits until rows go on being stored.
+    /// Waits until rows go on being stored, of runs that are added as others end.
     fn goes_on(&mut self) -> f64 {
         let since = Instant::now();
+        self.scene.keep_load(IDS, BATCH);
         self.scene.wait_landed();
         since.elapsed().as_secs_f64()
     }
 
-    /// All servers are there again: what is stored is right, and nobody had to be started again.
+    /// All servers are there again: what is stored is right. A producer whose record meets an election ends with an error,
+    /// and is started again.
     fn finish(mut self) -> Report {
         self.cluster.wait_ready();
-        self.scene.must_go_on("a");
-        let report = self.scene.finish();
-        self.scene.nobody_ended();
-        report
+        self.scene.finish()
     }
 }
 

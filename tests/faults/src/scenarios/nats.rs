@@ -38,7 +38,7 @@ pub fn killed_under_load(plan: Plan) -> Report {
 /// No block is left while a run is published.
 pub fn full_in_publish(plan: Plan) -> Report {
     full(plan, |scene| {
-        scene.submit("a", 30_000, 10);
+        scene.submit("a", 30_000, 20);
         scene.wait_status("a", "batches published", |status| status["pending"].as_u64() >= Some(200));
     })
 }

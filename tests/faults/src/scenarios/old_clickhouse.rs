@@ -3,12 +3,12 @@
 //! Everything but the `CREATE` statements is the product's: workers, sinks, asks, the proof and the seal. Two scenarios are
 //! of the wire alone: what [`Store`] does with an insert that nobody can finish, and with one that runs already.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream::{frame, rowbinary};
 use millstream_engine::error::StoreFault;
+use millstream_engine::store::Portion;
 use millstream_engine::{Store, StoreAddress};
 use tests::{SOON, Trial, Up, wait_until};
 use tokio::runtime::Runtime;
@@ -17,6 +17,7 @@ use crate::Plan;
 use crate::checker::{Checker, Submitted};
 use crate::old_clickhouse::OldClickHouse;
 use crate::proxy::{Mode, Proxy};
+use crate::scenarios::net::{UNHEARD, commit_unheard};
 use crate::scene::{Report, Scene, Setup, host};
 
 /// A local stack, whose NATS is used, an old ClickHouse beside it, and a proxy before that.
@@ -28,8 +29,8 @@ struct Old {
 }
 
 impl Old {
-    /// A run of 120,000 ids is computed and stored, over the proxy.
-    fn under_load(plan: Plan, name: &'static str) -> Self {
+    /// A run of 100,000 ids waits to be computed, and stored over the proxy.
+    fn new(plan: Plan, name: &'static str) -> Self {
         let usual = Setup::new(name);
         let mut host = host(name, usual.micros, usual.config, usual.ballast);
         let up = host.up();
@@ -37,12 +38,17 @@ impl Old {
         let proxy = Proxy::before(&server.url());
         host.env.push(("CLICKHOUSE_URL".to_owned(), format!("http://{}", proxy.address)));
         let mut scene = Scene::on_servers(plan, name, host, &up.nats, &server.url());
-        let words = scene.submission("a", 120_000, 1000).words;
+        let words = scene.submission("a", 100_000, 500).words;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         scene.host.call(&words).expect(0);
-        scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
-        scene.wait_rows("a", 1);
         Self { _up: up, server, proxy, scene }
+    }
+
+    fn under_load(plan: Plan, name: &'static str) -> Self {
+        let mut old = Self::new(plan, name);
+        old.scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+        old.scene.wait_rows("a", 1);
+        old
     }
 
     /// Waits until the server executes an insert.
@@ -52,26 +58,6 @@ impl Old {
             0 => Err("none".to_owned()),
             _ => Ok(()),
         });
-    }
-
-    /// Answers vanish for a while, then connections; what shows that rows were committed meanwhile, if any were.
-    fn lose_answers(&mut self) -> Option<String> {
-        const COMMITTED_WITHIN: Duration = Duration::from_secs(15);
-        let dropped = self.proxy.dropped();
-        self.proxy.set(Mode::DropReplies);
-        // From here on nobody hears of what is committed.
-        let (before, since, mut rows) = (self.scene.checker.rows("a"), Instant::now(), 0);
-        while (rows == 0 || self.proxy.dropped() == dropped) && since.elapsed() < COMMITTED_WITHIN {
-            self.scene.pass(Duration::from_millis(100));
-            rows = self.scene.checker.rows("a") - before;
-        }
-        let bytes = self.proxy.dropped() - dropped;
-        self.proxy.set(Mode::Refuse);
-        self.scene.pass(Duration::from_millis(500));
-        self.proxy.set(Mode::Pass);
-        let proof =
-            format!("{rows} rows committed while {bytes} bytes of answers vanished, then every connection");
-        (rows > 0 && bytes > 0).then_some(proof)
     }
 
     fn finish(mut self) -> Report {
@@ -86,21 +72,27 @@ const INSERTS: &str = "SELECT count() FROM system.processes WHERE query LIKE 'IN
 
 /// Answers vanish, and then connections, when rows have been committed.
 pub fn answers_lost(plan: Plan) -> Report {
-    const TIMES: usize = 4;
-    const ATTEMPTS: usize = 16;
-    let mut old = Old::under_load(plan, "old-answers-lost");
-    let mut times = 0;
-    for _ in 0..ATTEMPTS {
-        old.scene.wait_landed();
-        if let Some(proof) = old.lose_answers() {
-            old.scene.fault(proof);
-            times += 1;
-        }
-        if times == TIMES {
-            break;
-        }
+    let mut old = Old::new(plan, "old-answers-lost");
+    old.scene.start(&["work-1", "work-2"]);
+    old.scene.trap("sink-1", &UNHEARD.join(","));
+    for _ in UNHEARD {
+        let proxy = &old.proxy;
+        let (rows, dropped) = commit_unheard(&mut old.scene, || {
+            proxy.set(Mode::DropReplies);
+            proxy.dropped()
+        });
+        old.scene.wait("answers that vanish", SOON, |_| match proxy.dropped() - dropped {
+            0 => Err("none".to_owned()),
+            _ => Ok(()),
+        });
+        let bytes = proxy.dropped() - dropped;
+        proxy.set(Mode::Refuse);
+        old.scene.fault(format!(
+            "{rows} rows committed while {bytes} bytes of answers vanished, then every connection"
+        ));
+        old.scene.pass(Duration::from_millis(500));
+        proxy.set(Mode::Pass);
     }
-    assert_eq!(times, TIMES, "inserts whose answers were lost");
     old.finish()
 }
 
@@ -188,8 +180,8 @@ impl Wire {
 
     /// Ids of the batch that are stored, as a sink asks for them.
     fn asked(&self, store: &Store) -> u64 {
-        let found = self.runtime.block_on(store.ask(RUN, PASS, &[0])).expect("an answer");
-        found.into_iter().collect::<HashMap<_, _>>().get(&0).copied().unwrap_or(0)
+        let batch = [Portion::all(0)];
+        self.runtime.block_on(store.ask(RUN, PASS, batch.iter())).expect("an answer")[0]
     }
 
     /// The batch has landed: readers may see it, and the checker does.

@@ -37,10 +37,10 @@ pub fn clickhouse_away(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &large_rows("clickhouse-away"));
     let proxy = scene.before_clickhouse();
     scene.host.call(&["setup"]).expect(0);
-    limit(&scene, "trial_rows", 16 * MB);
+    limit(&scene, "trial_rows", 8 * MB);
     // The ids of half of the batches: ids stay for replay, so a person has to give room for the other half.
-    limit(&scene, "trial_ids", 30_000);
-    scene.submit("a", 40_000, 100);
+    limit(&scene, "trial_ids", 6_000);
+    scene.submit("a", 20_000, 100);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     scene.wait_rows("a", 1);
     scene.keep_raw_rows();
@@ -98,7 +98,7 @@ pub fn too_many_parts(plan: Plan) -> Report {
         logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("Too many parts")).count()
     };
     let mut scene = Scene::new(plan, &Setup::new("too-many-parts"));
-    scene.publish("a", 150_000, 500);
+    scene.publish("a", 60_000, 500);
     scene.checker.ask(
         "ALTER TABLE millstream.trial_rows MODIFY SETTING parts_to_delay_insert = 15, parts_to_throw_insert = 15",
     );
@@ -166,8 +166,8 @@ pub fn old_data(plan: Plan) -> Report {
 pub fn rows_at_limit(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &large_rows("rows-at-limit"));
     scene.host.call(&["setup"]).expect(0);
-    limit(&scene, "trial_rows", 16 * MB);
-    scene.publish("a", 32_000, 100);
+    limit(&scene, "trial_rows", 8 * MB);
+    scene.publish("a", 16_000, 100);
     scene.start(&["work-1", "work-2"]);
     scene.wait_log("work-1", FULL);
     scene.fault("the rows stream is full, and a worker is refused");
@@ -182,8 +182,8 @@ pub fn ids_at_limit(plan: Plan) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
     let mut scene = Scene::new(plan, &Setup::new("ids-at-limit"));
     scene.host.call(&["setup"]).expect(0);
-    limit(&scene, "trial_ids", 100_000);
-    scene.submit("a", 20_000, 10);
+    limit(&scene, "trial_ids", 12_000);
+    scene.submit("a", 20_000, 50);
     scene.start(&["work-1", "work-2", "sink-1"]);
     scene.wait_log("produce-a", FULL);
     scene.fault("the ids stream is full, and the producer is refused");
@@ -197,8 +197,8 @@ pub fn ids_at_limit(plan: Plan) -> Report {
 /// Everybody's connections hang for a while.
 pub fn nats_paused(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &Setup::new("nats-paused"));
-    scene.submit("b", 60_000, 10);
-    scene.publish("a", 400_000, 1000);
+    scene.submit("b", 20_000, 50);
+    scene.publish("a", 150_000, 1000);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     scene.wait_rows("a", 1);
     let (pid, time) = (scene.server("nats-server"), plan.lasting(45, 120));

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tests::{SOON, Up, signal, wait_until};
@@ -133,11 +133,11 @@ impl NatsOnVolume {
 pub fn nats_loses_power(plan: Plan) -> Report {
     const TIMES: u64 = 3;
     let mut scene = NatsOnVolume::new(plan, "nats-power", "always");
-    scene.scene.publish("a", 150_000, 500);
+    scene.scene.publish("a", 100_000, 500);
     scene.scene.submit("b", 60_000, 20);
     scene.scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     for time in 1..=TIMES {
-        scene.scene.wait_rows("a", time * 20_000);
+        scene.scene.wait_rows("a", time * 10_000);
         scene.lose_power();
     }
     scene.scene.must_go_on("a");
@@ -148,7 +148,7 @@ pub fn nats_loses_power(plan: Plan) -> Report {
 
 /// Row 28, the control: a server that syncs every two minutes has acked what it then loses.
 pub fn nats_loses_power_unsynced(plan: Plan) -> Report {
-    const BATCHES: u64 = 60;
+    const BATCHES: u64 = 40;
     let mut scene = NatsOnVolume::new(plan, "nats-power-control", "2m");
     scene.scene.publish("a", 100_000, 500);
     scene.volume.sync();
@@ -162,7 +162,7 @@ pub fn nats_loses_power_unsynced(plan: Plan) -> Report {
     let [before, after] = scene.lose_power();
     assert!(after[1] < before[1], "nothing was lost without fsync: this method proves nothing");
     scene.scene.start(&["sink-1", "sink-2"]);
-    repaired(&mut scene.scene)
+    repaired(&mut scene.scene, UNATTENDED)
 }
 
 /// ClickHouse's data on a volume; NATS is the local stack's, too.
@@ -213,10 +213,10 @@ impl ClickHouseOnVolume {
 pub fn clickhouse_loses_power(plan: Plan) -> Report {
     const TIMES: u64 = 3;
     let mut scene = ClickHouseOnVolume::new(plan, "clickhouse-power");
-    scene.scene.publish("a", 150_000, 500);
+    scene.scene.publish("a", 100_000, 500);
     scene.scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     for time in 1..=TIMES {
-        scene.scene.wait_rows("a", time * 20_000);
+        scene.scene.wait_rows("a", time * 10_000);
         scene.lose_power();
     }
     scene.scene.must_go_on("a");
@@ -227,9 +227,9 @@ pub fn clickhouse_loses_power(plan: Plan) -> Report {
 
 /// Row 29, the control: without fsync, rows that were asked for and acked are gone.
 pub fn clickhouse_loses_power_unsynced(plan: Plan) -> Report {
-    const ROWS: u64 = 60_000;
+    const ROWS: u64 = 20_000;
     let mut scene = ClickHouseOnVolume::new(plan, "clickhouse-power-control");
-    scene.scene.publish("a", 150_000, 500);
+    scene.scene.publish("a", 100_000, 500);
     scene.scene.checker.ask(
         "ALTER TABLE millstream.trial_rows MODIFY SETTING fsync_after_insert = 0, fsync_part_directory = 0, \
          min_rows_to_fsync_after_merge = 0, min_compressed_bytes_to_fsync_after_merge = 0",
@@ -239,7 +239,7 @@ pub fn clickhouse_loses_power_unsynced(plan: Plan) -> Report {
     scene.scene.wait_rows("a", ROWS);
     let [before, after] = scene.lose_power();
     assert!(after < before, "nothing was lost without fsync: this method proves nothing");
-    repaired(&mut scene.scene)
+    repaired(&mut scene.scene, UNATTENDED)
 }
 
 /// Row 30: in a block of the rows stream, while results wait there for a sink.
@@ -268,7 +268,7 @@ fn flipped_in_stream(plan: Plan, name: &'static str, stream: &str) -> Report {
     scene.start_stack();
     scene.fault(flipped);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
-    repaired(&mut scene)
+    repaired(&mut scene, UNATTENDED)
 }
 
 /// Row 30: in a part of a sealed run.
@@ -276,9 +276,10 @@ pub fn bit_flip_in_part(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &Setup { micros: 50, ..Setup::new("flip-part") });
     scene.publish("a", 100_000, 500);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
-    scene.note("waiting for the seal");
-    scene.fault("none yet");
-    scene.wait_sealed();
+    scene.wait("the seal", SOON, |scene| match scene.checker.is_sealed("a") {
+        true => Ok(()),
+        false => Err(scene.host.status("a").to_string()),
+    });
     let part =
         "SELECT path FROM system.parts WHERE table = 'trial_rows' AND active ORDER BY rows DESC LIMIT 1";
     let part = PathBuf::from(scene.checker.ask(part).trim());
@@ -297,7 +298,7 @@ pub fn bit_flip_in_part(plan: Plan) -> Report {
     // What a person does: the part goes, and what was in it is computed again.
     let name = part.file_name().and_then(|name| name.to_str()).expect("a part's name").to_owned();
     scene.checker.ask(&format!("ALTER TABLE millstream.trial_rows DROP PART '{name}'"));
-    repaired(&mut scene)
+    repaired(&mut scene, Duration::ZERO)
 }
 
 /// Flips one bit in the middle of the largest of these files; says which.
@@ -314,12 +315,11 @@ fn flip(dir: &Path, is_one: impl Fn(&Path) -> bool) -> String {
     format!("one bit of byte {middle} of {} flipped", path.file_name().unwrap_or_default().display())
 }
 
-/// What a person does when a run does not seal by itself: `verify --repair`, until it has healed. The report says so.
-fn repaired(scene: &mut Scene) -> Report {
-    let waited = std::time::Instant::now();
-    while waited.elapsed() < UNATTENDED {
-        let complete = scene.checker.is_sealed("a") && scene.look().is_right();
-        if complete {
+/// What a person does when a run has not healed by itself in time: `verify --repair`. The report says so.
+fn repaired(scene: &mut Scene, unattended: Duration) -> Report {
+    let waited = Instant::now();
+    while waited.elapsed() < unattended {
+        if scene.checker.is_sealed("a") && scene.look().is_right() {
             scene.note("healed unattended");
             return scene.finish();
         }
@@ -328,9 +328,8 @@ fn repaired(scene: &mut Scene) -> Report {
     let lost = scene.look().lost;
     let said = scene.host.call(&["verify", "a", "--repair", "--json"]);
     scene.note(format!("verify --repair ends with {}: {}{}", said.code, said.stdout, said.stderr));
-    let repaired =
-        format!("not healed after {} s, {lost} ids lost; `verify --repair` heals it", UNATTENDED.as_secs());
-    scene.fault(repaired);
+    scene
+        .fault(format!("{lost} ids not to be seen after {} s, then `verify --repair`", unattended.as_secs()));
     scene.wait("everything again", SOON * 2, |scene| {
         if scene.look().is_right() { Ok(()) } else { Err(scene.host.status("a").to_string()) }
     });

@@ -8,15 +8,15 @@ use crate::Plan;
 use crate::scene::{Report, Scene, Setup, trapped};
 
 const IDS: u64 = 20_000;
-const BATCH: u32 = 10;
+const BATCH: u32 = 50;
 const BATCHES: u64 = IDS / BATCH as u64;
 
 /// Killed at five moments, each time with a run of its own, and started again with the same words.
 pub fn killed(plan: Plan) -> Report {
     let places = [
         ("a", "produce-after-record=kill@1"),
-        ("b", "produce-before-publish=kill@300"),
-        ("c", "produce-after-publish=kill@300"),
+        ("b", "produce-before-publish=kill@100"),
+        ("c", "produce-after-publish=kill@100"),
         ("d", "produce-before-close=kill@1"),
         ("e", "produce-after-close=kill@1"),
     ];

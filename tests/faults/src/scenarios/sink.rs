@@ -8,19 +8,27 @@ use crate::scene::{Report, Scene, Setup, is_stopped};
 /// Long enough that a paused sink's batches are another's: `ack_wait` is 120 s.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(300);
 
+/// The third batch of an insert that has twenty.
+const IN_BODY: u32 = 3;
+
+/// Inserts of many batches, two seconds apart.
+fn setup(name: &'static str) -> Setup {
+    Setup { config: "sink.group_ms = 2000\n", ..Setup::new(name) }
+}
+
 /// Killed when nothing of its insert has been sent.
 pub fn killed_before_insert(plan: Plan) -> Report {
-    killed_at(plan, "sink-before-insert", 3)
+    killed_at(plan, "sink-before-insert", 2)
 }
 
 /// Killed when one of the insert's batches has been sent and others have not.
 pub fn killed_in_insert(plan: Plan) -> Report {
-    killed_at(plan, "sink-in-insert", 5)
+    killed_at(plan, "sink-in-insert", IN_BODY)
 }
 
 /// Killed when ClickHouse has said 200, and not yet what landed.
 pub fn killed_after_insert(plan: Plan) -> Report {
-    killed_at(plan, "sink-after-insert", 3)
+    killed_at(plan, "sink-after-insert", 2)
 }
 
 /// Killed when ClickHouse has said what landed, and nothing is acked.
@@ -34,7 +42,7 @@ pub fn killed_after_ack(plan: Plan) -> Report {
 }
 
 fn killed_at(plan: Plan, place: &str, passage: u32) -> Report {
-    let mut scene = Scene::new(plan, &Setup::new("sink-killed"));
+    let mut scene = Scene::new(plan, &setup("sink-killed"));
     scene.publish("a", 30_000, 500);
     scene.trap("sink-1", &format!("{place}=kill@{passage}"));
     scene.start(&["work-1"]);
@@ -46,18 +54,18 @@ fn killed_at(plan: Plan, place: &str, passage: u32) -> Report {
 
 /// Paused between the question what is there and the insert: another sink takes over and seals, then the first wakes.
 pub fn paused_before_insert(plan: Plan) -> Report {
-    paused_at(plan, "sink-before-insert", 3)
+    paused_at(plan, "sink-before-insert", 2)
 }
 
 /// Paused when a part of the insert's body has been sent.
 pub fn paused_in_insert(plan: Plan) -> Report {
-    paused_at(plan, "sink-in-insert", 5)
+    paused_at(plan, "sink-in-insert", IN_BODY)
 }
 
 /// The zombie's rows may lie beside the other sink's for a while: views never show it, and `verify --repair` merges them
 /// away when they came after the seal.
 fn paused_at(plan: Plan, place: &str, passage: u32) -> Report {
-    let mut scene = Scene::new(plan, &Setup::new("sink-paused"));
+    let mut scene = Scene::new(plan, &setup("sink-paused"));
     scene.host.env.push(("MILLSTREAM_LOG".into(), "info,millstream_engine=debug".into()));
     scene.publish("a", 30_000, 500);
     scene.trap("sink-1", &format!("{place}=stop@{passage}"));

@@ -1,0 +1,198 @@
+//! Single messages of the streams: read, removed, counted, set aside. A stream that does not exist holds none.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::stream::{ConsumerErrorKind, LastRawMessageErrorKind, PurgeErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
+use bytes::Bytes;
+use millstream::envelope::EnvelopeFault;
+use millstream::names::RunName;
+
+use super::{ANSWER_WITHIN, Broker, within};
+use crate::error::{Error, broker};
+use crate::records::now_ms;
+
+/// The server forgets a consumer that only counts after this long.
+const COUNTED: Duration = Duration::from_secs(10);
+
+/// A message that is no batch of ours, and where it came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Stray<'a> {
+    /// Its subject.
+    pub subject: &'a str,
+    /// The stream that held it.
+    pub stream: &'a str,
+    /// Its sequence there.
+    pub sequence: u64,
+    /// Why it is none.
+    pub fault: &'a EnvelopeFault,
+    /// Its bytes.
+    pub payload: &'a Bytes,
+}
+
+impl Broker {
+    /// The message under a subject of the ids stream, with its sequence.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ids_message(&self, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
+        let found = self.last_message(self.names.ids_stream(), subject).await?;
+        Ok(found.map(|message| (message.sequence, message.payload)))
+    }
+
+    /// The message under a subject of the rows stream.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rows_message(&self, subject: &str) -> Result<Option<Bytes>, Error> {
+        let found = self.last_message(self.names.rows_stream(), subject).await?;
+        Ok(found.map(|message| message.payload))
+    }
+
+    /// The sequence of the last message that holds rows of a pass.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn last_rows(&self, run: &RunName, pass: u32) -> Result<Option<u64>, Error> {
+        let found = self.last_message(self.names.rows_stream(), &self.names.pass_rows(run, pass)).await?;
+        Ok(found.map(|message| message.sequence))
+    }
+
+    async fn last_message(&self, stream: String, subject: &str) -> Result<Option<StreamMessage>, Error> {
+        let doing = format!("read message `{subject}`");
+        let stream = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;
+        match within(&doing, stream.get_last_raw_message_by_subject(subject)).await? {
+            Ok(message) => Ok(Some(message)),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(refusal) if is_no_stream(&refusal) => Ok(None),
+                _ => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    /// Removes every message whose subject matches from the rows stream.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge_rows(&self, filter: String) -> Result<u64, Error> {
+        self.purge(self.names.rows_stream(), filter).await
+    }
+
+    /// Removes the rows of one batch, or its cut and its parts, from the rows stream, so that they can be stored anew.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge_batch(&self, run: &RunName, pass: u32, batch: u32) -> Result<(), Error> {
+        // Parts first: a cut without them has them computed again; nobody would look for parts without a cut.
+        self.purge_rows(self.names.batch_parts(run, pass, batch)).await?;
+        self.purge_rows(self.names.rows_subject(run, pass, batch)).await.map(drop)
+    }
+
+    /// Removes what the ids stream holds under this subject.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge_ids(&self, subject: String) -> Result<u64, Error> {
+        self.purge(self.names.ids_stream(), subject).await
+    }
+
+    async fn purge(&self, stream: String, filter: String) -> Result<u64, Error> {
+        let doing = format!("purge `{filter}` from stream `{stream}`");
+        let handle = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;
+        // Removing a hundred thousand messages takes the server longer than an ordinary answer.
+        let purge = handle.purge().filter(filter).into_future();
+        let answer = tokio::time::timeout(ANSWER_WITHIN * 6, purge)
+            .await
+            .map_err(|_| Error::BrokerSilent { doing: doing.clone(), after: ANSWER_WITHIN * 6 })?;
+        match answer {
+            Ok(answer) => Ok(answer.purged),
+            Err(error) => match error.kind() {
+                PurgeErrorKind::JetStream(refusal) if is_no_stream(&refusal) => Ok(0),
+                _ => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    /// How many batches of a run the ids stream holds.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn count_ids(&self, run: &RunName) -> Result<u64, Error> {
+        self.count(self.names.ids_stream(), self.names.run_ids(run)).await
+    }
+
+    /// How many messages of a run's ids were set aside.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn count_aside(&self, run: &RunName) -> Result<u64, Error> {
+        let filter = self.names.aside_subject(&self.names.run_ids(run));
+        self.count(self.names.aside_stream(), filter).await
+    }
+
+    /// Counts without listing: what a new consumer would have to deliver, which the server takes from its index.
+    async fn count(&self, stream: String, filter: String) -> Result<u64, Error> {
+        let doing = format!("count `{filter}` in stream `{stream}`");
+        let config = pull::Config {
+            filter_subject: filter,
+            ack_policy: AckPolicy::None,
+            deliver_policy: DeliverPolicy::All,
+            memory_storage: true,
+            inactive_threshold: COUNTED,
+            ..Default::default()
+        };
+        let counting = self.jetstream.create_consumer_on_stream(config, stream.clone());
+        match within(&doing, counting).await? {
+            Ok(consumer) => {
+                let info = consumer.cached_info();
+                let done = self.jetstream.delete_consumer_from_stream(&info.name, &stream);
+                if !matches!(within(&doing, done).await, Ok(Ok(_))) {
+                    tracing::debug!(consumer = info.name, "left for the server to forget");
+                }
+                Ok(info.num_pending)
+            }
+            Err(error) => match error.kind() {
+                ConsumerErrorKind::JetStream(refusal) if is_no_stream(&refusal) => Ok(0),
+                _ => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    /// Keeps a copy of a message that is no batch, with all that is known of it.
+    ///
+    /// # Errors
+    /// The broker's: nothing is known to be kept then.
+    pub async fn keep_aside(&self, stray: &Stray<'_>) -> Result<(), Error> {
+        let subject = self.names.aside_subject(stray.subject);
+        let doing = format!("set a message aside as `{subject}`");
+        let message = PublishMessage::build()
+            .payload(stray.payload.clone())
+            // Delivered again before its ack arrived, it is kept once.
+            .message_id(format!("{}-{}", stray.stream, stray.sequence))
+            .expected_stream(self.names.aside_stream())
+            .header("Millstream-Subject", stray.subject)
+            .header("Millstream-Stream", stray.stream)
+            .header("Millstream-Sequence", stray.sequence.to_string())
+            .header("Millstream-Fault", stray.fault.to_string())
+            .header("Millstream-By", self.role.as_str())
+            .header("Millstream-At-Ms", now_ms().to_string());
+        let kept = async { self.jetstream.send_publish(subject, message).await?.await };
+        within(&doing, kept).await?.map_err(broker(doing))?;
+        Ok(())
+    }
+
+    /// Messages that were set aside, of all runs.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn strays(&self) -> Result<u64, Error> {
+        Ok(self.stream_info(&self.names.aside_stream()).await?.map_or(0, |info| info.state.messages))
+    }
+}
+
+fn is_no_stream(refusal: &jetstream::Error) -> bool {
+    refusal.error_code() == ErrorCode::STREAM_NOT_FOUND
+}

@@ -1,0 +1,310 @@
+//! The pool in a process of its own, from the worker's side: started when it is needed, again when it has died.
+//!
+//! Pieces come back as they are done, so when the process dies only what was in hand is in doubt.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream::{Limits, Pipeline};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::alone::{check_hello, resident, start_child};
+use super::frames::Frames;
+use super::order::{self, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode_order};
+use super::{BatchKey, Computed, Piece, whole};
+use crate::error::Error;
+use crate::work::WorkCounts;
+
+/// How often the process's memory is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// Orders on their way into the pipe.
+const SENDING: usize = 4;
+
+/// What became of some ids.
+pub(super) struct Ground<I> {
+    /// Those that are done, or ask for another attempt.
+    pub done: Computed<I>,
+    /// Those that were lost with the process.
+    pub left: Vec<I>,
+    /// Whether one of them may be why.
+    pub suspect: bool,
+}
+
+struct Order<I> {
+    key: BatchKey,
+    ids: Vec<I>,
+    pieces: Vec<Piece<I>>,
+    covered: u32,
+    answer: oneshot::Sender<Ground<I>>,
+}
+
+/// What the worker waits for; `None` once the process has died.
+struct Shared<I> {
+    orders: Mutex<Option<HashMap<u64, Order<I>>>>,
+    counts: Arc<WorkCounts>,
+}
+
+struct Live<I> {
+    shared: Arc<Shared<I>>,
+    sender: mpsc::Sender<Vec<u8>>,
+    /// Reading and writing end with this value, and the process with them.
+    _pipes: JoinSet<()>,
+}
+
+/// Why a process is over, and whose fault that may be.
+enum End {
+    /// It died, or took too much memory: any order may be the reason.
+    All(String),
+    /// This order has an id that overran the hard limit.
+    One(u64),
+}
+
+pub(super) struct Apart<P: Pipeline> {
+    program: PathBuf,
+    threads: usize,
+    limits: Limits,
+    counts: Arc<WorkCounts>,
+    live: tokio::sync::Mutex<Option<Live<P::Id>>>,
+    orders: AtomicU64,
+}
+
+impl<P: Pipeline> Apart<P> {
+    pub fn new(program: PathBuf, threads: usize, limits: Limits, counts: Arc<WorkCounts>) -> Self {
+        let live = tokio::sync::Mutex::default();
+        Self { program, threads, limits, counts, live, orders: AtomicU64::new(0) }
+    }
+
+    pub async fn compute(&self, key: &BatchKey, ids: Vec<P::Id>, last: bool) -> Result<Ground<P::Id>, Error> {
+        let number = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
+        let frame = encode_order(number, key, &ids, last);
+        let (answer, answered) = oneshot::channel();
+        let order = Order { key: key.clone(), ids, pieces: Vec::new(), covered: 0, answer };
+        let sender = self.place(number, order).await?;
+        // A process that has just died takes nothing any more; its reader says so to everybody who waits.
+        let _died = sender.send(frame).await;
+        answered.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Hands the order to the process that lives, or to a new one.
+    async fn place(&self, number: u64, order: Order<P::Id>) -> Result<mpsc::Sender<Vec<u8>>, Error> {
+        let mut live = self.live.lock().await;
+        if live.as_ref().is_none_or(|live| live.shared.open().is_none()) {
+            *live = Some(self.start().await?);
+        }
+        let there = live.as_ref().expect("it was just started");
+        match &mut *there.shared.open() {
+            Some(orders) => drop(orders.insert(number, order)),
+            // It died this very moment, before it was given anything.
+            None => {
+                let left = Ground { done: Computed::default(), left: order.ids, suspect: false };
+                let _gone = order.answer.send(left);
+            }
+        }
+        Ok(there.sender.clone())
+    }
+
+    async fn start(&self) -> Result<Live<P::Id>, Error> {
+        let millis = |limit: Option<Duration>| limit.map_or(0, |limit| limit.as_millis()).to_string();
+        let mut command = Command::new(&self.program);
+        command
+            .arg(order::ARGUMENT)
+            .args([self.threads.to_string(), millis(self.limits.soft), millis(self.limits.hard)])
+            .stderr(Stdio::inherit());
+        let (child, stdin, stdout) = start_child(&self.program, command)?;
+        let mut frames = Frames::new(stdout);
+        check_hello::<P, _>(&self.program, &mut frames).await?;
+        let room = self.limits.memory.map(|bytes| bytes.saturating_mul(self.threads as u64));
+        let most = room.unwrap_or_else(host_memory).saturating_add(resident(&child).unwrap_or(0));
+        let shared =
+            Arc::new(Shared { orders: Mutex::new(Some(HashMap::new())), counts: self.counts.clone() });
+        let (sender, outgoing) = mpsc::channel(SENDING);
+        let mut pipes = JoinSet::new();
+        pipes.spawn(write(stdin, outgoing));
+        pipes.spawn(read(child, frames, shared.clone(), most));
+        Ok(Live { shared, sender, _pipes: pipes })
+    }
+}
+
+async fn write(mut stdin: ChildStdin, mut outgoing: mpsc::Receiver<Vec<u8>>) {
+    while let Some(frame) = outgoing.recv().await {
+        if stdin.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes what the process sends until it is over, and then tells everybody who waits.
+async fn read<I: millstream::Id>(
+    mut child: Child,
+    mut frames: Frames<ChildStdout>,
+    shared: Arc<Shared<I>>,
+    most: u64,
+) {
+    let mut look = tokio::time::interval(LOOK);
+    let end = loop {
+        tokio::select! {
+            frame = frames.next() => match frame {
+                Ok(Some((kind, body))) => match shared.take(kind, &body) {
+                    Ok(None) => {}
+                    Ok(Some(order)) => break End::One(order),
+                    Err(fault) => break End::All(fault),
+                },
+                Ok(None) => break End::All(String::new()),
+                Err(error) => break End::All(error.to_string()),
+            },
+            _ = look.tick() => {
+                let memory = resident(&child).unwrap_or(0);
+                if memory > most {
+                    break End::All(format!("it took {} MB of memory", memory >> 20));
+                }
+            }
+        }
+    };
+    // It may have ended by itself.
+    let _ended = child.start_kill();
+    let status = child.wait().await;
+    match &end {
+        End::All(why) => {
+            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            tracing::warn!(
+                status,
+                why,
+                "the compute pool died: ids that were in it are computed one at a time"
+            );
+        }
+        End::One(_) => tracing::debug!("the compute pool was ended for an id beyond its hard limit"),
+    }
+    shared.end(&end);
+}
+
+impl<I: millstream::Id> Shared<I> {
+    fn open(&self) -> MutexGuard<'_, Option<HashMap<u64, Order<I>>>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a frame; the order for which the process must end, if it brings such news.
+    fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
+        match kind {
+            PIECE => {
+                self.take_piece(postcard::from_bytes(body).map_err(|fault| fault.to_string())?);
+                Ok(None)
+            }
+            OVERDUE => {
+                let frame: OverdueFrame = postcard::from_bytes(body).map_err(|fault| fault.to_string())?;
+                if !frame.hard {
+                    self.warn(&frame);
+                }
+                Ok(frame.hard.then_some(frame.order))
+            }
+            _ => Err(format!("it sent a frame of kind {kind:#04x}")),
+        }
+    }
+
+    fn take_piece(&self, frame: PieceFrame<'_>) {
+        let mut open = self.open();
+        let Some(orders) = &mut *open else { return };
+        let Some(order) = orders.get_mut(&frame.order) else { return };
+        let PieceFrame { from, count, raw_bytes, dead, again, frames, lengths, .. } = frame;
+        let again_at = again.iter().map(|(at, _)| *at).collect();
+        let again =
+            again.into_iter().filter_map(|(at, why)| Some((order.ids.get(at as usize)?.clone(), why.into())));
+        let computed = Computed { frames: frames.into(), lengths, raw_bytes, dead, again: again.collect() };
+        order.covered += count;
+        order.pieces.push(Piece { from, count, computed, again_at });
+        if order.covered as usize >= order.ids.len()
+            && let Some(order) = orders.remove(&frame.order)
+        {
+            // The receiver is gone when work was given up.
+            let _forgotten =
+                order.answer.send(Ground { done: whole(order.pieces), left: Vec::new(), suspect: false });
+        }
+    }
+
+    fn warn(&self, frame: &OverdueFrame) {
+        self.counts.slow.fetch_add(1, Ordering::Relaxed);
+        if let Some(order) = self.open().as_ref().and_then(|orders| orders.get(&frame.order))
+            && let Some(id) = order.ids.get(frame.at as usize)
+        {
+            slow(&order.key, id);
+        }
+    }
+
+    fn end(&self, end: &End) {
+        for (number, order) in self.open().take().unwrap_or_default() {
+            let suspect = match end {
+                End::All(_) => true,
+                End::One(overdue) => *overdue == number,
+            };
+            let left = order.left();
+            let _forgotten = order.answer.send(Ground { done: whole(order.pieces), left, suspect });
+        }
+    }
+}
+
+impl<I: Clone> Order<I> {
+    /// Ids that no piece covers.
+    fn left(&self) -> Vec<I> {
+        let mut covered: Vec<(u32, u32)> =
+            self.pieces.iter().map(|piece| (piece.from, piece.from + piece.count)).collect();
+        covered.sort_unstable();
+        covered.push((self.ids.len() as u32, 0));
+        let (mut left, mut next) = (Vec::new(), 0);
+        for (from, to) in covered {
+            left.extend_from_slice(&self.ids[next as usize..from as usize]);
+            next = to;
+        }
+        left
+    }
+}
+
+/// Says that an id takes long. Rare by what a soft limit is for, so each is told.
+pub(super) fn slow<I: millstream::Id>(key: &BatchKey, id: &I) {
+    let BatchKey { run, batch, .. } = key;
+    tracing::warn!(%run, batch, id = shown(id), "an id takes longer than its soft limit");
+}
+
+/// An id fit for a log.
+pub(super) fn shown<I: millstream::Id>(id: &I) -> String {
+    id.to_string().chars().take(80).collect()
+}
+
+/// Memory that compute processes of this host may take, in bytes: four fifths of what there is.
+pub(super) fn host_memory() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let total = read("/proc/meminfo");
+    let total = total.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let total = total.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let group = read("/proc/self/cgroup");
+    let group = group.trim().rsplit(':').next().unwrap_or_default().to_owned();
+    let group = read(&format!("/sys/fs/cgroup{group}/memory.max")).trim().parse::<u64>().ok();
+    let least = total.map(|kib| kib << 10).into_iter().chain(group).min();
+    least.map_or(u64::MAX, |bytes| bytes / 5 * 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_piece_covers_is_left() {
+        let piece = |from, count| Piece { from, count, computed: Computed::default(), again_at: Vec::new() };
+        let (answer, _) = oneshot::channel::<Ground<u64>>();
+        let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 10 };
+        let pieces = vec![piece(6, 2), piece(1, 3)];
+        let order = Order { key, ids: (100..110).collect(), pieces, covered: 5, answer };
+        assert_eq!(order.left(), [100, 104, 105, 108, 109]);
+    }
+
+    #[test]
+    fn the_hosts_memory_is_known() {
+        assert!((1 << 20..u64::MAX).contains(&host_memory()));
+    }
+}

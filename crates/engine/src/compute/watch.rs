@@ -1,0 +1,117 @@
+//! What every compute thread has in hand, so that an id which takes too long is noticed, at the price of two stores an
+//! id.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// One thread's hand. Its own cache line: it is written for every id.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Hand {
+    /// The order being computed; 0 for none.
+    order: AtomicU64,
+    /// Place of the id in hand within the order.
+    at: AtomicU32,
+    /// Ids begun so far: as long as it stands still, so does the id in hand.
+    begun: AtomicU64,
+}
+
+impl Hand {
+    /// Takes an order in hand, and returns what was there: a thread that waits inside the user's function may have been
+    /// given another piece.
+    pub fn take(&self, order: u64) -> (u64, u32) {
+        (self.order.swap(order, Ordering::Relaxed), self.at.load(Ordering::Relaxed))
+    }
+
+    /// An id is begun.
+    pub fn begin(&self, at: u32) {
+        self.at.store(at, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Puts back what [`Self::take`] returned.
+    pub fn put_back(&self, (order, at): (u64, u32)) {
+        self.order.store(order, Ordering::Relaxed);
+        self.begin(at);
+    }
+}
+
+/// An id that takes longer than it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Overdue {
+    /// Its order.
+    pub order: u64,
+    /// Its place within the order.
+    pub at: u32,
+    /// Whether it is beyond the hard limit.
+    pub hard: bool,
+}
+
+/// Looks at all hands again and again. Time is counted in looks, so that a process that was stopped for an hour and
+/// goes on blames no id for it.
+#[derive(Debug)]
+pub(super) struct Watch {
+    soft: Option<Duration>,
+    hard: Option<Duration>,
+    seen: Vec<(u64, Duration)>,
+}
+
+impl Watch {
+    pub fn new(threads: usize, soft: Option<Duration>, hard: Option<Duration>) -> Self {
+        Self { soft, hard, seen: vec![(0, Duration::ZERO); threads] }
+    }
+
+    /// What has become overdue since the last look, which was `step` ago.
+    pub fn look(&mut self, hands: &[Hand], step: Duration) -> Vec<Overdue> {
+        let mut overdue = Vec::new();
+        for (hand, (seen, age)) in hands.iter().zip(&mut self.seen) {
+            let (order, begun) = (hand.order.load(Ordering::Relaxed), hand.begun.load(Ordering::Relaxed));
+            if order == 0 || begun != *seen {
+                (*seen, *age) = (begun, Duration::ZERO);
+                continue;
+            }
+            let before = *age;
+            *age += step;
+            let passed = |limit: Option<Duration>| limit.is_some_and(|limit| before < limit && *age >= limit);
+            if passed(self.soft) || passed(self.hard) {
+                let at = hand.at.load(Ordering::Relaxed);
+                overdue.push(Overdue { order, at, hard: passed(self.hard) });
+            }
+        }
+        overdue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_id_is_overdue_once_at_each_limit() {
+        let hands = [Hand::default(), Hand::default()];
+        let mut watch = Watch::new(2, Some(STEP * 2), Some(STEP * 4));
+        hands[0].take(7);
+        hands[0].begin(3);
+        let told: Vec<_> = (0..8).map(|_| watch.look(&hands, STEP)).collect();
+        let overdue = |hard| vec![Overdue { order: 7, at: 3, hard }];
+        assert_eq!(told[2], overdue(false), "{told:?}");
+        assert_eq!(told[4], overdue(true), "{told:?}");
+        assert_eq!(told.concat().len(), 2, "{told:?}");
+    }
+
+    #[test]
+    fn the_next_id_has_its_own_time() {
+        let hands = [Hand::default()];
+        let mut watch = Watch::new(1, None, Some(STEP * 2));
+        let idle = hands[0].take(7);
+        for at in 0..10 {
+            hands[0].begin(at);
+            assert_eq!(watch.look(&hands, STEP), []);
+            assert_eq!(watch.look(&hands, STEP), []);
+        }
+        hands[0].put_back(idle);
+        assert!((0..5).all(|_| watch.look(&hands, STEP).is_empty()), "an idle hand is never overdue");
+    }
+}
