@@ -15,7 +15,7 @@ use crate::broker::without_password;
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::records::{Published, RunRecord, Sealed};
-use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
+use crate::tables::{self, Column, IN_ORDER, INSERT_SETTINGS, Tables};
 
 /// How long a short question may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -54,6 +54,7 @@ pub struct Store {
     tables: Arc<Tables>,
     address: Arc<StoreAddress>,
     insert_settings: Arc<[(&'static str, &'static str)]>,
+    order_settings: Arc<[(&'static str, &'static str)]>,
 }
 
 /// A proof's view of a pass: what ClickHouse holds.
@@ -163,11 +164,13 @@ impl Store {
             tables: Arc::new(Tables::of::<P>(&address.database)),
             address: Arc::new(address),
             insert_settings: Arc::new([]),
+            order_settings: Arc::new([]),
         };
-        let names = INSERT_SETTINGS.iter().map(|(name, _)| *name);
+        let names = INSERT_SETTINGS.iter().chain([&IN_ORDER]).map(|(name, _)| *name);
         let known: Vec<String> = store.all("connect", &tables::known_settings("settings", names)).await?;
-        store.insert_settings =
-            INSERT_SETTINGS.into_iter().filter(|(name, _)| known.iter().any(|known| known == name)).collect();
+        let is_known = |name: &str| known.iter().any(|known| known == name);
+        store.insert_settings = INSERT_SETTINGS.into_iter().filter(|(name, _)| is_known(name)).collect();
+        store.order_settings = [IN_ORDER].into_iter().filter(|(name, _)| is_known(name)).collect();
         Ok(store)
     }
 
@@ -343,8 +346,12 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let query = self.client.query(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32, u64)>();
-        let mut cursor = query.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
+        let mut query = self.client.query(&self.tables.batches(run, pass));
+        for (name, value) in self.order_settings.iter() {
+            query = query.with_setting(*name, *value);
+        }
+        let cursor = query.fetch::<(u32, u64, u32, u64)>();
+        let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
         while let Some((batch, ids, expected, digest)) =
             within(PROOF_WITHIN, cursor.next()).await.map_err(failed)?
         {

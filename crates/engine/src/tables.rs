@@ -56,6 +56,9 @@ pub const INSERT_SETTINGS: [(&str, &str); 14] = [
     ("max_execution_time", "60"),
 ];
 
+/// Has the server aggregate in the order of the primary key, in bounded memory; sent where it is known.
+pub const IN_ORDER: (&str, &str) = ("optimize_aggregation_in_order", "1");
+
 /// A column as the server lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
@@ -269,11 +272,10 @@ impl Tables {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
     }
 
-    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest)`.
+    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest)`. [`IN_ORDER`] bounds its memory.
     pub fn batches(&self, run: &str, pass: u32) -> String {
         format!(
-            "SELECT batch, count(), max(batch_ids), sum(sipHash64(id)) FROM {} FINAL WHERE {} GROUP BY run, pass, batch ORDER BY batch \
-             SETTINGS optimize_aggregation_in_order = 1",
+            "SELECT batch, count(), max(batch_ids), sum(sipHash64(id)) FROM {} FINAL WHERE {} GROUP BY run, pass, batch ORDER BY batch",
             self.rows(),
             of_pass(run, pass),
         )
