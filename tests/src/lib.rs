@@ -3,6 +3,9 @@
 //! Every test has a data directory, servers and ports of its own; whatever it started ends with it. A wait carries the
 //! state it waits for, and fails with it.
 
+pub mod dice;
+pub mod nats;
+
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -192,6 +195,23 @@ pub fn spin(time: Duration) {
     }
 }
 
+/// How one process is started beside the others of its host.
+#[derive(Debug, Clone, Default)]
+pub struct Launch {
+    /// The command's words.
+    pub words: Vec<String>,
+    /// Set for this process alone.
+    pub env: Vec<(String, String)>,
+    /// A command that executes the binary in its own place: `prlimit --nofile=64`, `ip netns exec a`.
+    pub under: Vec<String>,
+}
+
+impl From<&[&str]> for Launch {
+    fn from(words: &[&str]) -> Self {
+        Self { words: words.iter().map(|word| (*word).to_owned()).collect(), ..Self::default() }
+    }
+}
+
 /// A pipeline's binary with a data directory: commands run there, servers come up there.
 pub struct Host {
     program: PathBuf,
@@ -215,10 +235,14 @@ impl Host {
 
     /// A command of the binary, in the directory, without the environment's own servers.
     pub fn command(&self, args: &[&str]) -> Command {
+        self.launch(&Launch::from(args))
+    }
+
+    fn launch(&self, launch: &Launch) -> Command {
         // A test binary that is killed takes what it started with it.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(&self.program);
-        command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        command.args(["--pdeathsig", "KILL"]).args(&launch.under).arg(&self.program);
+        command.args(&launch.words).current_dir(self.path()).stdin(Stdio::null());
         for name in [
             "NATS_URL",
             "NATS_CREDS",
@@ -229,7 +253,7 @@ impl Host {
         ] {
             command.env_remove(name);
         }
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.envs(self.env.iter().chain(&launch.env).map(|(name, value)| (name, value)));
         command
     }
 
@@ -253,10 +277,15 @@ impl Host {
 
     /// Starts a command that goes on; its output is kept in a file of this name.
     pub fn start(&self, name: &str, args: &[&str]) -> Process {
+        self.start_as(name, &Launch::from(args))
+    }
+
+    /// The same for a process that is not started as the others are.
+    pub fn start_as(&self, name: &str, launch: &Launch) -> Process {
         let log = self.path().join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         let child = self
-            .command(args)
+            .launch(launch)
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)
             .spawn()
@@ -298,6 +327,20 @@ impl Host {
     /// What a process of that name has written so far.
     pub fn log(&self, name: &str) -> String {
         fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Copies every log to a place that outlives this host.
+    ///
+    /// # Errors
+    /// When a file cannot be copied; the others are then not tried.
+    pub fn keep_logs(&self, into: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(into)?;
+        let dirs = [self.path().to_owned(), self.path().join(".millstream/logs")];
+        let files = dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        for file in files.filter(|file| file.path().extension().is_some_and(|ending| ending == "log")) {
+            fs::copy(file.path(), into.join(file.file_name()))?;
+        }
+        Ok(())
     }
 
     /// `status --json` of a run.
@@ -465,9 +508,8 @@ impl Up {
 
     /// What ClickHouse answers to a query, asked over plain HTTP: no code of ours between.
     pub fn ask(&self, query: &str) -> String {
-        let host = self.clickhouse.trim_start_matches("http://").trim_end_matches('/').to_owned();
         wait_until(&format!("an answer to {query}"), SOON, || {
-            http_post(&host, query).map_err(|error| error.to_string())
+            ask_clickhouse(&self.clickhouse, query).map_err(|error| error.to_string())
         })
     }
 
@@ -478,7 +520,12 @@ impl Up {
     }
 }
 
-fn http_post(host: &str, body: &str) -> std::io::Result<String> {
+/// What the ClickHouse at `url` answers to a query over plain HTTP.
+///
+/// # Errors
+/// When it does not answer, or not with 200: then the error is its answer.
+pub fn ask_clickhouse(url: &str, body: &str) -> std::io::Result<String> {
+    let host = url.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = TcpStream::connect(host)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     write!(stream, "POST / HTTP/1.0\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;

@@ -5,12 +5,12 @@
 //! draws the same again. What ClickHouse holds is counted over plain HTTP, and then by `verify` too.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tests::dice::Dice;
+use tests::nats::{nats_info, stream_messages};
 use tests::{Host, Process, SOON, Up, wait_until};
 
 /// Long enough for whatever a killed sink held to be delivered again (120 s) and proven, on a busy machine.
@@ -158,7 +158,7 @@ fn everything_killed_at_once_loses_nothing_and_doubles_nothing() {
 
 #[test]
 fn a_killed_run_goes_on_with_the_same_words() {
-    let mut dice = Dice::new();
+    let mut dice = Dice::drawn("KILLS_SEED");
     let host = tame_host(100);
     let words = ["run", "--ids", "1..=150000", "--run", "a", "--batch", "1000", "--json"];
     for _ in 0..2 {
@@ -261,7 +261,7 @@ impl Scene {
             services: Vec::new(),
             up,
             host,
-            dice: Dice::new(),
+            dice: Dice::drawn("KILLS_SEED"),
             begun: Instant::now(),
             diary: Vec::new(),
             may_double: false,
@@ -448,14 +448,8 @@ impl Scene {
     /// Copies every log to a place that the test does not remove.
     fn keep_logs(&mut self) {
         let kept = std::env::temp_dir().join(format!("kills-{}", self.dice.seed));
-        let logs = [self.host.path().to_owned(), self.host.path().join(".millstream")];
-        let files = logs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-        for file in files.filter(|file| file.path().extension().is_some_and(|ending| ending == "log")) {
-            let copied =
-                fs::create_dir_all(&kept).and_then(|()| fs::copy(file.path(), kept.join(file.file_name())));
-            if let Err(error) = copied {
-                self.note(format!("{}: {error}", file.path().display()));
-            }
+        if let Err(error) = self.host.keep_logs(&kept) {
+            self.note(format!("{}: {error}", kept.display()));
         }
         self.note(format!("the logs are kept in {}", kept.display()));
     }
@@ -552,66 +546,4 @@ fn check(host: &Host, up: &Up, run: &str, last: u64) {
         assert_eq!(report[fault], 0, "{fault}: {report}");
     }
     assert_eq!((&report["ids"], &report["rows"]), (&last.into(), &last.into()), "{report}");
-}
-
-/// The first line that nats-server says.
-fn nats_info(address: &str) -> std::io::Result<(BufReader<TcpStream>, String)> {
-    let stream = TcpStream::connect(address.trim_start_matches("nats://"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let (mut reader, mut line) = (BufReader::new(stream), String::new());
-    reader.read_line(&mut line)?;
-    if line.starts_with("INFO ") { Ok((reader, line)) } else { Err(std::io::Error::other(line)) }
-}
-
-/// How many messages a stream holds, asked in NATS's own protocol: no code of ours between. 0 without such a stream.
-fn stream_messages(address: &str, stream: &str) -> u64 {
-    let ask = || -> std::io::Result<Value> {
-        let (mut reader, _) = nats_info(address)?;
-        let question = format!(
-            "CONNECT {{\"verbose\":false}}\r\nSUB kills.answer 1\r\nPUB $JS.API.STREAM.INFO.{stream} kills.answer 0\r\n\r\n"
-        );
-        reader.get_mut().write_all(question.as_bytes())?;
-        let mut line = String::new();
-        while !line.starts_with("MSG ") {
-            line.clear();
-            if reader.read_line(&mut line)? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        let length = line.trim().rsplit(' ').next().and_then(|length| length.parse().ok()).unwrap_or(0);
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        Ok(serde_json::from_slice(&body)?)
-    };
-    let info = wait_until("an answer of nats-server", SOON, || ask().map_err(|error| error.to_string()));
-    info["state"]["messages"].as_u64().unwrap_or(0)
-}
-
-/// The random moments (SplitMix64).
-struct Dice {
-    seed: u64,
-    state: u64,
-}
-
-impl Dice {
-    fn new() -> Self {
-        let given = std::env::var("KILLS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let clock =
-            || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos().into());
-        let seed = given.unwrap_or_else(clock);
-        Self { seed, state: seed }
-    }
-
-    /// From `least` to below `most`.
-    fn between(&mut self, least: u64, most: u64) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        least + (mixed ^ (mixed >> 31)) % (most - least)
-    }
-
-    fn pause(&mut self, least_ms: u64, most_ms: u64) -> Duration {
-        Duration::from_millis(self.between(least_ms, most_ms))
-    }
 }

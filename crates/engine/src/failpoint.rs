@@ -17,8 +17,7 @@ mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
+    use nix::sys::signal::{Signal, raise};
 
     const VARIABLE: &str = "MILLSTREAM_FAIL";
 
@@ -42,7 +41,8 @@ mod armed {
         for trap in traps.iter().filter(|trap| trap.place == place) {
             if trap.passes.fetch_add(1, Ordering::SeqCst) + 1 == trap.springs_at {
                 tracing::warn!(place, signal = trap.signal.as_str(), "failpoint");
-                kill(Pid::this(), trap.signal).expect("a process may signal itself");
+                // To this very thread: a signal to the process can reach another first, and this one goes on meanwhile.
+                raise(trap.signal).expect("a process may signal itself");
             }
         }
     }

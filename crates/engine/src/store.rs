@@ -16,7 +16,7 @@ use crate::broker::without_password;
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::records::{Published, RunRecord, Sealed};
-use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
+use crate::tables::{self, Column, IN_ORDER, INSERT_SETTINGS, Tables};
 
 /// How long a short question may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -26,6 +26,8 @@ const PROOF_WITHIN: Duration = Duration::from_secs(3600);
 const SEND_WITHIN: Duration = Duration::from_secs(30);
 /// How long the answer to an INSERT may take: longer than the `max_execution_time` that it runs under.
 const INSERT_WITHIN: Duration = Duration::from_secs(90);
+/// ClickHouse's code for a query that is past the stages in which it can be killed.
+const CANNOT_KILL: u32 = 380;
 /// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
 const PARTS_ASKED: usize = 10;
 /// A merge of a sixteenth of a large table.
@@ -53,6 +55,7 @@ pub struct Store {
     tables: Arc<Tables>,
     address: Arc<StoreAddress>,
     insert_settings: Arc<[(&'static str, &'static str)]>,
+    order_settings: Arc<[(&'static str, &'static str)]>,
 }
 
 /// A proof's view of a pass: what ClickHouse holds.
@@ -166,11 +169,13 @@ impl Store {
             tables: Arc::new(Tables::of::<P>(&address.database)),
             address: Arc::new(address),
             insert_settings: Arc::new([]),
+            order_settings: Arc::new([]),
         };
-        let names = INSERT_SETTINGS.iter().map(|(name, _)| *name);
+        let names = INSERT_SETTINGS.iter().chain([&IN_ORDER]).map(|(name, _)| *name);
         let known: Vec<String> = store.all("connect", &tables::known_settings("settings", names)).await?;
-        store.insert_settings =
-            INSERT_SETTINGS.into_iter().filter(|(name, _)| known.iter().any(|known| known == name)).collect();
+        let is_known = |name: &str| known.iter().any(|known| known == name);
+        store.insert_settings = INSERT_SETTINGS.into_iter().filter(|(name, _)| is_known(name)).collect();
+        store.order_settings = [IN_ORDER].into_iter().filter(|(name, _)| is_known(name)).collect();
         Ok(store)
     }
 
@@ -260,8 +265,11 @@ impl Store {
     /// # Errors
     /// The fault when that cannot be known yet.
     pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
-        within(INSERT_WITHIN, self.client.query_raw(&tables::kill(query_id)).execute()).await?;
-        // A server that cannot kill it answers at once: then it is waited for.
+        match within(INSERT_WITHIN, self.client.query_raw(&tables::kill(query_id)).execute()).await {
+            // A server that cannot kill it any more answers at once: then it is waited for.
+            Ok(()) | Err(StoreFault::Exception { code: CANNOT_KILL, .. }) => {}
+            Err(fault) => return Err(fault),
+        }
         loop {
             let running = self.client.query_raw(&tables::running(query_id)).fetch_one::<u64>();
             if within(ANSWER_WITHIN, running).await? == 0 {
@@ -343,8 +351,12 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let query = self.client.query_raw(&self.tables.batches(run, pass)).fetch::<(u32, u64, u32, u64)>();
-        let mut cursor = query.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
+        let mut query = self.client.query_raw(&self.tables.batches(run, pass));
+        for (name, value) in self.order_settings.iter() {
+            query = query.with_setting(*name, *value);
+        }
+        let cursor = query.fetch::<(u32, u64, u32, u64)>();
+        let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
         while let Some((batch, ids, expected, digest)) =
             within(PROOF_WITHIN, cursor.next()).await.map_err(failed)?
         {

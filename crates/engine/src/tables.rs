@@ -56,6 +56,9 @@ pub const INSERT_SETTINGS: [(&str, &str); 14] = [
     ("max_execution_time", "60"),
 ];
 
+/// Has the server aggregate in the order of the primary key, in bounded memory; sent where it is known.
+pub const IN_ORDER: (&str, &str) = ("optimize_aggregation_in_order", "1");
+
 /// A column as the server lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
@@ -272,11 +275,10 @@ impl Tables {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
     }
 
-    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest)`.
+    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest)`. [`IN_ORDER`] bounds its memory.
     pub fn batches(&self, run: &str, pass: u32) -> String {
         format!(
-            "SELECT batch, count(), max(batch_ids), sum(sipHash64(id)) FROM {} FINAL WHERE {} GROUP BY run, pass, batch ORDER BY batch \
-             SETTINGS optimize_aggregation_in_order = 1",
+            "SELECT batch, count(), max(batch_ids), sum(sipHash64(id)) FROM {} FINAL WHERE {} GROUP BY run, pass, batch ORDER BY batch",
             self.rows(),
             of_pass(run, pass),
         )
@@ -316,9 +318,10 @@ impl Tables {
     ) -> String {
         format!(
             "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, sealed_at) SELECT {}, {pass}, \
-             {batches}, {ids}, {ids}, {dead}, {digest}, {repeated}, fromUnixTimestamp64Milli(toInt64({at_ms}), 'UTC')",
+             {batches}, {ids}, {ids}, {dead}, {digest}, {repeated}, {}",
             self.passes(),
             string(run),
+            moment(at_ms),
         )
     }
 
@@ -330,8 +333,7 @@ impl Tables {
         format!(
             "INSERT INTO {} (run, source, fingerprint, batch_ids, expected_ids, may_repeat, created_at, batches, ids, \
              digest, dropped_repeats, published_at) \
-             SELECT {}, {}, {}, {}, {}, {}, fromUnixTimestamp64Milli(toInt64({}), 'UTC'), {}, {}, {}, {}, \
-             fromUnixTimestamp64Milli(toInt64({}), 'UTC')",
+             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
             self.runs(),
             string(&record.run),
             string(&record.source),
@@ -339,12 +341,12 @@ impl Tables {
             record.batch_ids,
             record.expected_ids.unwrap_or(0),
             u8::from(record.may_repeat),
-            record.created_ms,
+            moment(record.created_ms),
             published.batches,
             published.ids,
             published.digest,
             published.dropped_repeats,
-            published.at_ms,
+            moment(published.at_ms),
         )
     }
 
@@ -352,9 +354,10 @@ impl Tables {
     /// ids, digest, dropped_repeats, published_ms)`.
     pub fn run_record(&self, run: &str) -> String {
         format!(
-            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, \
-             toUInt64(toUnixTimestamp64Milli(created_at)), batches, ids, digest, dropped_repeats, \
-             toUInt64(toUnixTimestamp64Milli(published_at)) FROM {} FINAL WHERE run = {}",
+            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, {}, batches, ids, digest, \
+             dropped_repeats, {} FROM {} FINAL WHERE run = {}",
+            millis("created_at"),
+            millis("published_at"),
             self.runs(),
             string(run)
         )
@@ -363,8 +366,8 @@ impl Tables {
     /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, sealed_ms)`.
     pub fn sealed_passes(&self, run: &str) -> String {
         format!(
-            "SELECT pass, rows, dead, repeated_ids, toUInt64(toUnixTimestamp64Milli(sealed_at)) FROM {} FINAL \
-             WHERE run = {} ORDER BY pass",
+            "SELECT pass, rows, dead, repeated_ids, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
+            millis("sealed_at"),
             self.passes(),
             string(run)
         )
@@ -373,7 +376,7 @@ impl Tables {
     /// Columns of the rows table as the server has them: `(name, type)`.
     pub fn describe_rows(&self) -> String {
         format!(
-            "SELECT name, type FROM system.columns WHERE database = {} AND table = {} ORDER BY position",
+            "SELECT name, type FROM system.columns WHERE database = {} AND table = {}",
             string(&self.database),
             string(&self.rows_name()),
         )
@@ -426,6 +429,17 @@ fn of_pass(run: &str, pass: u32) -> String {
 fn of_batches(run: &str, pass: u32, batches: &[u32]) -> String {
     let list = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     format!("{} AND batch IN ({list})", of_pass(run, pass))
+}
+
+/// A moment as text, in seconds since 1970: a `DateTime64` column reads it, and so does what stands for one on a server
+/// that has neither that type nor its functions.
+fn moment(since_1970_ms: u64) -> String {
+    format!("'{}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
+}
+
+/// A moment that was written so, in milliseconds since 1970.
+fn millis(column: &str) -> String {
+    format!("toUInt64(round(toFloat64({column}) * 1000))")
 }
 
 /// A name in backticks.

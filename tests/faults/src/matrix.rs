@@ -1,0 +1,420 @@
+//! The fault matrix: 38 rows (`reliability.md` §6.1), each with what plays it or the reason why nothing does.
+//!
+//! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
+//! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
+
+use crate::Plan;
+use crate::scenarios::{
+    clickhouse, cluster, machine, nats, net, old_clickhouse, outage, power, producer, sealer, sink, streams,
+    worker,
+};
+use crate::scene::Report;
+
+/// A row of the matrix.
+pub struct Row {
+    /// Its number there.
+    pub number: u8,
+    /// What fails.
+    pub fault: &'static str,
+    /// By what.
+    pub means: &'static str,
+    /// What plays it.
+    pub runs: Runs,
+}
+
+/// What plays a row.
+#[derive(Clone, Copy)]
+pub enum Runs {
+    /// These, at different moments.
+    Scenarios(&'static [Scenario]),
+    /// Nothing, for this reason.
+    Not(&'static str),
+}
+
+/// One moment of a row.
+pub struct Scenario {
+    /// When the fault happens.
+    pub moment: &'static str,
+    /// What is expected of the rows beneath the views.
+    pub raw: Raw,
+    /// Whether it is part of the subset for CI.
+    pub ci: bool,
+    /// Plays it; a panic is a failure.
+    pub play: fn(Plan) -> Report,
+}
+
+/// Raw duplicates, which views never show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Raw {
+    /// There must be none at any time.
+    Never,
+    /// There may be some until the seal, or until `verify --repair` where a zombie woke after it.
+    Merged,
+}
+
+impl Row {
+    /// The name of one of its scenarios: `8c`, or `18` where there is but one.
+    pub fn label(&self, at: usize) -> String {
+        match self.runs {
+            Runs::Scenarios(scenarios) if scenarios.len() > 1 => {
+                format!("{}{}", self.number, char::from(b'a' + at as u8))
+            }
+            _ => self.number.to_string(),
+        }
+    }
+}
+
+const fn row(number: u8, fault: &'static str, means: &'static str, scenarios: &'static [Scenario]) -> Row {
+    Row { number, fault, means, runs: Runs::Scenarios(scenarios) }
+}
+
+const fn not(number: u8, fault: &'static str, means: &'static str, why: &'static str) -> Row {
+    Row { number, fault, means, runs: Runs::Not(why) }
+}
+
+const fn at(moment: &'static str, raw: Raw, play: fn(Plan) -> Report) -> Scenario {
+    Scenario { moment, raw, ci: false, play }
+}
+
+/// One of the subset for CI.
+const fn ci(scenario: Scenario) -> Scenario {
+    Scenario { ci: true, ..scenario }
+}
+
+/// All of it.
+pub static ROWS: [Row; 38] = [
+    row(
+        1,
+        "kill -9 P",
+        "failpoints",
+        &[at("before, in and after publishing, around the record", Raw::Never, producer::killed)],
+    ),
+    row(
+        2,
+        "P runs twice at once",
+        "two processes",
+        &[at("from the start", Raw::Never, producer::twice_at_once)],
+    ),
+    row(
+        3,
+        "kill -9 W in compute",
+        "SIGKILL",
+        &[at("with batches in its hands", Raw::Never, worker::killed_in_compute)],
+    ),
+    row(
+        4,
+        "kill -9 W after publishing",
+        "failpoint",
+        &[at("before the ack", Raw::Never, worker::killed_before_ack)],
+    ),
+    row(
+        5,
+        "W paused for 3 ack_wait (scaled: 75 s)",
+        "SIGSTOP, SIGCONT after the seal; no watchdog",
+        &[at("in compute", Raw::Never, worker::paused)],
+    ),
+    row(
+        6,
+        "all W killed every 2 s of their lives",
+        "SIGKILL",
+        &[at("for 60 s (long: 300 s)", Raw::Never, worker::killed_again_and_again)],
+    ),
+    not(
+        7,
+        "ids that panic, abort, loop, eat memory",
+        "a pipeline for it",
+        "waits for ids that are computed in child processes",
+    ),
+    row(
+        8,
+        "kill -9 K",
+        "failpoints",
+        &[
+            at("before the INSERT", Raw::Never, sink::killed_before_insert),
+            ci(at("in the INSERT's body", Raw::Never, sink::killed_in_insert)),
+            ci(at("after 200, before the ask", Raw::Never, sink::killed_after_insert)),
+            at("after the ask, before the ack", Raw::Never, sink::killed_after_ask),
+            at("between two acks", Raw::Never, sink::killed_after_ack),
+        ],
+    ),
+    row(
+        9,
+        "K paused between ask and INSERT, another takes over",
+        "failpoint with SIGSTOP, SIGCONT after the seal",
+        &[ci(at("before the INSERT", Raw::Merged, sink::paused_before_insert))],
+    ),
+    row(
+        10,
+        "K paused in mid-INSERT, another takes over",
+        "failpoint with SIGSTOP, SIGCONT after the seal",
+        &[at("in the INSERT's body", Raw::Merged, sink::paused_in_insert)],
+    ),
+    row(
+        11,
+        "reply lost after commit",
+        "network namespace, iptables, ss -K",
+        &[
+            ci(at("answers dropped, then reset, 4 times", Raw::Never, net::answers_lost)),
+            at("answers dropped for 100 s", Raw::Never, net::answers_lost_for_long),
+            ci(at("answers dropped, on clickhouse-server 18.16", Raw::Never, old_clickhouse::answers_lost)),
+            ci(at(
+                "KILL QUERY SYNC of an insert cut off, on 18.16",
+                Raw::Never,
+                old_clickhouse::kill_query_sync,
+            )),
+            at("query_id in use, on 18.16", Raw::Never, old_clickhouse::query_id_in_use),
+        ],
+    ),
+    row(
+        12,
+        "two K restart in turn",
+        "SIGTERM and SIGKILL",
+        &[at("every 4 s under load", Raw::Never, sink::restarted_in_turn)],
+    ),
+    row(
+        13,
+        "kill -9 C",
+        "SIGKILL; strace",
+        &[
+            at("idle", Raw::Never, clickhouse::killed_idle),
+            ci(at("in an INSERT, 6 times", Raw::Never, clickhouse::killed_in_insert)),
+            ci(at("between a part and its rename", Raw::Never, clickhouse::killed_at_rename)),
+            at("in a merge, 3 times", Raw::Never, clickhouse::killed_in_merge),
+            ci(at(
+                "in an INSERT, 5 times, on clickhouse-server 18.16",
+                Raw::Never,
+                old_clickhouse::killed_in_insert,
+            )),
+            at("SIGTERM and start, 3 times, on 18.16", Raw::Never, old_clickhouse::restarted),
+        ],
+    ),
+    row(
+        14,
+        "no space for C",
+        "small tmpfs; strace",
+        &[
+            ci(at("before a part is written", Raw::Never, clickhouse::full_disk)),
+            at("at the fsync of a part", Raw::Never, clickhouse::full_at_sync),
+            ci(at("at the rename of a part", Raw::Never, clickhouse::full_at_rename)),
+        ],
+    ),
+    row(
+        15,
+        "C away under full load",
+        "proxy that refuses, small streams",
+        &[ci(at("for 20 s after all is full (long: 600 s)", Raw::Never, outage::clickhouse_away))],
+    ),
+    row(
+        16,
+        "C has too many parts",
+        "parts_to_throw_insert=15, no merges",
+        &[at("for 30 s under load (long: 120 s)", Raw::Never, outage::too_many_parts)],
+    ),
+    row(
+        17,
+        "C restarts with old data",
+        "directory copied back",
+        &[at("after the seal", Raw::Never, outage::old_data)],
+    ),
+    row(
+        18,
+        "kill -9 N, 50 times",
+        "SIGKILL",
+        &[ci(at("idle, under publish, under acks", Raw::Merged, nats::killed_under_load))],
+    ),
+    row(
+        19,
+        "no space for N",
+        "small tmpfs",
+        &[
+            at("while ids are published", Raw::Merged, nats::full_in_publish),
+            at("while rows are published", Raw::Merged, nats::full_in_rows),
+        ],
+    ),
+    row(
+        20,
+        "max_bytes reached",
+        "small streams",
+        &[
+            at("rows stream", Raw::Never, outage::rows_at_limit),
+            at("ids stream, until a person gives room", Raw::Never, outage::ids_at_limit),
+        ],
+    ),
+    row(
+        21,
+        "N paused",
+        "SIGSTOP, SIGCONT",
+        &[at("for 45 s under load (long: 120 s)", Raw::Merged, outage::nats_paused)],
+    ),
+    row(
+        22,
+        "partition from N, 10 s and 60 s",
+        "network namespace, iptables",
+        &[
+            at("of every W", Raw::Never, net::workers_without_nats),
+            at("of every K", Raw::Never, net::sinks_without_nats),
+            at("of P in mid-publish", Raw::Never, net::producer_without_nats),
+        ],
+    ),
+    row(
+        23,
+        "partition of K from C in one direction",
+        "network namespace, iptables",
+        &[
+            at("C does not hear K, from mid-INSERT on", Raw::Never, net::sink_not_heard),
+            at("K does not hear C, from mid-INSERT on", Raw::Never, net::clickhouse_not_heard),
+        ],
+    ),
+    row(
+        24,
+        "slow, lossy, reordering, narrow network",
+        "TUN devices and a relay (this kernel has no netem)",
+        &[at("200 ms ± 100 ms, 5 % lost, reordered; then 64 kbit/s", Raw::Never, net::bad_weather)],
+    ),
+    row(
+        25,
+        "storm of connection resets",
+        "network namespace, ss -K",
+        &[at("every 500 ms for 60 s, memory flat", Raw::Never, net::resets)],
+    ),
+    row(
+        26,
+        "N's data wiped",
+        "rm -r between two starts",
+        &[at("in mid-run, the same input given again", Raw::Never, streams::wiped)],
+    ),
+    row(
+        27,
+        "consumer deleted, reset, paused; subject purged",
+        "NATS API",
+        &[
+            at("workers' consumer deleted", Raw::Never, streams::work_consumer_deleted),
+            at("sinks' consumer deleted", Raw::Never, streams::sink_consumer_deleted),
+            at("workers' consumer reset", Raw::Never, streams::consumer_reset),
+            at("workers' consumer paused for 20 s", Raw::Never, streams::consumer_paused),
+            at("ids of a batch purged", Raw::Never, streams::ids_purged),
+            at("rows of a batch purged", Raw::Never, streams::rows_purged),
+        ],
+    ),
+    row(
+        28,
+        "power loss of N",
+        "ext4 on a loop device, shut down without a flush",
+        &[
+            at("3 times, under publish, results and acks", Raw::Merged, power::nats_loses_power),
+            at(
+                "control: sync_interval 2m loses acked messages",
+                Raw::Merged,
+                power::nats_loses_power_unsynced,
+            ),
+        ],
+    ),
+    row(
+        29,
+        "power loss of C",
+        "ext4 on a loop device, shut down without a flush",
+        &[
+            at("3 times, after ask and ack", Raw::Never, power::clickhouse_loses_power),
+            at(
+                "control: without fsync acked rows are lost",
+                Raw::Never,
+                power::clickhouse_loses_power_unsynced,
+            ),
+        ],
+    ),
+    row(
+        30,
+        "one bit flipped at rest",
+        "a byte written to a stopped server's file",
+        &[
+            at("in a block of the rows stream", Raw::Never, power::bit_flip_in_rows_stream),
+            at("in a block of the ids stream", Raw::Never, power::bit_flip_in_ids_stream),
+            at("in a part of a sealed run", Raw::Never, power::bit_flip_in_part),
+        ],
+    ),
+    row(
+        31,
+        "corrupt or foreign messages",
+        "NATS API",
+        &[
+            at("under subjects of no batch", Raw::Never, streams::foreign),
+            at("in the place of a batch's rows", Raw::Never, streams::rows_corrupt),
+            at("in the place of a batch's ids", Raw::Never, streams::ids_corrupt),
+        ],
+    ),
+    row(
+        32,
+        "wall clock an hour ahead, then behind",
+        "libfaketime on a worker and a sink",
+        &[at("in mid-run", Raw::Never, machine::clock_shifted)],
+    ),
+    row(
+        33,
+        "W, K, N, C terminated in turn",
+        "SIGTERM",
+        &[at("under load", Raw::Merged, machine::rolling_restart)],
+    ),
+    row(
+        34,
+        "out of memory",
+        "control group with 24 MiB",
+        &[
+            at("W, with batches of 4 MB", Raw::Never, machine::worker_out_of_memory),
+            at("K", Raw::Never, machine::sink_out_of_memory),
+        ],
+    ),
+    row(
+        35,
+        "sealer or repair killed",
+        "failpoints",
+        &[
+            ci(at("around the row, before and after tidying", Raw::Never, sealer::killed_in_seal)),
+            at("before and after the consumer is made", Raw::Never, sealer::killed_in_repair),
+        ],
+    ),
+    row(
+        36,
+        "cluster of three N, three copies of each stream",
+        "network namespaces, SIGKILL, iptables",
+        &[
+            at("leader killed 3 times", Raw::Merged, cluster::leader_killed),
+            at("two of three killed", Raw::Merged, cluster::two_killed),
+            at("leader cut off for 40 s", Raw::Merged, cluster::leader_cut_off),
+            at("all three killed at once, twice", Raw::Merged, cluster::all_restarted),
+        ],
+    ),
+    row(
+        37,
+        "mixed versions of the payload",
+        "messages of a later version",
+        &[at("ids and rows", Raw::Never, streams::newer_versions)],
+    ),
+    row(
+        38,
+        "a machine that is short of things",
+        "prlimit, tmpfs, mount",
+        &[
+            at("40 open files", Raw::Never, machine::few_files),
+            at("no space for logs", Raw::Never, machine::full_logs),
+            at("read-only /etc", Raw::Never, machine::read_only_etc),
+        ],
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_matrix_is_accounted_for() {
+        for (at, row) in ROWS.iter().enumerate() {
+            assert_eq!(usize::from(row.number), at + 1);
+            match row.runs {
+                Runs::Scenarios(scenarios) => assert!(!scenarios.is_empty(), "row {}", row.number),
+                Runs::Not(why) => {
+                    assert!(!why.starts_with("waits"), "row {}: {why}", row.number);
+                }
+            }
+        }
+    }
+}

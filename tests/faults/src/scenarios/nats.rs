@@ -1,0 +1,76 @@
+//! Rows 18 to 21: a nats-server that is killed, full and paused.
+
+use std::time::Duration;
+
+use tests::SOON;
+
+use crate::Plan;
+use crate::scene::{Report, Scene, Setup};
+
+/// 50 times, some before there is any load, most while a run is published, computed and stored.
+pub fn killed_under_load(plan: Plan) -> Report {
+    const IDLE: usize = 3;
+    const KILLS: usize = 50;
+    let mut scene = Scene::new(plan, &Setup::new("nats-killed"));
+    for _ in 0..IDLE {
+        scene.kill_nats();
+    }
+    scene.host.call(&["setup"]).expect(0);
+    scene.keep_raw_rows();
+    scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    for kill in IDLE..KILLS {
+        scene.keep_load(60_000, 100);
+        // Half of them while a run is published or rows are, half when acks are on their way.
+        if kill % 2 == 0 {
+            scene.wait_landed()
+        } else {
+            scene.pass_between(100, 1200)
+        }
+        scene.kill_nats();
+    }
+    let runs = scene.runs();
+    scene.note(format!("{runs} runs"));
+    let report = scene.finish();
+    scene.nobody_ended();
+    report
+}
+
+/// No block is left while a run is published.
+pub fn full_in_publish(plan: Plan) -> Report {
+    full(plan, |scene| {
+        scene.submit("a", 30_000, 20);
+        scene.wait_status("a", "batches published", |status| status["pending"].as_u64() >= Some(200));
+    })
+}
+
+/// No block is left while rows are published.
+pub fn full_in_rows(plan: Plan) -> Report {
+    full(plan, |scene| {
+        scene.publish("a", 20_000, 100);
+        scene.start(&["work-1", "work-2"]);
+        scene.wait_status("a", "batches computed", |status| status["pending"].as_u64() < Some(150));
+    })
+}
+
+/// The stack says that the server refuses work, and starts it again when there is room.
+fn full(plan: Plan, load: impl FnOnce(&mut Scene)) -> Report {
+    const FULL_FOR: Duration = Duration::from_secs(10);
+    let setup = Setup { nats_disk_mb: Some(96), ballast: 1500, micros: 500, ..Setup::new("nats-full") };
+    let mut scene = Scene::new(plan, &setup);
+    load(&mut scene);
+    let bytes = scene.disk().fill();
+    scene.note(format!("{bytes} bytes fill nats-server's disk"));
+    // The stack looks every 30 s.
+    scene.wait("a word of the stack", SOON, |scene| {
+        let log = scene.host.log("up");
+        if log.contains("refuses work") { Ok(()) } else { Err(log) }
+    });
+    scene.fault(format!("{bytes} bytes fill nats-server's disk, and the stack says that it refuses work"));
+    scene.pass(FULL_FOR);
+    scene.disk().clear();
+    let names: Vec<&str> =
+        ["work-1", "work-2"].into_iter().filter(|name| scene.names(name).is_empty()).collect();
+    scene.start(&names);
+    scene.start(&["sink-1"]);
+    scene.finish()
+}

@@ -1,0 +1,64 @@
+//! Row 35: whoever seals or repairs is killed on the way.
+
+use tests::{Launch, SOON};
+
+use crate::Plan;
+use crate::scene::{Report, Scene, Setup, trapped};
+
+/// Killed at four moments, each time with a run of its own; views show each run once, and whole.
+pub fn killed_in_seal(plan: Plan) -> Report {
+    let places = [
+        ("a", "seal-before-row"),
+        ("b", "seal-after-row"),
+        ("c", "seal-before-tidy"),
+        ("d", "seal-after-tidy"),
+    ];
+    let mut scene = Scene::new(plan, &Setup::new("sealer-killed"));
+    scene.start(&["work-1"]);
+    for (at, (run, place)) in places.into_iter().enumerate() {
+        scene.publish(run, 10_000, 500);
+        let name = format!("sink-{at}");
+        scene.trap(&name, &format!("{place}=kill@1"));
+        scene.wait_sprung(&name, place);
+        let seen = scene.checker.number(&format!("SELECT count() FROM millstream.trial WHERE run = '{run}'"));
+        let expected = if place == "seal-before-row" { 0 } else { 10_000 };
+        assert_eq!(seen, expected, "readers of `{run}` after {place}");
+        scene.wait("the seal", SOON, |scene| {
+            let status = scene.host.status(run);
+            if status["state"] == "sealed" { Ok(()) } else { Err(status.to_string()) }
+        });
+        scene.dismiss("sink");
+    }
+    scene.start(&["sink-9"]);
+    scene.finish()
+}
+
+/// Killed before and after the consumer of the missing batches is made; the repair is then asked for again.
+pub fn killed_in_repair(plan: Plan) -> Report {
+    let mut scene = Scene::new(plan, &Setup::new("repair-killed"));
+    scene.start(&["work-1"]);
+    for (run, place) in [("a", "repair-before-consumer"), ("b", "repair-after-consumer")] {
+        scene.publish(run, 10_000, 500);
+        scene.start(&["sink-1"]);
+        scene.wait("the seal", SOON, |scene| {
+            let status = scene.host.status(run);
+            if status["state"] == "sealed" { Ok(()) } else { Err(status.to_string()) }
+        });
+        // No sink repairs of its own accord before the command does.
+        scene.dismiss("sink");
+        scene.checker.ask(&format!(
+            "ALTER TABLE millstream.trial_rows DELETE WHERE run = '{run}' AND batch IN (3, 4) SETTINGS mutations_sync = 2"
+        ));
+        let name = format!("verify-{run}");
+        scene.serve(
+            &name,
+            trapped(Launch::from(&["verify", run, "--repair", "--json"][..]), &format!("{place}=kill@1")),
+        );
+        scene.wait_sprung(&name, place);
+        scene.start(&["sink-2"]);
+        scene.wait_done(&name, SOON * 2);
+        scene.dismiss("sink");
+    }
+    scene.start(&["sink-1"]);
+    scene.finish()
+}
