@@ -22,8 +22,8 @@ use crate::{PIPELINE, Plan};
 const RESTART_AFTER: Duration = Duration::from_secs(2);
 /// Long enough for whatever a killed sink held to be delivered again (120 s), twice, and proven, on a busy machine.
 const SEALED_WITHIN: Duration = Duration::from_secs(600);
-/// A trap may stand at the end of a run.
-const SPRUNG_WITHIN: Duration = Duration::from_secs(300);
+/// Whatever comes of itself has come by then, on a machine that is busy with other things, too.
+const PATIENCE: Duration = Duration::from_secs(480);
 /// How often raw duplicates are counted while a seal is waited for.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
@@ -261,7 +261,7 @@ impl Scene {
 
     /// Waits until a service has been killed or stopped in this place by its trap.
     pub fn wait_sprung(&mut self, name: &str, place: &str) {
-        let said = self.wait(&format!("failpoint `{place}` of {name}"), SPRUNG_WITHIN, |scene| {
+        let said = self.wait(&format!("failpoint `{place}` of {name}"), PATIENCE, |scene| {
             let log = scene.host.log(name);
             let line = log.lines().find(|line| line.contains("failpoint") && line.contains(place));
             line.map(str::to_owned).ok_or_else(|| log.lines().last().unwrap_or_default().to_owned())
@@ -474,7 +474,7 @@ impl Scene {
 
     /// Waits until so many rows of a run are there.
     pub fn wait_rows(&mut self, run: &str, rows: u64) -> u64 {
-        self.wait("rows", SOON, |scene| {
+        self.wait("rows", PATIENCE, |scene| {
             let found = scene.checker.rows(run);
             if found >= rows { Ok(found) } else { Err(format!("{found} of {rows} rows")) }
         })
@@ -483,7 +483,7 @@ impl Scene {
     /// Waits until an insert has landed, whose rows are hardly asked for and acked yet.
     pub fn wait_landed(&mut self) {
         let before = self.checker.all_rows();
-        self.wait("an insert that landed", SOON, |scene| {
+        self.wait("an insert that landed", PATIENCE, |scene| {
             let now = scene.checker.all_rows();
             if now > before { Ok(()) } else { Err(format!("{now} rows")) }
         });
@@ -492,7 +492,7 @@ impl Scene {
     /// Waits until an insert is under way.
     pub fn wait_insert(&mut self) {
         let inserts = "SELECT count() FROM system.processes WHERE query ILIKE 'INSERT%trial_rows%'";
-        self.wait("an insert under way", SOON, |scene| match scene.checker.number(inserts) {
+        self.wait("an insert under way", PATIENCE, |scene| match scene.checker.number(inserts) {
             0 => Err("none".to_owned()),
             _ => Ok(()),
         });
@@ -500,7 +500,7 @@ impl Scene {
 
     /// Waits until `status --json` of a run is so.
     pub fn wait_status(&mut self, run: &str, what: &str, is_so: impl Fn(&Value) -> bool) {
-        self.wait(what, SOON, |scene| {
+        self.wait(what, PATIENCE, |scene| {
             let called = scene.host.call(&["status", run, "--json"]);
             match serde_json::from_str(&called.stdout) {
                 Ok(status) if is_so(&status) => Ok(()),
@@ -511,7 +511,7 @@ impl Scene {
 
     /// Waits until a service has written this.
     pub fn wait_log(&mut self, name: &str, text: &str) {
-        self.wait(&format!("`{text}` in the log of {name}"), SOON, |scene| {
+        self.wait(&format!("`{text}` in the log of {name}"), PATIENCE, |scene| {
             let log = scene.host.log(name);
             if log.contains(text) { Ok(()) } else { Err(log.lines().last().unwrap_or_default().to_owned()) }
         });
