@@ -341,6 +341,23 @@ fn rows_lost_after_the_seal_are_computed_again() {
     scene.is_right(IDS);
 }
 
+/// All that a repair leaves which dies right after its claim: a running pass that lacks rows and has no consumer.
+#[test]
+fn a_repair_that_was_killed_is_finished_unattended() {
+    let (mut scene, _services) = Scene::sealed();
+    wait_until("the end of the seal", SOON, || match scene.has_consumer("trial_ids", "work-a-1") {
+        true => Err("the consumer is there".into()),
+        false => Ok(()),
+    });
+    scene.lose("batch IN (3, 4)");
+    let claimed = json!({
+        "run": "a", "pass": 1, "state": "running", "batch_ids": 1000, "started_ms": 1, "sealed": null,
+    });
+    scene.publish("$KV.trial_runs.pass.a.1", claimed.to_string().as_bytes());
+    scene.wait_verified();
+    scene.is_right(IDS);
+}
+
 /// What a sink leaves that was paused and woke: its insert once more, after the seal.
 #[test]
 fn raw_duplicates_are_merged_away() {

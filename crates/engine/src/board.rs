@@ -15,8 +15,9 @@ use crate::stop::Stop;
 /// Running passes by name and number. Sealed ones are not kept, so it does not grow with the runs there ever were.
 pub type Running = BTreeMap<(RunName, u32), PassRecord>;
 
-/// A watch is opened anew after this long, in case the old one died without a word.
-const REOPEN: Duration = Duration::from_secs(60);
+/// A watch is opened anew after this long, in case the old one died without a word, as it does with a server that comes
+/// back with an empty volume.
+const REOPEN: Duration = Duration::from_secs(15);
 /// What a watch begins with follows at once; after this long without a word there is nothing.
 const SNAPSHOT_WITHIN: Duration = Duration::from_secs(5);
 

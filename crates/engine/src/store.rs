@@ -126,19 +126,21 @@ impl KeptRun {
 pub struct Portion {
     /// The batch.
     pub batch: u32,
+    /// Ids that its message says it has in all: what `batch_ids` is in its rows.
+    pub of: u32,
     /// The first and the last id, as text, of a part.
     pub ids: Option<(String, String)>,
 }
 
 impl Portion {
     /// A whole batch.
-    pub fn all(batch: u32) -> Self {
-        Self { batch, ids: None }
+    pub fn all(batch: u32, of: u32) -> Self {
+        Self { batch, of, ids: None }
     }
 
     /// The ids of a batch from one to another.
-    pub fn between(batch: u32, first: &str, last: &str) -> Self {
-        Self { batch, ids: Some((first.to_owned(), last.to_owned())) }
+    pub fn between(batch: u32, of: u32, first: &str, last: &str) -> Self {
+        Self { batch, of, ids: Some((first.to_owned(), last.to_owned())) }
     }
 }
 
@@ -284,8 +286,8 @@ impl Store {
         if !batches.is_empty() {
             let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
             let question = self.tables.ask(run, pass, &batches);
-            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
-            stored.extend(ids.into_iter().map(|(batch, ids)| (Portion::all(batch), ids)));
+            let ids: Vec<(u32, u32, u64)> = self.answer(&question).await?;
+            stored.extend(ids.into_iter().map(|(batch, of, ids)| (Portion::all(batch, of), ids)));
         }
         for parts in parts.chunks(PARTS_ASKED) {
             let question = self.tables.ask_parts(run, pass, parts);

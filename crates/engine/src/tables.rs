@@ -211,11 +211,14 @@ impl Tables {
         format!("INSERT INTO {} ({}) FORMAT RowBinary", self.rows(), self.column_list())
     }
 
-    /// How many distinct ids of each of these batches are stored: `(batch, ids)`.
+    /// How many distinct ids of each of these batches are stored: `(batch, ids it should have, ids)`.
+    ///
+    /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
+    /// other numbers of ids: only those of one message are counted together.
     pub fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> String {
         let rows = self.rows();
         format!(
-            "SELECT batch, uniqExact(id) FROM {rows} WHERE {} GROUP BY batch",
+            "SELECT batch, batch_ids, uniqExact(id) FROM {rows} WHERE {} GROUP BY batch, batch_ids",
             of_batches(run, pass, batches)
         )
     }
@@ -223,12 +226,12 @@ impl Tables {
     /// How many distinct ids of each of these parts of batches are stored: `(place in the list, ids)`.
     pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion]) -> String {
         let ask = |(place, part): (usize, &&Portion)| {
-            let Portion { batch, ids } = part;
+            let Portion { batch, of, ids } = part;
             let within = ids
                 .as_ref()
                 .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
             format!(
-                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch}{}",
+                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
                 self.rows(),
                 of_pass(run, pass),
                 within.unwrap_or_default(),

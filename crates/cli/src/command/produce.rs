@@ -63,15 +63,18 @@ pub(super) async fn publish<P: Pipeline>(
 fn report(submitted: &Submitted, as_json: bool) {
     let Submitted { record, published, written, found, repair } = submitted;
     if as_json {
-        show::json(&json!({
+        let mut value = json!({
             "run": record.run,
             "batches": published.batches,
             "ids": published.ids,
             "dropped_repeats": published.dropped_repeats,
             "batches_written": written,
             "batches_found": found,
-            "repair": repair,
-        }));
+        });
+        if let Some(repair) = repair {
+            value["repair"] = json!(repair);
+        }
+        show::json(&value);
         return;
     }
     let repeats = match published.dropped_repeats {
