@@ -18,6 +18,9 @@ pub fn killed_under_load(plan: Plan) -> Report {
     scene.host.call(&["setup"]).expect(0);
     scene.keep_raw_rows();
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    // What starts while the server is away says so and ends; from here on, whoever ends has a fault.
+    scene.keep_load(60_000, 100);
+    scene.wait_landed();
     for kill in IDLE..KILLS {
         scene.keep_load(60_000, 100);
         // Half of them while a run is published or rows are, half when acks are on their way.
@@ -55,7 +58,7 @@ pub fn full_in_rows(plan: Plan) -> Report {
 /// The stack says that the server refuses work, and starts it again when there is room.
 fn full(plan: Plan, load: impl FnOnce(&mut Scene)) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
-    let setup = Setup { nats_disk_mb: Some(96), ballast: 1500, micros: 500, ..Setup::new("nats-full") };
+    let setup = Setup { nats_disk_mb: Some(400), ballast: 1500, micros: 500, ..Setup::new("nats-full") };
     let mut scene = Scene::new(plan, &setup);
     load(&mut scene);
     let bytes = scene.disk().fill();
