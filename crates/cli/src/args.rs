@@ -1,8 +1,11 @@
 //! What may be typed, and its help.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::listen;
 
 const AFTER: &str = "\
 Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, CLICKHOUSE_URL, CLICKHOUSE_USER, \
@@ -160,11 +163,14 @@ pub(crate) struct WorkArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct UpArgs {
     /// Port of nats-server; without it, or 0, one is picked and kept
-    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "PORT", default_value = "0", hide_default_value = true, value_parser = listen::port)]
     pub nats_port: u16,
     /// HTTP port of ClickHouse; without it, or 0, one is picked and kept
-    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "PORT", default_value = "0", hide_default_value = true, value_parser = listen::port)]
     pub clickhouse_port: u16,
+    /// Address that both listen on: 127.0.0.1 and no other, because they have no passwords
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1", hide_default_value = true, value_parser = listen::address)]
+    pub listen: Ipv4Addr,
 }
 
 #[derive(Debug, Clone, Args)]

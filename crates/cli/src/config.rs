@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use millstream::Limits;
 use millstream::limits::LEAST_MEMORY;
+use millstream::names::check_database;
 use millstream_engine::compute::Place;
 use millstream_engine::sink::SinkPlan;
 use millstream_engine::work::WorkPlan;
 use millstream_engine::{NatsAddress, StoreAddress, StreamLimits, compute};
 
 use crate::args::Options;
-use crate::logs;
+use crate::{listen, logs};
 use file::File;
 
 const FILE: &str = "millstream.toml";
@@ -89,6 +90,7 @@ impl Config {
         let (url_file, user_file, password_file) =
             (text("clickhouse.url"), text("clickhouse.user"), text("clickhouse.password"));
         let (database_file, data_file, log_file) = (text("clickhouse.database"), text("data"), text("log"));
+        let listen = text("listen");
 
         let nats = pick(("--nats", options.nats.as_deref()), "NATS_URL", nats_file);
         let creds = options.nats_creds.as_ref().map(|path| path.display().to_string());
@@ -110,14 +112,14 @@ impl Config {
             check_url(value, &["http", "https"], origin, faults);
         }
         let database = database.unwrap_or_else(|| From { value: DATABASE.into(), origin: "default".into() });
-        if database.value.is_empty()
-            || database.value.len() > 64
-            || database.value.contains(['`', '\\', '/', '.'])
+        if let Err(fault) = check_database(&database.value) {
+            faults.push(format!("{}: {fault}", database.origin));
+        }
+        // Always loopback: the key is there so that whoever asks for more is told why.
+        if let Some(From { value, origin }) = &listen
+            && let Err(fault) = listen::address(value)
         {
-            faults.push(format!(
-                "{}: `{}` is not a database name of 1 to 64 characters",
-                database.origin, database.value
-            ));
+            faults.push(format!("{origin}: `{value}`: {}", fault.replace("\nhint: ", "; ")));
         }
         if let Some(From { value, origin }) = &log
             && let Err(fault) = logs::check(value)

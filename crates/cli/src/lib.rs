@@ -7,6 +7,7 @@
 //! | `session` | the servers: named ones, or the local stack |
 //! | `command` | one file a command |
 //! | `input` | ids from flags, files, standard input, queries |
+//! | `listen` | where the local stack listens, and why nowhere else |
 //! | `show`, `progress`, `logs` | numbers for people, the progress line, tracing to stderr |
 //!
 //! Results go to stdout, everything else to stderr.
@@ -15,6 +16,7 @@ mod args;
 mod command;
 mod config;
 mod input;
+mod listen;
 mod logs;
 mod progress;
 mod session;

@@ -58,7 +58,7 @@ impl Progress {
         }
         let line = self.line("{spinner:.cyan} {wide_msg}");
         if let Some(bar) = &line.0 {
-            bar.set_message(doing.to_owned());
+            bar.set_message(show::plain(doing).into_owned());
             bar.enable_steady_tick(TICK);
         }
         line

@@ -1,16 +1,49 @@
 //! Numbers and errors for people. The only writer of stdout and stderr beside the logs and the progress line.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use millstream_engine::Error as EngineError;
 
-/// Writes a line to stdout. A reader that went away is no error of ours.
+/// Writes a line to stdout.
 pub(crate) fn line(text: &str) {
-    bytes(format!("{text}\n").as_bytes());
+    write(format!("{}\n", plain(text)).as_bytes());
 }
 
-/// Writes bytes to stdout as they are.
-pub(crate) fn bytes(bytes: &[u8]) {
+/// Writes the answer to a query to stdout: as it is, but for a terminal.
+pub(crate) struct Answer {
+    terminal: bool,
+    /// The begin of a character whose end is yet to come.
+    cut: Vec<u8>,
+}
+
+impl Answer {
+    pub fn new() -> Self {
+        Self { terminal: std::io::stdout().is_terminal(), cut: Vec::new() }
+    }
+
+    /// Writes the next piece.
+    pub fn piece(&mut self, bytes: &[u8]) {
+        match self.terminal {
+            true => write(self.shown(bytes).as_bytes()),
+            false => write(bytes),
+        }
+    }
+
+    fn shown(&mut self, bytes: &[u8]) -> String {
+        self.cut.extend_from_slice(bytes);
+        let whole = match std::str::from_utf8(&self.cut) {
+            Err(fault) if fault.error_len().is_none() => fault.valid_up_to(),
+            _ => self.cut.len(),
+        };
+        let cut = self.cut.split_off(whole);
+        let whole = std::mem::replace(&mut self.cut, cut);
+        plain(&String::from_utf8_lossy(&whole)).into_owned()
+    }
+}
+
+/// A reader that went away is no error of ours.
+fn write(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
         // Nobody reads: `head` has seen enough.
@@ -20,11 +53,55 @@ pub(crate) fn bytes(bytes: &[u8]) {
 
 /// A JSON value on one line.
 pub(crate) fn json(value: &impl serde::Serialize) {
-    line(&serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")));
+    line(&json_text(value));
+}
+
+/// What serde leaves as it is and a terminal does not is spelt out: it can only be within a string.
+fn json_text(value: &impl serde::Serialize) -> String {
+    let text = serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    spelt_out(&text, |_| true, |symbol| format!("\\u{:04x}", u32::from(symbol))).into_owned()
+}
+
+/// Text as a terminal may have it. Ids, errors and names come from elsewhere, and must not move its cursor, recolour
+/// what follows, or turn it round: control characters but for line ends and tabs, and what changes the direction of
+/// writing, are shown as Rust spells them.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    spelt_out(text, |symbol| !matches!(symbol, '\n' | '\t'), |symbol| symbol.escape_default().to_string())
+}
+
+/// The same for one cell of a table, which is one line.
+fn cell(text: &str) -> Cow<'_, str> {
+    spelt_out(text, |_| true, |symbol| symbol.escape_default().to_string())
+}
+
+fn spelt_out(text: &str, among: impl Fn(char) -> bool, spell: impl Fn(char) -> String) -> Cow<'_, str> {
+    let steers = |symbol: char| steers_terminal(symbol) && among(symbol);
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for symbol in text.chars() {
+        match steers(symbol) {
+            true => shown.push_str(&spell(symbol)),
+            false => shown.push(symbol),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// Controls, separators of lines, and the marks of bidirectional text
+/// (<https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters>).
+fn steers_terminal(symbol: char) -> bool {
+    let turns = matches!(symbol, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    symbol.is_control() || turns || matches!(symbol, '\u{2028}' | '\u{2029}')
 }
 
 /// A note to the person, on stderr.
 pub(crate) fn note(text: &str) {
+    painted(&plain(text));
+}
+
+fn painted(text: &str) {
     drop(writeln!(std::io::stderr().lock(), "{text}"));
 }
 
@@ -76,14 +153,14 @@ pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>) {
         true => format!("\x1b[{code}m{text}\x1b[0m"),
         false => text.to_owned(),
     };
-    let mut shown = format!("{} {text}", paint("1;31", "error:"));
+    let mut shown = format!("{} {}", paint("1;31", "error:"), plain(text));
     for cause in causes {
-        shown.push_str(&format!("\n  {}", cause.replace('\n', "\n  ")));
+        shown.push_str(&format!("\n  {}", plain(cause).replace('\n', "\n  ")));
     }
     if let Some(hint) = hint {
-        shown.push_str(&format!("\n{} {hint}", paint("1;36", "hint:")));
+        shown.push_str(&format!("\n{} {}", paint("1;36", "hint:"), plain(hint)));
     }
-    note(&shown);
+    painted(&shown);
 }
 
 /// 1234567 as `1,234,567`.
@@ -144,6 +221,8 @@ pub(crate) fn duration(seconds: f64) -> String {
 /// Rows of text as a table: columns as wide as their widest cell, numbers to the right.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let columns = head.len();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|text| cell(text).into_owned()).collect()).collect();
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).chain([head[column].len()]).max().unwrap_or(0)
     };
@@ -154,7 +233,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let shape: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), numeric(column))).collect();
     let head: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
     std::iter::once(&head)
-        .chain(rows)
+        .chain(&rows)
         .map(|row| {
             let cells = row.iter().zip(&shape).map(|(cell, (width, numeric))| match numeric {
                 true => format!("{cell:>width$}"),
@@ -214,5 +293,45 @@ mod tests {
     fn tables_line_up() {
         let rows = vec![vec!["a".to_owned(), "1,000".to_owned()], vec!["long".to_owned(), "7".to_owned()]];
         assert_eq!(table(&["run", "ids"], &rows), "run     ids\na     1,000\nlong      7");
+    }
+
+    #[test]
+    fn text_from_elsewhere_cannot_steer_the_terminal() {
+        let table = [
+            ("plain, ünïcode 👩‍🔬 \\ and\n\tlines", "plain, ünïcode 👩‍🔬 \\ and\n\tlines"),
+            ("\u{1b}[2J\u{1b}]0;title\u{7}", "\\u{1b}[2J\\u{1b}]0;title\\u{7}"),
+            ("over\rwritten\u{8}", "over\\rwritten\\u{8}"),
+            ("\u{9b}31mred \u{7f}", "\\u{9b}31mred \\u{7f}"),
+            ("\u{202e}dlrow\u{2066} \u{2028}", "\\u{202e}dlrow\\u{2066} \\u{2028}"),
+        ];
+        for (text, shown) in table {
+            assert_eq!(plain(text), shown);
+        }
+        assert_eq!(cell("a\nb\tc"), "a\\nb\\tc");
+    }
+
+    #[test]
+    fn a_cell_stays_one_line_and_its_column_straight() {
+        let rows =
+            vec![vec!["a\nb".to_owned(), "x".to_owned()], vec!["\u{1b}[1m".to_owned(), "y".to_owned()]];
+        assert_eq!(table(&["id", "error"], &rows), "id         error\na\\nb       x\n\\u{1b}[1m  y");
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_without_what_steers() {
+        let text = "\u{1b}\u{9b}\u{7f}\u{202e}\n\"\\";
+        let shown = json_text(&text);
+        assert!(!shown.contains(steers_terminal), "{shown}");
+        assert_eq!(serde_json::from_str::<String>(&shown).expect("JSON"), text);
+    }
+
+    #[test]
+    fn an_answer_in_pieces_is_shown_as_if_whole() {
+        let text = "─ ü \u{9b}1m \u{1b}[0m\n".as_bytes();
+        for piece in 1..=text.len() {
+            let mut answer = Answer { terminal: true, cut: Vec::new() };
+            let shown: String = text.chunks(piece).map(|piece| answer.shown(piece)).collect();
+            assert_eq!(shown, "─ ü \\u{9b}1m \\u{1b}[0m\n", "{piece}");
+        }
     }
 }

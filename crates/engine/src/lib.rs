@@ -29,6 +29,8 @@ pub mod records;
 pub mod replay;
 pub mod retry;
 pub mod seal;
+#[cfg(test)]
+mod simulation;
 pub mod sink;
 pub mod source;
 pub mod status;

@@ -84,7 +84,11 @@ async fn store(
     let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
     loop {
         if broker.write_once(&subject, message.bytes.clone(), stop).await? == Written::First {
-            failpoint::pass(if message.parts.is_empty() { "work-after-rows" } else { "work-after-cut" });
+            failpoint::pass(match (whole, message.parts.is_empty()) {
+                (true, true) => "work-after-rows",
+                (false, true) => "work-after-part",
+                (_, false) => "work-after-cut",
+            });
             return Ok(message.parts);
         }
         match broker.rows_message(&subject).await {
@@ -102,7 +106,7 @@ async fn store(
     }
 }
 
-fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, EnvelopeFault> {
+pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, EnvelopeFault> {
     let Rows::Cut(cut) = decode_rows(message)? else { return Ok(Vec::new()) };
     let parts: Vec<Range<u32>> = cut.ranges().collect();
     let covered = parts.first().zip(parts.last()).map(|(first, last)| first.start..last.end);
@@ -114,10 +118,10 @@ fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, Enve
 }
 
 /// A message to be stored.
-struct Message {
-    bytes: Bytes,
+pub(crate) struct Message {
+    pub(crate) bytes: Bytes,
     /// The parts that it stands for, if it is a cut.
-    parts: Vec<Range<u32>>,
+    pub(crate) parts: Vec<Range<u32>>,
     /// Whether it is one row that was too large, and is a dead letter now.
     too_large: bool,
 }
@@ -129,7 +133,7 @@ impl Message {
 }
 
 /// The rows of a batch.
-struct Encoded<I> {
+pub(crate) struct Encoded<I> {
     key: BatchKey,
     computed: Computed<I>,
     blank: Arc<[u8]>,
@@ -161,7 +165,7 @@ struct Body {
 }
 
 impl<I: Id> Encoded<I> {
-    fn new(key: &BatchKey, computed: Computed<I>, blank: Arc<[u8]>, max_payload: usize) -> Self {
+    pub(crate) fn new(key: &BatchKey, computed: Computed<I>, blank: Arc<[u8]>, max_payload: usize) -> Self {
         let prefix = row_prefix(key).len();
         Self { key: key.clone(), computed, blank, prefix, max_payload, order: OnceLock::new() }
     }
@@ -175,7 +179,7 @@ impl<I: Id> Encoded<I> {
     }
 
     /// What is stored of nearly every batch: all of its rows, as they are.
-    fn whole(&self, places: &Range<u32>) -> Option<Message> {
+    pub(crate) fn whole(&self, places: &Range<u32>) -> Option<Message> {
         let Computed { frames, raw_bytes, dead, .. } = &self.computed;
         if *places != (0..self.key.ids) || frames.len() > self.limit() {
             return None;
@@ -185,7 +189,7 @@ impl<I: Id> Encoded<I> {
     }
 
     /// The rows of the ids at these places; where they are too large, a cut; where there is but one, a dead letter.
-    fn message(&self, places: &Range<u32>) -> Message {
+    pub(crate) fn message(&self, places: &Range<u32>) -> Message {
         if *places == (0..self.key.ids) && places.len() > 1 {
             return self.cut(places, self.computed.frames.len(), self.computed.raw_bytes);
         }

@@ -19,6 +19,7 @@ use crate::tables::Letters;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The run's name.
+    #[serde(deserialize_with = "run_name")]
     pub run: String,
     /// The ids in words: `ids 1..=1000`, `file ids.txt`.
     pub source: String,
@@ -66,6 +67,7 @@ pub enum PassState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassRecord {
     /// The run's name.
+    #[serde(deserialize_with = "run_name")]
     pub run: String,
     /// The pass, from 1.
     pub pass: u32,
@@ -316,6 +318,12 @@ async fn answer<T, E: Into<crate::error::Source>>(
     within(doing, future).await?.map_err(broker(doing))
 }
 
+/// A record is read by other hosts than the one that wrote it: what is no run name does not come in as one.
+fn run_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name: RunName = String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)?;
+    Ok(name.to_string())
+}
+
 mod decimal {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -325,5 +333,25 @@ mod decimal {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass(run: &str) -> Result<PassRecord, serde_json::Error> {
+        serde_json::from_value(serde_json::json!({
+            "run": run, "pass": 1, "state": "running", "batch_ids": 1, "started_ms": 0, "sealed": null
+        }))
+    }
+
+    #[test]
+    fn a_record_names_its_run_within_the_grammar() {
+        assert_eq!(pass("green").expect("legal").run, "green");
+        for name in ["", "a' OR 1", "a.b", "*", "a\u{1b}[2J", &"x".repeat(65)] {
+            let fault = pass(name).expect_err("hostile").to_string();
+            assert!(fault.contains("is not 1 to 64 of"), "{fault}");
+        }
     }
 }

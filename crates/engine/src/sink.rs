@@ -4,6 +4,7 @@
 //! knows, is made again from the same bytes.
 
 mod land;
+pub(crate) mod step;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,9 +94,6 @@ struct Item {
     ids: u64,
     raw_bytes: u64,
     body: Bytes,
-    /// Since when it is known that nobody inserted it; `None` until ClickHouse has been asked. A first delivery proves
-    /// nothing: a worker that was paused can publish a batch anew whose rows were purged behind the seal.
-    sure_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -342,7 +340,7 @@ impl Group {
 impl Item {
     fn new(delivery: Delivery, rows: Arrived) -> Self {
         let Arrived { portion, ids, raw_bytes, body } = rows;
-        Self { delivery, portion, ids, raw_bytes, body, sure_since: None }
+        Self { delivery, portion, ids, raw_bytes, body }
     }
 }
 
@@ -363,10 +361,10 @@ fn read_rows(
     let foreign = || EnvelopeFault::Foreign { length: payload.len() };
     let (run, pass, portion, ids, raw_bytes, rows) = match decode_rows(payload)? {
         Rows::Batch(RowBatch { run, pass, batch, ids, raw_bytes, rows, .. }) => {
-            (run, pass, Portion::all(batch), ids, raw_bytes, rows)
+            (run, pass, Portion::all(batch, ids), ids, raw_bytes, rows)
         }
-        Rows::Part(RowPart { run, pass, batch, ids, first, last, raw_bytes, rows, .. }) => {
-            (run, pass, Portion::between(batch, first, last), ids, raw_bytes, rows)
+        Rows::Part(RowPart { run, pass, batch, batch_ids, ids, first, last, raw_bytes, rows, .. }) => {
+            (run, pass, Portion::between(batch, batch_ids, first, last), ids, raw_bytes, rows)
         }
         Rows::Cut(_) => return Ok(None),
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use millstream::Pipeline;
+use millstream::names::check_database;
 use serde::Deserialize;
 
 use crate::broker::without_password;
@@ -129,19 +130,21 @@ impl KeptRun {
 pub struct Portion {
     /// The batch.
     pub batch: u32,
+    /// Ids that its message says it has in all: what `batch_ids` is in its rows.
+    pub of: u32,
     /// The first and the last id, as text, of a part.
     pub ids: Option<(String, String)>,
 }
 
 impl Portion {
     /// A whole batch.
-    pub fn all(batch: u32) -> Self {
-        Self { batch, ids: None }
+    pub fn all(batch: u32, of: u32) -> Self {
+        Self { batch, of, ids: None }
     }
 
     /// The ids of a batch from one to another.
-    pub fn between(batch: u32, first: &str, last: &str) -> Self {
-        Self { batch, ids: Some((first.to_owned(), last.to_owned())) }
+    pub fn between(batch: u32, of: u32, first: &str, last: &str) -> Self {
+        Self { batch, of, ids: Some((first.to_owned(), last.to_owned())) }
     }
 }
 
@@ -149,8 +152,10 @@ impl Store {
     /// Connects, and learns which settings the server has.
     ///
     /// # Errors
-    /// [`Error::Store`] when the server does not answer, or not to this user.
+    /// [`Error::Name`] for a database whose name is none; [`Error::Store`] when the server does not answer, or not to
+    /// this user.
     pub async fn connect<P: Pipeline>(address: StoreAddress) -> Result<Self, Error> {
+        check_database(&address.database)?;
         let mut client = Client::default()
             .with_url(&address.url)
             .with_compression(Compression::None)
@@ -260,13 +265,13 @@ impl Store {
     /// # Errors
     /// The fault when that cannot be known yet.
     pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
-        match within(INSERT_WITHIN, self.client.query(&tables::kill(query_id)).execute()).await {
+        match within(INSERT_WITHIN, self.client.query_raw(&tables::kill(query_id)).execute()).await {
             // A server that cannot kill it any more answers at once: then it is waited for.
             Ok(()) | Err(StoreFault::Exception { code: CANNOT_KILL, .. }) => {}
             Err(fault) => return Err(fault),
         }
         loop {
-            let running = self.client.query(&tables::running(query_id)).fetch_one::<u64>();
+            let running = self.client.query_raw(&tables::running(query_id)).fetch_one::<u64>();
             if within(ANSWER_WITHIN, running).await? == 0 {
                 return Ok(());
             }
@@ -292,8 +297,8 @@ impl Store {
         if !batches.is_empty() {
             let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
             let question = self.tables.ask(run, pass, &batches);
-            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
-            stored.extend(ids.into_iter().map(|(batch, ids)| (Portion::all(batch), ids)));
+            let ids: Vec<(u32, u32, u64)> = self.answer(&question).await?;
+            stored.extend(ids.into_iter().map(|(batch, of, ids)| (Portion::all(batch, of), ids)));
         }
         for parts in parts.chunks(PARTS_ASKED) {
             let question = self.tables.ask_parts(run, pass, parts);
@@ -317,7 +322,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn stored(&self, run: &str, pass: u32) -> Result<Stored, Error> {
         let doing = "prove a pass";
-        let proof = self.client.query(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
+        let proof = self.client.query_raw(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
         let (batches, ids, digest, dead) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed(doing, fault))?;
         let raw = self.raw_rows(run, pass).await?;
@@ -330,7 +335,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn repeated_ids(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        let query = self.client.query(&self.tables.repeated(run, pass)).fetch_one::<u64>();
+        let query = self.client.query_raw(&self.tables.repeated(run, pass)).fetch_one::<u64>();
         within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
     }
 
@@ -346,7 +351,7 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let mut query = self.client.query(&self.tables.batches(run, pass));
+        let mut query = self.client.query_raw(&self.tables.batches(run, pass));
         for (name, value) in self.order_settings.iter() {
             query = query.with_setting(*name, *value);
         }
@@ -442,9 +447,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn describe_query(&self, query: &str) -> Result<Vec<(String, String)>, Error> {
         let mut text = Vec::new();
-        // On lines of its own, so that the positions in a complaint about it are the user's, but for one line.
-        let describe = format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'));
-        self.sql(&describe, "TSVRaw", |piece| text.extend_from_slice(&piece)).await?;
+        self.sql(&tables::describe_query(query), "TSVRaw", |piece| text.extend_from_slice(&piece)).await?;
         let columns = String::from_utf8_lossy(&text);
         Ok(columns
             .lines()

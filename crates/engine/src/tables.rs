@@ -214,11 +214,14 @@ impl Tables {
         format!("INSERT INTO {} ({}) FORMAT RowBinary", self.rows(), self.column_list())
     }
 
-    /// How many distinct ids of each of these batches are stored: `(batch, ids)`.
+    /// How many distinct ids of each of these batches are stored: `(batch, ids it should have, ids)`.
+    ///
+    /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
+    /// other numbers of ids: only those of one message are counted together.
     pub fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> String {
         let rows = self.rows();
         format!(
-            "SELECT batch, uniqExact(id) FROM {rows} WHERE {} GROUP BY batch",
+            "SELECT batch, batch_ids, uniqExact(id) FROM {rows} WHERE {} GROUP BY batch, batch_ids",
             of_batches(run, pass, batches)
         )
     }
@@ -226,12 +229,12 @@ impl Tables {
     /// How many distinct ids of each of these parts of batches are stored: `(place in the list, ids)`.
     pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion]) -> String {
         let ask = |(place, part): (usize, &&Portion)| {
-            let Portion { batch, ids } = part;
+            let Portion { batch, of, ids } = part;
             let within = ids
                 .as_ref()
                 .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
             format!(
-                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch}{}",
+                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
                 self.rows(),
                 of_pass(run, pass),
                 within.unwrap_or_default(),
@@ -400,6 +403,15 @@ pub fn databases(name: &str) -> String {
     format!("SELECT count() FROM system.databases WHERE name = {}", string(name))
 }
 
+/// Columns of the answer to a user's query: `(name, type)`.
+///
+/// The query is the user's own SQL, which the server runs with the user's rights: the one text that is not quoted. It
+/// stands on lines of its own, so that a comment at its end ends there, and the positions in a complaint about it are
+/// the user's but for one line.
+pub fn describe_query(query: &str) -> String {
+    format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'))
+}
+
 /// Ends a query and waits until it is over.
 pub fn kill(query_id: &str) -> String {
     format!("KILL QUERY WHERE query_id = {} SYNC", string(query_id))
@@ -451,5 +463,107 @@ mod tests {
         assert_eq!(string("\0"), r"'\0'");
         assert_eq!(identifier("a`b\\"), r"`a\`b\\`");
         assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
+    }
+
+    /// What is outside of quotes, as ClickHouse reads them: a backslash escapes, a doubled quote does not end.
+    fn outside_quotes(sql: &str) -> String {
+        let (mut outside, mut within) = (String::new(), None);
+        let mut symbols = sql.chars().peekable();
+        while let Some(symbol) = symbols.next() {
+            match within {
+                None if matches!(symbol, '\'' | '`' | '"') => within = Some(symbol),
+                None => outside.push(symbol),
+                Some(_) if symbol == '\\' => drop(symbols.next()),
+                Some(quote) if symbol == quote && symbols.peek() == Some(&quote) => drop(symbols.next()),
+                Some(quote) if symbol == quote => within = None,
+                Some(_) => {}
+            }
+        }
+        assert_eq!(within, None, "a quote is open at the end of {sql}");
+        outside
+    }
+
+    /// Every statement, with `text` wherever a name or a text goes in.
+    fn statements_about(text: &str) -> Vec<String> {
+        let tables = Tables {
+            database: text.to_owned(),
+            pipeline: text.to_owned(),
+            id_type: "String",
+            columns: vec![Column { name: text.to_owned(), kind: "UInt8".to_owned() }],
+        };
+        let record = crate::records::RunRecord {
+            run: text.to_owned(),
+            source: text.to_owned(),
+            fingerprint: text.to_owned(),
+            batch_ids: 1,
+            expected_ids: None,
+            may_repeat: false,
+            created_ms: 0,
+            published: None,
+        };
+        let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
+        let part = Portion::between(1, 2, text, text);
+        let of_run = [
+            tables.ask_parts(text, 1, &[&part]),
+            tables.dead_batches(text, 1, &letters),
+            tables.dead_ids(text, 1, &letters, &[1, 2]),
+            tables.computed_again(text, 2, 1, &letters),
+            tables.take_over(text, 2, 1, &letters, [0, 9]),
+            tables.run_record(text),
+            tables.sealed_passes(text),
+            tables.ask(text, 1, &[1, 2]),
+            tables.remove_batches(text, 1, &[1, 2]),
+            tables.count_dead(text, 1, &letters),
+            tables.proof(text, 1),
+            tables.raw_count(text, 1),
+            tables.batches(text, 1),
+            tables.repeated(text, 1),
+            tables.insert_pass(text, 1, 1, 1, 1, 1, 1, 1),
+            tables.insert_run(&record),
+            tables.dead(text, 1, &letters, 1),
+            tables.dead_by_error(text, 1, &letters, 1),
+        ];
+        // Of a run it says the partition only, a number.
+        let heal = tables.heal("green");
+        let others = [tables.insert_rows(), tables.describe_rows(), tables.existing(), heal];
+        let server = [
+            known_settings("settings", [text, text].into_iter()),
+            databases(text),
+            kill(text),
+            running(text),
+        ];
+        tables.create(&[]).into_iter().chain(of_run).chain(others).chain(server).collect()
+    }
+
+    #[test]
+    fn hostile_names_stay_within_their_quotes() {
+        let plain: Vec<String> = statements_about("plain").iter().map(|sql| outside_quotes(sql)).collect();
+        let hostile = [
+            "'",
+            "`",
+            "\"",
+            "\\",
+            "\\'",
+            "\\`",
+            "''",
+            "``",
+            "a' OR 1 = 1 --",
+            "a`; DROP TABLE b; --",
+            "\\\\'",
+            "?",
+            "??",
+            "{x:String}",
+            "a\nb",
+            "a\0b",
+            "/*",
+            "*/",
+            "$a$",
+            "\u{1b}[2J",
+            "\u{2019}",
+        ];
+        for text in hostile {
+            let found: Vec<String> = statements_about(text).iter().map(|sql| outside_quotes(sql)).collect();
+            assert_eq!(found, plain, "{text}");
+        }
     }
 }

@@ -128,8 +128,16 @@ impl<P: Pipeline> Worker<P> {
                 failpoint::pass("work-after-ack");
             }
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
-            Err(Error::Message { source, .. }) => {
+            Err(Error::Message { subject, source }) if subject == delivery.subject() => {
                 set_aside(&self.broker, delivery, &source, &self.counts.set_aside).await;
+            }
+            // These ids are sound. What is stored for them is for a sink to set aside; the batch is repaired then, which
+            // waits until no delivery of the pass is open.
+            Err(Error::Message { subject, source })
+                if !matches!(source, EnvelopeFault::NewerVersion { .. }) =>
+            {
+                tracing::warn!(subject, fault = %source, "the rows that are stored already cannot be read");
+                delivery.ack().await;
             }
             Err(error) => {
                 let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));

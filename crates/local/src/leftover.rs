@@ -67,15 +67,17 @@ fn has_words(pid: i32, words: &[OsString]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
     #[test]
     fn a_leftover_is_found_by_its_words_and_stopped() {
         let marker = OsString::from(format!("leftover-{}", std::process::id()));
-        let mut child =
-            Command::new("sh").args(["-c", "sleep 60; :", "--config"]).arg(&marker).spawn().expect("sh");
+        // It waits without a process of its own, which would have the same words until it is another program.
+        let mut waiting = Command::new("sh");
+        waiting.args(["-c", "read line", "--config"]).arg(&marker).stdin(Stdio::piped());
+        let mut child = waiting.spawn().expect("sh");
         let words = ["--config".into(), marker];
         let limit = Instant::now() + Duration::from_secs(5);
         while find(&words).is_empty() && Instant::now() < limit {

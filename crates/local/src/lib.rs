@@ -39,6 +39,8 @@ mod stack;
 
 pub use child::child_main;
 pub use data::{Holder, Owner};
+#[doc(hidden)]
+pub use engine::dissect;
 pub use error::{Error, Tail};
 pub use event::{Event, Progress, Server};
 pub use find::{ClickHouse, find_clickhouse, find_nats_server};

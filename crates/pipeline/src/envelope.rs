@@ -305,7 +305,7 @@ mod tests {
             "4d530210eb8b5597037465610203ac020408016102626301f40303090807"
         );
         let message = encode_cut(&cut(5, &[300, 1]));
-        assert_eq!(hex(&message), "");
+        assert_eq!(hex(&message), "4d5302111ba7d1720374656102030502ac0201");
         assert_eq!(decode_rows(&message), Ok(Rows::Cut(cut(5, &[300, 1]))));
     }
 

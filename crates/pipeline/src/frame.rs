@@ -17,6 +17,10 @@ pub const MAX_FRAME: usize = 128 << 20;
 
 /// Rows are put into one frame until it has this many bytes before compression.
 const FRAME: usize = 1 << 20;
+/// LZ4 makes at most this much of one byte: a length goes on by 255 a byte
+/// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md>). So no size is believed, and no memory taken for it,
+/// that the block could not have.
+const LZ4_MOST: usize = 255;
 
 /// Bytes that are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,14 +137,14 @@ pub fn decompress(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FrameFault> {
     let start = out.len();
     match method {
         METHOD_NONE if packed.len() == size => out.extend_from_slice(packed),
-        METHOD_LZ4 => {
+        METHOD_LZ4 if size <= packed.len().saturating_mul(LZ4_MOST) => {
             out.resize(start + size, 0);
             if !block::decompress_into(packed, &mut out[start..]).is_ok_and(|written| written == size) {
                 out.truncate(start);
                 return Err(FrameFault::Block { size });
             }
         }
-        METHOD_NONE => return Err(FrameFault::Block { size }),
+        METHOD_NONE | METHOD_LZ4 => return Err(FrameFault::Block { size }),
         _ => return Err(FrameFault::Method { method }),
     }
     Ok(())
@@ -179,6 +183,29 @@ mod tests {
             prop_assert!(decompress(&bytes, &mut out).is_err());
             prop_assert!(out.is_empty());
         }
+    }
+
+    /// Found by fuzzing: 30 bytes made a server take 128 MiB before it looked at the block.
+    #[test]
+    fn a_size_that_the_block_cannot_have_takes_no_memory() {
+        let mut frame = Vec::new();
+        compress(&[7; 1000], &mut frame);
+        let body = &mut frame[CHECKSUM..];
+        body[5..9].copy_from_slice(&(MAX_FRAME as u32).to_le_bytes());
+        let checksum = hash(body);
+        frame[..CHECKSUM].copy_from_slice(&checksum);
+        let mut out = Vec::new();
+        assert_eq!(decompress(&frame, &mut out), Err(FrameFault::Block { size: MAX_FRAME }));
+        assert_eq!(out.capacity(), 0);
+    }
+
+    #[test]
+    fn the_longest_run_of_one_byte_comes_back() {
+        let raw = vec![7; 8 << 20];
+        let (mut frame, mut back) = (Vec::new(), Vec::new());
+        compress(&raw, &mut frame);
+        assert_eq!(decompress(&frame, &mut back), Ok(()));
+        assert!(back == raw);
     }
 
     #[test]

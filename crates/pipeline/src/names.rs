@@ -7,6 +7,9 @@ use std::str::FromStr;
 /// The longest run name.
 pub const MAX_RUN_NAME: usize = 64;
 const MAX_PIPELINE_NAME: usize = 32;
+const MAX_DATABASE_NAME: usize = 64;
+/// How much of a name that is none is quoted.
+const QUOTED: usize = 80;
 
 /// The name of a run: 1 to 64 of `A-Z a-z 0-9 _ -`, beginning with a letter or digit.
 ///
@@ -23,6 +26,11 @@ pub enum NameFault {
     /// Not a pipeline name.
     #[error("pipeline name `{0}` is not 1 to {MAX_PIPELINE_NAME} of a-z 0-9 _ beginning with a letter")]
     Pipeline(String),
+    /// Not a name that we give or take for a database.
+    #[error(
+        "`{0}` is not a database name: 1 to {MAX_DATABASE_NAME} of A-Z a-z 0-9 _ - beginning with a letter, a digit or _"
+    )]
+    Database(String),
 }
 
 impl FromStr for RunName {
@@ -34,7 +42,7 @@ impl FromStr for RunName {
         if begins && text.len() <= MAX_RUN_NAME && text.bytes().all(legal) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(NameFault::Run(text.chars().take(80).collect()))
+            Err(NameFault::Run(text.chars().take(QUOTED).collect()))
         }
     }
 }
@@ -49,6 +57,21 @@ impl RunName {
 impl fmt::Display for RunName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Checks the name of a database. ClickHouse takes more, but not everything on the way to it does: the client has its
+/// own meaning for `?`, paths for `/`, people for what cannot be seen.
+///
+/// # Errors
+/// [`NameFault::Database`] for a name outside the grammar.
+pub fn check_database(name: &str) -> Result<(), NameFault> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    let length = (1..=MAX_DATABASE_NAME).contains(&name.len());
+    if length && !name.starts_with('-') && name.bytes().all(legal) {
+        Ok(())
+    } else {
+        Err(NameFault::Database(name.chars().take(QUOTED).collect()))
     }
 }
 
@@ -69,7 +92,7 @@ impl Names {
         if begins && pipeline.len() <= MAX_PIPELINE_NAME && pipeline.bytes().all(legal) {
             Ok(Self { pipeline: pipeline.to_owned() })
         } else {
-            Err(NameFault::Pipeline(pipeline.to_owned()))
+            Err(NameFault::Pipeline(pipeline.chars().take(QUOTED).collect()))
         }
     }
 
@@ -196,6 +219,22 @@ impl Names {
 mod tests {
     use super::*;
 
+    /// What would mean something in SQL, a subject, a path or a terminal.
+    const HOSTILE: [&str; 12] = [
+        "a' OR 1 = 1 --",
+        "a`; DROP TABLE b",
+        "a\\",
+        "a\0",
+        "a\nb",
+        "a.>",
+        "*",
+        "../a",
+        "a{b:Identifier}",
+        "a\u{1b}[2J",
+        "\u{202e}a",
+        "\u{ff41}",
+    ];
+
     #[test]
     fn run_names_have_one_grammar() {
         for name in ["a", "A-1_b", "0", &"x".repeat(64)] {
@@ -213,6 +252,26 @@ mod tests {
         }
         for name in ["", "1a", "A", "a-b", "a.b", &"a".repeat(33)] {
             assert!(Names::new(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn database_names_have_one_grammar() {
+        for name in ["millstream", "_a", "0-9", &"x".repeat(64)] {
+            assert_eq!(check_database(name), Ok(()), "{name}");
+        }
+        for name in HOSTILE.into_iter().chain(["", "-a", "a.b", "a/b", "a?", &"x".repeat(65)]) {
+            assert!(check_database(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn hostile_names_are_none_and_quoted_in_part() {
+        let long = "\u{1b}".repeat(10_000);
+        for name in HOSTILE.into_iter().chain([&long[..]]) {
+            let (run, pipeline) = (name.parse::<RunName>(), Names::new(name));
+            let (Err(run), Err(pipeline)) = (run, pipeline) else { panic!("{name}") };
+            assert!(run.to_string().chars().count() < 200 && pipeline.to_string().chars().count() < 200);
         }
     }
 

@@ -51,22 +51,31 @@ impl Found {
     }
 }
 
-/// Reads the tables of pipeline `trial`.
+/// Reads the tables of one pipeline.
 #[derive(Debug, Clone)]
 pub struct Checker {
     url: String,
+    pipeline: &'static str,
+    /// Which ids must be dead letters, in SQL.
+    dead: &'static str,
 }
 
 impl Checker {
-    /// Asks the ClickHouse at this address.
+    /// Asks the ClickHouse at this address about pipeline `trial`, none of whose ids may die.
     pub fn new(url: &str) -> Self {
-        Self { url: url.to_owned() }
+        Self { url: url.to_owned(), pipeline: "trial", dead: "0" }
+    }
+
+    /// The same about pipeline `rogue`.
+    pub fn of_rogue(url: &str) -> Self {
+        Self { pipeline: "rogue", dead: "id % 1000 BETWEEN 101 AND 106", ..Self::new(url) }
     }
 
     /// What is wrong with a run as its readers see it, and as it lies in the table.
     pub fn look(&self, submitted: &Submitted) -> Found {
         let Submitted { run, last } = submitted;
-        let view = format!("millstream.trial WHERE run = '{run}'");
+        let Self { pipeline, dead, .. } = self;
+        let view = format!("millstream.{pipeline} WHERE run = '{run}'");
         // `numbers()` has other arguments on old servers.
         let ids = format!("SELECT number + 1 AS id FROM system.numbers LIMIT {last}");
         let mut found = Found::default();
@@ -78,9 +87,13 @@ impl Checker {
             }
             ids
         };
-        let lost = count("lost", format!("SELECT id FROM ({ids}) WHERE id NOT IN (SELECT id FROM {view})"));
+        let lost = count(
+            "lost",
+            format!("SELECT id FROM ({ids}) WHERE NOT ({dead}) AND id NOT IN (SELECT id FROM {view})"),
+        );
         let doubled = count("doubled", format!("SELECT id FROM {view} GROUP BY id HAVING count() > 1"));
-        let unexpected = count("unexpected", format!("SELECT id FROM {view} AND (id < 1 OR id > {last})"));
+        let unexpected =
+            count("unexpected", format!("SELECT id FROM {view} AND (id < 1 OR id > {last} OR {dead})"));
         let wrong = count("wrong", format!("SELECT id FROM {view} AND squared != id * id"));
         Found { lost, doubled, unexpected, wrong, raw_doubled: self.raw_doubled(run), ..found }
     }
@@ -88,23 +101,37 @@ impl Checker {
     /// Rows of a run in the table beyond the first of their id.
     pub fn raw_doubled(&self, run: &str) -> u64 {
         self.number(&format!(
-            "SELECT count() - uniqExact(pass, id) FROM millstream.trial_rows WHERE run = '{run}'"
+            "SELECT count() - uniqExact(pass, id) FROM {} WHERE run = '{run}'",
+            self.table()
         ))
     }
 
     /// Rows of a run in the table.
     pub fn rows(&self, run: &str) -> u64 {
-        self.number(&format!("SELECT count() FROM millstream.trial_rows WHERE run = '{run}'"))
+        self.number(&format!("SELECT count() FROM {} WHERE run = '{run}'", self.table()))
     }
 
     /// Rows of all runs.
     pub fn all_rows(&self) -> u64 {
-        self.number("SELECT count() FROM millstream.trial_rows")
+        self.number(&format!("SELECT count() FROM {}", self.table()))
+    }
+
+    /// Merges of ClickHouse's own would hide raw duplicates before they are counted.
+    pub fn keep_raw_rows(&self) {
+        self.ask(&format!(
+            "ALTER TABLE {} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1",
+            self.table()
+        ));
+    }
+
+    fn table(&self) -> String {
+        format!("millstream.{}_rows", self.pipeline)
     }
 
     /// Whether readers see the run.
     pub fn is_sealed(&self, run: &str) -> bool {
-        self.number(&format!("SELECT count() FROM millstream.trial_passes WHERE run = '{run}'")) > 0
+        self.number(&format!("SELECT count() FROM millstream.{}_passes WHERE run = '{run}'", self.pipeline))
+            > 0
     }
 
     /// What ClickHouse answers; waits for one that is away.

@@ -119,11 +119,11 @@ pub static ROWS: [Row; 38] = [
         "SIGKILL",
         &[at("for 60 s (long: 300 s)", Raw::Never, worker::killed_again_and_again)],
     ),
-    not(
+    row(
         7,
-        "ids that panic, abort, loop, eat memory",
-        "a pipeline for it",
-        "waits for ids that are computed in child processes",
+        "ids that panic, abort, fault, loop, eat memory, sleep",
+        "a pipeline of such ids",
+        &[at("1 of 1,000 ids each", Raw::Never, worker::rogue_ids)],
     ),
     row(
         8,

@@ -12,7 +12,8 @@ pub(super) async fn sql<P: Pipeline>(context: &Context<P>, args: &SqlArgs) -> an
     context
         .on_servers(Holder::Question, |servers| async move {
             let store = Store::connect::<P>(servers.store.clone()).await?;
-            store.sql(&args.query, "PrettyCompactMonoBlock", |piece| show::bytes(&piece)).await?;
+            let mut answer = show::Answer::new();
+            store.sql(&args.query, "PrettyCompactMonoBlock", |piece| answer.piece(&piece)).await?;
             Ok(Ended::Well)
         })
         .await

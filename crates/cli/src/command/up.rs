@@ -24,8 +24,9 @@ pub(super) async fn up<P: Pipeline>(context: &Context<P>, args: &UpArgs) -> anyh
         stack.clickhouse_url().unwrap_or_default()
     ));
     show::note(&format!(
-        "the local stack of `{}` is up: other commands with this --data use it; Ctrl-C ends it",
-        config.data.display()
+        "the local stack of `{}` is up, on {} only: other commands with this --data use it; Ctrl-C ends it",
+        config.data.display(),
+        args.listen
     ));
     let failed = tokio::select! {
         error = stack.failed() => Some(error),

@@ -5,142 +5,160 @@ use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
 
+use super::step::{Seen, Step, is_landed};
 use super::{Item, SET_BACK, Sink};
-use crate::error::{Class, StoreFault};
+use crate::error::StoreFault;
 use crate::failpoint;
 use crate::retry::Backoff;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// After this an insert of ours is over by the server's own limit, `max_execution_time` in `INSERT_SETTINGS`.
+const INSERT_OVER: Duration = Duration::from_secs(90);
+
+/// A group on its way into ClickHouse.
+struct Landing<'a> {
+    sink: &'a Sink,
+    run: &'a RunName,
+    pass: u32,
+    items: Vec<Item>,
+    pause: Backoff,
+    /// Of the last insert.
+    query_id: String,
+    /// Why the last step failed.
+    fault: StoreFault,
+}
+
 impl Sink {
     /// Returns when every item is ended: acked after ClickHouse said that all of its ids are there, or handed back.
     pub(super) async fn land(&self, run: &RunName, pass: u32, mut items: Vec<Item>) {
         // Batches come as workers finish them; in order, ClickHouse has nothing to sort.
         items.sort_unstable_by_key(|item| item.portion.batch);
-        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut landing =
+            Landing { sink: self, run, pass, items, pause, query_id: String::new(), fault: unconfirmed() };
+        let mut step = Step::Ask;
         loop {
-            let asked = tokio::select! {
-                asked = self.settle(run, pass, &mut items) => asked,
-                () = self.stop.given_up() => return hand_back(items, Duration::ZERO).await,
+            let seen = match step {
+                Step::Ask | Step::Confirm => landing.ask().await,
+                Step::Insert => landing.insert().await,
+                Step::End => landing.end_insert().await,
+                Step::Wait => landing.wait().await,
+                Step::Apart => return landing.apart().await,
+                Step::HandBack => return hand_back(landing.items, Duration::ZERO).await,
+                Step::SetBack => return hand_back(landing.items, INSERT_OVER).await,
+                Step::Done => return,
             };
-            if items.is_empty() {
-                return;
-            }
-            let fault = match asked {
-                Err(fault) => fault,
-                // An insert under way is never dropped: what became of it would not be known.
-                Ok(()) => match self.insert(&items).await {
-                    Ok(()) => {
-                        forget_certainty(&mut items);
-                        match self.settle(run, pass, &mut items).await {
-                            Ok(()) if items.is_empty() => return,
-                            Ok(()) => StoreFault::Unclear(
-                                "the insert is done, and not all of its rows are there".into(),
-                            ),
-                            Err(fault) => fault,
-                        }
-                    }
-                    Err((fault, query_id)) => match fault.class() {
-                        Class::Reject if items.len() > 1 => return self.land_apart(run, pass, items).await,
-                        Class::Reject => return reject(items, &fault).await,
-                        Class::Unclear => {
-                            forget_certainty(&mut items);
-                            self.end_insert(&query_id).await;
-                            fault
-                        }
-                        Class::Retry => {
-                            forget_certainty(&mut items);
-                            fault
-                        }
-                    },
-                },
-            };
-            let wait = pause.wait();
-            let rows: u64 = items.iter().map(|item| item.ids).sum();
-            tracing::warn!(%run, pass, batches = items.len(), rows, %fault, retry_ms = wait.as_millis() as u64,
-                "rows are not stored yet, trying again");
-            if !self.stop.pause(wait).await {
-                return hand_back(items, Duration::ZERO).await;
+            step = step.next(seen);
+        }
+    }
+}
+
+impl Landing<'_> {
+    async fn ask(&mut self) -> Seen {
+        let asked_at = Instant::now();
+        let given_up = self.sink.stop.clone();
+        let settled = tokio::select! {
+            settled = self.settle() => settled,
+            () = given_up.given_up() => return Seen::GivenUp,
+        };
+        match settled {
+            Ok(()) if self.items.is_empty() => Seen::AllStored,
+            Ok(()) if self.sink.held.woke_since(asked_at) => Seen::Overslept,
+            Ok(()) => Seen::Missing,
+            Err(fault) => {
+                self.fault = fault;
+                Seen::NoAnswer
             }
         }
     }
 
-    /// Where any item may have been inserted by somebody, asks, acks what is there, and is sure of the rest.
-    async fn settle(&self, run: &RunName, pass: u32, items: &mut Vec<Item>) -> Result<(), StoreFault> {
-        let doubtful = |item: &Item| item.sure_since.is_none_or(|since| self.held.woke_since(since));
-        if !items.iter().any(doubtful) {
-            return Ok(());
-        }
+    /// Acks what is stored.
+    async fn settle(&mut self) -> Result<(), StoreFault> {
         failpoint::pass("sink-before-ask");
-        let asked_at = Instant::now();
-        let portions = items.iter().map(|item| &item.portion);
-        let mut stored = self.store.ask(run.as_str(), pass, portions).await?.into_iter();
+        let portions = self.items.iter().map(|item| &item.portion);
+        let stored = self.sink.store.ask(self.run.as_str(), self.pass, portions).await?;
         failpoint::pass("sink-after-ask");
-        // More than there should be are for `verify` to name: inserting once more would not make them fewer.
-        let mut landed = |item: &Item| stored.next().is_some_and(|ids| ids >= item.ids);
-        for item in items.extract_if(.., |item| landed(item)) {
-            self.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
-            self.counts.batches.fetch_add(1, Ordering::Relaxed);
+        let mut stored = stored.into_iter();
+        let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.ids, stored));
+        for item in self.items.extract_if(.., |item| landed(item)) {
+            self.sink.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
+            self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
             item.delivery.ack().await;
             failpoint::pass("sink-after-ack");
-        }
-        for item in items {
-            item.sure_since = Some(asked_at);
         }
         Ok(())
     }
 
-    async fn insert(&self, items: &[Item]) -> Result<(), (StoreFault, String)> {
-        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
-        let query_id = format!("{}-{attempt}", self.name);
-        let bodies: Vec<_> = items.iter().map(|item| item.body.clone()).collect();
-        self.counts.inserts.fetch_add(1, Ordering::Relaxed);
+    /// An insert under way is never dropped: what became of it would not be known.
+    async fn insert(&mut self) -> Seen {
+        let Sink { name, attempts, counts, store, .. } = self.sink;
+        self.query_id = format!("{name}-{}", attempts.fetch_add(1, Ordering::Relaxed));
+        // From the same bytes as before, if there was a before (**own-the-bytes**).
+        let bodies: Vec<_> = self.items.iter().map(|item| item.body.clone()).collect();
+        counts.inserts.fetch_add(1, Ordering::Relaxed);
         let begun = Instant::now();
         failpoint::pass("sink-before-insert");
-        let inserted = self.store.insert_rows(&query_id, &bodies).await;
+        let inserted = store.insert_rows(&self.query_id, &bodies).await;
         failpoint::pass("sink-after-insert");
-        let took_ms = begun.elapsed().as_millis() as u64;
-        tracing::debug!(query_id, batches = items.len(), took_ms, done = inserted.is_ok(), "insert");
-        inserted.map_err(|fault| {
-            self.counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
-            (fault, query_id)
-        })
+        let (took_ms, done) = (begun.elapsed().as_millis() as u64, inserted.is_ok());
+        tracing::debug!(query_id = self.query_id, batches = bodies.len(), took_ms, done, "insert");
+        let (fault, seen) = match inserted {
+            Ok(()) => (unconfirmed(), Seen::Accepted),
+            Err(fault) => {
+                counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
+                let class = fault.class();
+                (fault, Seen::Failed(class))
+            }
+        };
+        self.fault = fault;
+        seen
     }
 
     /// Returns when an insert of unknown outcome is over, or when work is given up.
-    async fn end_insert(&self, query_id: &str) {
+    async fn end_insert(&mut self) -> Seen {
+        let query_id = &self.query_id;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
-            match self.store.kill(query_id).await {
-                Ok(()) => return,
+            match self.sink.store.kill(query_id).await {
+                Ok(()) => return Seen::Ended,
                 // Not allowed to: it ends by its own time limit, and is asked about again and again until then.
                 Err(StoreFault::Exception { code: 497, text }) => {
                     tracing::warn!(query_id, text, "no right to kill an insert of our own");
-                    return;
+                    return Seen::Ended;
                 }
                 Err(fault) => {
                     tracing::warn!(query_id, %fault, "an insert of unknown outcome cannot be ended yet")
                 }
             }
-            if !self.stop.pause(pause.wait()).await {
-                return;
+            if !self.sink.stop.pause(pause.wait()).await {
+                return Seen::GivenUp;
             }
         }
     }
 
+    async fn wait(&mut self) -> Seen {
+        let wait = self.pause.wait();
+        let rows: u64 = self.items.iter().map(|item| item.ids).sum();
+        tracing::warn!(run = %self.run, pass = self.pass, batches = self.items.len(), rows, fault = %self.fault,
+            retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
+        if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
+    }
+
     /// One of these bodies is refused: alone, the others land.
-    async fn land_apart(&self, run: &RunName, pass: u32, items: Vec<Item>) {
-        for item in items {
-            Box::pin(self.land(run, pass, vec![item])).await;
+    async fn apart(self) {
+        if self.items.len() == 1 {
+            return reject(self.items, &self.fault).await;
+        }
+        for item in self.items {
+            Box::pin(self.sink.land(self.run, self.pass, vec![item])).await;
         }
     }
 }
 
-fn forget_certainty(items: &mut [Item]) {
-    for item in items {
-        item.sure_since = None;
-    }
+fn unconfirmed() -> StoreFault {
+    StoreFault::Unclear("the insert is done, and not all of its rows are there".into())
 }
 
 async fn hand_back(items: Vec<Item>, delay: Duration) {

@@ -78,24 +78,45 @@ impl Write for MemoryFile {
     }
 }
 
+/// A body on its way in, piece by piece.
+pub(super) struct Receiving {
+    file: MemoryFile,
+    decoder: Option<Decoder>,
+}
+
+impl Receiving {
+    pub(super) fn new(decompress: bool) -> Result<Self, Exception> {
+        let file = MemoryFile::new().map_err(|error| Exception::io("make room for the body", &error))?;
+        Ok(Self { file, decoder: decompress.then(Decoder::default) })
+    }
+
+    /// Blocks for as long as a frame that ends in `bytes` takes to decompress, and one may hold a lot.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Exception> {
+        let stored = match &mut self.decoder {
+            Some(decoder) => decoder.push(bytes, &mut self.file),
+            None => self.file.write_all(bytes).map_err(Fault::Write),
+        };
+        stored.map_err(refused)
+    }
+
+    pub(super) fn finish(self) -> Result<MemoryFile, Exception> {
+        self.decoder.map_or(Ok(()), |decoder| decoder.finish())?;
+        Ok(self.file)
+    }
+}
+
 /// Reads `body` to its end. An error means that nothing of it may be executed.
 pub(super) async fn receive(mut body: Incoming, decompress: bool) -> Result<MemoryFile, Exception> {
-    let mut file = MemoryFile::new().map_err(|error| Exception::io("make room for the body", &error))?;
-    let mut decoder = decompress.then(Decoder::default);
+    let mut receiving = Receiving::new(decompress)?;
     while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| silent())? {
         let frame = frame.map_err(cut)?;
         let Ok(bytes) = frame.into_data() else { continue };
-        let stored = match &mut decoder {
-            // A frame may hold a lot.
-            Some(decoder) => tokio::task::block_in_place(|| decoder.push(&bytes, &mut file)),
-            None => file.write_all(&bytes).map_err(Fault::Write),
-        };
-        stored.map_err(refused)?;
+        match decompress {
+            true => tokio::task::block_in_place(|| receiving.push(&bytes))?,
+            false => receiving.push(&bytes)?,
+        }
     }
-    if let Some(decoder) = decoder {
-        decoder.finish()?;
-    }
-    Ok(file)
+    receiving.finish()
 }
 
 fn refused(fault: Fault) -> Exception {

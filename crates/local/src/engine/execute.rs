@@ -119,9 +119,7 @@ impl Query<'_> {
 
     /// The engine's client formats the result, block by block, as it arrives, and writes it to the sink.
     fn read(&mut self, sql: &[u8], reads: &Reads, sink: &Sink) -> Result<Output, Exception> {
-        let (before, after) = sql.split_at(sql.len() - reads.after);
-        let outfile = format!(" INTO OUTFILE '{}' APPEND ", sink.path());
-        self.run(&[before, outfile.as_bytes(), after].concat())
+        self.run(&into_file(sql, reads, &sink.path()))
     }
 
     fn insert(&mut self, insert: &Insert, rows: &MemoryFile) -> Result<Output, Exception> {
@@ -177,6 +175,13 @@ impl Query<'_> {
             std::thread::sleep(LOOK_EVERY);
         }
     }
+}
+
+/// The same statement with its result written to a file.
+pub(super) fn into_file(sql: &[u8], reads: &Reads, path: &str) -> Vec<u8> {
+    let (before, after) = sql.split_at(sql.len() - reads.after);
+    let outfile = format!(" INTO OUTFILE '{path}' APPEND ");
+    [before, outfile.as_bytes(), after].concat()
 }
 
 /// A query whose result is that of a KILL.

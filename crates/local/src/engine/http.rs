@@ -150,16 +150,16 @@ fn shutting_down() -> Exception {
 }
 
 /// A request with its statement told from its rows.
-struct Asked {
-    request: Request,
-    sql: Vec<u8>,
-    statement: Statement,
-    rows: MemoryFile,
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) sql: Vec<u8>,
+    pub(super) statement: Statement,
+    pub(super) rows: MemoryFile,
 }
 
 impl Asked {
     /// The statement is in the URL, or at the start of the body, or in both, one after the other.
-    fn new(mut request: Request, body: MemoryFile) -> Result<Self, Exception> {
+    pub(super) fn new(mut request: Request, body: MemoryFile) -> Result<Self, Exception> {
         let stored = |error| Exception::io("read the body", &error);
         let head = body.head(MAX_STATEMENT).map_err(stored)?;
         let whole = body.len() <= u64::try_from(MAX_STATEMENT).unwrap_or(u64::MAX);

@@ -41,15 +41,19 @@ pub(super) fn rewrite(
     .concat();
     let answer =
         connection.query(&describe, "JSONEachRow", params).map_err(|text| Exception::from_engine(&text))?;
-    let table = answer
-        .data
+    let statement = from_file(&answer.data, insert, &rows.path())?;
+    Ok((rows.len() > 0).then_some(statement))
+}
+
+/// The statement that inserts the rows of a file into a table of which DESCRIBE says `described`, in JSONEachRow.
+pub(super) fn from_file(described: &[u8], insert: &Insert, path: &str) -> Result<Vec<u8>, Exception> {
+    let table = described
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .map(serde_json::from_slice)
         .collect::<Result<Vec<Column>, _>>()
         .map_err(|error| Exception::new(code::STD_EXCEPTION, &format!("cannot read DESCRIBE: {error}")))?;
-    let columns = targets(&table, insert)?;
-    Ok((rows.len() > 0).then(|| statement(insert, &columns, &rows.path())))
+    Ok(statement(insert, &targets(&table, insert)?, path))
 }
 
 /// The columns in the order of the rows.

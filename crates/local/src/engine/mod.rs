@@ -15,6 +15,7 @@
 //! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
 //! | `directory`, `chdb` | the data's lock; the engine's C interface |
 //! | `answer`, `errors` | the result as it comes, or the exception with ClickHouse's code |
+//! | `dissect` | the same up to the engine, without one, for the fuzz targets |
 //!
 //! What it promises beyond a server: an INSERT with rows is read whole before it runs, so a cut body inserts nothing, and
 //! up to 1,048,449 rows are one block, hence atomic, for one partition.
@@ -34,6 +35,7 @@ mod answer;
 mod body;
 mod chdb;
 mod directory;
+pub mod dissect;
 mod errors;
 mod execute;
 mod frames;

@@ -137,8 +137,14 @@ fn out_of_memory(plan: Plan, name: &str) -> Report {
     let mut scene = Scene::new(plan, &setup);
     let cgroup = Cgroup::new(&format!("faults-{}-{name}", std::process::id()), LITTLE);
     scene.publish("a", 20_000, 1000);
+    if name == "sink-1" {
+        scene.start(&["work-2"]);
+        // More than a sink holds at once, and far more than it may have.
+        scene.wait_status("a", "rows that wait", |status| status["to_store"].as_u64() >= Some(12));
+    } else {
+        scene.start(&["sink-2"]);
+    }
     scene.serve(name, Launch { under: cgroup.enter(), ..usual(name) });
-    scene.start(&[if name == "work-1" { "sink-2" } else { "work-2" }]);
     scene.wait("a kill for lack of memory", SOON, |_| match cgroup.kills() {
         0 => Err(format!("{} of {LITTLE} bytes are used", cgroup.used())),
         _ => Ok(()),

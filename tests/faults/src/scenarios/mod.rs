@@ -18,6 +18,9 @@ use std::process::ExitCode;
 
 /// The pipeline under test: squares, and with ballast where a scenario needs large rows.
 pub fn pipeline() -> ExitCode {
+    if std::env::var_os("TRIAL_ROGUE").is_some() {
+        return millstream_cli::main(tests::Rogue);
+    }
     match std::env::var("TRIAL_BALLAST").ok().and_then(|bytes| bytes.parse().ok()) {
         None | Some(0) => millstream_cli::main(tests::Trial),
         Some(bytes) => millstream_cli::main(heavy::Heavy { bytes }),

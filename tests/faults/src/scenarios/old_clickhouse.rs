@@ -180,7 +180,7 @@ impl Wire {
 
     /// Ids of the batch that are stored, as a sink asks for them.
     fn asked(&self, store: &Store) -> u64 {
-        let batch = [Portion::all(0)];
+        let batch = [Portion::all(0, IDS)];
         self.runtime.block_on(store.ask(RUN, PASS, batch.iter())).expect("an answer")[0]
     }
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::SOON;
 use tests::nats::Nats;
 
 use crate::Plan;
@@ -79,7 +78,6 @@ fn consumer_deleted(plan: Plan, stream: &str, name: &str) -> Report {
     assert_eq!(answer["success"], true, "{answer}");
     scene.must_go_on("a");
     scene.fault(format!("consumer `{name}` deleted"));
-    heal(&mut scene);
     scene.finish()
 }
 
@@ -125,7 +123,6 @@ pub fn ids_purged(plan: Plan) -> Report {
     scene.wait_rows("a", 59_500);
     scene.must_go_on("a");
     scene.host.call(&["produce", "--ids", "1..=60000", "--run", "a", "--batch", "500"]).expect(0);
-    heal(&mut scene);
     scene.finish()
 }
 
@@ -141,19 +138,7 @@ pub fn rows_purged(plan: Plan) -> Report {
     scene.start(&["sink-1"]);
     scene.wait_rows("a", 59_500);
     scene.must_go_on("a");
-    heal(&mut scene);
     scene.finish()
-}
-
-/// `verify --repair`, as often as it takes while work is under way.
-fn heal(scene: &mut Scene) {
-    scene.wait("a repair that leaves nothing to do", SOON * 2, |scene| {
-        if scene.checker.is_sealed("a") {
-            return Ok(());
-        }
-        let called = scene.host.call(&["verify", "a", "--repair", "--json"]);
-        Err(format!("{}{}", called.stdout, called.stderr))
-    });
 }
 
 /// Under subjects that belong to no batch, in both streams.
@@ -202,7 +187,6 @@ pub fn ids_corrupt(plan: Plan) -> Report {
     scene.fault("a bit of the ids of batch 7 flipped, and a worker refuses them");
     scene.wait_rows("a", 59_500);
     scene.host.call(&["produce", "--ids", "1..=60000", "--run", "a", "--batch", "500"]).expect(0);
-    heal(&mut scene);
     scene.finish()
 }
 

@@ -84,3 +84,32 @@ pub fn killed_again_and_again(plan: Plan) -> Report {
     assert!(after > before, "nothing got through: {after} rows");
     scene.finish()
 }
+
+/// Ids that panic, abort, fault, loop, eat memory and sleep, one each in a thousand: exactly those are dead letters, each
+/// with its reason, and the others have rows.
+pub fn rogue_ids(plan: Plan) -> Report {
+    const IDS: u64 = 2_000;
+    /// A batch is delivered again, 60 s later, before its ids are looked at one by one.
+    const STORED_WITHIN: Duration = Duration::from_secs(480);
+    let mut scene = Scene::new(plan, &Setup { rogue: true, ..Setup::new("rogue-ids") });
+    scene.publish("a", IDS, 200);
+    scene.start(&["work-1", "work-2", "sink-1"]);
+    scene.wait("a row of every id", STORED_WITHIN, |scene| match scene.checker.rows("a") {
+        rows if rows >= IDS => Ok(()),
+        rows => Err(format!("{rows} rows")),
+    });
+    let dead = "SELECT id, error FROM millstream.rogue_dead WHERE run = 'a' ORDER BY id FORMAT TSVRaw";
+    let dead = scene.checker.ask(dead);
+    let mut found = dead.lines().filter_map(|line| line.split_once('\t'));
+    for id in 1..=IDS {
+        let Some(reason) = tests::Rogue::reason(id) else { continue };
+        let (dead_id, error) = found.next().unwrap_or_default();
+        assert!(
+            dead_id == id.to_string() && error.starts_with(reason),
+            "{id} should be dead of `{reason}`: {dead}"
+        );
+    }
+    assert_eq!(found.next(), None, "others are dead, too: {dead}");
+    scene.fault(format!("dead letters: {}", dead.trim().replace('\n', "; ").replace('\t', " ")));
+    scene.finish()
+}

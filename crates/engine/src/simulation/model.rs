@@ -1,0 +1,433 @@
+//! A broker and a store that do whatever they may, in an order drawn from a seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+use millstream::Id;
+use millstream::envelope::{Rows, decode_rows};
+use millstream::frame::{self, FrameWriter};
+use millstream::rowbinary::write_string;
+
+use crate::compute::{BatchKey, Computed, row_prefix};
+use crate::error::Class;
+use crate::parts::Encoded;
+use crate::sink::step::Seen;
+use crate::store::Portion;
+use crate::tables::STATUS_OK;
+
+/// Ids of each batch.
+pub const BATCHES: [u32; 4] = [1, 9, 14, 5];
+/// What an insert may run for, in seconds: `max_execution_time`.
+const INSERT_FOR: u64 = 60;
+/// Rows of a batch are larger than one message more often than not, and some row is by itself.
+const MAX_PAYLOAD: usize = (4 << 10) + 500;
+const LARGEST_ROW: u64 = 480;
+
+/// xorshift64*, seeded by splitmix64.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        let mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        Self((mixed ^ (mixed >> 29)) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 32) % end
+    }
+
+    pub fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+
+    pub fn publish_fate(&mut self) -> Fate {
+        match self.below(6) {
+            0 => Fate::NeverArrived,
+            1 => Fate::AnswerLost,
+            _ => Fate::Done,
+        }
+    }
+
+    fn pick<T>(&mut self, mut from: Vec<T>) -> Option<T> {
+        let count = from.len() as u64;
+        (count > 0).then(|| from.swap_remove(self.below(count) as usize))
+    }
+}
+
+/// What became of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Done,
+    NeverArrived,
+    AnswerLost,
+}
+
+/// Some ids of a batch, by their places: what a subject of the rows stream names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub batch: u32,
+    pub ids: Range<u32>,
+}
+
+impl Place {
+    pub fn all(batch: u32) -> Self {
+        Self { batch, ids: 0..BATCHES[batch as usize] }
+    }
+
+    fn key(&self) -> (u32, u32, u32) {
+        (self.batch, self.ids.start, self.ids.end)
+    }
+
+    fn of((batch, start, end): (u32, u32, u32)) -> Self {
+        Self { batch, ids: start..end }
+    }
+}
+
+fn id_at(batch: u32, place: u32) -> u64 {
+    u64::from(batch) * 100 + u64::from(place)
+}
+
+/// A batch as one worker computed it: no two workers return the same rows, and each signs its own.
+pub fn encoded(batch: u32, dice: &mut Dice) -> Encoded<u64> {
+    let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch, ids: BATCHES[batch as usize] };
+    let (prefix, signature) = (row_prefix(&key), dice.next().to_le_bytes());
+    let (first, later): (Vec<u32>, Vec<u32>) = (0..key.ids).partition(|_| !dice.one_in(4));
+    let (mut rows, mut lengths) = (FrameWriter::default(), Vec::new());
+    for place in first.into_iter().chain(later) {
+        let begin = rows.raw.len();
+        rows.raw.extend_from_slice(&prefix);
+        id_at(batch, place).write_rowbinary(&mut rows.raw);
+        rows.raw.push(STATUS_OK);
+        write_string(&mut rows.raw, "");
+        rows.raw.extend_from_slice(&signature);
+        let noise = dice.below(LARGEST_ROW) as usize;
+        rows.raw.extend((0..noise).map(|_| (dice.next() >> 56) as u8));
+        lengths.push((rows.raw.len() - begin) as u32);
+    }
+    let (frames, raw_bytes) = rows.finish();
+    let computed = Computed { frames, lengths, raw_bytes, dead: 0, again: Vec::new() };
+    Encoded::new(&key, computed, signature.into(), MAX_PAYLOAD)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free { from: u64 },
+    Held { delivery: u64, until: u64 },
+    Acked,
+}
+
+/// A message with what the broker knows of it.
+pub struct Message {
+    pub bytes: Bytes,
+    state: State,
+    deliveries: u64,
+}
+
+impl Message {
+    fn new(bytes: Bytes, number: u64) -> Self {
+        // Deliveries of different messages under one subject are told apart.
+        Self { bytes, state: State::Free { from: 0 }, deliveries: number << 32 }
+    }
+
+    fn is_due(&self, now: u64) -> bool {
+        match self.state {
+            State::Free { from } => from <= now,
+            State::Held { until, .. } => until < now,
+            State::Acked => false,
+        }
+    }
+
+    fn deliver(&mut self, until: u64) -> u64 {
+        self.deliveries += 1;
+        self.state = State::Held { delivery: self.deliveries, until };
+        self.deliveries
+    }
+
+    pub fn keep(&mut self, until: u64) {
+        if let State::Held { delivery, .. } = self.state {
+            self.state = State::Held { delivery, until };
+        }
+    }
+
+    pub fn ack(&mut self) {
+        self.state = State::Acked;
+    }
+}
+
+/// Both streams with their consumers.
+pub struct Stream {
+    pub ids: Vec<Message>,
+    rows: BTreeMap<(u32, u32, u32), Message>,
+    stored: u64,
+}
+
+/// Rows in a sink's hands.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    pub place: Place,
+    pub delivery: u64,
+    pub portion: Portion,
+    /// Each id with who computed its row.
+    pub rows: Vec<(u64, u64)>,
+}
+
+impl Stream {
+    pub fn new() -> Self {
+        let ids = BATCHES.iter().map(|_| Message::new(Bytes::new(), 0)).collect();
+        Self { ids, rows: BTreeMap::new(), stored: 0 }
+    }
+
+    pub fn is_acked(&self) -> bool {
+        self.ids.iter().chain(self.rows.values()).all(|message| message.state == State::Acked)
+    }
+
+    pub fn take_ids(&mut self, now: u64, ack_wait: u64, dice: &mut Dice) -> Option<u32> {
+        let due = (0..self.ids.len()).filter(|batch| self.ids[*batch].is_due(now)).collect();
+        let batch = dice.pick(due)?;
+        self.ids[batch].deliver(now + ack_wait);
+        Some(batch as u32)
+    }
+
+    pub fn rows(&self, place: &Place) -> Option<&Bytes> {
+        self.rows.get(&place.key()).map(|message| &message.bytes)
+    }
+
+    pub fn put_rows(&mut self, place: &Place, bytes: Bytes) {
+        self.stored += 1;
+        let replaced = self.rows.insert(place.key(), Message::new(bytes, self.stored));
+        assert!(replaced.is_none(), "the first writer wins");
+    }
+
+    /// A message that is due, with its delivery, and whether it was delivered before.
+    pub fn take_rows(&mut self, now: u64, ack_wait: u64, dice: &mut Dice) -> Option<(Place, u64, bool)> {
+        let due = self.rows.iter().filter(|(_, message)| message.is_due(now)).map(|(key, _)| *key).collect();
+        let key = dice.pick(due)?;
+        let delivery = self.rows.get_mut(&key)?.deliver(now + ack_wait);
+        Some((Place::of(key), delivery, delivery & 0xffff_ffff > 1))
+    }
+
+    /// What a message holds; `None` for a cut.
+    pub fn read_rows(&self, place: Place, delivery: u64) -> Option<Arrived> {
+        let (portion, frames) = match decode_rows(self.rows(&place)?).expect("our own message") {
+            Rows::Batch(batch) => (Portion::all(batch.batch, batch.ids), batch.rows),
+            Rows::Part(part) => {
+                (Portion::between(part.batch, part.batch_ids, part.first, part.last), part.rows)
+            }
+            Rows::Cut(_) => return None,
+        };
+        let rows = read_back(&place, frames);
+        Some(Arrived { place, delivery, portion, rows })
+    }
+
+    fn held_as(&mut self, place: &Place, delivery: u64) -> Option<&mut Message> {
+        let is_ours = |message: &&mut Message| matches!(message.state, State::Held { delivery: held, .. } if held == delivery);
+        self.rows.get_mut(&place.key()).filter(is_ours)
+    }
+
+    pub fn is_held(&mut self, item: &Arrived) -> bool {
+        self.held_as(&item.place, item.delivery).is_some()
+    }
+
+    pub fn keep_rows(&mut self, item: &Arrived, until: u64) {
+        if let Some(message) = self.held_as(&item.place, item.delivery) {
+            message.keep(until);
+        }
+    }
+
+    /// An ack counts, whoever holds the message by now, but not for another message under the same subject.
+    pub fn ack_rows(&mut self, place: &Place, delivery: u64) {
+        if let Some(message) =
+            self.rows.get_mut(&place.key()).filter(|m| m.deliveries >> 32 == delivery >> 32)
+        {
+            message.ack();
+        }
+    }
+
+    /// Whether it was ours to hand back: else it is taken from whoever holds it.
+    pub fn hand_back(&mut self, item: &Arrived, from: u64) -> bool {
+        let ours = self.is_held(item);
+        if let Some(message) = self.rows.get_mut(&item.place.key())
+            && message.state != State::Acked
+        {
+            message.state = State::Free { from };
+        }
+        ours
+    }
+
+    /// A message is delivered again: one whose ack is forgotten, or one that is held. Whether it was held.
+    pub fn deliver_again(&mut self, dice: &mut Dice) -> Option<(Place, bool)> {
+        let delivered = self.rows.iter().filter(|(_, message)| !matches!(message.state, State::Free { .. }));
+        let key = dice.pick(delivered.map(|(key, _)| *key).collect())?;
+        let message = self.rows.get_mut(&key)?;
+        let held = matches!(message.state, State::Held { .. });
+        message.state = State::Free { from: 0 };
+        Some((Place::of(key), held))
+    }
+
+    pub fn remove_rows(&mut self) {
+        self.rows.clear();
+    }
+}
+
+fn read_back(place: &Place, frames: &[u8]) -> Vec<(u64, u64)> {
+    let (mut raw, mut rest) = (Vec::new(), frames);
+    while let Some(length) = frame::frame_len(rest).expect("a frame") {
+        frame::decompress(&rest[..length], &mut raw).expect("a sound frame");
+        rest = &rest[length..];
+    }
+    // The run's name with its length, pass, batch, ids.
+    let prefix = [&[1, b'r', 1, 0, 0, 0][..], &place.batch.to_le_bytes()].concat();
+    let begins: Vec<usize> =
+        raw.windows(prefix.len()).enumerate().filter(|(_, w)| *w == prefix).map(|(at, _)| at).collect();
+    let number = |at: usize| u64::from_le_bytes(raw[at..at + 8].try_into().expect("eight bytes"));
+    begins
+        .into_iter()
+        .map(|begin| {
+            let status = begin + 2 + 3 * 4 + 8;
+            let error = match raw[status + 1] {
+                // A dead letter's reason has two bytes of length.
+                low @ 128.. => 2 + (usize::from(low & 127) | usize::from(raw[status + 2]) << 7),
+                low => 1 + usize::from(low),
+            };
+            (number(status - 8), number(status + 1 + error))
+        })
+        .collect()
+}
+
+/// An insert under way.
+#[derive(Debug)]
+struct Query {
+    id: u64,
+    rows: Vec<(u32, u64, u64)>,
+    commits_at: Option<u64>,
+    until: u64,
+}
+
+/// ClickHouse: rows as they lie in the parts.
+#[derive(Debug, Default)]
+pub struct Store {
+    raw: BTreeMap<(u32, u64), Vec<u64>>,
+    queries: Vec<Query>,
+    next_query: u64,
+    doubles_allowed: BTreeSet<(u32, u64)>,
+}
+
+impl Store {
+    pub fn ask(&self, item: &Arrived) -> u64 {
+        let Portion { batch, ids, .. } = &item.portion;
+        let number = |text: &String| text.parse::<u64>().expect("a number");
+        let between = ids.as_ref().map_or((0, u64::MAX), |(first, last)| (number(first), number(last)));
+        self.raw.range((*batch, between.0)..=(*batch, between.1)).count() as u64
+    }
+
+    pub fn holds(&self, item: &Arrived) -> bool {
+        item.rows.iter().all(|(id, _)| self.raw.contains_key(&(item.place.batch, *id)))
+    }
+
+    pub fn is_complete(&self) -> bool {
+        let ids = |batch: u32| (0..BATCHES[batch as usize]).map(move |place| (batch, id_at(batch, place)));
+        (0..BATCHES.len() as u32).flat_map(ids).all(|id| self.raw.contains_key(&id))
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.queries.is_empty()
+    }
+
+    pub fn may_double(&mut self, place: &Place) {
+        let Place { batch, ids } = place;
+        self.doubles_allowed.extend(ids.clone().map(|place| (*batch, id_at(*batch, place))));
+    }
+
+    /// How many ids are stored more than once.
+    ///
+    /// # Errors
+    /// Names an id that has rows of two workers, or a second row that nothing explains.
+    pub fn check_rows(&self) -> Result<u64, String> {
+        let doubled: Vec<_> = self.raw.iter().filter(|(_, by)| by.len() > 1).collect();
+        for (id, by) in &doubled {
+            if by.iter().any(|other| *other != by[0]) {
+                return Err(format!("id {id:?} has rows of two workers"));
+            }
+            if !self.doubles_allowed.contains(id) {
+                return Err(format!("id {id:?} is stored {} times", by.len()));
+            }
+        }
+        Ok(doubled.len() as u64)
+    }
+
+    /// Whatever may become of an insert, and whatever may be said of it; with the insert's number.
+    pub fn insert(&mut self, items: &[Arrived], now: u64, dice: &mut Dice) -> (u64, Seen) {
+        let unclear = Seen::Failed(Class::Unclear);
+        let (some, late) = (dice.below(items.len() as u64 + 1) as usize, now + dice.below(INSERT_FOR));
+        let said = if dice.one_in(2) { Seen::Accepted } else { unclear };
+        match dice.below(10) {
+            0..=2 => (self.start(items, Some(now), now), Seen::Accepted),
+            3 => (self.start(items, Some(now), now), unclear),
+            4 => (self.start(items, Some(late), now), unclear),
+            5 => (self.start(items, None, now), unclear),
+            6 => (self.start(&[], None, now), said),
+            7 => (self.start(&items[..some], Some(now), now), said),
+            8 => {
+                let class = if dice.one_in(2) { Class::Reject } else { Class::Retry };
+                (self.start(&[], None, now), Seen::Failed(class))
+            }
+            _ => {
+                let torn = self.torn(&items[0]);
+                (self.start(&torn, Some(now), now), said)
+            }
+        }
+    }
+
+    /// The first half of a batch's rows: they are stored twice when it is inserted again.
+    fn torn(&mut self, item: &Arrived) -> [Arrived; 1] {
+        self.may_double(&item.place);
+        let mut torn = item.clone();
+        torn.rows.truncate(item.rows.len() / 2);
+        [torn]
+    }
+
+    pub fn insert_well(&mut self, items: &[Arrived], now: u64) -> (u64, Seen) {
+        (self.start(items, Some(now), now), Seen::Accepted)
+    }
+
+    fn start(&mut self, items: &[Arrived], commits_at: Option<u64>, now: u64) -> u64 {
+        self.next_query += 1;
+        let of = |item: &Arrived| {
+            let batch = item.place.batch;
+            item.rows.clone().into_iter().map(move |(id, by)| (batch, id, by))
+        };
+        let rows = items.iter().flat_map(of).collect();
+        self.queries.push(Query { id: self.next_query, rows, commits_at, until: now + INSERT_FOR });
+        self.pass_time(now);
+        self.next_query
+    }
+
+    /// What commits until now, commits; what may run no longer, is over.
+    pub fn pass_time(&mut self, now: u64) {
+        for query in self.queries.extract_if(.., |query| query.commits_at.is_some_and(|at| at <= now)) {
+            for (batch, id, by) in query.rows {
+                self.raw.entry((batch, id)).or_default().push(by);
+            }
+        }
+        self.queries.retain(|query| query.commits_at.is_some() || query.until > now);
+    }
+
+    /// `KILL QUERY … SYNC`: it is over, one way or the other.
+    pub fn end(&mut self, query: u64, now: u64, dice: &mut Dice) {
+        let commits = dice.one_in(2);
+        for query in self.queries.iter_mut().filter(|found| found.id == query) {
+            query.commits_at = query.commits_at.filter(|_| commits).map(|_| now);
+            query.until = now;
+        }
+        self.pass_time(now);
+    }
+}
