@@ -432,9 +432,9 @@ fn of_batches(run: &str, pass: u32, batches: &[u32]) -> String {
 }
 
 /// A moment as text, in seconds since 1970: a `DateTime64` column reads it, and so does what stands for one on a server
-/// that has neither that type nor its functions.
+/// that has neither that type nor its functions. With fewer than ten digits of seconds it would be read as a date.
 fn moment(since_1970_ms: u64) -> String {
-    format!("'{}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
+    format!("'{:010}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
 }
 
 /// A moment that was written so, in milliseconds since 1970.
@@ -456,6 +456,13 @@ pub fn string(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_has_ten_digits_of_seconds() {
+        // `'0.000'` is refused: CANNOT_PARSE_DATETIME.
+        assert_eq!(moment(0), "'0000000000.000'");
+        assert_eq!(moment(1_795_621_875_015), "'1795621875.015'");
+    }
 
     #[test]
     fn quotes_cannot_be_left() {
