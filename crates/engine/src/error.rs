@@ -295,6 +295,18 @@ impl StoreFault {
 }
 
 impl Error {
+    /// Whether nobody was there to answer: a server that starts, or an election that is not over.
+    pub(crate) fn is_nobody(&self) -> bool {
+        match self {
+            Self::BrokerSilent { .. } => true,
+            Self::Broker { source, .. } => {
+                let cause = full_cause(&**source);
+                ["no responders", "no stream found"].iter().any(|nobody| cause.contains(nobody))
+            }
+            _ => false,
+        }
+    }
+
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {

@@ -3,7 +3,7 @@
 //! Every change is a compare-and-set on the revision that was read. A run's record never changes once it is
 //! published; a pass's state does.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
 use futures_util::StreamExt;
@@ -13,7 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::within;
 use crate::error::{Error, broker};
+use crate::retry::Backoff;
 use crate::tables::Letters;
+
+/// How long the bucket may be without anybody to answer for it.
+const ELECTION: Duration = Duration::from_secs(20);
+/// Pauses between questions meanwhile.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// What a run is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,7 +260,13 @@ impl Records {
 
     async fn get<R: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<R>>, Error> {
         let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
-        let entry = answer(&doing, self.bucket.entry(key)).await?;
+        let mut patience = Patience::new();
+        let entry = loop {
+            match answer(&doing, self.bucket.entry(key)).await {
+                Err(error) if patience.bears(&error).await => {}
+                outcome => break outcome?,
+            }
+        };
         match entry {
             Some(entry) if entry.operation == Operation::Put => {
                 Ok(Some(Entry { record: parse(key, &entry.value)?, revision: entry.revision }))
@@ -265,19 +277,38 @@ impl Records {
 
     async fn create<R: Serialize>(&self, key: &str, record: &R) -> Result<Change, Error> {
         let doing = format!("create record `{key}` in bucket `{}`", self.bucket.name);
-        match within(&doing, self.bucket.create(key, json(record))).await? {
-            Ok(_) => Ok(Change::Made),
-            Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => Ok(Change::Beaten),
-            Err(error) => Err(broker(doing)(error)),
+        // Made by an attempt whose answer was lost, it looks like somebody else's: whoever is beaten reads it again.
+        let mut patience = Patience::new();
+        loop {
+            let failed = match within(&doing, self.bucket.create(key, json(record))).await {
+                Ok(Ok(_)) => return Ok(Change::Made),
+                Ok(Err(error)) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
+                    return Ok(Change::Beaten);
+                }
+                Ok(Err(error)) => broker(&doing)(error),
+                Err(silent) => silent,
+            };
+            if !patience.bears(&failed).await {
+                return Err(failed);
+            }
         }
     }
 
     async fn update<R: Serialize>(&self, key: &str, record: &R, revision: u64) -> Result<Change, Error> {
         let doing = format!("change record `{key}` in bucket `{}`", self.bucket.name);
-        match within(&doing, self.bucket.update(key, json(record), revision)).await? {
-            Ok(_) => Ok(Change::Made),
-            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(Change::Beaten),
-            Err(error) => Err(broker(doing)(error)),
+        let mut patience = Patience::new();
+        loop {
+            let failed = match within(&doing, self.bucket.update(key, json(record), revision)).await {
+                Ok(Ok(_)) => return Ok(Change::Made),
+                Ok(Err(error)) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
+                    return Ok(Change::Beaten);
+                }
+                Ok(Err(error)) => broker(&doing)(error),
+                Err(silent) => silent,
+            };
+            if !patience.bears(&failed).await {
+                return Err(failed);
+            }
         }
     }
 
@@ -295,6 +326,27 @@ impl Records {
             found.extend(self.get(key).await?.map(|entry| entry.record));
         }
         Ok(found)
+    }
+}
+
+/// Asks again for a while where nobody answers for the bucket: its leader is being elected, or its server is starting.
+struct Patience {
+    begun: Instant,
+    pause: Backoff,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { begun: Instant::now(), pause: Backoff::new(PAUSE.0, PAUSE.1) }
+    }
+
+    /// Whether to ask again after this failure, once some time has passed.
+    async fn bears(&mut self, error: &Error) -> bool {
+        let bears = error.is_nobody() && self.begun.elapsed() < ELECTION;
+        if bears {
+            tokio::time::sleep(self.pause.wait()).await;
+        }
+        bears
     }
 }
 

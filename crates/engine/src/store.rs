@@ -1,21 +1,20 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
 mod dead;
+mod runs;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
+use clickhouse::{Client, Compression, RowOwned, RowRead};
 use millstream::Pipeline;
 use millstream::names::check_database;
-use serde::Deserialize;
 
 use crate::broker::without_password;
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
-use crate::records::{Published, RunRecord, Sealed};
 use crate::tables::{self, Column, IN_ORDER, INSERT_SETTINGS, Tables};
 
 /// How long a short question may take.
@@ -84,45 +83,6 @@ pub struct StoredBatch {
     pub expected: u64,
     /// Wrapping sum of `sipHash64(id)` over the distinct ids stored.
     pub digest: u64,
-}
-
-/// A run's record as [`Tables::run_record`] selects it.
-#[derive(Row, Deserialize)]
-struct KeptRun {
-    source: String,
-    fingerprint: String,
-    batch_ids: u32,
-    expected_ids: u64,
-    may_repeat: u8,
-    created_ms: u64,
-    batches: u32,
-    ids: u64,
-    digest: u64,
-    dropped_repeats: u64,
-    published_ms: u64,
-}
-
-impl KeptRun {
-    fn record(self, run: &str) -> RunRecord {
-        let published = Published {
-            batches: self.batches,
-            ids: self.ids,
-            digest: self.digest,
-            dropped_repeats: self.dropped_repeats,
-            at_ms: self.published_ms,
-        };
-        RunRecord {
-            run: run.to_owned(),
-            source: self.source,
-            fingerprint: self.fingerprint,
-            batch_ids: self.batch_ids,
-            expected_ids: Some(self.expected_ids),
-            may_repeat: self.may_repeat != 0,
-            created_ms: self.created_ms,
-            // A run has a batch at least.
-            published: (self.batches > 0).then_some(published),
-        }
-    }
 }
 
 /// Ids of a batch that travel together: all of them, or those of one part.
@@ -380,38 +340,6 @@ impl Store {
     pub async fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> Result<(), Error> {
         let statement = self.tables.remove_batches(run, pass, batches);
         self.execute("remove the rows of wrong batches", &statement, HEAL_WITHIN).await
-    }
-
-    /// A run's record as it is kept here, for when NATS has forgotten it.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn run_record(&self, run: &str) -> Result<Option<RunRecord>, Error> {
-        let kept: Vec<KeptRun> = self.all("look up a run", &self.tables.run_record(run)).await?;
-        Ok(kept.into_iter().next().map(|kept| kept.record(run)))
-    }
-
-    /// Keeps a run's record, unless as much of it is kept already.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn keep_run(&self, record: &RunRecord) -> Result<(), Error> {
-        match self.run_record(&record.run).await? {
-            Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
-            _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
-        }
-    }
-
-    /// What was proven of a run's passes, in order.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
-        let passes: Vec<(u32, u64, u64, u64, u64)> =
-            self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
-        let sealed =
-            |(pass, rows, dead, repeated_ids, at_ms)| (pass, Sealed { rows, dead, repeated_ids, at_ms });
-        Ok(passes.into_iter().map(sealed).collect())
     }
 
     /// Executes a statement of [`Tables`] that writes a row.

@@ -3,17 +3,17 @@
 use std::any::Any;
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::Plan;
-use crate::matrix::{ROWS, Row, Runs, Scenario};
+use crate::matrix::{ROWS, Row, Scenario};
 use crate::table::{Line, Outcome, Table};
 
-/// A scenario, or the reason why a row has none.
+/// A scenario with its row.
 pub struct Choice {
     row: &'static Row,
     label: String,
-    part: Result<&'static Scenario, &'static str>,
+    scenario: &'static Scenario,
 }
 
 /// The scenarios of these rows and labels; of all rows without any.
@@ -27,19 +27,12 @@ pub fn choose(only: &[String], ci: bool) -> Result<Vec<Choice>, String> {
         return Err(unknown.clone());
     }
     let wanted = |choice: &Choice| only.is_empty() || only.iter().any(|word| is(word, choice));
-    let in_ci = |choice: &Choice| !ci || choice.part.is_ok_and(|scenario| scenario.ci);
+    let in_ci = |choice: &Choice| !ci || choice.scenario.ci;
     Ok(all.into_iter().filter(|choice| wanted(choice) && in_ci(choice)).collect())
 }
 
-fn choices(row: &'static Row) -> Vec<Choice> {
-    match row.runs {
-        Runs::Not(why) => vec![Choice { row, label: row.number.to_string(), part: Err(why) }],
-        Runs::Scenarios(scenarios) => scenarios
-            .iter()
-            .enumerate()
-            .map(|(at, scenario)| Choice { row, label: row.label(at), part: Ok(scenario) })
-            .collect(),
-    }
+fn choices(row: &'static Row) -> impl Iterator<Item = Choice> {
+    row.scenarios.iter().enumerate().map(move |(at, scenario)| Choice { row, label: row.label(at), scenario })
 }
 
 /// Plays them all.
@@ -61,23 +54,16 @@ pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> st
 }
 
 fn play(choice: Choice, plan: Plan) -> Line {
-    let Choice { row, label, part } = choice;
+    let Choice { row, label, scenario } = choice;
     let begun = Instant::now();
-    let (moment, outcome) = match part {
-        Err(why) => (String::new(), Outcome::Skipped(why)),
-        Ok(scenario) => {
-            let thread = thread::Builder::new().name(label.clone());
-            // A scenario ends early by a panic, as a test does.
-            let played = thread.spawn(move || (scenario.play)(plan)).expect("a thread").join();
-            let outcome = match played {
-                Ok(report) => Outcome::Judged(scenario.raw, report),
-                Err(panic) => Outcome::Broke(said(panic)),
-            };
-            (scenario.moment.to_owned(), outcome)
-        }
+    let thread = thread::Builder::new().name(label.clone());
+    // A scenario ends early by a panic, as a test does.
+    let played = thread.spawn(move || (scenario.play)(plan)).expect("a thread").join();
+    let outcome = match played {
+        Ok(report) => Outcome::Judged(scenario.raw, report),
+        Err(panic) => Outcome::Broke(said(panic)),
     };
-    let took = if part.is_ok() { begun.elapsed() } else { Duration::ZERO };
-    Line { label, fault: row.fault, moment, outcome, took }
+    Line { label, fault: row.fault, moment: scenario.moment.to_owned(), outcome, took: begun.elapsed() }
 }
 
 /// What a scenario said when it ended early.

@@ -5,9 +5,10 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use millstream::frame;
-pub use tests::nats::{Consumer, Nats};
+pub use tests::nats::Nats;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 

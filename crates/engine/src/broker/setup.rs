@@ -47,10 +47,10 @@ impl Broker {
     /// # Errors
     /// [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the broker's refusals.
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
-        // The small one first, so that the others are not given the room that it needs.
+        // The small ones first, so that the others are not given the room that they need.
         self.ensure_aside_stream(limits).await?;
-        self.ensure_streams(limits).await?;
         self.ensure_bucket(limits.replicas).await?;
+        self.ensure_streams(limits).await?;
         self.ensure_sink_consumer().await
     }
 
@@ -180,7 +180,8 @@ impl Broker {
     /// # Errors
     /// The broker's.
     pub async fn is_set_up(&self) -> Result<bool, Error> {
-        Ok(self.stream_info(&format!("KV_{}", self.names.bucket())).await?.is_some())
+        // The last one to be made.
+        Ok(self.stream_info(&self.names.rows_stream()).await?.is_some())
     }
 }
 

@@ -1,0 +1,81 @@
+//! Records of runs and passes as ClickHouse keeps them: NATS is never the only truth.
+
+use clickhouse::Row;
+use serde::Deserialize;
+
+use super::Store;
+use crate::error::Error;
+use crate::records::{Published, RunRecord, Sealed};
+
+/// A run's record as [`Tables::run_record`](crate::tables::Tables::run_record) selects it.
+#[derive(Row, Deserialize)]
+struct KeptRun {
+    source: String,
+    fingerprint: String,
+    batch_ids: u32,
+    expected_ids: u64,
+    may_repeat: u8,
+    created_ms: u64,
+    batches: u32,
+    ids: u64,
+    digest: u64,
+    dropped_repeats: u64,
+    published_ms: u64,
+}
+
+impl KeptRun {
+    fn record(self, run: &str) -> RunRecord {
+        let published = Published {
+            batches: self.batches,
+            ids: self.ids,
+            digest: self.digest,
+            dropped_repeats: self.dropped_repeats,
+            at_ms: self.published_ms,
+        };
+        RunRecord {
+            run: run.to_owned(),
+            source: self.source,
+            fingerprint: self.fingerprint,
+            batch_ids: self.batch_ids,
+            expected_ids: Some(self.expected_ids),
+            may_repeat: self.may_repeat != 0,
+            created_ms: self.created_ms,
+            // A run has a batch at least.
+            published: (self.batches > 0).then_some(published),
+        }
+    }
+}
+
+impl Store {
+    /// A run's record as it is kept here, for when NATS has forgotten it.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn run_record(&self, run: &str) -> Result<Option<RunRecord>, Error> {
+        let kept: Vec<KeptRun> = self.all("look up a run", &self.tables.run_record(run)).await?;
+        Ok(kept.into_iter().next().map(|kept| kept.record(run)))
+    }
+
+    /// Keeps a run's record, unless as much of it is kept already.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn keep_run(&self, record: &RunRecord) -> Result<(), Error> {
+        match self.run_record(&record.run).await? {
+            Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
+            _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
+        }
+    }
+
+    /// What was proven of a run's passes, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
+        let passes: Vec<(u32, u64, u64, u64, u64)> =
+            self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
+        let sealed =
+            |(pass, rows, dead, repeated_ids, at_ms)| (pass, Sealed { rows, dead, repeated_ids, at_ms });
+        Ok(passes.into_iter().map(sealed).collect())
+    }
+}
