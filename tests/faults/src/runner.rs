@@ -3,17 +3,17 @@
 use std::any::Any;
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::Plan;
-use crate::matrix::{ROWS, Row, Runs, Scenario};
+use crate::matrix::{ROWS, Row, Scenario};
 use crate::table::{Line, Outcome, Table};
 
-/// A scenario, or the reason why a row has none.
+/// A scenario of a row.
 pub struct Choice {
     row: &'static Row,
     label: String,
-    part: Result<&'static Scenario, &'static str>,
+    scenario: &'static Scenario,
 }
 
 /// The scenarios of these rows and labels; of all rows without any.
@@ -21,30 +21,27 @@ pub struct Choice {
 /// # Errors
 /// A word that is neither.
 pub fn choose(only: &[String], ci: bool) -> Result<Vec<Choice>, String> {
-    let all: Vec<Choice> = ROWS.iter().flat_map(choices).collect();
+    let all: Vec<Choice> = all().collect();
     let is = |word: &str, choice: &Choice| word == choice.label || word.parse() == Ok(choice.row.number);
     if let Some(unknown) = only.iter().find(|word| !all.iter().any(|choice| is(word, choice))) {
         return Err(unknown.clone());
     }
     let wanted = |choice: &Choice| only.is_empty() || only.iter().any(|word| is(word, choice));
-    let in_ci = |choice: &Choice| !ci || choice.part.is_ok_and(|scenario| scenario.ci);
+    let in_ci = |choice: &Choice| !ci || choice.scenario.ci;
     Ok(all.into_iter().filter(|choice| wanted(choice) && in_ci(choice)).collect())
 }
 
-fn choices(row: &'static Row) -> Vec<Choice> {
-    match row.runs {
-        Runs::Not(why) => vec![Choice { row, label: row.number.to_string(), part: Err(why) }],
-        Runs::Scenarios(scenarios) => scenarios
-            .iter()
-            .enumerate()
-            .map(|(at, scenario)| Choice { row, label: row.label(at), part: Ok(scenario) })
-            .collect(),
-    }
+fn all() -> impl Iterator<Item = Choice> {
+    ROWS.iter().flat_map(|row| {
+        let scenarios = row.scenarios.iter().enumerate();
+        scenarios.map(|(at, scenario)| Choice { row, label: row.label(at), scenario })
+    })
 }
 
 /// Plays them all.
 pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> std::process::ExitCode {
     table.begin();
+    let left_out = all().count() - chosen.len();
     let waiting = Mutex::new(chosen.into_iter());
     thread::scope(|scope| {
         for _ in 0..parallel {
@@ -57,27 +54,20 @@ pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> st
             });
         }
     });
-    table.close()
+    table.close(left_out)
 }
 
 fn play(choice: Choice, plan: Plan) -> Line {
-    let Choice { row, label, part } = choice;
+    let Choice { row, label, scenario } = choice;
     let begun = Instant::now();
-    let (moment, outcome) = match part {
-        Err(why) => (String::new(), Outcome::Skipped(why)),
-        Ok(scenario) => {
-            let thread = thread::Builder::new().name(label.clone());
-            // A scenario ends early by a panic, as a test does.
-            let played = thread.spawn(move || (scenario.play)(plan)).expect("a thread").join();
-            let outcome = match played {
-                Ok(report) => Outcome::Judged(scenario.raw, report),
-                Err(panic) => Outcome::Broke(said(panic)),
-            };
-            (scenario.moment.to_owned(), outcome)
-        }
+    let thread = thread::Builder::new().name(label.clone());
+    // A scenario ends early by a panic, as a test does.
+    let played = thread.spawn(move || (scenario.play)(plan)).expect("a thread").join();
+    let outcome = match played {
+        Ok(report) => Outcome::Judged(scenario.raw, report),
+        Err(panic) => Outcome::Broke(said(panic)),
     };
-    let took = if part.is_ok() { begun.elapsed() } else { Duration::ZERO };
-    Line { label, fault: row.fault, moment, outcome, took }
+    Line { label, fault: row.fault, moment: scenario.moment.to_owned(), outcome, took: begun.elapsed() }
 }
 
 /// What a scenario said when it ended early.

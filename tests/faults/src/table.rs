@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::matrix::{Raw, Row, Runs, Scenario};
+use crate::matrix::{Raw, Row, Scenario};
 use crate::scene::Report;
 
 const HEAD: [&str; 8] = ["row", "fault", "moment", "lost", "doubled", "raw doubled", "recovered", "verdict"];
@@ -35,15 +35,12 @@ pub enum Outcome {
     Judged(Raw, Report),
     /// It broke off: an expectation of its own was not met, or its fault did not happen.
     Broke(String),
-    /// It was not played.
-    Skipped(&'static str),
 }
 
 impl Outcome {
     /// Why it is not as it should be.
     fn faults(&self) -> Vec<String> {
         match self {
-            Self::Skipped(_) => Vec::new(),
             Self::Broke(why) => vec![why.clone()],
             Self::Judged(raw, report) => {
                 let mut faults = report.found.named.clone();
@@ -66,7 +63,6 @@ impl Outcome {
 
     fn verdict(&self) -> &'static str {
         match self {
-            Self::Skipped(_) => "skipped",
             _ if self.faults().is_empty() => "pass",
             _ => "FAIL",
         }
@@ -113,7 +109,6 @@ impl Line {
                 object["recovered_s"] = report.recovered.as_secs_f64().into();
                 object["proofs"] = json!(report.proofs);
             }
-            Outcome::Skipped(why) => object["why"] = (*why).into(),
             Outcome::Broke(_) => {}
         }
         object
@@ -151,9 +146,6 @@ impl Table {
                 .faults()
                 .iter()
                 .for_each(|fault| say(&format!("     ! {}", fault.replace('\n', "\n       "))));
-            if let Outcome::Skipped(why) = &line.outcome {
-                say(&format!("     - {why}"));
-            }
         }
         lines.push(line);
     }
@@ -165,12 +157,12 @@ impl Table {
         }
     }
 
-    /// Writes the file if one is wanted, and closes with the counts.
-    pub fn close(self) -> ExitCode {
+    /// Writes the file if one is wanted, and closes with the counts; `skipped` scenarios were not chosen.
+    pub fn close(self, skipped: usize) -> ExitCode {
         let mut lines = self.lines.into_inner().expect("nobody panics with it");
         lines.sort_by_key(|line| order(&line.label));
         let count = |verdict: &str| lines.iter().filter(|line| line.outcome.verdict() == verdict).count();
-        let (passed, failed, skipped) = (count("pass"), count("FAIL"), count("skipped"));
+        let (passed, failed) = (count("pass"), count("FAIL"));
         if let Some(path) = &self.markdown
             && let Err(error) = fs::write(path, markdown(&lines))
         {
@@ -206,18 +198,12 @@ fn markdown(lines: &[Line]) -> String {
     text
 }
 
-/// Prints the matrix: what is played, and why the rest is not.
+/// Prints the matrix.
 pub fn list(rows: &[Row]) -> ExitCode {
     for row in rows {
         say(&format!("{:>2}  {} ({})", row.number, row.fault, row.means));
-        match row.runs {
-            Runs::Scenarios(scenarios) => {
-                for (at, Scenario { moment, ci, .. }) in scenarios.iter().enumerate() {
-                    let label = row.label(at);
-                    say(&format!("      {label:<4} {moment}{}", if *ci { " [ci]" } else { "" }));
-                }
-            }
-            Runs::Not(why) => say(&format!("      not played: {why}")),
+        for (at, Scenario { moment, ci, .. }) in row.scenarios.iter().enumerate() {
+            say(&format!("      {:<4} {moment}{}", row.label(at), if *ci { " [ci]" } else { "" }));
         }
     }
     ExitCode::SUCCESS

@@ -1,13 +1,12 @@
-//! Both servers without any code of ours between: a proxy that stands before ClickHouse and loses, invents and cuts, and
-//! NATS's own protocol.
+//! A proxy that stands before ClickHouse and loses, invents and cuts.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use millstream::frame;
-pub use tests::nats::{Consumer, Nats};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
