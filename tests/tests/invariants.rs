@@ -22,11 +22,11 @@ use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
 use millstream_engine::work::{WorkCounts, WorkPlan, work};
 use millstream_engine::{Broker, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
-use tests::nats::Consumer;
+use tests::nats::{Consumer, Nats};
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
 use tokio::task::JoinSet;
 
-use wire::{Fate, Nats, Proxy};
+use wire::{Fate, Proxy};
 
 /// Pipeline `trial` with rows that say who computed them.
 struct Signed {

@@ -26,10 +26,11 @@ use millstream_engine::source::Input;
 use millstream_engine::work::{WorkCounts, WorkPlan, work};
 use millstream_engine::{Broker, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
+use tests::nats::Nats;
 use tests::{Bulky, Host, SOON, Up, signal, wait_until};
 use tokio::task::JoinSet;
 
-use wire::{Fate, Nats, Proxy};
+use wire::{Fate, Proxy};
 
 /// A batch comes again this soon after the process that held it died.
 const ACK_WAIT: Duration = Duration::from_secs(5);

@@ -1,14 +1,10 @@
 //! What was lost or damaged after it was stored comes back: unattended where what is stored suffices, else with the same
 //! input again.
 
-#[allow(dead_code, unused_imports, reason = "only NATS's protocol is needed here")]
-mod wire;
-
 use millstream::envelope::{RowBatch, encode_ids, encode_rows};
 use serde_json::{Value, json};
+use tests::nats::Nats;
 use tests::{Host, Process, SOON, Up, wait_until};
-
-use wire::Nats;
 
 /// Ids of the runs here, 1 to this, in batches of a thousand.
 const IDS: u64 = 10_000;

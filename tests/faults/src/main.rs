@@ -32,7 +32,7 @@ const PIPELINE: &str = "FAULTS_PIPELINE";
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Print the matrix, and why a row cannot run, and play nothing
+    /// Print the matrix and play nothing
     #[arg(long)]
     list: bool,
     /// Play only these rows or scenarios: `13,14b`

@@ -1,4 +1,5 @@
-//! The fault matrix: 38 rows (`reliability.md` §6.1), each with what plays it or the reason why nothing does.
+//! The fault matrix: 38 rows (`reliability.md` §6.1), each with the scenarios that play it: all of them can run on
+//! one Linux machine as root.
 //!
 //! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
@@ -46,11 +47,9 @@ pub enum Raw {
 impl Row {
     /// The name of one of its scenarios: `8c`, or `18` where there is but one.
     pub fn label(&self, at: usize) -> String {
-        if self.scenarios.len() > 1 {
-            format!("{}{}", self.number, char::from(b'a' + at as u8))
-        } else {
-            self.number.to_string()
-        }
+        let letter =
+            if self.scenarios.len() > 1 { char::from(b'a' + at as u8).to_string() } else { String::new() };
+        format!("{}{letter}", self.number)
     }
 }
 
@@ -395,7 +394,7 @@ mod tests {
     fn every_row_of_the_matrix_is_accounted_for() {
         for (at, row) in ROWS.iter().enumerate() {
             assert_eq!(usize::from(row.number), at + 1);
-            assert!(!row.scenarios.is_empty(), "row {}", row.number);
+            assert!(!row.scenarios.is_empty(), "nothing plays row {}", row.number);
         }
     }
 }

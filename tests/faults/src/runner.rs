@@ -9,7 +9,7 @@ use crate::Plan;
 use crate::matrix::{ROWS, Row, Scenario};
 use crate::table::{Line, Outcome, Table};
 
-/// A scenario with its row.
+/// A scenario of a row.
 pub struct Choice {
     row: &'static Row,
     label: String,
@@ -21,7 +21,7 @@ pub struct Choice {
 /// # Errors
 /// A word that is neither.
 pub fn choose(only: &[String], ci: bool) -> Result<Vec<Choice>, String> {
-    let all: Vec<Choice> = ROWS.iter().flat_map(choices).collect();
+    let all: Vec<Choice> = all().collect();
     let is = |word: &str, choice: &Choice| word == choice.label || word.parse() == Ok(choice.row.number);
     if let Some(unknown) = only.iter().find(|word| !all.iter().any(|choice| is(word, choice))) {
         return Err(unknown.clone());
@@ -31,13 +31,17 @@ pub fn choose(only: &[String], ci: bool) -> Result<Vec<Choice>, String> {
     Ok(all.into_iter().filter(|choice| wanted(choice) && in_ci(choice)).collect())
 }
 
-fn choices(row: &'static Row) -> impl Iterator<Item = Choice> {
-    row.scenarios.iter().enumerate().map(move |(at, scenario)| Choice { row, label: row.label(at), scenario })
+fn all() -> impl Iterator<Item = Choice> {
+    ROWS.iter().flat_map(|row| {
+        let scenarios = row.scenarios.iter().enumerate();
+        scenarios.map(|(at, scenario)| Choice { row, label: row.label(at), scenario })
+    })
 }
 
 /// Plays them all.
 pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> std::process::ExitCode {
     table.begin();
+    let left_out = all().count() - chosen.len();
     let waiting = Mutex::new(chosen.into_iter());
     thread::scope(|scope| {
         for _ in 0..parallel {
@@ -50,7 +54,7 @@ pub fn run(chosen: Vec<Choice>, plan: Plan, parallel: usize, table: Table) -> st
             });
         }
     });
-    table.close()
+    table.close(left_out)
 }
 
 fn play(choice: Choice, plan: Plan) -> Line {

@@ -88,7 +88,7 @@ pub fn run(plan: Plan, faulting: Duration, table: Table) -> ExitCode {
         outcome,
         took: begun.elapsed(),
     });
-    table.close()
+    table.close(0)
 }
 
 impl Soak {

@@ -62,7 +62,10 @@ impl Outcome {
     }
 
     fn verdict(&self) -> &'static str {
-        if self.faults().is_empty() { "pass" } else { "FAIL" }
+        match self {
+            _ if self.faults().is_empty() => "pass",
+            _ => "FAIL",
+        }
     }
 }
 
@@ -154,8 +157,8 @@ impl Table {
         }
     }
 
-    /// Writes the file if one is wanted, and closes with the counts.
-    pub fn close(self) -> ExitCode {
+    /// Writes the file if one is wanted, and closes with the counts; `skipped` scenarios were not chosen.
+    pub fn close(self, skipped: usize) -> ExitCode {
         let mut lines = self.lines.into_inner().expect("nobody panics with it");
         lines.sort_by_key(|line| order(&line.label));
         let count = |verdict: &str| lines.iter().filter(|line| line.outcome.verdict() == verdict).count();
@@ -167,9 +170,9 @@ impl Table {
             return ExitCode::FAILURE;
         }
         let counts = if self.json {
-            json!({ "passed": passed, "failed": failed }).to_string()
+            json!({ "passed": passed, "failed": failed, "skipped": skipped }).to_string()
         } else {
-            format!("{passed} passed, {failed} failed")
+            format!("{passed} passed, {failed} failed, {skipped} skipped")
         };
         say(&counts);
         if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -200,8 +203,7 @@ pub fn list(rows: &[Row]) -> ExitCode {
     for row in rows {
         say(&format!("{:>2}  {} ({})", row.number, row.fault, row.means));
         for (at, Scenario { moment, ci, .. }) in row.scenarios.iter().enumerate() {
-            let label = row.label(at);
-            say(&format!("      {label:<4} {moment}{}", if *ci { " [ci]" } else { "" }));
+            say(&format!("      {:<4} {moment}{}", row.label(at), if *ci { " [ci]" } else { "" }));
         }
     }
     ExitCode::SUCCESS

@@ -1,5 +1,4 @@
-//! Both servers without any code of ours between: a proxy that stands before ClickHouse and loses, invents and cuts, and
-//! NATS's own protocol.
+//! A proxy that stands before ClickHouse and loses, invents and cuts.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use millstream::frame;
-pub use tests::nats::Nats;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 

@@ -33,7 +33,7 @@ pub fn killed_before_ack(plan: Plan) -> Report {
     scene.trap("work-1", "work-before-ack=kill@3");
     scene.start(&["sink-1"]);
     scene.wait_sprung("work-1", "work-before-ack");
-    scene.wait_log("work-1", "another worker's rows are stored already");
+    scene.wait_log("work-1", "another worker's message is stored already");
     scene.note("the batch came again and its rows were there");
     scene.must_go_on("a");
     scene.finish()
