@@ -58,7 +58,10 @@ pub fn full_in_rows(plan: Plan) -> Report {
 /// The stack says that the server refuses work, and starts it again when there is room.
 fn full(plan: Plan, load: impl FnOnce(&mut Scene)) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
-    let setup = Setup { nats_disk_mb: Some(400), ballast: 1500, micros: 500, ..Setup::new("nats-full") };
+    // Named: what the engine would take of a larger disk leaves no room on this one.
+    let config = "sink.group_ms = 200\nstreams.ids_bytes = '64MiB'\nstreams.rows_bytes = '64MiB'\n";
+    let setup =
+        Setup { config, nats_disk_mb: Some(400), ballast: 1500, micros: 500, ..Setup::new("nats-full") };
     let mut scene = Scene::new(plan, &setup);
     load(&mut scene);
     let bytes = scene.disk().fill();
