@@ -55,7 +55,7 @@ impl Pipeline for Trial {
 }
 
 /// Squares, with ids that end their process or never end: `n % 1000` of 101 panics, 102 aborts, 103 has a segmentation
-/// fault, 104 loops for ever, 105 eats memory, 106 sleeps for an hour.
+/// fault, 104 loops for ever, 105 eats memory, 106 sleeps for an hour; `n % 100` of 97 asks for another attempt for ever.
 pub struct Rogue;
 
 impl Rogue {
@@ -67,6 +67,7 @@ impl Rogue {
             103 => Some("crashed: signal 11"),
             104 | 106 => Some("timed out after 3 s"),
             105 => Some("out of memory: limit 256 MB"),
+            _ if id % 100 == 97 => Some("gave up after every attempt: "),
             _ => None,
         }
     }
@@ -89,6 +90,7 @@ impl Pipeline for Rogue {
             104 => spin(Duration::MAX),
             105 => eat(),
             106 => std::thread::sleep(Duration::from_secs(3600)),
+            _ if id % 100 == 97 => return Err(Failure::retry("never ready")),
             _ => {}
         }
         Ok(Squared { squared: id.wrapping_mul(*id) })

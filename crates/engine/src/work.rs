@@ -189,6 +189,8 @@ impl<P: Pipeline> Worker<P> {
             let last = attempt == self.limits.attempts;
             whole.append(self.cores.compute(key, left, last, suspect).await?);
             left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
+            // Those of a pool that died come before those that were computed alone.
+            left.sort_unstable();
             if left.is_empty() {
                 break;
             }
