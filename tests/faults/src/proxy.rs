@@ -135,6 +135,10 @@ impl Shared {
                 }
                 Err(error) => return Err(error),
             };
+            // What came while it was waited for is held back, too.
+            while self.mode() == Mode::Stall && !self.ended.load(Ordering::Relaxed) {
+                sleep(LOOK);
+            }
             if is_reply && self.mode() == Mode::DropReplies {
                 self.dropped.fetch_add(length as u64, Ordering::Relaxed);
             } else {
@@ -165,9 +169,9 @@ mod tests {
         address
     }
 
-    fn asked(stream: &mut TcpStream) -> io::Result<[u8; 4]> {
+    fn asked(stream: &mut TcpStream, within: Duration) -> io::Result<[u8; 4]> {
         let mut answer = [0; 4];
-        stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+        stream.set_read_timeout(Some(within))?;
         stream.write_all(b"ping")?;
         stream.read_exact(&mut answer)?;
         Ok(answer)
@@ -178,18 +182,23 @@ mod tests {
         let proxy = Proxy::before(&echo());
         let connect = || TcpStream::connect(&proxy.address).expect("it listens");
         let mut stream = connect();
-        assert_eq!(asked(&mut stream).expect("an answer"), *b"ping");
+        let answered = |stream: &mut TcpStream| asked(stream, tests::SOON).expect("an answer") == *b"ping";
+        let silent = |stream: &mut TcpStream| asked(stream, LOOK * 6).is_err();
+        assert!(answered(&mut stream));
         proxy.set(Mode::DropReplies);
-        assert!(asked(&mut stream).is_err());
-        assert_eq!(proxy.dropped(), 4);
+        assert!(silent(&mut stream));
+        tests::wait_until("a reply dropped", tests::SOON, || match proxy.dropped() {
+            4 => Ok(()),
+            bytes => Err(format!("{bytes} bytes")),
+        });
         proxy.set(Mode::Slow(100_000));
-        assert_eq!(asked(&mut stream).expect("an answer"), *b"ping");
+        assert!(answered(&mut stream));
         proxy.set(Mode::Stall);
-        assert!(asked(&mut stream).is_err());
+        assert!(silent(&mut stream));
         proxy.set(Mode::Refuse);
-        sleep(LOOK * 4);
-        assert!(asked(&mut stream).is_err() && asked(&mut connect()).is_err());
+        // Both are cut, so nothing is waited for.
+        assert!(asked(&mut stream, tests::SOON).is_err() && asked(&mut connect(), tests::SOON).is_err());
         proxy.set(Mode::Pass);
-        assert_eq!(asked(&mut connect()).expect("an answer"), *b"ping");
+        assert!(answered(&mut connect()));
     }
 }
