@@ -38,6 +38,8 @@ const HELLO_WITHIN: Duration = Duration::from_secs(120);
 const KILLED_TRIES: u32 = 3;
 /// What is kept of a child's stderr.
 const LAST_WORDS: usize = 4 << 10;
+/// What Rust's allocator says before it aborts; with RUST_BACKTRACE set, a line follows it.
+const NO_MEMORY: &str = "memory allocation of ";
 /// How long the last words of a dead child are waited for: a process that it started may hold the pipe.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 
@@ -351,8 +353,7 @@ fn verdict(status: ExitStatus, last_words: &str, memory: u64) -> Verdict {
     let line = last_words.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     let said = if line.is_empty() { String::new() } else { format!(": {line}") };
     match (status.signal(), status.code()) {
-        // What Rust's allocator says before it aborts.
-        (Some(SIGABRT), _) if line.starts_with("memory allocation of ") => {
+        (Some(SIGABRT), _) if last_words.lines().any(|line| line.starts_with(NO_MEMORY)) => {
             Verdict::Crashed(out_of_memory(memory))
         }
         (Some(SIGKILL), _) => Verdict::Killed,
@@ -442,6 +443,11 @@ mod tests {
             (11, "", "crashed: signal 11"),
             (6, "free(): invalid pointer\n", "crashed: signal 6: free(): invalid pointer"),
             (6, "memory allocation of 8589934592 bytes failed\n", "out of memory: limit 512 MB"),
+            (
+                6,
+                "memory allocation of 8 bytes failed\nskipping backtrace printing to avoid potential recursion\n",
+                "out of memory: limit 512 MB",
+            ),
             (9, "", "killed"),
             (7 << 8, "", "crashed: exit code 7"),
         ];
