@@ -25,16 +25,24 @@ impl Disk {
 
     /// Fills it to the last block; how many bytes that took.
     pub fn fill(&mut self) -> u64 {
+        self.fill_but(0)
+    }
+
+    /// Fills it but for so many bytes.
+    pub fn fill_but(&mut self, left: u64) -> u64 {
         let mut filler =
             File::options().create(true).append(true).open(self.path.join(FILLER)).expect("a filler");
         let mut written = 0;
         loop {
             match filler.write(&[0; BLOCK]) {
                 Ok(bytes) => written += bytes as u64,
-                Err(error) if error.kind() == ErrorKind::StorageFull => return written,
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
                 Err(error) => panic!("{}: {error}", self.path.display()),
             }
         }
+        let kept = written.saturating_sub(left);
+        filler.set_len(kept).expect("the filler can be cut");
+        kept
     }
 
     /// Makes room again.

@@ -21,7 +21,7 @@ use crate::{PIPELINE, Plan};
 /// What systemd waits before it starts a service again (`RestartSec=`).
 const RESTART_AFTER: Duration = Duration::from_secs(2);
 /// Long enough for whatever a killed sink held to be delivered again (120 s), twice, and proven, on a busy machine.
-const SEALED_WITHIN: Duration = Duration::from_secs(600);
+const SEALED_WITHIN: Duration = Duration::from_secs(900);
 /// Whatever comes of itself has come by then, on a machine that is busy with other things, too.
 const PATIENCE: Duration = Duration::from_secs(480);
 /// How often raw duplicates are counted while a seal is waited for.
@@ -536,7 +536,12 @@ impl Scene {
         for run in &runs {
             self.wait(&format!("seal of run `{run}`"), SEALED_WITHIN, |scene| {
                 scene.sample_raw();
-                if scene.checker.is_sealed(run) { Ok(()) } else { Err(scene.host.status(run).to_string()) }
+                // Not by `status`: NATS may be on its way back.
+                if scene.checker.is_sealed(run) {
+                    Ok(())
+                } else {
+                    Err(format!("{} rows", scene.checker.rows(run)))
+                }
             });
             self.note(format!("`{run}` is sealed"));
         }

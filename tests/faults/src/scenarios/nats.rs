@@ -38,33 +38,35 @@ pub fn killed_under_load(plan: Plan) -> Report {
     report
 }
 
-/// No block is left while a run is published.
+/// The last blocks are taken while a run is published.
 pub fn full_in_publish(plan: Plan) -> Report {
-    full(plan, |scene| {
-        scene.submit("a", 30_000, 20);
-        scene.wait_status("a", "batches published", |status| status["pending"].as_u64() >= Some(200));
+    /// Less than the batches of the run take.
+    const LEFT: u64 = 128 << 10;
+    full(plan, Setup { micros: 100, ..Setup::new("nats-full-ids") }, |scene| {
+        scene.host.call(&["setup"]).expect(0);
+        let bytes = scene.disk().fill_but(LEFT);
+        scene.submit("a", 100_000, 20);
+        bytes
     })
 }
 
 /// No block is left while rows are published.
 pub fn full_in_rows(plan: Plan) -> Report {
-    full(plan, |scene| {
+    full(plan, Setup { ballast: 1500, micros: 500, ..Setup::new("nats-full-rows") }, |scene| {
         scene.publish("a", 20_000, 100);
         scene.start(&["work-1", "work-2"]);
         scene.wait_status("a", "batches computed", |status| status["pending"].as_u64() < Some(150));
+        scene.disk().fill_but(0)
     })
 }
 
 /// The stack says that the server refuses work, and starts it again when there is room.
-fn full(plan: Plan, load: impl FnOnce(&mut Scene)) -> Report {
+fn full(plan: Plan, setup: Setup, fill: impl FnOnce(&mut Scene) -> u64) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
     // Named: what the engine would take of a larger disk leaves no room on this one.
     let config = "sink.group_ms = 200\nstreams.ids_bytes = '64MiB'\nstreams.rows_bytes = '64MiB'\n";
-    let setup =
-        Setup { config, nats_disk_mb: Some(400), ballast: 1500, micros: 500, ..Setup::new("nats-full") };
-    let mut scene = Scene::new(plan, &setup);
-    load(&mut scene);
-    let bytes = scene.disk().fill();
+    let mut scene = Scene::new(plan, &Setup { config, nats_disk_mb: Some(400), ..setup });
+    let bytes = fill(&mut scene);
     scene.note(format!("{bytes} bytes fill nats-server's disk"));
     // The stack looks every 30 s.
     scene.wait("a word of the stack", SOON, |scene| {
