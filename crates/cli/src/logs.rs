@@ -51,6 +51,9 @@ pub(crate) fn start(filter: &str, progress: &MultiProgress) {
         .with_env_filter(env)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
+        // It would tell of a line that cannot be written by `eprintln!`, which panics when it cannot write either: a full
+        // disk under the logs must not end a service.
+        .log_internal_errors(false)
         .with_writer(AroundProgress(progress.clone()))
         .init();
 }

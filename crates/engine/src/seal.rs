@@ -26,6 +26,8 @@ use crate::verify::{self, Repair};
 
 /// How often passes are looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often the rows stream is looked at for what may go.
+const ROOM_EVERY: Duration = Duration::from_secs(2);
 /// How long the watch on records may take to end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// A pass whose workers are done is proven after this long even if sinks are busy: with other passes, perhaps.
@@ -111,7 +113,14 @@ pub async fn seal_passes<I: Id>(
     let running = board::follow(&records, stop).await?;
     let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry };
     let mut watches = HashMap::new();
+    let mut next_room = Instant::now();
     while !stop.taking_stopped() {
+        if Instant::now() >= next_room {
+            next_room = Instant::now() + ROOM_EVERY;
+            if let Err(error) = broker.make_room().await {
+                tracing::warn!(error = full_cause(&error), "no room could be made in the rows stream");
+            }
+        }
         let passes: Running = running.borrow().clone();
         watches.retain(|key, _| passes.contains_key(key));
         for key in passes.into_keys() {

@@ -81,6 +81,35 @@ impl Broker {
         self.purge(self.names.rows_stream(), filter).await
     }
 
+    /// Once the rows stream is more than half full, removes what sinks have acked: without it, a run whose rows are more
+    /// than the stream holds would never end. What a worker stores again afterwards, sinks find stored in ClickHouse.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn make_room(&self) -> Result<(), Error> {
+        let name = self.names.rows_stream();
+        let Some(info) = self.stream_info(&name).await? else { return Ok(()) };
+        let limit = u64::try_from(info.config.max_bytes).unwrap_or(0);
+        if limit == 0 || info.state.bytes < limit / 2 {
+            return Ok(());
+        }
+        let Some(sinks) = self.sink_progress().await? else { return Ok(()) };
+        let acked = sinks.ack_floor.stream_sequence;
+        if acked < info.state.first_sequence {
+            return Ok(());
+        }
+        let doing = format!("make room in stream `{name}`");
+        let handle = self.jetstream.get_stream_no_info(name).await.map_err(broker(&doing))?;
+        // Up to, and without, this sequence.
+        let purge = handle.purge().sequence(acked + 1).into_future();
+        let answer = tokio::time::timeout(ANSWER_WITHIN * 6, purge)
+            .await
+            .map_err(|_| Error::BrokerSilent { doing: doing.clone(), after: ANSWER_WITHIN * 6 })?;
+        let purged = answer.map_err(broker(doing))?.purged;
+        tracing::debug!(purged, acked, "made room in the rows stream");
+        Ok(())
+    }
+
     /// Removes the rows of one batch, or its cut and its parts, from the rows stream, so that they can be stored anew.
     ///
     /// # Errors
