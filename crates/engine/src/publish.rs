@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::aside::fault_of_ids;
 use crate::broker::{Broker, Stray, Written};
-use crate::error::Error;
+use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
 use crate::source::{Cut, Cutter, Input, Survey};
@@ -110,7 +110,7 @@ pub async fn submit<I: Id>(
     failpoint::pass("produce-before-close");
     let record = close_run(records, run, published.clone()).await?;
     failpoint::pass("produce-after-close");
-    store.keep_run(&record).await?;
+    keep(store, &record).await;
     let repair = match before {
         Some(_) => {
             restore_passes(records, store, run, &record).await?;
@@ -148,15 +148,27 @@ async fn open_run(records: &Records, store: &Store, submission: &Submission) -> 
         }
         let record = kept.unwrap_or_else(|| fresh.clone());
         if records.create_run(&record, run).await? == Change::Made {
-            store.keep_run(&record).await?;
+            keep(store, &record).await;
             return Ok(record);
         }
     }
     let existing = records.known_run(run).await?.record;
     same_ids(&existing, &fresh, *batch_ids)?;
-    store.keep_run(&existing).await?;
+    keep(store, &existing).await;
     tracing::info!(%run, "the run exists and was made of the same ids: resuming");
     Ok(existing)
+}
+
+/// Keeps the record in ClickHouse too. A server that is full or away does not stop publishing: a sink keeps it later.
+async fn keep(store: &Store, record: &RunRecord) {
+    if let Err(error) = store.keep_run(record).await {
+        let (run, error) = (&record.run, full_cause(&error));
+        tracing::warn!(
+            run,
+            error,
+            "the run's record is in NATS alone for now: a sink keeps it in ClickHouse, too"
+        );
+    }
 }
 
 fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Option<u32>) -> Result<(), Error> {
