@@ -2,7 +2,7 @@
 //! before, so that what readers see is whole at every moment.
 //!
 //! The ids of such a pass are published like a run's, under subjects of the pass; workers and sinks know no difference.
-//! The sealer copies the other rows inside ClickHouse once the ids are computed ([`take_over`]), proves the pass against
+//! The sealer copies the other rows inside ClickHouse once the ids are computed (`take_over`), proves the pass against
 //! the run's record like any other, and readers flip. Killed at any point, the same words go on.
 
 use bytes::Bytes;
