@@ -98,7 +98,7 @@ fn apply(running: &mut Running, record: PassRecord) -> bool {
     let Ok(run) = record.run.parse::<RunName>() else { return false };
     let key = (run, record.pass);
     match record.state {
-        PassState::Sealed => running.remove(&key).is_some(),
+        PassState::Paused | PassState::Cancelled | PassState::Sealed => running.remove(&key).is_some(),
         PassState::Running if running.get(&key) == Some(&record) => false,
         PassState::Running => {
             running.insert(key, record);

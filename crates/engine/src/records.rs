@@ -65,8 +65,24 @@ pub struct Published {
 pub enum PassState {
     /// Being computed, or waiting to be.
     Running,
+    /// Held back by a person: nothing of it is computed until it is resumed.
+    Paused,
+    /// Ended by a person: never computed further, never sealed. Rows that are stored stay.
+    Cancelled,
     /// Proven and visible.
     Sealed,
+}
+
+impl PassState {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Cancelled => "cancelled",
+            Self::Sealed => "sealed",
+        }
+    }
 }
 
 /// One computation of a run.
@@ -88,6 +104,12 @@ pub struct PassRecord {
     /// Which ids it computes, where those are not all of the run's; the rows of the others it takes over.
     #[serde(default)]
     pub covers: Option<Covers>,
+    /// Each step up doubles its share of the cores, each step down halves it.
+    #[serde(default)]
+    pub priority: i8,
+    /// Ids a second that the whole fleet begins at most.
+    #[serde(default)]
+    pub rate: Option<u32>,
 }
 
 impl PassRecord {
@@ -101,6 +123,8 @@ impl PassRecord {
             started_ms: now_ms(),
             sealed: None,
             covers: None,
+            priority: 0,
+            rate: None,
         }
     }
 }
@@ -196,14 +220,12 @@ impl Records {
     /// # Errors
     /// When the broker does not answer or a record is malformed.
     pub async fn newest_pass(&self, run: &RunName) -> Result<Option<Entry<PassRecord>>, Error> {
-        let mut newest = None;
-        for pass in 1.. {
-            match self.pass(run, pass).await? {
-                Some(entry) => newest = Some(entry),
-                None => break,
-            }
+        // Not by counting up from 1: the first of them may have been forgotten.
+        let passes = self.all::<PassRecord>(&self.names.pass_keys(run)).await?;
+        match passes.iter().map(|record| record.pass).max() {
+            Some(pass) => self.pass(run, pass).await,
+            None => Ok(None),
         }
-        Ok(newest)
     }
 
     /// All runs, in no order.

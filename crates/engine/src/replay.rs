@@ -79,8 +79,8 @@ async fn open_pass(
     let newest = newest.ok_or_else(open)?;
     match (&newest.record.covers, newest.record.state) {
         (Some(covers), PassState::Running) if covers.letters == *letters => return Ok(newest),
-        (_, PassState::Running) => return Err(open()),
-        (_, PassState::Sealed) => {}
+        (_, PassState::Running | PassState::Paused) => return Err(open()),
+        (_, PassState::Cancelled | PassState::Sealed) => {}
     }
     let base = newest.record.pass;
     if store.dead_rows(run.as_str(), base, letters).await? == 0 {

@@ -187,6 +187,11 @@ impl Names {
         format!("pass.{run}.{pass}")
     }
 
+    /// The keys of all passes of a run.
+    pub fn pass_keys(&self, run: &RunName) -> String {
+        format!("pass.{run}.*")
+    }
+
     /// Where it is announced that a pass is sealed.
     pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
         format!("{}.sealed.{run}.{pass}", self.pipeline)
