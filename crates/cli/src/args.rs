@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use millstream_engine::steer::PRIORITIES;
+
 use crate::listen;
 
 const AFTER: &str = "\
@@ -92,6 +94,20 @@ pub(crate) enum Command {
     /// Compares what ClickHouse holds with the run's record: number of batches and ids, digest, batches that are
     /// missing or short, rows that are there twice. Exit code 1 when anything is not as it should be.
     Verify(VerifyArgs),
+    /// Hold a run back on every host until it is resumed
+    ///
+    /// Within three seconds nothing of it is computed any more; rows that are computed are stored. It stays paused after
+    /// a restart of everything.
+    Pause(RunJsonArgs),
+    /// Let a paused run go on
+    Resume(RunJsonArgs),
+    /// End a run for good, on every host
+    ///
+    /// It is never sealed. What is computed stays in the view `_live`; its messages are removed. `replay` computes it
+    /// again as a new pass where the ids are still there, `forget` removes all of it.
+    Cancel(RunJsonArgs),
+    /// Change the priority or the rate of a run while it is computed
+    Set(SetArgs),
     /// List a run's dead letters: the ids that yielded no row, and why
     Dead(DeadArgs),
     /// Compute dead letters of a run again, as a new pass
@@ -140,6 +156,56 @@ pub(crate) struct ProduceArgs {
     /// Ids a batch, or `auto` [default: auto]
     #[arg(long, value_name = "auto|N", default_value = "auto", hide_default_value = true)]
     pub batch: String,
+    #[command(flatten)]
+    pub steer: SteerArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What may be changed of a run while it is computed, too.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SteerArgs {
+    /// Priority, from -5 to 5: each step up doubles the run's share of the cores [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i8).range(*PRIORITIES.start() as i64..=*PRIORITIES.end() as i64))]
+    pub priority: Option<i8>,
+    /// Ids a second that the whole fleet begins at most, or `none` [default: none]
+    #[arg(long, value_name = "N|none", value_parser = rate)]
+    pub rate: Option<Rate>,
+}
+
+/// A limit in ids a second, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rate(pub Option<u32>);
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "none" => Ok(Rate(None)),
+        _ => match text.parse() {
+            Ok(0) => Err("`0` would never let it end: `pause` holds a run back".into()),
+            Ok(number) => Ok(Rate(Some(number))),
+            Err(_) => Err("it is a number of ids a second, or `none`".into()),
+        },
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunJsonArgs {
+    /// The run
+    pub run: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[group(id = "settings", required = true, multiple = true, args = ["priority", "rate"])]
+pub(crate) struct SetArgs {
+    /// The run
+    pub run: String,
+    #[command(flatten)]
+    pub settings: SteerArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -250,7 +316,7 @@ pub(crate) struct SqlArgs {
 }
 
 /// Calls that show how a command is used, by command, without the binary's name before them.
-const EXAMPLES: [(&str, &[&str]); 10] = [
+const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "run",
         &["run --ids 1..=10000000", "run --file ids.txt --run friday", "run --file users.csv --column id"],
@@ -267,6 +333,9 @@ const EXAMPLES: [(&str, &[&str]); 10] = [
     ("up", &["up --nats-port 4222 --clickhouse-port 8123"]),
     ("status", &["status friday --watch", "status --json"]),
     ("verify", &["verify friday", "verify friday --repair --json"]),
+    ("pause", &["pause friday"]),
+    ("cancel", &["cancel friday"]),
+    ("set", &["set friday --priority 3", "set friday --rate 500", "set friday --rate none"]),
     ("dead", &["dead friday --limit 1000", "dead friday --error 'timed out'"]),
     ("replay", &["replay friday --dead", "replay friday --dead --error 'timed out'"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),

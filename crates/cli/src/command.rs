@@ -10,6 +10,7 @@ mod service;
 mod setup;
 mod sql;
 mod status;
+mod steer;
 #[cfg(feature = "local")]
 mod up;
 mod verify;
@@ -65,6 +66,10 @@ impl<P: Pipeline> Context<P> {
                 | Command::Status(_)
                 | Command::Verify(_)
                 | Command::Dead(_)
+                | Command::Pause(_)
+                | Command::Resume(_)
+                | Command::Cancel(_)
+                | Command::Set(_)
                 | Command::Replay(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
@@ -98,6 +103,10 @@ impl<P: Pipeline> Context<P> {
             Command::Setup => setup::setup(&self).await,
             Command::Runs(args) => runs::runs(&self, args.json).await,
             Command::Status(args) => status::status(&self, args).await,
+            Command::Pause(args) => steer::steer(&self, args, steer::Word::Pause).await,
+            Command::Resume(args) => steer::steer(&self, args, steer::Word::Resume).await,
+            Command::Cancel(args) => steer::steer(&self, args, steer::Word::Cancel).await,
+            Command::Set(args) => steer::set(&self, args).await,
             Command::Verify(args) => verify::verify(&self, args).await,
             Command::Dead(args) => dead::dead(&self, args).await,
             Command::Replay(args) => replay::replay(&self, args).await,

@@ -34,6 +34,8 @@ pub(crate) struct Ids {
 pub(crate) struct Words {
     pub run: RunName,
     pub batch_ids: Option<u32>,
+    pub priority: i8,
+    pub rate: Option<u32>,
     range: Option<Input>,
 }
 
@@ -50,7 +52,13 @@ impl Words {
         let range = args.source.ids.as_deref().map(parse_range).transpose();
         let range = range.map_err(|fault| faults.push(fault)).ok().flatten();
         match run {
-            Some(run) if faults.is_empty() => Ok(Self { run, batch_ids, range }),
+            Some(run) if faults.is_empty() => Ok(Self {
+                run,
+                batch_ids,
+                priority: args.steer.priority.unwrap_or(0),
+                rate: args.steer.rate.and_then(|rate| rate.0),
+                range,
+            }),
             _ if faults.len() == 1 => Err(Usage(faults.remove(0))),
             _ => Err(Usage(format!(
                 "the command line has {} faults:\n  {}",

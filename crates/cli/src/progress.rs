@@ -259,7 +259,7 @@ fn described(status: &Status, rate: f64, number: fn(u64) -> String, time: fn(f64
     let Status { ids, done, batches, dead, state, .. } = status;
     let unfinished = status.in_flight + status.pending + status.to_store;
     let eta = match rate {
-        _ if *state == "sealed" => "sealed".to_owned(),
+        _ if ["sealed", "paused", "cancelled"].contains(state) => (*state).to_owned(),
         _ if done >= ids && *ids > 0 => "proving".to_owned(),
         rate if rate > 0.0 => format!("ETA {}", time(ids.saturating_sub(*done) as f64 / rate)),
         _ => "ETA ?".to_owned(),
@@ -295,9 +295,18 @@ mod tests {
             pending: 0,
             redelivered: 0,
             to_store: 0,
+            lag_rows: 0,
+            lag_bytes: 0,
             ids_per_second: 0.0,
+            ids_per_second_now: 0.0,
             eta_seconds: None,
+            eta_range_seconds: None,
             seconds: 0.0,
+            oldest_batch_seconds: None,
+            priority: 0,
+            rate: None,
+            hosts: Vec::new(),
+            verdict: None,
         };
         let text = described(&status, 1000.0, show::short, show::clock);
         assert_eq!(text, "9.98G/9.99G ids, 9,999/9,999 batches, 1,000 ids/s, ETA 2:46:40, 9,999 dead");

@@ -1,4 +1,5 @@
-//! The passes that are running, as every process sees them: a watch on the bucket, kept up for as long as it takes.
+//! The passes that something is to be done about, as every process sees them: a watch on the bucket, kept up for as long
+//! as it takes. What a person says of a pass (`steer`) is known on every host as soon as the bucket has it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +13,9 @@ use crate::records::{PassRecord, PassState, Records};
 use crate::retry::Backoff;
 use crate::stop::Stop;
 
-/// Running passes by name and number. Sealed ones are not kept, so it does not grow with the runs there ever were.
-pub type Running = BTreeMap<(RunName, u32), PassRecord>;
+/// Passes that are not at their end, by name and number: running, paused, and cancelled ones whose messages are still
+/// there. It does not grow with the runs there ever were.
+pub type Open = BTreeMap<(RunName, u32), PassRecord>;
 
 /// A watch is opened anew after this long, in case the old one died without a word, as it does with a server that comes
 /// back with an empty volume.
@@ -25,12 +27,12 @@ const SNAPSHOT_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; later failures are waited out.
-pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Running>, crate::Error> {
-    let mut running = Running::new();
+pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, crate::Error> {
+    let mut open = Open::new();
     for record in records.passes().await? {
-        apply(&mut running, record);
+        apply(&mut open, record);
     }
-    let (sender, receiver) = watch::channel(running);
+    let (sender, receiver) = watch::channel(open);
     let (records, stopping) = (records.clone(), stop.clone());
     stop.spawn(async move {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -48,11 +50,11 @@ pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Ru
     Ok(receiver)
 }
 
-async fn watch_once(records: &Records, sender: &watch::Sender<Running>) -> Result<(), crate::error::Source> {
+async fn watch_once(records: &Records, sender: &watch::Sender<Open>) -> Result<(), crate::error::Source> {
     let until = tokio::time::Instant::now() + REOPEN;
     let mut updates = tokio::time::timeout_at(until, records.bucket().watch_with_history("pass.>")).await??;
     // What there is comes first, and replaces what was known: a bucket that was made anew forgets without a word.
-    let mut known = Running::new();
+    let mut known = Open::new();
     loop {
         match tokio::time::timeout(SNAPSHOT_WITHIN, updates.next()).await {
             Ok(Some(update)) => {
@@ -67,25 +69,25 @@ async fn watch_once(records: &Records, sender: &watch::Sender<Running>) -> Resul
             Err(_) => break,
         }
     }
-    sender.send_if_modified(|running| {
-        let changed = *running != known;
-        *running = known;
+    sender.send_if_modified(|open| {
+        let changed = *open != known;
+        *open = known;
         changed
     });
     while let Ok(Some(update)) = tokio::time::timeout_at(until, updates.next()).await {
         let update = update?;
-        sender.send_if_modified(|running| note(running, &update));
+        sender.send_if_modified(|open| note(open, &update));
     }
     Ok(())
 }
 
 /// Whether anything changed.
-fn note(running: &mut Running, update: &Entry) -> bool {
+fn note(open: &mut Open, update: &Entry) -> bool {
     if update.operation != Operation::Put {
-        return key_of(&update.key).is_some_and(|key| running.remove(&key).is_some());
+        return key_of(&update.key).is_some_and(|key| open.remove(&key).is_some());
     }
     match serde_json::from_slice::<PassRecord>(&update.value) {
-        Ok(record) => apply(running, record),
+        Ok(record) => apply(open, record),
         Err(error) => {
             tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone");
             false
@@ -94,17 +96,13 @@ fn note(running: &mut Running, update: &Entry) -> bool {
 }
 
 /// Whether anything changed.
-fn apply(running: &mut Running, record: PassRecord) -> bool {
+fn apply(open: &mut Open, record: PassRecord) -> bool {
     let Ok(run) = record.run.parse::<RunName>() else { return false };
     let key = (run, record.pass);
-    match record.state {
-        PassState::Paused | PassState::Cancelled | PassState::Sealed => running.remove(&key).is_some(),
-        PassState::Running if running.get(&key) == Some(&record) => false,
-        PassState::Running => {
-            running.insert(key, record);
-            true
-        }
+    if record.state == PassState::Sealed || record.freed {
+        return open.remove(&key).is_some();
     }
+    open.insert(key, record.clone()).as_ref() != Some(&record)
 }
 
 /// `pass.<run>.<n>`.

@@ -196,7 +196,8 @@ impl Broker {
     }
 }
 
-fn host_name() -> String {
+/// The name of this host.
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }

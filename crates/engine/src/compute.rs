@@ -20,7 +20,9 @@ mod watch;
 use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
 use millstream::rowbinary::write_row;
@@ -92,11 +94,30 @@ pub struct Computed<I> {
     pub dead: u32,
     /// Ids that asked to be tried again, with their reasons. They have no row yet.
     pub again: Vec<(I, String)>,
+    /// What they took of the cores.
+    pub spent: Spent,
+}
+
+/// Time of cores, summed over them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// In the user's function, and in writing its rows.
+    pub computing: Duration,
+    /// In compressing rows.
+    pub encoding: Duration,
+}
+
+impl std::ops::AddAssign for Spent {
+    fn add_assign(&mut self, more: Self) {
+        self.computing += more.computing;
+        self.encoding += more.encoding;
+    }
 }
 
 impl<I> Default for Computed<I> {
     fn default() -> Self {
-        Self { frames: Vec::new(), lengths: Vec::new(), raw_bytes: 0, dead: 0, again: Vec::new() }
+        let (frames, lengths, again) = (Vec::new(), Vec::new(), Vec::new());
+        Self { frames, lengths, raw_bytes: 0, dead: 0, again, spent: Spent::default() }
     }
 }
 
@@ -108,6 +129,7 @@ impl<I> Computed<I> {
         self.raw_bytes += part.raw_bytes;
         self.dead += part.dead;
         self.again.append(&mut part.again);
+        self.spent += part.spent;
     }
 
     /// Takes the rows that were written.
@@ -130,6 +152,33 @@ struct Piece<I> {
     computed: Computed<I>,
     /// Places of the ids in `computed.again`.
     again_at: Vec<u32>,
+}
+
+/// Ids to be computed together.
+struct Order<I> {
+    /// Tells it from others in the same pool.
+    number: u64,
+    key: BatchKey,
+    ids: Vec<I>,
+    last: bool,
+    off: Arc<AtomicBool>,
+}
+
+impl<I> Order<I> {
+    /// Whether nobody waits for it any more.
+    fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
+}
+
+/// Calls an order off when it is dropped. One that is done does not mind.
+#[derive(Default)]
+struct Off(Arc<AtomicBool>);
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Cores that this process may use: its affinity and its cgroup's quota are honoured.
@@ -160,19 +209,23 @@ impl<P: Pipeline> Pool<P> {
 
     /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
     ///
-    /// Not cancellable: once on the pool, ids are computed. Dropping the future only forgets the result.
+    /// Dropping the future forgets the result, and leaves out the ids that are not begun.
     pub async fn compute(&self, key: BatchKey, ids: Vec<P::Id>, last: bool) -> Computed<P::Id> {
         let (sender, receiver) = oneshot::channel();
-        let this = self.clone();
+        let (this, off) = (self.clone(), Off::default());
+        let switch = off.0.clone();
         self.threads.spawn(move || {
             let pieces = Mutex::new(Vec::new());
-            this.grind(0, &key, &ids, last, &|piece| {
+            let order = Order { number: 0, key, ids, last, off: switch };
+            this.grind(&order, &|piece| {
                 pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece)
             });
             // The receiver is gone when work was given up: the result is then of no use to anybody.
             let _forgotten = sender.send(whole(pieces.into_inner().unwrap_or_else(PoisonError::into_inner)));
         });
-        receiver.await.expect("pieces catch panics, so a result is always sent")
+        let computed = receiver.await.expect("pieces catch panics, so a result is always sent");
+        drop(off);
+        computed
     }
 
     /// Has `work` run on the pool's threads.
@@ -180,58 +233,54 @@ impl<P: Pipeline> Pool<P> {
         self.threads.spawn(work);
     }
 
-    /// Computes `ids` on all threads, and hands over each piece as it is done, in any order.
-    fn grind(
-        &self,
-        order: u64,
-        key: &BatchKey,
-        ids: &[P::Id],
-        last: bool,
-        done: &(impl Fn(Piece<P::Id>) + Sync),
-    ) {
-        let rows = RowWriter::new(key, &self.blank);
+    /// Computes an order on all threads, and hands over each piece as it is done, in any order.
+    fn grind(&self, order: &Order<P::Id>, done: &(impl Fn(Piece<P::Id>) + Sync)) {
+        let rows = RowWriter::new(&order.key, &self.blank);
         let pieces = self.threads() * PIECES_PER_CORE;
-        let size = ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
-        ids.par_chunks(size).enumerate().for_each(|(number, piece)| {
-            self.grind_piece(order, &rows, (number * size) as u32, piece, last, done)
+        let size = order.ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
+        order.ids.par_chunks(size).enumerate().for_each(|(number, piece)| {
+            self.grind_piece(order, &rows, (number * size) as u32, piece, done);
         });
     }
 
     fn grind_piece(
         &self,
-        order: u64,
+        order: &Order<P::Id>,
         rows: &RowWriter<'_>,
         mut from: u32,
         mut ids: &[P::Id],
-        last: bool,
         done: &impl Fn(Piece<P::Id>),
     ) {
         let hand = &self.hands[rayon::current_thread_index().unwrap_or(0)];
-        let before = hand.take(order);
-        while !ids.is_empty() {
-            let piece = self.grind_some(hand, rows, from, ids, last);
+        let before = hand.take(order.number);
+        while !ids.is_empty() && !order.is_off() {
+            let piece = self.grind_some(hand, order, rows, from, ids);
             (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
             done(piece);
         }
         hand.put_back(before);
     }
 
-    /// Computes from the first of `ids` on, to the last or until the rows are many bytes.
+    /// Computes from the first of `ids` on, to the last, or until the rows are many bytes or nobody wants them.
     fn grind_some(
         &self,
         hand: &Hand,
+        order: &Order<P::Id>,
         rows: &RowWriter<'_>,
         from: u32,
         ids: &[P::Id],
-        last: bool,
     ) -> Piece<P::Id> {
+        let begun = Instant::now();
         let mut out = Rows::with_room(ids.len() * rows.usual_len());
         let mut piece = Piece { from, count: 0, computed: Computed::default(), again_at: Vec::new() };
         for id in ids {
+            if order.is_off() {
+                break;
+            }
             let at = from + piece.count;
             hand.begin(at);
             match guarded(|| self.pipeline.compute(id)) {
-                Err(Failure::Retry(reason)) if !last => {
+                Err(Failure::Retry(reason)) if !order.last => {
                     piece.again_at.push(at);
                     piece.computed.again.push((id.clone(), reason));
                 }
@@ -242,7 +291,10 @@ impl<P: Pipeline> Pool<P> {
                 break;
             }
         }
+        // By the piece, not by the id: a look at the clock costs as much as a light id.
+        let ground = Instant::now();
         piece.computed.take_rows(out);
+        piece.computed.spent = Spent { computing: ground - begun, encoding: ground.elapsed() };
         piece
     }
 }

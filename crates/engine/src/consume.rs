@@ -9,21 +9,18 @@ use std::time::Duration;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::StreamExt;
-use millstream::names::RunName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::board::Running;
+use crate::board::Open;
 use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
 use crate::error::Source;
 use crate::records::PassRecord;
-use crate::retry::Backoff;
+use crate::share::{Charge, Choice, PassKey, Shares};
 use crate::stop::Stop;
 
 /// The most batches of one pull: beyond this a round trip costs nothing against the work.
 const MAX_PULL: usize = 64;
-/// How soon an idle host looks again.
-const IDLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// Room for batches, counted in cores: what every core can start, and as much again one ahead.
 #[derive(Debug, Clone)]
@@ -49,62 +46,97 @@ impl Slots {
         room.await.expect("the semaphore is never closed")
     }
 
-    /// Waits for room for one batch, and takes room for more where it is free.
-    async fn several(&self, batch_ids: u32) -> Vec<OwnedSemaphorePermit> {
-        let mut permits = vec![self.one(batch_ids).await];
-        while permits.len() < MAX_PULL
-            && let Ok(another) = self.room.clone().try_acquire_many_owned(self.cost(batch_ids))
+    /// Waits for cores that can start one batch now.
+    async fn one_now(&self, batch_ids: u32) -> OwnedSemaphorePermit {
+        // As much room as lies ahead has to be free beside it.
+        let room = self.room.clone().acquire_many_owned(self.cores + self.cost(batch_ids));
+        let mut room = room.await.expect("the semaphore is never closed");
+        drop(room.split(self.cores as usize));
+        room
+    }
+
+    /// Takes room for more batches where it is free.
+    fn more(&self, batch_ids: u32, ahead: bool, most: usize, permits: &mut Vec<OwnedSemaphorePermit>) {
+        let (cost, beside) = (self.cost(batch_ids), if ahead { 0 } else { self.cores });
+        while permits.len() < most.min(MAX_PULL)
+            && self.room.available_permits() as u32 >= cost + beside
+            && let Ok(another) = self.room.clone().try_acquire_many_owned(cost)
         {
             permits.push(another);
         }
-        permits
     }
 }
 
-/// Pulls batches of the running passes in turn until taking stops, and hands each to `deliver`.
-pub async fn consume(
+/// A batch that was drawn.
+pub(crate) struct Drawn {
+    pub pass: PassRecord,
+    pub delivery: Delivery,
+    pub charge: Charge,
+}
+
+/// Draws batches of the running passes, each in its turn, until taking stops, and hands each to `deliver`.
+pub(crate) async fn consume(
     broker: &Broker,
-    mut running: watch::Receiver<Running>,
+    mut open: watch::Receiver<Open>,
     slots: &Slots,
     held: &Held,
     stop: &Stop,
-    mut deliver: impl FnMut(PassRecord, Delivery),
+    mut deliver: impl FnMut(Drawn),
 ) {
-    let mut consumers: HashMap<(RunName, u32), PullConsumer> = HashMap::new();
-    let mut idle = Backoff::new(IDLE.0, IDLE.1);
+    let mut consumers: HashMap<PassKey, PullConsumer> = HashMap::new();
+    let shares = Shares::default();
     while !stop.taking_stopped() {
-        let passes: Vec<((RunName, u32), PassRecord)> =
-            running.borrow_and_update().iter().map(|(key, pass)| (key.clone(), pass.clone())).collect();
-        consumers.retain(|key, _| passes.iter().any(|(running, _)| running == key));
-        let mut found = 0;
-        for (key, pass) in passes {
-            let permits = tokio::select! {
-                permits = slots.several(pass.batch_ids) => permits,
-                () = stop.no_more_taking() => return,
-            };
-            let pulled = pull_pass(broker, &mut consumers, &key, permits.len()).await;
-            found += pulled.len();
-            for (message, permit) in pulled.into_iter().zip(permits) {
-                deliver(pass.clone(), held.take(message, permit));
-            }
+        {
+            let passes = open.borrow_and_update();
+            shares.follow(&passes);
+            consumers.retain(|key, _| passes.contains_key(key));
         }
-        if found > 0 {
-            idle.reset();
-            continue;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(idle.wait()) => {}
-            changed = running.changed() => if changed.is_err() { return },
+        let turn = tokio::select! {
+            turn = next_turn(&shares, slots) => turn,
+            changed = open.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
             () = stop.no_more_taking() => return,
+        };
+        let (choice, permits) = turn;
+        let pulled = pull_pass(broker, &mut consumers, &choice.key, permits.len()).await;
+        let pending = pulled.last().and_then(|message| Some(message.info().ok()?.pending));
+        shares.drawn(&choice.key, pulled.len(), pending);
+        for (message, permit) in pulled.into_iter().zip(permits) {
+            let (delivery, charge) = (held.take(message, permit), shares.charge(&choice.key));
+            deliver(Drawn { pass: choice.record.clone(), delivery, charge });
         }
     }
 }
 
-/// What the pass has for us now. A failure is told, and leaves the pass for the next turn.
+/// Waits for room, and for a pass that may have something for it.
+async fn next_turn(shares: &Shares, slots: &Slots) -> (Choice, Vec<OwnedSemaphorePermit>) {
+    loop {
+        let Some(choice) = shares.next(slots.cores as usize) else {
+            tokio::time::sleep(shares.idle_for()).await;
+            continue;
+        };
+        let batch_ids = choice.record.batch_ids;
+        let permit = match choice.ahead {
+            true => slots.one(batch_ids).await,
+            false => slots.one_now(batch_ids).await,
+        };
+        // Others may have been done meanwhile, and it may be another's turn.
+        let Some(now) = shares.next(slots.cores as usize) else { continue };
+        if now.key == choice.key && now.ahead == choice.ahead {
+            let mut permits = vec![permit];
+            slots.more(batch_ids, now.ahead, now.most, &mut permits);
+            return (now, permits);
+        }
+    }
+}
+
+/// What the pass has for us now. A failure is told, and leaves the pass for its next turn.
 async fn pull_pass(
     broker: &Broker,
-    consumers: &mut HashMap<(RunName, u32), PullConsumer>,
-    key: &(RunName, u32),
+    consumers: &mut HashMap<PassKey, PullConsumer>,
+    key: &PassKey,
     most: usize,
 ) -> Vec<Message> {
     let (run, pass) = key;
@@ -148,15 +180,35 @@ async fn pull(consumer: &PullConsumer, most: usize, messages: &mut Vec<Message>)
 mod tests {
     use super::*;
 
+    async fn waits(room: impl Future<Output = OwnedSemaphorePermit>) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), room).await.is_err()
+    }
+
     #[tokio::test]
     async fn permits_before_pull() {
         let slots = Slots::new(4);
         // A large batch occupies every core: one runs, one is ahead, and no third is asked for.
-        let large = slots.several(10_000).await;
+        let mut large = vec![slots.one(10_000).await];
+        slots.more(10_000, true, usize::MAX, &mut large);
         assert_eq!(large.len(), 2);
-        assert!(tokio::time::timeout(Duration::from_millis(20), slots.several(10_000)).await.is_err());
+        assert!(waits(slots.one(10_000)).await);
         drop(large);
         // Batches of one id: one a core and one ahead of each.
-        assert_eq!(slots.several(1).await.len(), 8);
+        let mut small = vec![slots.one(1).await];
+        slots.more(1, true, usize::MAX, &mut small);
+        assert_eq!(small.len(), 8);
+    }
+
+    #[tokio::test]
+    async fn near_the_end_nothing_is_drawn_ahead() {
+        let slots = Slots::new(4);
+        let mut small = vec![slots.one_now(1).await];
+        slots.more(1, false, usize::MAX, &mut small);
+        assert_eq!(small.len(), 4, "one a core");
+        assert!(waits(slots.one_now(1)).await);
+        drop(small);
+        let _running = slots.one_now(10_000).await;
+        assert!(waits(slots.one_now(10_000)).await);
+        assert!(!waits(slots.one(10_000)).await, "another pass may be ahead");
     }
 }

@@ -212,6 +212,30 @@ pub enum Error {
         /// The run.
         run: String,
     },
+    /// Something to be done with a pass that is at its end.
+    #[error("{doing} run `{run}`: its newest pass, {pass}, is {state}")]
+    PassEnded {
+        /// What was to be done.
+        doing: &'static str,
+        /// The run.
+        run: String,
+        /// Its newest pass.
+        pass: u32,
+        /// Where that stands.
+        state: &'static str,
+    },
+    /// A run of which nothing is computed yet.
+    #[error("find a pass of run `{run}`: it has none yet")]
+    NoPass {
+        /// The run.
+        run: String,
+    },
+    /// More ids for a run that was cancelled.
+    #[error("publish run `{run}`: it was cancelled")]
+    Cancelled {
+        /// The run.
+        run: String,
+    },
     /// A replay of dead letters that are none.
     #[error("replay dead letters of run `{run}`: there are none like that")]
     NoDeadLetters {
@@ -363,6 +387,12 @@ impl Error {
             Self::PassOpen { run } => {
                 format!("`status {run} --watch` shows when it is; `verify {run} --repair` helps a pass that does not move")
             }
+            Self::PassEnded { state: "sealed", run, .. } => {
+                format!("`replay {run}` computes it again; `forget {run}` removes it")
+            }
+            Self::PassEnded { run, .. } => format!("`replay {run}` begins another; `forget {run}` removes all of it"),
+            Self::NoPass { .. } => "try again once its first batch is published".into(),
+            Self::Cancelled { run } => format!("`forget {run}` makes the name free; or give the run another with --run"),
             Self::NoDeadLetters { run } => format!("`dead {run}` lists those that there are"),
             Self::Child { .. } => {
                 "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \

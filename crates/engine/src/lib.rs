@@ -23,20 +23,26 @@ pub mod consume;
 pub mod delivery;
 pub mod error;
 pub mod failpoint;
+pub mod hosts;
+pub mod load;
 mod parts;
 pub mod publish;
+mod rate;
 pub mod records;
 pub mod replay;
 pub mod retry;
 pub mod seal;
+mod share;
 #[cfg(test)]
 mod simulation;
 pub mod sink;
 pub mod source;
 pub mod status;
+pub mod steer;
 pub mod stop;
 pub mod store;
 pub mod tables;
+pub mod verdict;
 pub mod verify;
 pub mod work;
 

@@ -29,6 +29,9 @@ const CUT_AHEAD: usize = 8;
 /// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
+/// How often it is looked whether the run was cancelled.
+const CANCEL_LOOK: Duration = Duration::from_secs(1);
+
 /// Ids that a batch has at most unless the user says otherwise.
 const USUAL_BATCH_IDS: u64 = 10_000;
 /// Batches that a run has at least, ids permitting: what a fleet can share.
@@ -45,6 +48,10 @@ pub struct Submission {
     pub survey: Survey,
     /// Ids a batch; `None` takes the existing run's, or the default.
     pub batch_ids: Option<u32>,
+    /// Priority of its first pass; a run that exists keeps its own.
+    pub priority: i8,
+    /// Ids a second that the whole fleet begins at most.
+    pub rate: Option<u32>,
 }
 
 /// How publishing came out.
@@ -96,15 +103,23 @@ pub async fn submit<I: Id>(
     failpoint::pass("produce-after-record");
     if before.is_none() {
         // Workers begin before all is published.
-        open_pass(broker, records, run, &record).await?;
+        open_pass(broker, records, submission, &record).await?;
     }
     let mut tally = Tally::default();
     let lookup = if before.is_some() { Lookup::First } else { Lookup::WhenRefused };
-    publish_batches::<I>(broker, submission, record.batch_ids, lookup, stop, |batch, written| {
-        tally.add(batch, written);
-        progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
-    })
-    .await?;
+    let publishing =
+        publish_batches::<I>(broker, submission, record.batch_ids, lookup, stop, |batch, written| {
+            tally.add(batch, written);
+            progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
+        });
+    tokio::select! {
+        published = publishing => published?,
+        () = cancelled(records, run) => {
+            // What was on its way when the run was cancelled.
+            broker.purge_ids(broker.names().run_ids(run)).await?;
+            return Err(Error::Cancelled { run: run.to_string() });
+        }
+    }
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
@@ -210,14 +225,32 @@ fn described(record: &RunRecord, with_batches: bool) -> String {
 async fn open_pass(
     broker: &Broker,
     records: &Records,
-    run: &RunName,
+    submission: &Submission,
     record: &RunRecord,
 ) -> Result<(), Error> {
-    broker.ensure_work_consumer(run, 1).await?;
-    if records.pass(run, 1).await?.is_none() {
-        records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await?;
+    let Submission { run, priority, rate, .. } = submission;
+    match records.pass(run, 1).await? {
+        Some(entry) if entry.record.state == PassState::Cancelled => {
+            return Err(Error::Cancelled { run: run.to_string() });
+        }
+        Some(_) => return broker.ensure_work_consumer(run, 1).await,
+        None => {}
     }
-    Ok(())
+    broker.ensure_work_consumer(run, 1).await?;
+    let pass =
+        PassRecord { priority: *priority, rate: *rate, ..PassRecord::begin(run, 1, record.batch_ids) };
+    records.create_pass(&pass, run).await.map(drop)
+}
+
+/// Resolves when somebody has cancelled the run.
+async fn cancelled(records: &Records, run: &RunName) {
+    loop {
+        tokio::time::sleep(CANCEL_LOOK).await;
+        let pass = records.pass(run, 1).await;
+        if pass.is_ok_and(|pass| pass.is_some_and(|entry| entry.record.state == PassState::Cancelled)) {
+            return;
+        }
+    }
 }
 
 /// Brings back the passes of a published run that the bucket has forgotten: sealed where ClickHouse says so.

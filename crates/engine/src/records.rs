@@ -6,18 +6,21 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use millstream::names::{Names, RunName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::within;
 use crate::error::{Error, broker};
+use crate::hosts::HostReport;
 use crate::retry::Backoff;
 use crate::tables::Letters;
 
 /// How long the bucket may be without anybody to answer for it.
 const ELECTION: Duration = Duration::from_secs(20);
+/// Records that are read at once.
+const READS: usize = 32;
 /// Pauses between questions meanwhile.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
@@ -110,6 +113,9 @@ pub struct PassRecord {
     /// Ids a second that the whole fleet begins at most.
     #[serde(default)]
     pub rate: Option<u32>,
+    /// Of a cancelled pass: whether its messages are gone.
+    #[serde(default)]
+    pub freed: bool,
 }
 
 impl PassRecord {
@@ -125,6 +131,7 @@ impl PassRecord {
             covers: None,
             priority: 0,
             rate: None,
+            freed: false,
         }
     }
 }
@@ -160,6 +167,8 @@ pub struct Entry<R> {
     pub record: R,
     /// The revision read.
     pub revision: u64,
+    /// When it was written, by the server's clock, in milliseconds since 1970.
+    pub written_ms: u64,
 }
 
 /// Whether a change was made, or somebody else's came first.
@@ -291,7 +300,8 @@ impl Records {
         };
         match entry {
             Some(entry) if entry.operation == Operation::Put => {
-                Ok(Some(Entry { record: parse(key, &entry.value)?, revision: entry.revision }))
+                let written_ms = u64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+                Ok(Some(Entry { record: parse(key, &entry.value)?, revision: entry.revision, written_ms }))
             }
             _ => Ok(None),
         }
@@ -334,8 +344,54 @@ impl Records {
         }
     }
 
-    /// Reads every record whose key matches, in one pass over the bucket's newest values.
+    /// What every process says of itself, by key. Records that this build cannot read are left out.
+    pub(crate) async fn hosts(&self) -> Result<Vec<(String, Entry<HostReport>)>, Error> {
+        let keys = self.keys("host.>").await?;
+        let reads = stream::iter(keys).map(async |key| {
+            let report = self.get::<HostReport>(&key).await;
+            (key, report)
+        });
+        let mut hosts = Vec::new();
+        for (key, report) in reads.buffer_unordered(READS).collect::<Vec<_>>().await {
+            match report {
+                Ok(report) => hosts.extend(report.map(|report| (key, report))),
+                Err(Error::Record { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(hosts)
+    }
+
+    /// Replaces what a process says of itself.
+    pub(crate) async fn put_host(&self, key: &str, report: &HostReport) -> Result<(), Error> {
+        let doing = format!("write record `{key}` to bucket `{}`", self.bucket.name);
+        answer(&doing, self.bucket.put(key, json(report))).await.map(drop)
+    }
+
+    /// Removes what a process said of itself.
+    pub(crate) async fn remove_host(&self, key: &str) -> Result<(), Error> {
+        let doing = format!("remove record `{key}` from bucket `{}`", self.bucket.name);
+        // Not by a marker, as `delete` and `purge` of a bucket leave one, for ever.
+        let subject = format!("{}{key}", self.bucket.prefix);
+        answer(&doing, self.bucket.stream.purge().filter(subject).into_future()).await.map(drop)
+    }
+
+    /// The key under which a process speaks of itself.
+    pub(crate) fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
+        self.names.host_key(role, host, pid)
+    }
+
+    /// Reads every record whose key matches.
     async fn all<R: DeserializeOwned>(&self, keys: &str) -> Result<Vec<R>, Error> {
+        let mut found = Vec::new();
+        for key in self.keys(keys).await? {
+            found.extend(self.get(&key).await?.map(|entry| entry.record));
+        }
+        Ok(found)
+    }
+
+    /// Keys that match. Those of removed records are among them.
+    async fn keys(&self, keys: &str) -> Result<Vec<String>, Error> {
         let doing = format!("list bucket `{}`", self.bucket.name);
         // A watch on an empty bucket never says that it has seen all there is.
         let info =
@@ -344,8 +400,7 @@ impl Records {
         let mut found = Vec::new();
         while let Some(subject) = within(&doing, subjects.next()).await? {
             let (subject, _) = subject.map_err(broker(&doing))?;
-            let key = subject.splitn(3, '.').nth(2).unwrap_or_default();
-            found.extend(self.get(key).await?.map(|entry| entry.record));
+            found.extend(subject.splitn(3, '.').nth(2).map(str::to_owned));
         }
         Ok(found)
     }

@@ -13,13 +13,15 @@ use millstream::names::RunName;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::board::{self, Running};
+use crate::board::{self, Open};
 use crate::broker::Broker;
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::hosts;
 use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
 use crate::replay::take_over;
 use crate::retry::Backoff;
+use crate::steer::free_ids;
 use crate::stop::Stop;
 use crate::store::{Store, Stored};
 use crate::verify::{self, Repair};
@@ -28,6 +30,8 @@ use crate::verify::{self, Repair};
 const LOOK: Duration = Duration::from_millis(200);
 /// How often the rows stream is looked at for what may go.
 const ROOM_EVERY: Duration = Duration::from_secs(2);
+/// How often records of processes that are gone are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How long the watch on records may take to end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// A pass whose workers are done is proven after this long even if sinks are busy: with other passes, perhaps.
@@ -110,10 +114,10 @@ pub async fn seal_passes<I: Id>(
     stop: &Stop,
 ) -> Result<(), Error> {
     let records = broker.records().await?;
-    let running = board::follow(&records, stop).await?;
+    let open = board::follow(&records, stop).await?;
     let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry };
     let mut watches = HashMap::new();
-    let mut next_room = Instant::now();
+    let (mut next_room, mut next_sweep) = (Instant::now(), Instant::now());
     while !stop.taking_stopped() {
         if Instant::now() >= next_room {
             next_room = Instant::now() + ROOM_EVERY;
@@ -121,11 +125,22 @@ pub async fn seal_passes<I: Id>(
                 tracing::warn!(error = full_cause(&error), "no room could be made in the rows stream");
             }
         }
-        let passes: Running = running.borrow().clone();
+        if Instant::now() >= next_sweep {
+            next_sweep = Instant::now() + SWEEP_EVERY;
+            if let Err(error) = hosts::sweep(&sealer.records).await {
+                tracing::debug!(error = full_cause(&error), "records of processes that are gone stay");
+            }
+        }
+        let passes: Open = open.borrow().clone();
         watches.retain(|key, _| passes.contains_key(key));
-        for key in passes.into_keys() {
+        for (key, pass) in passes {
             let watch = watches.entry(key.clone()).or_insert_with(Watch::new);
-            if let Err(error) = sealer.look::<I>(&key.0, key.1, watch).await {
+            let looked = match pass.state {
+                PassState::Running => sealer.look::<I>(&key.0, key.1, watch).await,
+                PassState::Cancelled => sealer.free(&key.0, key.1, watch).await,
+                PassState::Paused | PassState::Sealed => continue,
+            };
+            if let Err(error) = looked {
                 watch.next_try = Instant::now() + AFTER_ERROR;
                 tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), "not sealed yet");
             }
@@ -193,6 +208,27 @@ impl Sealer {
         let repeated_ids =
             if record.may_repeat { self.store.repeated_ids(run.as_str(), pass).await? } else { 0 };
         self.seal(run, entry, &proof, repeated_ids).await
+    }
+
+    /// Removes what the broker holds of a cancelled pass, its rows once they are stored.
+    async fn free(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
+        if Instant::now() < watch.next_try {
+            return Ok(());
+        }
+        let Some(mut entry) = self.records.pass(run, pass).await? else { return Ok(()) };
+        free_ids(&self.broker, run, &entry.record).await?;
+        let Some(sinks) = self.broker.sink_progress().await? else { return Ok(()) };
+        let last = self.broker.last_rows(run, pass).await?;
+        if last.is_some_and(|last| last > sinks.ack_floor.stream_sequence) {
+            watch.set_back();
+            return Ok(());
+        }
+        self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
+        entry.record.freed = true;
+        if self.records.update_pass(&entry, run).await? == Change::Made {
+            tracing::info!(%run, pass, "cancelled, and its messages are gone");
+        }
+        Ok(())
     }
 
     /// Has computed again what can be, and says what a person has to do about the rest.
@@ -286,7 +322,7 @@ impl Sealer {
         repeated_ids: u64,
     ) -> Result<(), Error> {
         let (Proof { published, stored }, pass) = (proof, entry.record.pass);
-        if entry.record.state == PassState::Sealed {
+        if entry.record.state != PassState::Running {
             return Ok(());
         }
         let sealed = Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms() };

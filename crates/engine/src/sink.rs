@@ -23,6 +23,9 @@ use crate::aside::set_aside;
 use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, Source};
+use crate::hosts::{self, Doing};
+use crate::load::{Phases, Recent};
+use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use crate::store::{Portion, Store};
@@ -118,7 +121,12 @@ struct Sink {
     /// Tells this process's inserts from those of other sinks and earlier starts.
     name: String,
     attempts: AtomicU64,
+    phases: Phases<3>,
 }
+
+/// What a sink does at a moment, by the place among its phases; 0 is to wait for rows.
+const ASKING: usize = 1;
+const INSERTING: usize = 2;
 
 /// Sinks until told to stop, and without waiting for a group to fill whenever `hurry` says that no more is coming, then lands what it holds within the plan's deadline and hands back the rest.
 ///
@@ -153,8 +161,10 @@ pub async fn sink(
             crate::records::now_ms()
         ),
         attempts: AtomicU64::new(0),
+        phases: Phases::new(),
         plan,
     });
+    sink.tell(broker.records().await?);
     tracing::info!("sinking");
     sink.gather(consumer).await;
     tracing::info!(held = sink.held.count(), "taking no more rows, landing what is held");
@@ -164,6 +174,22 @@ pub async fn sink(
 }
 
 impl Sink {
+    /// Keeps the fleet told of what this process does.
+    fn tell(self: &Arc<Self>, records: Records) {
+        let (this, stop) = (self.clone(), self.stop.clone());
+        self.stop.spawn(async move {
+            let (mut recent, mut rows) = (Recent::new(), Recent::new());
+            let look = || {
+                let seconds = this.phases.seconds();
+                let stored = this.counts.rows.load(Ordering::Relaxed) as f64;
+                let ([more], within) = rows.note([stored]);
+                let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
+                Doing::Sink { recent, total, rows_per_second: more / within }
+            };
+            hosts::report(&records, &stop, look).await;
+        });
+    }
+
     async fn gather(self: &Arc<Self>, mut consumer: PullConsumer) {
         let budget = Arc::new(Semaphore::new(self.plan.held_bytes));
         let mut groups: HashMap<PassKey, Group> = HashMap::new();

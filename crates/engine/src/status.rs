@@ -5,9 +5,11 @@ use serde::Serialize;
 
 use crate::broker::Broker;
 use crate::error::Error;
+use crate::hosts::{self, HostReport};
 use crate::records::{PassRecord, PassState, Records, RunRecord, now_ms};
 use crate::store::Store;
 use crate::tables::Letters;
+use crate::verdict::{Scene, Span, Verdict, verdict};
 
 /// A run and its newest pass at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,15 +38,34 @@ pub struct Status {
     pub redelivered: u64,
     /// Computed batches, of all runs, that sinks have not stored yet.
     pub to_store: u64,
+    /// Rows of all runs that sinks have not stored yet, about: from the number of messages and the size of this run's
+    /// batches.
+    pub lag_rows: u64,
+    /// Bytes of them in the rows stream, about: from the mean size of its messages.
+    pub lag_bytes: u64,
     /// Rows stored a second on average since the pass began.
     pub ids_per_second: f64,
-    /// Seconds that the rest takes at that rate; `null` while nothing is done.
+    /// Ids computed a second by all hosts over the last seconds.
+    pub ids_per_second_now: f64,
+    /// Seconds that the rest takes at the average rate; `null` while nothing is done.
     pub eta_seconds: Option<f64>,
+    /// The same at the faster and at the slower of both rates.
+    pub eta_range_seconds: Option<(f64, f64)>,
     /// Seconds since the pass began, or that it took.
     pub seconds: f64,
+    /// Seconds since the oldest batch that a worker holds has arrived there; `null` where none is held.
+    pub oldest_batch_seconds: Option<f64>,
+    /// Each step doubles the run's share of the cores.
+    pub priority: i8,
+    /// Ids a second that the whole fleet begins at most.
+    pub rate: Option<u32>,
+    /// Processes that work for this pipeline now.
+    pub hosts: Vec<HostReport>,
+    /// What limits the run; `null` where nothing is computed.
+    pub verdict: Option<Verdict>,
 }
 
-/// Reads a run's status. Costs a few requests, however large the run.
+/// Reads a run's status. Costs a few requests, however large the run, and one for each process that works.
 ///
 /// # Errors
 /// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
@@ -54,24 +75,47 @@ pub async fn status(
     store: &Store,
     run: &RunName,
 ) -> Result<Status, Error> {
-    let record = records.known_run(run).await?.record;
-    let pass = records.newest_pass(run).await?.map(|entry| entry.record);
+    let (record, pass, sinks, hosts, stream) = tokio::try_join!(
+        records.known_run(run),
+        records.newest_pass(run),
+        broker.sink_progress(),
+        hosts::alive(records),
+        broker.rows_stream_size(),
+    )?;
+    let (record, pass) = (record.record, pass.map(|entry| entry.record));
     let number = pass.as_ref().map_or(1, |pass| pass.pass);
-    let workers = broker.work_progress(run, number).await?;
-    let sinks = broker.sink_progress().await?;
     let mut status = begin(&record, pass.as_ref());
+    let unsealed = pass.as_ref().is_none_or(|pass| pass.sealed.is_none());
+    let workers = broker.work_progress(run, number);
+    let (workers, stored) = match unsealed {
+        true => {
+            let letters = Letters::default();
+            let rows = store.raw_rows(run.as_str(), number);
+            let dead = store.dead_rows(run.as_str(), number, &letters);
+            let (workers, rows, dead) = tokio::try_join!(workers, rows, dead)?;
+            (workers, Some((rows, dead)))
+        }
+        false => (workers.await?, None),
+    };
     if let Some(info) = workers {
         status.in_flight = info.num_ack_pending as u64;
         status.pending = info.num_pending;
         status.redelivered = info.num_redelivered as u64;
     }
     status.to_store = sinks.map_or(0, |info| info.num_pending + info.num_ack_pending as u64);
-    if pass.as_ref().is_none_or(|pass| pass.sealed.is_none()) {
+    if let Some((rows, dead)) = stored {
         // Raw duplicates, which only FINAL would fold, must not show as more than all.
-        status.done = store.raw_rows(run.as_str(), number).await?.min(status.ids);
-        status.dead = store.dead_rows(run.as_str(), number, &Letters::default()).await?;
+        status.done = rows.min(status.ids);
+        status.dead = dead;
     }
+    status.lag_rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
+    status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
+    status.hosts = hosts;
+    status.look_at_hosts();
     status.rate();
+    if ["publishing", "running"].contains(&status.state) {
+        status.verdict = Some(verdict(&status.hosts, &status.run, Span::Recent, &status.scene()));
+    }
     Ok(status)
 }
 
@@ -84,11 +128,7 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
     Status {
         run: record.run.clone(),
         pass: pass.map_or(1, |pass| pass.pass),
-        state: match (published, pass.map(|pass| pass.state)) {
-            (_, Some(PassState::Sealed)) => "sealed",
-            (None, _) => "publishing",
-            (Some(_), _) => "running",
-        },
+        state: state_of(record, pass),
         source: record.source.clone(),
         batches: published
             .map_or(expected.div_ceil(u64::from(record.batch_ids)), |published| u64::from(published.batches)),
@@ -99,18 +139,73 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         pending: 0,
         redelivered: 0,
         to_store: 0,
+        lag_rows: 0,
+        lag_bytes: 0,
         ids_per_second: 0.0,
+        ids_per_second_now: 0.0,
         eta_seconds: None,
+        eta_range_seconds: None,
         seconds: ended.saturating_sub(started) as f64 / 1000.0,
+        oldest_batch_seconds: None,
+        priority: pass.map_or(0, |pass| pass.priority),
+        rate: pass.and_then(|pass| pass.rate),
+        hosts: Vec::new(),
+        verdict: None,
+    }
+}
+
+/// The state of a run in a word: that of its newest pass, and `publishing` while not all of it is there.
+pub fn state_of(run: &RunRecord, pass: Option<&PassRecord>) -> &'static str {
+    match (&run.published, pass.map_or(PassState::Running, |pass| pass.state)) {
+        (None, PassState::Running) => "publishing",
+        (_, state) => state.word(),
     }
 }
 
 impl Status {
     fn rate(&mut self) {
-        if self.done > 0 && self.seconds > 0.0 {
-            self.ids_per_second = self.done as f64 / self.seconds;
-            let left = self.ids.saturating_sub(self.done) as f64;
-            self.eta_seconds = Some(if self.state == "sealed" { 0.0 } else { left / self.ids_per_second });
+        if self.done == 0 || self.seconds <= 0.0 {
+            return;
+        }
+        self.ids_per_second = self.done as f64 / self.seconds;
+        if self.state == "sealed" {
+            (self.eta_seconds, self.eta_range_seconds) = (Some(0.0), Some((0.0, 0.0)));
+            return;
+        }
+        let left = self.ids.saturating_sub(self.done) as f64;
+        let average = left / self.ids_per_second;
+        self.eta_seconds = Some(average);
+        let now = if self.ids_per_second_now > 0.0 { left / self.ids_per_second_now } else { average };
+        self.eta_range_seconds = Some((average.min(now), average.max(now)));
+    }
+
+    /// Whether nothing more will happen to it by itself.
+    pub fn is_over(&self) -> bool {
+        ["sealed", "cancelled"].contains(&self.state)
+    }
+
+    /// What hosts do for this run.
+    fn look_at_hosts(&mut self) {
+        let (run, pass) = (&self.run, self.pass);
+        let shares = self.hosts.iter().filter_map(|host| host.share_of(run, pass));
+        let (mut now, mut oldest) = (0.0, None);
+        for share in shares {
+            now += share.ids_per_second;
+            if share.held > 0 {
+                oldest = Some(share.oldest_seconds.max(oldest.unwrap_or(0.0)));
+            }
+        }
+        (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
+    }
+
+    /// What the verdict has to know of it.
+    pub fn scene(&self) -> Scene {
+        Scene {
+            publishing: self.state == "publishing",
+            ended: self.state == "sealed",
+            pending: self.pending,
+            in_flight: self.in_flight,
+            rows_to_store: self.lag_rows,
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct Report {
     pub digest_matches: bool,
     /// Whether the pass is sealed.
     pub sealed: bool,
+    /// Where the pass stands, in a word.
+    pub state: &'static str,
     /// Whether everything is there, once.
     pub complete: bool,
     /// The first of the missing batches.
@@ -205,7 +207,8 @@ async fn examine<I: Id>(
         dead: stored.dead,
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
         digest_matches: published.is_some_and(|published| published.digest == stored.digest),
-        sealed: pass.is_some_and(|pass| pass.state == PassState::Sealed),
+        sealed: pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed),
+        state: pass.as_ref().map_or(PassState::Running, |pass| pass.state).word(),
         complete,
         missing: walk.missing.first,
         short: walk.short.first,
@@ -300,9 +303,9 @@ pub async fn heal<I: Id>(
     pass: u32,
 ) -> Result<Repair, Error> {
     let entry = records.pass(run, pass).await?;
-    let sealed = entry.as_ref().is_some_and(|entry| entry.record.state == PassState::Sealed);
+    let state = entry.as_ref().map_or(PassState::Running, |entry| entry.record.state);
     // Before the walk over all that is stored, which costs more than the question.
-    if let Some(busy) = under_way(broker, run, pass, sealed).await? {
+    if let Some(busy) = under_way(broker, run, pass, state.word()).await? {
         return Ok(Repair { busy: Some(busy), ..Repair::default() });
     }
     let report = examine::<I>(broker, records, store, run, entry).await?;
@@ -332,7 +335,7 @@ pub async fn repair(
     if !report.published {
         return Ok(repair);
     }
-    if let Some(busy) = under_way(broker, &run, report.pass, report.sealed).await? {
+    if let Some(busy) = under_way(broker, &run, report.pass, report.state).await? {
         return Ok(Repair { busy: Some(busy), ..repair });
     }
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
@@ -352,10 +355,13 @@ pub async fn repair(
 }
 
 /// What still has to come to rest before something counts as lost.
-async fn under_way(broker: &Broker, run: &RunName, pass: u32, sealed: bool) -> Result<Option<String>, Error> {
+async fn under_way(broker: &Broker, run: &RunName, pass: u32, state: &str) -> Result<Option<String>, Error> {
     let open = |info: &async_nats::jetstream::consumer::Info| info.num_pending + info.num_ack_pending as u64;
+    if [PassState::Paused, PassState::Cancelled].map(PassState::word).contains(&state) {
+        return Ok(Some(format!("the pass is {state}")));
+    }
     // Nobody draws from what is left of a sealed pass's consumer.
-    if !sealed {
+    if state != PassState::Sealed.word() {
         let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
         if computing > 0 {
             return Ok(Some(format!("{computing} batches are still to be computed")));

@@ -1,31 +1,40 @@
 //! A worker host: takes batches, has them computed, publishes their rows, acks.
+//!
+//! A batch whose pass is cancelled meanwhile is given up at once, one whose pass is paused a little later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids};
 use millstream::schema::ColumnType;
 use millstream::{Limits, Pipeline};
 
+use tokio::sync::{Semaphore, watch};
+
 use crate::aside::set_aside;
-use crate::board;
-use crate::broker::Broker;
-use crate::compute::{BatchKey, Computed, Cores, Place, blank_of};
-use crate::consume::{Slots, consume};
+use crate::board::{self, Open};
+use crate::broker::{Broker, host_name};
+use crate::compute::{BatchKey, Computed, Cores, Place, Spent, blank_of};
+use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::hosts::{self, Doing};
+use crate::load::{CoreTimes, Recent, SAMPLE, WorkLoad};
 use crate::parts;
-use crate::records::PassRecord;
+use crate::rate::Rates;
+use crate::records::{PassRecord, PassState, Records};
 use crate::retry::Backoff;
+use crate::share::PassKey;
 use crate::stop::Stop;
-use tokio::sync::Semaphore;
 
 /// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
 const SUSPECT: i64 = 3;
 /// Batches that may wait at once to try ids again: each keeps its computed rows.
 const WAITING: usize = 16;
+/// What is computed of a pass when it is paused may be finished within this, which most batches are.
+const PAUSE_GRACE: Duration = Duration::from_secs(2);
 /// A batch that cannot be computed now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
@@ -73,6 +82,9 @@ struct Worker<P: Pipeline> {
     waiting: Semaphore,
     broker: Broker,
     counts: Arc<WorkCounts>,
+    load: Arc<WorkLoad>,
+    rates: Arc<Rates>,
+    open: watch::Receiver<Open>,
     stop: Stop,
 }
 
@@ -88,9 +100,12 @@ pub async fn work<P: Pipeline>(
     counts: Arc<WorkCounts>,
     stop: &Stop,
 ) -> Result<(), Error> {
-    let running = board::follow(&broker.records().await?, stop).await?;
+    let records = broker.records().await?;
+    let open = board::follow(&records, stop).await?;
     let WorkPlan { threads, place, limits, .. } = plan.clone();
-    let cores = Cores::start(pipeline, columns, threads, place, limits, counts.clone())?;
+    let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
+    let cores = Cores::start(pipeline, columns, threads, place, limits, counts.clone(), load.clone())?;
+    tell(records, open.clone(), load.clone(), rates.clone(), stop);
     let held = Held::start(broker.clone(), stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     let worker = Arc::new(Worker {
@@ -101,12 +116,15 @@ pub async fn work<P: Pipeline>(
         waiting,
         broker: broker.clone(),
         counts,
+        load,
+        rates,
+        open: open.clone(),
         stop: stop.clone(),
     });
     tracing::info!(threads = plan.threads, "working");
-    consume(broker, running, &slots, &held, stop, |pass, delivery| {
+    consume(broker, open, &slots, &held, stop, |drawn| {
         let worker = worker.clone();
-        stop.spawn(async move { worker.handle(&pass, delivery).await });
+        stop.spawn(async move { worker.handle(drawn).await });
     })
     .await;
     tracing::info!(held = held.count(), "taking no more batches, finishing what is held");
@@ -115,13 +133,66 @@ pub async fn work<P: Pipeline>(
     Ok(())
 }
 
+/// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
+fn tell(
+    records: Records,
+    open: watch::Receiver<Open>,
+    load: Arc<WorkLoad>,
+    rates: Arc<Rates>,
+    stop: &Stop,
+) {
+    let (sampling, stopping) = (load.clone(), stop.clone());
+    stop.spawn(async move {
+        while !stopping.taking_stopped() {
+            sampling.sample();
+            tokio::select! {
+                () = tokio::time::sleep(SAMPLE) => {}
+                () = stopping.no_more_taking() => {}
+            }
+        }
+    });
+    let own = (records.host_key("work", &host_name(), std::process::id()), load.cores());
+    let (followed, passes, stopping) = (records.clone(), open.clone(), stop.clone());
+    stop.spawn(async move {
+        let limited = || {
+            let passes = passes.borrow();
+            rates.retain(|key| passes.contains_key(key));
+            passes.values().any(|pass| pass.rate.is_some())
+        };
+        rates.follow(&followed, own, limited, &stopping).await;
+    });
+    let (begun, stopping) = (Instant::now(), stop.clone());
+    stop.spawn(async move {
+        let mut recent = Recent::new();
+        let look = || {
+            let sums = load.sums(begun.elapsed());
+            let runs = load.shares(&open.borrow());
+            let (total, recent) = (CoreTimes::from(sums), CoreTimes::from(recent.note(sums).0));
+            Doing::Work { cores: load.cores(), recent, total, runs }
+        };
+        hosts::report(&records, &stopping, look).await;
+    });
+}
+
 impl<P: Pipeline> Worker<P> {
     /// Ends the delivery: with an ack once the rows are stored, else with a nak that says when to come again.
-    async fn handle(&self, pass: &PassRecord, mut delivery: Delivery) {
+    async fn handle(&self, drawn: Drawn) {
+        let Drawn { pass, mut delivery, charge } = drawn;
         if delivery.deliveries() > 1 {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
-        match self.process(pass, &mut delivery).await {
+        let outcome = match self.read(&pass, &delivery) {
+            Ok((key, ids)) => {
+                let in_hand = self.load.take(&(key.run.clone(), key.pass));
+                let outcome = self.process(&pass, &key, ids, &mut delivery).await;
+                outcome.map(|spent| {
+                    charge.settle(spent, key.ids);
+                    in_hand.done(key.ids);
+                })
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
             Ok(()) => {
                 failpoint::pass("work-before-ack");
                 delivery.ack().await;
@@ -147,15 +218,52 @@ impl<P: Pipeline> Worker<P> {
         }
     }
 
-    async fn process(&self, pass: &PassRecord, delivery: &mut Delivery) -> Result<(), Error> {
-        let (key, ids) = self.read(pass, delivery)?;
+    /// What it took of the cores.
+    async fn process(
+        &self,
+        pass: &PassRecord,
+        key: &BatchKey,
+        ids: Vec<P::Id>,
+        delivery: &mut Delivery,
+    ) -> Result<Spent, Error> {
         failpoint::pass("work-before-compute");
         let computed = tokio::select! {
-            computed = self.compute(&key, ids, delivery) => computed?,
+            computed = self.compute(pass, key, ids, delivery) => computed?,
             () = self.stop.given_up() => return Err(Error::Stopped),
+            () = self.unwanted(key) => return Err(Error::Stopped),
         };
         failpoint::pass("work-before-publish");
-        self.publish(&key, computed).await
+        let spent = computed.spent;
+        let _publishing = self.load.publishing();
+        self.publish(key, computed).await?;
+        Ok(spent)
+    }
+
+    /// Resolves when the pass is not to be computed any further.
+    async fn unwanted(&self, key: &BatchKey) {
+        let (mut open, pass): (_, PassKey) = (self.open.clone(), (key.run.clone(), key.pass));
+        let state = |open: &Open| open.get(&pass).map(|pass| pass.state);
+        loop {
+            let known = state(&open.borrow_and_update());
+            match known {
+                Some(PassState::Running) => {}
+                Some(PassState::Paused) => {
+                    let resumed = async {
+                        open.wait_for(|open| state(open) != Some(PassState::Paused)).await.map(drop)
+                    };
+                    match tokio::time::timeout(PAUSE_GRACE, resumed).await {
+                        Ok(Ok(_)) => continue,
+                        // Nothing is said any more once taking stops: what is held is finished then.
+                        Ok(Err(_)) => return std::future::pending().await,
+                        Err(_) => return,
+                    }
+                }
+                None | Some(PassState::Cancelled | PassState::Sealed) => return,
+            }
+            if open.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<(BatchKey, Vec<P::Id>), Error> {
@@ -177,6 +285,7 @@ impl<P: Pipeline> Worker<P> {
     /// Computes all ids; those that ask for another attempt get it after a pause.
     async fn compute(
         &self,
+        pass: &PassRecord,
         key: &BatchKey,
         ids: Vec<P::Id>,
         delivery: &mut Delivery,
@@ -187,7 +296,10 @@ impl<P: Pipeline> Worker<P> {
         let mut left = ids;
         for attempt in 1.. {
             let last = attempt == self.limits.attempts;
-            whole.append(self.cores.compute(key, left, last, suspect).await?);
+            match pass.rate {
+                None => whole.append(self.grind(key, left, last, suspect).await?),
+                Some(_) => self.grind_slowly(key, left, (last, suspect), &mut whole, delivery).await?,
+            }
             left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
             // Those of a pool that died come before those that were computed alone.
             left.sort_unstable();
@@ -198,6 +310,45 @@ impl<P: Pipeline> Worker<P> {
             self.wait(pause.wait(), left.len() as u32, delivery).await?;
         }
         Ok(whole)
+    }
+
+    async fn grind(
+        &self,
+        key: &BatchKey,
+        ids: Vec<P::Id>,
+        last: bool,
+        suspect: bool,
+    ) -> Result<Computed<P::Id>, Error> {
+        let _computing = self.load.computing(ids.len() as u32);
+        self.cores.compute(key, ids, last, suspect).await
+    }
+
+    /// Computes ids as their run's rate allows, and holds no core in between. The rate may change meanwhile.
+    async fn grind_slowly(
+        &self,
+        key: &BatchKey,
+        mut ids: Vec<P::Id>,
+        (last, suspect): (bool, bool),
+        whole: &mut Computed<P::Id>,
+        delivery: &mut Delivery,
+    ) -> Result<(), Error> {
+        let pass = (key.run.clone(), key.pass);
+        while !ids.is_empty() {
+            let rate = self.open.borrow().get(&pass).and_then(|pass| pass.rate);
+            let some = match rate {
+                None => ids.len(),
+                Some(rate) => {
+                    let _paced = self.load.paced();
+                    delivery.hold(None);
+                    self.rates.admit(&pass, rate, ids.len(), &self.stop).await?
+                }
+            };
+            delivery.hold(Some(self.slots.one(some as u32).await));
+            let rest = ids.split_off(some);
+            whole.append(self.grind(key, ids, last, suspect).await?);
+            ids = rest;
+        }
+        Ok(())
     }
 
     /// Waits without holding a core, where there is a seat; the room is taken again before it goes on.

@@ -192,6 +192,13 @@ impl Names {
         format!("pass.{run}.*")
     }
 
+    /// The key under which a process of a host says what it does. Of the host's name, what a key may not hold is left out.
+    pub fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
+        let host: String =
+            host.chars().filter(|symbol| symbol.is_ascii_alphanumeric() || *symbol == '-').collect();
+        format!("host.{role}.{host}-{pid}")
+    }
+
     /// Where it is announced that a pass is sealed.
     pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
         format!("{}.sealed.{run}.{pass}", self.pipeline)

@@ -55,8 +55,9 @@ pub(super) async fn publish<P: Pipeline>(
     stop: &Stop,
     progress: impl Fn(Progress),
 ) -> Result<Submitted, Error> {
-    let (run, batch_ids) = (words.run.clone(), words.batch_ids);
-    let submission = Submission { run, input: ids.input.clone(), survey: ids.survey.clone(), batch_ids };
+    let Words { run, batch_ids, priority, rate, .. } = words.clone();
+    let (input, survey) = (ids.input.clone(), ids.survey.clone());
+    let submission = Submission { run, input, survey, batch_ids, priority, rate };
     submit::<P::Id>(&session.broker, &session.records, &session.store, &submission, stop, progress).await
 }
 

@@ -1,7 +1,8 @@
 //! `runs`: all runs, a line each.
 
 use millstream::Pipeline;
-use millstream_engine::records::{PassState, RunRecord};
+use millstream_engine::records::RunRecord;
+use millstream_engine::status::state_of;
 use serde_json::json;
 
 use super::Context;
@@ -29,11 +30,7 @@ pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> an
                 .iter()
                 .map(|run| {
                     let pass = newest(run);
-                    let state = match (&run.published, pass.map(|pass| pass.state)) {
-                        (_, Some(PassState::Sealed)) => "sealed",
-                        (None, _) => "publishing",
-                        (Some(_), _) => "running",
-                    };
+                    let state = state_of(run, pass);
                     let ids = run
                         .published
                         .as_ref()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use millstream::Pipeline;
 use millstream::names::RunName;
+use millstream_engine::hosts::{Doing, HostReport};
 use millstream_engine::status::{Status, status as read_status};
 
 use super::{Context, run_name};
@@ -29,7 +30,7 @@ pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs)
             let mut line = context.progress.run();
             loop {
                 let status = read_status(&session.broker, &session.records, &session.store, &run).await?;
-                let ended = status.state == "sealed" || !args.watch;
+                let ended = status.is_over() || !args.watch;
                 if args.json {
                     show::json(&status);
                 } else if args.watch && !ended && std::io::stderr().is_terminal() {
@@ -60,22 +61,86 @@ fn no_runs() -> anyhow::Error {
 fn told(status: &Status) -> String {
     let Status { run, pass, state, source, .. } = status;
     let number = show::grouped;
-    let eta = match (*state, status.eta_seconds) {
+    let mut lines = vec![
+        format!("run       {run} (pass {pass}), {source}"),
+        format!("state     {state}{}", settings(status)),
+        format!(
+            "ids       {} of {} stored, {} dead",
+            number(status.done),
+            number(status.ids),
+            number(status.dead)
+        ),
+        format!(
+            "batches   {} in all, {} pending, {} in flight, {} redelivered{}",
+            number(status.batches),
+            number(status.pending),
+            number(status.in_flight),
+            number(status.redelivered),
+            status.oldest_batch_seconds.map_or_else(String::new, |age| format!(", the oldest for {}", show::duration(age))),
+        ),
+        format!(
+            "to store  {} batches of all runs, about {} rows in {} MB",
+            number(status.to_store),
+            number(status.lag_rows),
+            number(status.lag_bytes.div_ceil(1_000_000))
+        ),
+        format!(
+            "rate      {} ids/s on average, {} now, {}",
+            number(status.ids_per_second as u64),
+            number(status.ids_per_second_now as u64),
+            eta(status)
+        ),
+    ];
+    let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
+    if !hosts.is_empty() {
+        lines.push(String::new());
+        lines.push(show::table(&["host", "role", "cores", "busy", "ids/s", "share", "batches"], &hosts));
+    }
+    if let Some(verdict) = &status.verdict {
+        lines.push(String::new());
+        lines.push(verdict.text.replace("RUN", run));
+    }
+    lines.join("\n")
+}
+
+/// What a person has set, where it is not the usual.
+fn settings(status: &Status) -> String {
+    let priority = (status.priority != 0).then(|| format!(", priority {}", status.priority));
+    let rate = status.rate.map(|rate| format!(", at most {} ids/s", show::grouped(rate.into())));
+    format!("{}{}", priority.unwrap_or_default(), rate.unwrap_or_default())
+}
+
+fn eta(status: &Status) -> String {
+    match (status.state, status.eta_range_seconds) {
         ("sealed", _) => format!("took {}", show::duration(status.seconds)),
-        (_, Some(seconds)) => format!("ETA {}", show::duration(seconds)),
+        ("paused" | "cancelled", _) => "no ETA".to_owned(),
+        (_, Some((fast, slow))) if show::duration(fast) == show::duration(slow) => {
+            format!("ETA {}", show::duration(fast))
+        }
+        (_, Some((fast, slow))) => format!("ETA {} to {}", show::duration(fast), show::duration(slow)),
         (_, None) => "ETA unknown".to_owned(),
+    }
+}
+
+/// One process in the table of hosts; its share is that of the ids which are computed of this run now.
+fn host_cells(host: &HostReport, status: &Status) -> Vec<String> {
+    let percent = |part: f64, of: f64| format!("{:.0} %", 100.0 * part / of.max(f64::MIN_POSITIVE));
+    let none = || "-".to_owned();
+    let share = host.share_of(&status.run, status.pass);
+    let (role, cores, busy) = match &host.doing {
+        Doing::Work { cores, recent, .. } => {
+            ("work", cores.to_string(), percent(recent.computing + recent.encoding, recent.all))
+        }
+        Doing::Sink { recent, .. } => ("sink", none(), percent(recent.inserting + recent.asking, recent.all)),
+        Doing::Produce { recent, .. } => ("produce", none(), percent(recent.waiting_for_broker, recent.all)),
     };
-    format!(
-        "run       {run} (pass {pass}), {source}\nstate     {state}\nids       {} of {} stored, {} dead\n\
-         batches   {} in all, {} pending, {} in flight, {} redelivered, {} to be stored\nrate      {} ids/s, {eta}",
-        number(status.done),
-        number(status.ids),
-        number(status.dead),
-        number(status.batches),
-        number(status.pending),
-        number(status.in_flight),
-        number(status.redelivered),
-        number(status.to_store),
-        number(status.ids_per_second as u64),
-    )
+    vec![
+        format!("{} ({})", host.host, host.pid),
+        role.to_owned(),
+        cores,
+        busy,
+        share.map_or_else(none, |share| show::grouped(share.ids_per_second as u64)),
+        share.map_or_else(none, |share| percent(share.ids_per_second, status.ids_per_second_now)),
+        share.map_or_else(none, |share| share.held.to_string()),
+    ]
 }

@@ -81,6 +81,15 @@ impl Broker {
         self.purge(self.names.rows_stream(), filter).await
     }
 
+    /// Messages and bytes of the rows stream.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rows_stream_size(&self) -> Result<(u64, u64), Error> {
+        let info = self.stream_info(&self.names.rows_stream()).await?;
+        Ok(info.map_or((0, 0), |info| (info.state.messages, info.state.bytes)))
+    }
+
     /// Once the rows stream is more than half full, removes what sinks have acked: without it, a run whose rows are more
     /// than the stream holds would never end. What a worker stores again afterwards, sinks find stored in ClickHouse.
     ///

@@ -153,7 +153,9 @@ impl<P: Pipeline> Alone<P> {
                 Some(child) => child,
                 None => self.start().await?,
             };
+            let begun = Instant::now();
             let (answered, end) = self.grind(&mut child, key, ids, &mut part).await;
+            part.computed.spent.computing += begun.elapsed();
             ids = &ids[answered..];
             let reason = match end {
                 End::Done => {

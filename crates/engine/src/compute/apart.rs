@@ -13,14 +13,15 @@ use bytes::Bytes;
 use millstream::{Limits, Pipeline};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::alone::{check_hello, resident, start_child};
 use super::frames::Frames;
-use super::order::{self, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode_order};
-use super::{BatchKey, Computed, Piece, whole};
+use super::order::{self, CALL_OFF, LOOKS, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode, encode_order};
+use super::{BatchKey, Computed, Piece, Spent, whole};
 use crate::error::Error;
+use crate::load::Load;
 use crate::work::WorkCounts;
 
 /// How often the process's memory is looked at.
@@ -49,12 +50,32 @@ struct Order<I> {
 /// What the worker waits for; `None` once the process has died.
 struct Shared<I> {
     orders: Mutex<Option<HashMap<u64, Order<I>>>>,
+    /// Orders that nobody waits for any more, to be told to the process.
+    off: Mutex<Vec<u64>>,
+    call_off: Notify,
     counts: Arc<WorkCounts>,
+    load: Load,
+}
+
+/// Calls an order off when it is dropped, unless it is answered.
+struct Waiting<I> {
+    number: u64,
+    shared: Arc<Shared<I>>,
+}
+
+impl<I> Drop for Waiting<I> {
+    fn drop(&mut self) {
+        let mut open = self.shared.open();
+        if open.as_mut().and_then(|orders| orders.remove(&self.number)).is_some() {
+            self.shared.off.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+            self.shared.call_off.notify_one();
+        }
+    }
 }
 
 struct Live<I> {
     shared: Arc<Shared<I>>,
-    sender: mpsc::Sender<Vec<u8>>,
+    sender: mpsc::Sender<(u64, Vec<u8>)>,
     /// Reading and writing end with this value, and the process with them.
     _pipes: JoinSet<()>,
 }
@@ -72,14 +93,21 @@ pub(super) struct Apart<P: Pipeline> {
     threads: usize,
     limits: Limits,
     counts: Arc<WorkCounts>,
+    load: Load,
     live: tokio::sync::Mutex<Option<Live<P::Id>>>,
     orders: AtomicU64,
 }
 
 impl<P: Pipeline> Apart<P> {
-    pub fn new(program: PathBuf, threads: usize, limits: Limits, counts: Arc<WorkCounts>) -> Self {
+    pub fn new(
+        program: PathBuf,
+        threads: usize,
+        limits: Limits,
+        counts: Arc<WorkCounts>,
+        load: Load,
+    ) -> Self {
         let live = tokio::sync::Mutex::default();
-        Self { program, threads, limits, counts, live, orders: AtomicU64::new(0) }
+        Self { program, threads, limits, counts, load, live, orders: AtomicU64::new(0) }
     }
 
     pub async fn compute(&self, key: &BatchKey, ids: Vec<P::Id>, last: bool) -> Result<Ground<P::Id>, Error> {
@@ -87,14 +115,18 @@ impl<P: Pipeline> Apart<P> {
         let frame = encode_order(number, key, &ids, last);
         let (answer, answered) = oneshot::channel();
         let order = Order { key: key.clone(), ids, pieces: Vec::new(), covered: 0, answer };
-        let sender = self.place(number, order).await?;
+        let (_waiting, sender) = self.place(number, order).await?;
         // A process that has just died takes nothing any more; its reader says so to everybody who waits.
-        let _died = sender.send(frame).await;
+        let _died = sender.send((number, frame)).await;
         answered.await.map_err(|_| Error::Stopped)
     }
 
     /// Hands the order to the process that lives, or to a new one.
-    async fn place(&self, number: u64, order: Order<P::Id>) -> Result<mpsc::Sender<Vec<u8>>, Error> {
+    async fn place(
+        &self,
+        number: u64,
+        order: Order<P::Id>,
+    ) -> Result<(Waiting<P::Id>, mpsc::Sender<(u64, Vec<u8>)>), Error> {
         let mut live = self.live.lock().await;
         if live.as_ref().is_none_or(|live| live.shared.open().is_none()) {
             *live = Some(self.start().await?);
@@ -108,7 +140,7 @@ impl<P: Pipeline> Apart<P> {
                 let _gone = order.answer.send(left);
             }
         }
-        Ok(there.sender.clone())
+        Ok((Waiting { number, shared: there.shared.clone() }, there.sender.clone()))
     }
 
     async fn start(&self) -> Result<Live<P::Id>, Error> {
@@ -123,18 +155,36 @@ impl<P: Pipeline> Apart<P> {
         check_hello::<P, _>(&self.program, &mut frames).await?;
         let room = self.limits.memory.map(|bytes| bytes.saturating_mul(self.threads as u64));
         let most = room.unwrap_or_else(host_memory).saturating_add(resident(&child).unwrap_or(0));
-        let shared =
-            Arc::new(Shared { orders: Mutex::new(Some(HashMap::new())), counts: self.counts.clone() });
+        let shared = Arc::new(Shared {
+            orders: Mutex::new(Some(HashMap::new())),
+            off: Mutex::default(),
+            call_off: Notify::new(),
+            counts: self.counts.clone(),
+            load: self.load.clone(),
+        });
         let (sender, outgoing) = mpsc::channel(SENDING);
         let mut pipes = JoinSet::new();
-        pipes.spawn(write(stdin, outgoing));
+        pipes.spawn(write(stdin, outgoing, shared.clone()));
         pipes.spawn(read(child, frames, shared.clone(), most));
         Ok(Live { shared, sender, _pipes: pipes })
     }
 }
 
-async fn write(mut stdin: ChildStdin, mut outgoing: mpsc::Receiver<Vec<u8>>) {
-    while let Some(frame) = outgoing.recv().await {
+async fn write<I>(
+    mut stdin: ChildStdin,
+    mut outgoing: mpsc::Receiver<(u64, Vec<u8>)>,
+    shared: Arc<Shared<I>>,
+) {
+    loop {
+        let frame = tokio::select! {
+            () = shared.call_off.notified() => shared.called_off(),
+            order = outgoing.recv() => match order {
+                // One that was called off meanwhile is not begun.
+                Some((number, frame)) if shared.is_open(number) => frame,
+                Some(_) => continue,
+                None => return,
+            },
+        };
         if stdin.write_all(&frame).await.is_err() {
             return;
         }
@@ -185,10 +235,23 @@ async fn read<I: millstream::Id>(
     shared.end(&end);
 }
 
-impl<I: millstream::Id> Shared<I> {
+impl<I> Shared<I> {
     fn open(&self) -> MutexGuard<'_, Option<HashMap<u64, Order<I>>>> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn is_open(&self, number: u64) -> bool {
+        self.open().as_ref().is_some_and(|orders| orders.contains_key(&number))
+    }
+
+    /// Frames that call off what nobody waits for.
+    fn called_off(&self) -> Vec<u8> {
+        let off = std::mem::take(&mut *self.off.lock().unwrap_or_else(PoisonError::into_inner));
+        off.iter().flat_map(|number| encode(CALL_OFF, number)).collect()
+    }
+}
+
+impl<I: millstream::Id> Shared<I> {
 
     /// Takes a frame; the order for which the process must end, if it brings such news.
     fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
@@ -204,6 +267,11 @@ impl<I: millstream::Id> Shared<I> {
                 }
                 Ok(frame.hard.then_some(frame.order))
             }
+            LOOKS => {
+                let (looks, busy) = postcard::from_bytes(body).map_err(|fault| fault.to_string())?;
+                self.load.looked(looks, busy);
+                Ok(None)
+            }
             _ => Err(format!("it sent a frame of kind {kind:#04x}")),
         }
     }
@@ -212,11 +280,13 @@ impl<I: millstream::Id> Shared<I> {
         let mut open = self.open();
         let Some(orders) = &mut *open else { return };
         let Some(order) = orders.get_mut(&frame.order) else { return };
-        let PieceFrame { from, count, raw_bytes, dead, again, frames, lengths, .. } = frame;
+        let PieceFrame { from, count, raw_bytes, dead, again, frames, lengths, spent, .. } = frame;
+        let [computing, encoding] = spent;
         let again_at = again.iter().map(|(at, _)| *at).collect();
         let again =
             again.into_iter().filter_map(|(at, why)| Some((order.ids.get(at as usize)?.clone(), why.into())));
-        let computed = Computed { frames: frames.into(), lengths, raw_bytes, dead, again: again.collect() };
+        let (frames, again, spent) = (frames.into(), again.collect(), Spent { computing, encoding });
+        let computed = Computed { frames, lengths, raw_bytes, dead, again, spent };
         order.covered += count;
         order.pieces.push(Piece { from, count, computed, again_at });
         if order.covered as usize >= order.ids.len()

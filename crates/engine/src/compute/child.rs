@@ -3,9 +3,11 @@
 //! It speaks over the pipes that were its stdin and stdout; whatever the user's function prints goes to stderr. The end
 //! of its stdin means that nobody waits for its answers any more, and it leaves at once, whatever it computes.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,12 +20,14 @@ use millstream::{Failure, Id, Pipeline};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::order::{self, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
+use super::order::{self, LOOKS, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
-use super::{BatchKey, Pool, guarded, install_panic_hook};
+use super::{BatchKey, Off, Order, Pool, guarded, install_panic_hook};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// Looks after which the worker is told how many threads had an id.
+const LOOKS_TOLD: u32 = 10;
 /// Frames read ahead of computing.
 const AHEAD: usize = 64;
 /// When memory runs out, the kernel ends children before workers: their ids are known, a worker's are many.
@@ -112,38 +116,62 @@ fn pool<P: Pipeline>(
     let mut watch = Watch::new(threads, soft, hard);
     std::thread::Builder::new().name("watch".into()).spawn(move || {
         loop {
-            std::thread::sleep(LOOK);
-            for Overdue { order, at, hard } in watch.look(&hands, LOOK) {
-                send(&watched, &encode(OVERDUE, &OverdueFrame { order, at, hard }));
+            let mut busy = 0;
+            for _ in 0..LOOKS_TOLD {
+                std::thread::sleep(LOOK);
+                for Overdue { order, at, hard } in watch.look(&hands, LOOK) {
+                    send(&watched, &encode(OVERDUE, &OverdueFrame { order, at, hard }));
+                }
+                busy += hands.iter().filter(|hand| hand.is_busy()).count() as u32;
             }
+            send(&watched, &encode(LOOKS, &(LOOKS_TOLD, busy)));
         }
     })?;
     let mut hello = Vec::new();
     Answer::Hello { version: wire::VERSION, pipeline: P::NAME }.write(&mut hello);
     send(&out, &hello);
+    let open: Arc<Mutex<HashMap<u64, Off>>> = Arc::default();
     for (kind, body) in incoming()? {
-        if kind != order::ORDER {
-            return Err(io::Error::other("the worker sent no order"));
+        // The number of an order comes first in it.
+        let (number, _) = postcard::take_from_bytes::<u64>(&body).map_err(io::Error::other)?;
+        let mut orders = open.lock().unwrap_or_else(PoisonError::into_inner);
+        match kind {
+            order::ORDER => {}
+            order::CALL_OFF => {
+                drop(orders.remove(&number));
+                continue;
+            }
+            _ => return Err(io::Error::other("the worker sent no order")),
         }
-        let (pool_, out) = (pool.clone(), out.clone());
+        let off = Off::default();
+        let switch = off.0.clone();
+        orders.insert(number, off);
+        let (pool_, out, open) = (pool.clone(), out.clone(), open.clone());
         // Read on the pool too: unpacking a large batch is work.
         pool.spawn(move || {
-            if let Err(fault) = grind(&pool_, &body, &out) {
+            if let Err(fault) = grind(&pool_, &body, switch, &out) {
                 complain(&fault);
                 std::process::exit(1);
             }
+            open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         });
     }
     Ok(())
 }
 
-fn grind<P: Pipeline>(pool: &Pool<P>, body: &[u8], out: &Mutex<File>) -> io::Result<()> {
+fn grind<P: Pipeline>(
+    pool: &Pool<P>,
+    body: &[u8],
+    off: Arc<AtomicBool>,
+    out: &Mutex<File>,
+) -> io::Result<()> {
     let frame: OrderFrame<'_> = postcard::from_bytes(body).map_err(io::Error::other)?;
-    let OrderFrame { order, run, pass, batch, batch_ids, last, codec, count, block } = frame;
+    let OrderFrame { order: number, run, pass, batch, batch_ids, last, codec, count, block } = frame;
     let run: RunName = run.parse().map_err(io::Error::other)?;
     let ids = P::Id::unpack(codec, block, count).map_err(io::Error::other)?;
     let key = BatchKey { run, pass, batch, ids: batch_ids };
-    pool.grind(order, &key, &ids, last, &|piece| send(out, &encode_piece(order, &piece)));
+    let order = Order { number, key, ids, last, off };
+    pool.grind(&order, &|piece| send(out, &encode_piece(number, &piece)));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::alone::Alone;
 use super::apart::{Apart, Ground};
 use super::{BatchKey, Computed, Pool, blank_of};
 use crate::error::Error;
+use crate::load::Load;
 use crate::work::WorkCounts;
 
 /// Which process computes.
@@ -23,7 +24,10 @@ pub enum Place {
 }
 
 /// The cores of this host.
-pub struct Cores<P: Pipeline>(Kind<P>);
+pub struct Cores<P: Pipeline> {
+    kind: Kind<P>,
+    load: Load,
+}
 
 enum Kind<P: Pipeline> {
     Here(Pool<P>),
@@ -34,6 +38,7 @@ struct Processes<P: Pipeline> {
     pool: Apart<P>,
     alone: Alone<P>,
     isolate: bool,
+    load: Load,
 }
 
 impl<P: Pipeline> Cores<P> {
@@ -48,21 +53,24 @@ impl<P: Pipeline> Cores<P> {
         place: Place,
         limits: Limits,
         counts: Arc<WorkCounts>,
+        load: Load,
     ) -> Result<Self, Error> {
-        Ok(Self(match place {
+        let kind = match place {
             Place::Here => Kind::Here(Pool::start(pipeline, columns, threads)?),
             Place::Apart(program) => Kind::Apart(Box::new(Processes {
-                pool: Apart::new(program.clone(), threads, limits, counts.clone()),
+                pool: Apart::new(program.clone(), threads, limits, counts.clone(), load.clone()),
                 alone: Alone::new(program, threads, limits, blank_of(columns), counts),
                 isolate: limits.isolate,
+                load: load.clone(),
             })),
-        }))
+        };
+        Ok(Self { kind, load })
     }
 
     /// Computes and encodes `ids`, which are sorted. With `last`, ids that would be tried again become dead letters;
     /// with `suspect`, each is computed alone.
     ///
-    /// Dropping the future forgets the result; what is on a pool is computed nevertheless.
+    /// Dropping the future forgets the result, and leaves out the ids that are not begun.
     ///
     /// # Errors
     /// [`Error::Child`] when no process can be started; never for what an id does.
@@ -73,10 +81,12 @@ impl<P: Pipeline> Cores<P> {
         last: bool,
         suspect: bool,
     ) -> Result<Computed<P::Id>, Error> {
-        match &self.0 {
-            Kind::Here(pool) => Ok(pool.compute(key.clone(), ids, last).await),
-            Kind::Apart(processes) => processes.compute(key, ids, last, suspect).await,
-        }
+        let computed = match &self.kind {
+            Kind::Here(pool) => pool.compute(key.clone(), ids, last).await,
+            Kind::Apart(processes) => processes.compute(key, ids, last, suspect).await?,
+        };
+        self.load.spent(computed.spent);
+        Ok(computed)
     }
 }
 
@@ -89,7 +99,7 @@ impl<P: Pipeline> Processes<P> {
         suspect: bool,
     ) -> Result<Computed<P::Id>, Error> {
         if suspect || self.isolate {
-            return self.alone.compute(key, ids, last).await;
+            return self.alone(key, ids, last).await;
         }
         let (mut whole, mut left) = (Computed::default(), ids);
         while !left.is_empty() {
@@ -97,9 +107,15 @@ impl<P: Pipeline> Processes<P> {
             whole.append(done);
             left = rest;
             if suspect {
-                whole.append(self.alone.compute(key, std::mem::take(&mut left), last).await?);
+                whole.append(self.alone(key, std::mem::take(&mut left), last).await?);
             }
         }
         Ok(whole)
+    }
+
+    async fn alone(&self, key: &BatchKey, ids: Vec<P::Id>, last: bool) -> Result<Computed<P::Id>, Error> {
+        let computed = self.alone.compute(key, ids, last).await?;
+        self.load.alone(computed.spent.computing);
+        Ok(computed)
     }
 }

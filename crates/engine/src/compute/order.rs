@@ -1,6 +1,8 @@
 //! What a worker and its pool process say to each other: frames as in [`millstream::child`], of other kinds. Both ends
 //! are the same build, so this is no format that anybody stores.
 
+use std::time::Duration;
+
 use millstream::Id;
 use millstream::block::Block;
 use millstream::child::frame;
@@ -13,8 +15,12 @@ pub(super) const ARGUMENT: &str = "__compute-pool";
 
 /// Worker: compute these ids.
 pub(super) const ORDER: u8 = b'O';
+/// Worker: nobody waits for this order any more.
+pub(super) const CALL_OFF: u8 = b'X';
 /// Pool: some ids of an order are done.
 pub(super) const PIECE: u8 = b'P';
+/// Pool: so often it looked at its threads since it last said so, and found so many with an id.
+pub(super) const LOOKS: u8 = b'U';
 /// Pool: an id takes long.
 pub(super) const OVERDUE: u8 = b'L';
 
@@ -48,6 +54,7 @@ pub(super) struct PieceFrame<'a> {
     pub again: Vec<(u32, &'a str)>,
     pub frames: &'a [u8],
     pub lengths: Vec<u32>,
+    pub spent: [Duration; 2],
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,7 +82,7 @@ pub(super) fn encode_order<I: Id>(order: u64, key: &BatchKey, ids: &[I], last: b
 
 /// The frame that brings a piece.
 pub(super) fn encode_piece<I>(order: u64, piece: &Piece<I>) -> Vec<u8> {
-    let Computed { frames, lengths, raw_bytes, dead, .. } = &piece.computed;
+    let Computed { frames, lengths, raw_bytes, dead, spent, .. } = &piece.computed;
     let again = piece.again_at.iter().zip(&piece.computed.again).map(|(at, (_, why))| (*at, why.as_str()));
     encode(
         PIECE,
@@ -88,6 +95,7 @@ pub(super) fn encode_piece<I>(order: u64, piece: &Piece<I>) -> Vec<u8> {
             again: again.collect(),
             frames,
             lengths: lengths.clone(),
+            spent: [spent.computing, spent.encoding],
         },
     )
 }

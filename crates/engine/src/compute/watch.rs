@@ -23,6 +23,11 @@ impl Hand {
         (self.order.swap(order, Ordering::Relaxed), self.at.load(Ordering::Relaxed))
     }
 
+    /// Whether there is anything in it.
+    pub fn is_busy(&self) -> bool {
+        self.order.load(Ordering::Relaxed) != 0
+    }
+
     /// An id is begun.
     pub fn begin(&self, at: u32) {
         self.at.store(at, Ordering::Relaxed);

@@ -114,7 +114,7 @@ pub fn encoded(batch: u32, dice: &mut Dice) -> Encoded<u64> {
         lengths.push((rows.raw.len() - begin) as u32);
     }
     let (frames, raw_bytes) = rows.finish();
-    let computed = Computed { frames, lengths, raw_bytes, dead: 0, again: Vec::new() };
+    let computed = Computed { frames, lengths, raw_bytes, dead: 0, ..Computed::default() };
     Encoded::new(&key, computed, signature.into(), MAX_PAYLOAD)
 }
 

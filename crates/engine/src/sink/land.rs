@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use millstream::names::RunName;
 
 use super::step::{Seen, Step, is_landed};
-use super::{Item, SET_BACK, Sink};
+use super::{ASKING, INSERTING, Item, SET_BACK, Sink};
 use crate::error::StoreFault;
 use crate::failpoint;
 use crate::retry::Backoff;
@@ -77,8 +77,10 @@ impl Landing<'_> {
     /// Acks what is stored.
     async fn settle(&mut self) -> Result<(), StoreFault> {
         failpoint::pass("sink-before-ask");
+        let asking = self.sink.phases.begin(ASKING);
         let portions = self.items.iter().map(|item| &item.portion);
         let stored = self.sink.store.ask(self.run.as_str(), self.pass, portions).await?;
+        drop(asking);
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
         let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.ids, stored));
@@ -93,7 +95,8 @@ impl Landing<'_> {
 
     /// An insert under way is never dropped: what became of it would not be known.
     async fn insert(&mut self) -> Seen {
-        let Sink { name, attempts, counts, store, .. } = self.sink;
+        let Sink { name, attempts, counts, store, phases, .. } = self.sink;
+        let _inserting = phases.begin(INSERTING);
         self.query_id = format!("{name}-{}", attempts.fetch_add(1, Ordering::Relaxed));
         // From the same bytes as before, if there was a before (**own-the-bytes**).
         let bodies: Vec<_> = self.items.iter().map(|item| item.body.clone()).collect();

@@ -116,6 +116,7 @@ pub fn restarted(plan: Plan) -> Report {
     const TIMES: usize = 3;
     let mut old = Old::under_load(plan, "old-restarted");
     for _ in 0..TIMES {
+        old.scene.keep_load(60_000, 200);
         old.scene.wait_landed();
         let took = old.server.terminate();
         old.scene.fault(format!("clickhouse-server terminated, gone after {:.1} s", took.as_secs_f64()));

@@ -41,6 +41,9 @@ pub fn killed(plan: Plan) -> Report {
 
 /// Two that publish the same ids under the same name: one set of batches.
 pub fn twice_at_once(plan: Plan) -> Report {
+    // Enough that neither is done before both are seen.
+    const IDS: u64 = 200_000;
+    const BATCHES: u64 = IDS / BATCH as u64;
     let mut scene = Scene::new(plan, &Setup::new("producer-twice"));
     let launch = scene.submission("a", IDS, BATCH);
     let names = ["produce-1", "produce-2"];

@@ -1,0 +1,139 @@
+//! What every process says of itself: a small record in the bucket, every few seconds while it runs.
+//!
+//! `status` reads them, and so do workers, to know how many share a run's rate limit. A process that ends takes its record
+//! away; that of one which was killed is stale soon and removed by a sealer.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::broker::host_name;
+use crate::error::{Error, full_cause};
+use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
+use crate::records::{Records, now_ms};
+use crate::stop::Stop;
+
+/// How often a process says what it does.
+pub(crate) const REPORT: Duration = Duration::from_secs(3);
+/// A record older than this is that of a process which is gone.
+const STALE: Duration = Duration::from_secs(12);
+/// A sealer removes records older than this.
+const GONE: Duration = Duration::from_secs(600);
+
+/// One process at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Its host.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// Milliseconds since 1970 when it began.
+    pub started_ms: u64,
+    /// What it does.
+    #[serde(flatten)]
+    pub doing: Doing,
+}
+
+/// What a process does. Times are of the last seconds (`recent`) and since its start (`total`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "lowercase")]
+pub enum Doing {
+    /// It computes.
+    Work {
+        /// Its compute threads.
+        cores: usize,
+        /// Where their time goes.
+        recent: CoreTimes,
+        /// Where their time went.
+        total: CoreTimes,
+        /// What it does for each pass.
+        runs: Vec<RunShare>,
+    },
+    /// It stores rows.
+    Sink {
+        /// Where its time goes.
+        recent: SinkTimes,
+        /// Where its time went.
+        total: SinkTimes,
+        /// Rows stored a second.
+        rows_per_second: f64,
+    },
+    /// It publishes a run.
+    Produce {
+        /// The run.
+        run: String,
+        /// Where its time goes.
+        recent: ProduceTimes,
+        /// Where its time went.
+        total: ProduceTimes,
+    },
+}
+
+impl HostReport {
+    /// What it does for a pass, if it computes it.
+    pub fn share_of(&self, run: &str, pass: u32) -> Option<&RunShare> {
+        match &self.doing {
+            Doing::Work { runs, .. } => runs.iter().find(|share| share.run == run && share.pass == pass),
+            Doing::Sink { .. } | Doing::Produce { .. } => None,
+        }
+    }
+}
+
+impl Doing {
+    fn role(&self) -> &'static str {
+        match self {
+            Self::Work { .. } => "work",
+            Self::Sink { .. } => "sink",
+            Self::Produce { .. } => "produce",
+        }
+    }
+}
+
+/// Reports what `look` says until taking stops, then takes the record away.
+pub(crate) async fn report(records: &Records, stop: &Stop, mut look: impl FnMut() -> Doing) {
+    let (host, pid, started_ms) = (host_name(), std::process::id(), now_ms());
+    let mut key = None;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(REPORT) => {}
+            () = stop.no_more_taking() => break,
+        }
+        let report = HostReport { host: host.clone(), pid, started_ms, doing: look() };
+        let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &host, pid));
+        if let Err(error) = records.put_host(key, &report).await {
+            tracing::debug!(error = full_cause(&error), "what this process does could not be reported");
+        }
+    }
+    if let Some(key) = key
+        && let Err(error) = records.remove_host(&key).await
+    {
+        tracing::debug!(error = full_cause(&error), "this process's record is left to be removed");
+    }
+}
+
+/// Processes that are alive, in order of their role and host.
+///
+/// # Errors
+/// The broker's.
+pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
+    let now = now_ms();
+    let fresh = |written_ms: u64| now.saturating_sub(written_ms) < STALE.as_millis() as u64;
+    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
+    let mut alive: Vec<HostReport> =
+        reports.filter(|entry| fresh(entry.written_ms)).map(|entry| entry.record).collect();
+    alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
+    Ok(alive)
+}
+
+/// Removes the records of processes that are long gone.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn sweep(records: &Records) -> Result<(), Error> {
+    for (key, entry) in records.hosts().await? {
+        if now_ms().saturating_sub(entry.written_ms) > GONE.as_millis() as u64 {
+            records.remove_host(&key).await?;
+        }
+    }
+    Ok(())
+}

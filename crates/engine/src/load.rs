@@ -1,0 +1,430 @@
+//! How a process spends its time: counted where the work is done, summed up every few seconds.
+//!
+//! Nothing here looks at a clock for an id. The pool's own watch counts the hands that have an id, ten times a second;
+//! what idle cores wait for is sampled as often from what the worker holds.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::board::Open;
+use crate::compute::Spent;
+use crate::share::PassKey;
+
+/// How often it is sampled what idle cores wait for.
+pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
+/// "Now" is this many reports long.
+const RECENT: usize = 4;
+
+/// Where the time of a host's cores went, in seconds of cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoreTimes {
+    /// All of it.
+    pub all: f64,
+    /// In the user's function.
+    pub computing: f64,
+    /// Compressing rows.
+    pub encoding: f64,
+    /// Without ids.
+    pub waiting_for_ids: f64,
+    /// With rows that the broker did not take yet.
+    pub waiting_for_room: f64,
+    /// Held back by a run's rate limit.
+    pub held_by_rate: f64,
+}
+
+impl From<[f64; 5]> for CoreTimes {
+    fn from(parts: [f64; 5]) -> Self {
+        let [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate] = parts;
+        let all = parts.iter().sum();
+        Self { all, computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate }
+    }
+}
+
+/// Where a sink's time went, in seconds. An insert under way counts before a question, a question before a wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct SinkTimes {
+    /// All of it.
+    pub all: f64,
+    /// At least one insert was under way.
+    pub inserting: f64,
+    /// ClickHouse was asked what landed.
+    pub asking: f64,
+    /// There was nothing to insert, or not enough of it yet.
+    pub waiting_for_rows: f64,
+}
+
+impl From<[f64; 3]> for SinkTimes {
+    fn from(parts: [f64; 3]) -> Self {
+        let [waiting_for_rows, asking, inserting] = parts;
+        Self { all: parts.iter().sum(), inserting, asking, waiting_for_rows }
+    }
+}
+
+/// Where a producer's time went, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProduceTimes {
+    /// All of it.
+    pub all: f64,
+    /// The input was slower than the broker.
+    pub reading: f64,
+    /// The broker was slower than the input: as many batches were on their way as may be.
+    pub waiting_for_broker: f64,
+}
+
+impl From<[f64; 2]> for ProduceTimes {
+    fn from(parts: [f64; 2]) -> Self {
+        let [reading, waiting_for_broker] = parts;
+        Self { all: parts.iter().sum(), reading, waiting_for_broker }
+    }
+}
+
+/// Sums as they were at the last few reports.
+#[derive(Debug)]
+pub(crate) struct Recent<const N: usize>(VecDeque<(Instant, [f64; N])>);
+
+impl<const N: usize> Recent<N> {
+    pub fn new() -> Self {
+        Self([(Instant::now(), [0.0; N])].into())
+    }
+
+    /// What was added since the oldest of them, and in how many seconds.
+    pub fn note(&mut self, sums: [f64; N]) -> ([f64; N], f64) {
+        let now = Instant::now();
+        self.0.push_back((now, sums));
+        if self.0.len() > RECENT + 1 {
+            self.0.pop_front();
+        }
+        let (then, before) = self.0[0];
+        let added = std::array::from_fn(|part| sums[part] - before[part]);
+        (added, (now - then).as_secs_f64().max(f64::EPSILON))
+    }
+}
+
+/// What a process does at each moment, and how long it did what: of several things at once, the highest counts.
+#[derive(Debug)]
+pub(crate) struct Phases<const N: usize>(Mutex<PhaseState<N>>);
+
+#[derive(Debug)]
+struct PhaseState<const N: usize> {
+    /// How many of each are under way.
+    open: [usize; N],
+    seconds: [f64; N],
+    since: Instant,
+}
+
+/// Ends when it is dropped.
+pub(crate) struct Phase<'a, const N: usize> {
+    phases: &'a Phases<N>,
+    which: usize,
+}
+
+impl<const N: usize> Phases<N> {
+    /// Nothing is under way, which is phase 0.
+    pub fn new() -> Self {
+        Self(Mutex::new(PhaseState { open: [0; N], seconds: [0.0; N], since: Instant::now() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, PhaseState<N>> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let which = (0..N).rev().find(|which| state.open[*which] > 0).unwrap_or(0);
+        state.seconds[which] += (now - state.since).as_secs_f64();
+        state.since = now;
+        state
+    }
+
+    /// Begins something.
+    pub fn begin(&self, which: usize) -> Phase<'_, N> {
+        self.state().open[which] += 1;
+        Phase { phases: self, which }
+    }
+
+    /// Seconds of each so far.
+    pub fn seconds(&self) -> [f64; N] {
+        self.state().seconds
+    }
+}
+
+impl<const N: usize> Drop for Phase<'_, N> {
+    fn drop(&mut self) {
+        self.phases.state().open[self.which] -= 1;
+    }
+}
+
+/// What a worker has in hand, and what it did.
+#[derive(Debug)]
+pub struct WorkLoad {
+    cores: usize,
+    /// Looks at the pool's hands, and hands that had an id, summed over them.
+    looks: AtomicU64,
+    busy: AtomicU64,
+    computing: AtomicU64,
+    encoding: AtomicU64,
+    /// Of the time computing, what the pool's hands do not show.
+    alone: AtomicU64,
+    /// Cores that the batches which are being computed can occupy.
+    occupied: AtomicUsize,
+    /// Batches that wait for the broker to take their rows, for a rate limit.
+    publishing: AtomicUsize,
+    paced: AtomicUsize,
+    /// Cores without an id, by what was the matter, summed over the samples.
+    idle: [AtomicU64; 3],
+    runs: Mutex<BTreeMap<PassKey, RunLoad>>,
+}
+
+#[derive(Debug, Default)]
+struct RunLoad {
+    ids: u64,
+    /// When each batch in hand arrived.
+    held: Vec<Instant>,
+    /// Ids at the last reports.
+    recent: VecDeque<(Instant, u64)>,
+}
+
+/// What a host does for one pass.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunShare {
+    /// The run.
+    pub run: String,
+    /// The pass.
+    pub pass: u32,
+    /// Ids computed since the process began.
+    pub ids: u64,
+    /// Ids a second now.
+    pub ids_per_second: f64,
+    /// Batches in hand.
+    pub held: usize,
+    /// Seconds since the oldest of them arrived.
+    pub oldest_seconds: f64,
+}
+
+/// A batch in hand.
+pub(crate) struct InHand<'a> {
+    load: &'a WorkLoad,
+    key: PassKey,
+    since: Instant,
+}
+
+/// Something that goes on until it is dropped.
+pub(crate) struct Under<'a>(&'a AtomicUsize, usize);
+
+impl<'a> Under<'a> {
+    fn begin(count: &'a AtomicUsize, by: usize) -> Self {
+        count.fetch_add(by, Ordering::Relaxed);
+        Self(count, by)
+    }
+}
+
+impl Drop for Under<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+impl WorkLoad {
+    /// Of a host with so many compute threads.
+    pub fn new(cores: usize) -> Self {
+        Self {
+            cores,
+            looks: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            computing: AtomicU64::new(0),
+            encoding: AtomicU64::new(0),
+            alone: AtomicU64::new(0),
+            occupied: AtomicUsize::new(0),
+            publishing: AtomicUsize::new(0),
+            paced: AtomicUsize::new(0),
+            idle: Default::default(),
+            runs: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn cores(&self) -> usize {
+        self.cores
+    }
+
+    /// The pool looked at its hands.
+    pub(crate) fn looked(&self, looks: u32, busy: u32) {
+        self.looks.fetch_add(u64::from(looks), Ordering::Relaxed);
+        self.busy.fetch_add(u64::from(busy), Ordering::Relaxed);
+    }
+
+    /// Cores were used.
+    pub(crate) fn spent(&self, spent: Spent) {
+        self.computing.fetch_add(spent.computing.as_nanos() as u64, Ordering::Relaxed);
+        self.encoding.fetch_add(spent.encoding.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Cores were used by children that have one id at a time.
+    pub(crate) fn alone(&self, spent: Duration) {
+        self.alone.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// A batch of a pass has arrived.
+    pub(crate) fn take(&self, key: &PassKey) -> InHand<'_> {
+        let since = Instant::now();
+        self.runs().entry(key.clone()).or_default().held.push(since);
+        InHand { load: self, key: key.clone(), since }
+    }
+
+    /// So many ids are being computed.
+    pub(crate) fn computing(&self, ids: u32) -> Under<'_> {
+        Under::begin(&self.occupied, (ids as usize).min(self.cores))
+    }
+
+    /// Rows are on their way to the broker.
+    pub(crate) fn publishing(&self) -> Under<'_> {
+        Under::begin(&self.publishing, 1)
+    }
+
+    /// A batch waits because of its run's rate.
+    pub(crate) fn paced(&self) -> Under<'_> {
+        Under::begin(&self.paced, 1)
+    }
+
+    /// Notes what cores without ids wait for at this moment.
+    pub(crate) fn sample(&self) {
+        let idle = self.cores.saturating_sub(self.occupied.load(Ordering::Relaxed));
+        let why = match () {
+            () if self.publishing.load(Ordering::Relaxed) > 0 => 1,
+            () if self.paced.load(Ordering::Relaxed) > 0 => 2,
+            () => 0,
+        };
+        self.idle[why].fetch_add(idle as u64, Ordering::Relaxed);
+    }
+
+    /// Where the cores' time went in `elapsed`: the parts of [`CoreTimes`].
+    pub(crate) fn sums(&self, elapsed: Duration) -> [f64; 5] {
+        let number = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+        let all = elapsed.as_secs_f64() * self.cores as f64;
+        let (computing, encoding) = (number(&self.computing) / 1e9, number(&self.encoding) / 1e9);
+        let looks = number(&self.looks) * self.cores as f64;
+        // Without a watch (a pool in this very process) what was measured piece by piece has to do.
+        let busy = match looks > 0.0 {
+            true => number(&self.busy) / looks * all + number(&self.alone) / 1e9,
+            false => computing + encoding,
+        };
+        let busy = busy.min(all);
+        let encoding = busy * encoding / (computing + encoding).max(f64::MIN_POSITIVE);
+        let idle = self.idle.each_ref().map(number);
+        let samples: f64 = idle.iter().sum();
+        let part = |which: usize| match samples > 0.0 {
+            true => (all - busy) * idle[which] / samples,
+            false => 0.0,
+        };
+        let ids = all - busy - part(1) - part(2);
+        [busy - encoding, encoding, ids, part(1), part(2)]
+    }
+
+    /// What is done for each pass that is open.
+    pub(crate) fn shares(&self, open: &Open) -> Vec<RunShare> {
+        let mut runs = self.runs();
+        runs.retain(|key, load| open.contains_key(key) || !load.held.is_empty());
+        runs.iter_mut().map(|(key, load)| load.share(key)).collect()
+    }
+
+    fn runs(&self) -> MutexGuard<'_, BTreeMap<PassKey, RunLoad>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RunLoad {
+    fn share(&mut self, (run, pass): &PassKey) -> RunShare {
+        let now = Instant::now();
+        self.recent.push_back((now, self.ids));
+        if self.recent.len() > RECENT + 1 {
+            self.recent.pop_front();
+        }
+        let (then, before) = self.recent[0];
+        let seconds = (now - then).as_secs_f64();
+        let oldest = self.held.iter().map(|since| now - *since).max();
+        RunShare {
+            run: run.to_string(),
+            pass: *pass,
+            ids: self.ids,
+            ids_per_second: if seconds > 0.0 { (self.ids - before) as f64 / seconds } else { 0.0 },
+            held: self.held.len(),
+            oldest_seconds: oldest.map_or(0.0, |age| age.as_secs_f64()),
+        }
+    }
+}
+
+impl InHand<'_> {
+    /// Its rows are stored.
+    pub fn done(self, ids: u32) {
+        self.load.runs().entry(self.key.clone()).or_default().ids += u64::from(ids);
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if let Some(run) = self.load.runs().get_mut(&self.key)
+            && let Some(at) = run.held.iter().position(|since| *since == self.since)
+        {
+            run.held.swap_remove(at);
+        }
+    }
+}
+
+/// What is shared with whoever counts.
+pub type Load = Arc<WorkLoad>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_cores_did_adds_up() {
+        let load = WorkLoad::new(2);
+        load.looked(10, 15);
+        load.spent(Spent { computing: Duration::from_millis(1200), encoding: Duration::from_millis(300) });
+        {
+            let _rows = load.publishing();
+            load.sample();
+        }
+        load.sample();
+        let times = CoreTimes::from(load.sums(SECOND));
+        assert!((times.all - 2.0).abs() < 1e-9, "{times:?}");
+        let parts = [times.computing, times.encoding, times.waiting_for_ids, times.waiting_for_room];
+        for (part, expected) in parts.into_iter().zip([1.2, 0.3, 0.25, 0.25]) {
+            assert!((part - expected).abs() < 1e-9, "{times:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_never_looked_has_only_waited() {
+        let times = CoreTimes::from(WorkLoad::new(4).sums(SECOND));
+        assert_eq!((times.all, times.waiting_for_ids), (4.0, 4.0));
+    }
+
+    #[test]
+    fn of_several_things_at_once_the_highest_counts() {
+        let phases = Phases::<3>::new();
+        let insert = phases.begin(2);
+        let ask = phases.begin(1);
+        std::thread::sleep(Duration::from_millis(20));
+        drop(insert);
+        drop(ask);
+        let seconds = phases.seconds();
+        assert!(seconds[2] >= 0.02 && seconds[1] < 0.02, "{seconds:?}");
+    }
+
+    #[test]
+    fn a_batch_is_held_until_it_is_dropped() {
+        let load = WorkLoad::new(1);
+        let key: PassKey = ("a".parse().expect("legal"), 1);
+        let held = |load: &WorkLoad| load.shares(&Open::new()).first().map(|share| (share.held, share.ids));
+        let (first, second) = (load.take(&key), load.take(&key));
+        assert_eq!(held(&load), Some((2, 0)));
+        first.done(7);
+        assert_eq!(held(&load), Some((1, 7)));
+        drop(second);
+        assert_eq!(held(&load), None, "a pass that is over is forgotten");
+    }
+}

@@ -1,0 +1,127 @@
+//! What a person says of a run while it is computed: pause, resume, cancel, priority, rate.
+//!
+//! All of it is a change of the record of the run's newest pass, made by compare-and-set. Every process follows those
+//! records (`board`), so it holds on all hosts at once, and after a restart of everything.
+
+use millstream::names::RunName;
+
+use crate::broker::Broker;
+use crate::error::Error;
+use crate::records::{Change, PassRecord, PassState, Records};
+
+/// The largest and the smallest priority: a share of 1024 to 1.
+pub const PRIORITIES: std::ops::RangeInclusive<i8> = -5..=5;
+
+/// Holds the newest pass of a run back; whether it was not so already.
+///
+/// # Errors
+/// [`Error::NoSuchRun`]; [`Error::PassEnded`]; the broker's.
+pub async fn pause(records: &Records, run: &RunName) -> Result<bool, Error> {
+    let word = "pause";
+    change(records, run, word, |pass| {
+        let changed = pass.state == PassState::Running;
+        pass.state = PassState::Paused;
+        changed
+    })
+    .await
+}
+
+/// Lets it go on; whether it was paused.
+///
+/// # Errors
+/// As of [`pause`].
+pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
+    let word = "resume";
+    change(records, run, word, |pass| {
+        let changed = pass.state == PassState::Paused;
+        pass.state = PassState::Running;
+        changed
+    })
+    .await
+}
+
+/// Ends it for good: workers let go of it, its messages are removed, it is never sealed. Rows that are stored stay, those
+/// that are computed are stored still. Whether it was not cancelled already.
+///
+/// # Errors
+/// As of [`pause`].
+pub async fn cancel(broker: &Broker, records: &Records, run: &RunName) -> Result<bool, Error> {
+    let newest = records.newest_pass(run).await?;
+    if newest.as_ref().is_some_and(|entry| entry.record.state == PassState::Cancelled) {
+        return Ok(false);
+    }
+    let changed = change(records, run, "cancel", |pass| {
+        pass.state = PassState::Cancelled;
+        true
+    })
+    .await?;
+    // A sink does the same, and the rest: here only so that the room is there at once.
+    if let Some(entry) = newest {
+        free_ids(broker, run, &entry.record).await?;
+    }
+    Ok(changed)
+}
+
+/// What may be changed of a pass while it is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Its priority.
+    pub priority: Option<i8>,
+    /// Its limit in ids a second, or that it has none.
+    pub rate: Option<Option<u32>>,
+}
+
+/// Changes settings of the newest pass of a run; whether they were other ones.
+///
+/// # Errors
+/// As of [`pause`].
+pub async fn set(records: &Records, run: &RunName, settings: Settings) -> Result<bool, Error> {
+    change(records, run, "change", |pass| {
+        let before = (pass.priority, pass.rate);
+        pass.priority = settings.priority.unwrap_or(pass.priority);
+        pass.rate = settings.rate.unwrap_or(pass.rate);
+        (pass.priority, pass.rate) != before
+    })
+    .await
+}
+
+/// Changes the record of the newest pass, which is not at its end; `false` where there is nothing to change.
+async fn change(
+    records: &Records,
+    run: &RunName,
+    doing: &'static str,
+    apply: impl Fn(&mut PassRecord) -> bool,
+) -> Result<bool, Error> {
+    loop {
+        records.known_run(run).await?;
+        let run_ = run.to_string();
+        let Some(mut entry) = records.newest_pass(run).await? else {
+            return Err(Error::NoPass { run: run_ });
+        };
+        let state = entry.record.state;
+        if matches!(state, PassState::Sealed | PassState::Cancelled) {
+            return Err(Error::PassEnded { doing, run: run_, pass: entry.record.pass, state: state.word() });
+        }
+        if !apply(&mut entry.record) {
+            return Ok(false);
+        }
+        if records.update_pass(&entry, run).await? == Change::Made {
+            return Ok(true);
+        }
+    }
+}
+
+/// Removes the ids of a cancelled pass, and the consumer that delivers them. The ids of a run stay for its other passes.
+///
+/// # Errors
+/// The broker's. It can be called again at any time.
+pub(crate) async fn free_ids(broker: &Broker, run: &RunName, pass: &PassRecord) -> Result<(), Error> {
+    broker.remove_work_consumer(run, pass.pass).await?;
+    let names = broker.names();
+    if pass.covers.is_some() {
+        broker.purge_ids(names.replay_ids(run, pass.pass)).await?;
+    } else if pass.pass == 1 {
+        broker.purge_ids(names.run_ids(run)).await?;
+    }
+    Ok(())
+}
