@@ -217,9 +217,7 @@ impl<P: Pipeline> Pool<P> {
         self.threads.spawn(move || {
             let pieces = Mutex::new(Vec::new());
             let order = Order { number: 0, key, ids, last, off: switch };
-            this.grind(&order, &|piece| {
-                pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece)
-            });
+            this.grind(&order, &|piece| pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece));
             // The receiver is gone when work was given up: the result is then of no use to anybody.
             let _forgotten = sender.send(whole(pieces.into_inner().unwrap_or_else(PoisonError::into_inner)));
         });

@@ -38,6 +38,7 @@ pub struct CoreTimes {
 
 impl From<[f64; 5]> for CoreTimes {
     fn from(parts: [f64; 5]) -> Self {
+        let parts = parts.map(in_millis);
         let [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate] = parts;
         let all = parts.iter().sum();
         Self { all, computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate }
@@ -59,6 +60,7 @@ pub struct SinkTimes {
 
 impl From<[f64; 3]> for SinkTimes {
     fn from(parts: [f64; 3]) -> Self {
+        let parts = parts.map(in_millis);
         let [waiting_for_rows, asking, inserting] = parts;
         Self { all: parts.iter().sum(), inserting, asking, waiting_for_rows }
     }
@@ -77,9 +79,15 @@ pub struct ProduceTimes {
 
 impl From<[f64; 2]> for ProduceTimes {
     fn from(parts: [f64; 2]) -> Self {
+        let parts = parts.map(in_millis);
         let [reading, waiting_for_broker] = parts;
         Self { all: parts.iter().sum(), reading, waiting_for_broker }
     }
+}
+
+/// Seconds to the millisecond. What is estimated from samples may be a little less than it was a moment ago.
+fn in_millis(seconds: f64) -> f64 {
+    (seconds.max(0.0) * 1000.0).round() / 1000.0
 }
 
 /// Sums as they were at the last few reports.

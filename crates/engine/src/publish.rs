@@ -237,8 +237,7 @@ async fn open_pass(
         None => {}
     }
     broker.ensure_work_consumer(run, 1).await?;
-    let pass =
-        PassRecord { priority: *priority, rate: *rate, ..PassRecord::begin(run, 1, record.batch_ids) };
+    let pass = PassRecord { priority: *priority, rate: *rate, ..PassRecord::begin(run, 1, record.batch_ids) };
     records.create_pass(&pass, run).await.map(drop)
 }
 

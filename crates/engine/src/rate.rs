@@ -87,7 +87,10 @@ impl Rates {
                         self.part.store((part * WHOLE) as u64, Ordering::Relaxed);
                     }
                     Err(error) => {
-                        tracing::warn!(error = full_cause(&error), "it is not known who shares a run's rate limit");
+                        tracing::warn!(
+                            error = full_cause(&error),
+                            "it is not known who shares a run's rate limit"
+                        );
                     }
                 }
             }

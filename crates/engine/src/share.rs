@@ -136,7 +136,8 @@ impl Shares {
     /// How long until a pass that had nothing may be asked again.
     pub fn idle_for(&self) -> Duration {
         let now = Instant::now();
-        let waits = self.open().values().map(|account| account.ask_again.saturating_duration_since(now)).min();
+        let waits =
+            self.open().values().map(|account| account.ask_again.saturating_duration_since(now)).min();
         waits.unwrap_or(IDLE.1).clamp(Duration::from_millis(1), IDLE.1)
     }
 

@@ -188,14 +188,21 @@ impl Status {
     fn look_at_hosts(&mut self) {
         let (run, pass) = (&self.run, self.pass);
         let shares = self.hosts.iter().filter_map(|host| host.share_of(run, pass));
-        let (mut now, mut oldest) = (0.0, None);
+        let (mut now, mut oldest, mut held) = (0.0, None, 0);
         for share in shares {
             now += share.ids_per_second;
+            held += share.held as u64;
             if share.held > 0 {
                 oldest = Some(share.oldest_seconds.max(oldest.unwrap_or(0.0)));
             }
         }
         (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
+        if self.state == "paused" {
+            // What was handed back is in flight for the server until somebody asks for it.
+            let open = self.pending + self.in_flight;
+            self.in_flight = held.min(self.in_flight);
+            self.pending = open - self.in_flight;
+        }
     }
 
     /// What the verdict has to know of it.

@@ -258,7 +258,10 @@ fn input(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
         let of = |part: f64| percent(part / all.max(f64::MIN_POSITIVE));
         let (bottleneck, why) = match reading >= waiting_for_broker {
             true => {
-                let why = format!("the producer spends {} waiting for its input; a faster input will help", of(reading));
+                let why = format!(
+                    "the producer spends {} waiting for its input; a faster input will help",
+                    of(reading)
+                );
                 (Bottleneck::Input, why)
             }
             false => {
@@ -269,7 +272,10 @@ fn input(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
                 (Bottleneck::Broker, why)
             }
         };
-        return Some(Verdict { bottleneck, text: format!("starved: workers wait for ids {waits} of their time; {why}") });
+        return Some(Verdict {
+            bottleneck,
+            text: format!("starved: workers wait for ids {waits} of their time; {why}"),
+        });
     }
     if scene.publishing {
         let text = format!(
@@ -354,7 +360,11 @@ mod tests {
         let publishing = Scene { publishing: true, ..running };
         let idle_sink = || sink([9.0, 0.5, 0.5]);
         let table = [
-            (vec![], running, "nobody computes: 104 batches wait, and no worker reports; start `work` on a host"),
+            (
+                vec![],
+                running,
+                "nobody computes: 104 batches wait, and no worker reports; start `work` on a host",
+            ),
             (
                 vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0])],
                 Scene { rows_to_store: 700, ..running },

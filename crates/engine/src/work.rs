@@ -134,13 +134,7 @@ pub async fn work<P: Pipeline>(
 }
 
 /// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
-fn tell(
-    records: Records,
-    open: watch::Receiver<Open>,
-    load: Arc<WorkLoad>,
-    rates: Arc<Rates>,
-    stop: &Stop,
-) {
+fn tell(records: Records, open: watch::Receiver<Open>, load: Arc<WorkLoad>, rates: Arc<Rates>, stop: &Stop) {
     let (sampling, stopping) = (load.clone(), stop.clone());
     stop.spawn(async move {
         while !stopping.taking_stopped() {

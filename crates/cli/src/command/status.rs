@@ -76,7 +76,9 @@ fn told(status: &Status) -> String {
             number(status.pending),
             number(status.in_flight),
             number(status.redelivered),
-            status.oldest_batch_seconds.map_or_else(String::new, |age| format!(", the oldest for {}", show::duration(age))),
+            status
+                .oldest_batch_seconds
+                .map_or_else(String::new, |age| format!(", the oldest for {}", show::duration(age))),
         ),
         format!(
             "to store  {} batches of all runs, about {} rows in {} MB",

@@ -70,8 +70,7 @@ pub(super) async fn steer<P: Pipeline>(
 
 pub(super) async fn set<P: Pipeline>(context: &Context<P>, args: &SetArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
-    let settings =
-        Settings { priority: args.settings.priority, rate: args.settings.rate.map(|rate| rate.0) };
+    let settings = Settings { priority: args.settings.priority, rate: args.settings.rate.map(|rate| rate.0) };
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::of_run::<P>(&servers, "set", run.as_str()).await?;
@@ -82,9 +81,10 @@ pub(super) async fn set<P: Pipeline>(context: &Context<P>, args: &SetArgs) -> an
                 false => show::line(&format!(
                     "run `{run}` has priority {} and {}",
                     now["priority"],
-                    now["rate"]
-                        .as_u64()
-                        .map_or("no rate limit".to_owned(), |rate| format!("a limit of {} ids/s", show::grouped(rate)))
+                    now["rate"].as_u64().map_or("no rate limit".to_owned(), |rate| format!(
+                        "a limit of {} ids/s",
+                        show::grouped(rate)
+                    ))
                 )),
             }
             Ok(Ended::Well)

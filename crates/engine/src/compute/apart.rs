@@ -252,7 +252,6 @@ impl<I> Shared<I> {
 }
 
 impl<I: millstream::Id> Shared<I> {
-
     /// Takes a frame; the order for which the process must end, if it brings such news.
     fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
         match kind {

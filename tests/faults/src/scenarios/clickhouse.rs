@@ -93,9 +93,8 @@ pub fn killed_in_merge(plan: Plan) -> Report {
 /// Kills ClickHouse while it merges all parts; whether the merge was not over by then.
 fn kill_in_merge(scene: &mut Scene) -> bool {
     let url = scene.clickhouse.clone();
-    let merging = std::thread::spawn(move || {
-        tests::ask_clickhouse(&url, "OPTIMIZE TABLE millstream.trial_rows FINAL")
-    });
+    let merging =
+        std::thread::spawn(move || tests::ask_clickhouse(&url, "OPTIMIZE TABLE millstream.trial_rows FINAL"));
     let seen = scene.wait("a merge", SOON, |scene| {
         let merges = "SELECT count() FROM system.merges WHERE table = 'trial_rows'";
         if merging.is_finished() {
