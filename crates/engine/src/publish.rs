@@ -17,6 +17,7 @@ use crate::broker::{Broker, Stray, Written};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
+use crate::sample::{Choice, blind_size};
 use crate::source::{Cut, Cutter, Input, Survey};
 use crate::stop::Stop;
 use crate::store::Store;
@@ -29,11 +30,6 @@ const CUT_AHEAD: usize = 8;
 /// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
-/// Ids that a batch has at most unless the user says otherwise.
-const USUAL_BATCH_IDS: u64 = 10_000;
-/// Batches that a run has at least, ids permitting: what a fleet can share.
-const USUAL_BATCHES: u64 = 256;
-
 /// A run to be published.
 #[derive(Debug, Clone)]
 pub struct Submission {
@@ -43,8 +39,10 @@ pub struct Submission {
     pub input: Input,
     /// What is known of them.
     pub survey: Survey,
-    /// Ids a batch; `None` takes the existing run's, or the default.
+    /// Ids a batch, where somebody said so.
     pub batch_ids: Option<u32>,
+    /// The size to take where nobody did, and the run is new ([`is_new`]).
+    pub chosen: Option<Choice>,
 }
 
 /// How publishing came out.
@@ -69,6 +67,19 @@ pub struct Progress {
     pub batches: u64,
     /// Ids in them.
     pub ids: u64,
+}
+
+/// Whether nothing is known of a run by that name, so that the size of its batches is still to be chosen.
+///
+/// # Errors
+/// The broker's and ClickHouse's.
+pub async fn is_new(records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
+    Ok(records.run(run).await?.is_none() && store.run_record(run.as_str()).await?.is_none())
+}
+
+/// Bytes of ids that one message takes where the server's `max_payload` is this.
+pub(crate) fn max_ids_bytes(max_payload: usize) -> usize {
+    MAX_BATCH_BYTES.min(max_payload / 2)
 }
 
 /// Publishes a run, or what is missing of it: killed and started again with the same words it resumes.
@@ -125,16 +136,19 @@ pub async fn submit<I: Id>(
 /// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has
 /// forgotten it.
 async fn open_run(records: &Records, store: &Store, submission: &Submission) -> Result<RunRecord, Error> {
-    let Submission { run, survey, batch_ids, .. } = submission;
+    let Submission { run, survey, batch_ids, chosen, .. } = submission;
+    let chosen = chosen.as_ref();
+    let size = batch_ids.or(chosen.map(|choice| choice.batch_ids)).unwrap_or(blind_size(survey.ids));
     let fresh = RunRecord {
         run: run.to_string(),
         source: survey.source.clone(),
         fingerprint: survey.fingerprint.clone(),
-        batch_ids: batch_ids.unwrap_or_else(|| usual_batch(survey.ids)).clamp(1, MAX_BATCH_IDS),
+        batch_ids: size.clamp(1, MAX_BATCH_IDS),
         expected_ids: Some(survey.ids),
         may_repeat: survey.may_repeat,
         created_ms: now_ms(),
         published: None,
+        timing: chosen.and_then(|choice| choice.timing),
     };
     if survey.ids.div_ceil(u64::from(fresh.batch_ids)) > u64::from(u32::MAX) {
         return Err(Error::TooManyBatches { input: survey.source.clone() });
@@ -188,11 +202,6 @@ fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Option<u32>) -> 
 async fn is_whole(broker: &Broker, run: &RunName, published: &Published) -> Result<bool, Error> {
     let stored = broker.count_ids(run).await?;
     Ok(stored == u64::from(published.batches) && broker.count_aside(run).await? == 0)
-}
-
-/// Batches large enough to cost nothing, and small enough that a short run of heavy ids is shared.
-fn usual_batch(ids: u64) -> u32 {
-    (ids / USUAL_BATCHES).clamp(1, USUAL_BATCH_IDS) as u32
 }
 
 /// The ids in words; with the size of their batches where somebody chose it.
@@ -293,7 +302,7 @@ async fn publish_batches<I: Id>(
     stop: &Stop,
     mut done: impl FnMut(&Batch, Written),
 ) -> Result<(), Error> {
-    let max_bytes = MAX_BATCH_BYTES.min(broker.max_payload() / 2);
+    let max_bytes = max_ids_bytes(broker.max_payload());
     let (sender, mut batches) = mpsc::channel(CUT_AHEAD);
     let (run, input) = (submission.run.clone(), submission.input.clone());
     let cutting = tokio::task::spawn_blocking(move || {

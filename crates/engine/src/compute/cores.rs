@@ -59,6 +59,17 @@ impl<P: Pipeline> Cores<P> {
         }))
     }
 
+    /// Waits until ids can be computed at once, as far as that can be known before there are any.
+    ///
+    /// # Errors
+    /// [`Error::Child`] when no process can be started.
+    pub async fn ready(&self) -> Result<(), Error> {
+        match &self.0 {
+            Kind::Apart(processes) if !processes.isolate => processes.pool.ready().await,
+            _ => Ok(()),
+        }
+    }
+
     /// Computes and encodes `ids`, which are sorted. With `last`, ids that would be tried again become dead letters;
     /// with `suspect`, each is computed alone.
     ///
