@@ -184,8 +184,8 @@ impl Scene {
             "ALTER TABLE millstream.bulky_rows MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1",
         );
         make_consumer(&mut self.nats, "bulky_ids", &format!("work-{run}-1"), &format!("bulky.ids.{run}.*"));
-        let survey = input.survey::<I>().expect("ids");
-        let submission = Submission { run: name(run), input, survey, batch_ids: Some(batch) };
+        let (survey, _) = input.survey::<I>().expect("ids");
+        let submission = Submission { run: name(run), input, survey, batch_ids: Some(batch), chosen: None };
         let stop = Stop::new();
         let store = self.store::<I>().await;
         submit::<I>(&self.broker, &self.records, &store, &submission, &stop, |_| ())

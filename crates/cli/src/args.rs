@@ -153,7 +153,7 @@ pub(crate) struct ProduceArgs {
     /// Name of the run: 1 to 64 letters, digits, `-` and `_`; a readable one is made up without it
     #[arg(long, value_name = "NAME")]
     pub run: Option<String>,
-    /// Ids a batch, or `auto` [default: auto]
+    /// Ids a batch; `auto` times a sample of the ids, so that one host works two seconds on a batch [default: auto]
     #[arg(long, value_name = "auto|N", default_value = "auto", hide_default_value = true)]
     pub batch: String,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use millstream::Id;
 use millstream::names::RunName;
 use millstream_engine::Store;
 use millstream_engine::error::Error;
-use millstream_engine::source::{Input, Survey};
+use millstream_engine::source::{Input, Sample, Survey};
 
 use crate::Usage;
 use crate::args::{ProduceArgs, SourceArgs};
@@ -23,9 +23,10 @@ use crate::progress::Progress;
 /// An input that was read once and found sound, and the temporary file behind it if there is one: it is removed when
 /// this is dropped.
 #[derive(Debug)]
-pub(crate) struct Ids {
+pub(crate) struct Ids<I> {
     pub input: Input,
     pub survey: Survey,
+    pub sample: Sample<I>,
     _kept: Option<Kept>,
 }
 
@@ -69,7 +70,11 @@ impl Words {
     }
 
     /// Reads the ids, unless ClickHouse has them: what is wrong with them is told before any server is started.
-    pub async fn read<I: Id>(&self, args: &ProduceArgs, progress: &Progress) -> anyhow::Result<Option<Ids>> {
+    pub async fn read<I: Id>(
+        &self,
+        args: &ProduceArgs,
+        progress: &Progress,
+    ) -> anyhow::Result<Option<Ids<I>>> {
         let (input, kept) = match (&self.range, &args.source) {
             (Some(range), _) => (range.clone(), None),
             (_, SourceArgs { query: Some(_), .. }) => return Ok(None),
@@ -92,7 +97,7 @@ impl Words {
         args: &ProduceArgs,
         store: &Store,
         progress: &Progress,
-    ) -> anyhow::Result<Ids> {
+    ) -> anyhow::Result<Ids<I>> {
         let query = args.source.query.as_deref().unwrap_or_default();
         let kept = {
             let _step = progress.step("reading the query's answer");
@@ -103,12 +108,12 @@ impl Words {
     }
 }
 
-async fn survey<I: Id>(input: Input, kept: Option<Kept>, progress: &Progress) -> anyhow::Result<Ids> {
+async fn survey<I: Id>(input: Input, kept: Option<Kept>, progress: &Progress) -> anyhow::Result<Ids<I>> {
     let long = matches!(input, Input::File { .. });
     let _step = long.then(|| progress.step(&format!("checking {}", input.shown())));
     let surveyed = input.clone();
-    let survey = tokio::task::spawn_blocking(move || surveyed.survey::<I>()).await??;
-    Ok(Ids { input, survey, _kept: kept })
+    let (survey, sample) = tokio::task::spawn_blocking(move || surveyed.survey::<I>()).await??;
+    Ok(Ids { input, survey, sample, _kept: kept })
 }
 
 /// `A..=B` or `A..B`.

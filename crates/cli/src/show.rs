@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use millstream_engine::Error as EngineError;
+use millstream_engine::sample::{Bound, Choice, Timing};
 
 /// Writes a line to stdout.
 pub(crate) fn line(text: &str) {
@@ -218,6 +219,60 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// Nanoseconds as a person says them: `640 ns`, `4.2 µs`, `0.95 ms`, `1.3 s`.
+pub(crate) fn nanos(nanos: u64) -> String {
+    let nanos = nanos as f64;
+    let (number, unit) = match nanos {
+        0.0..950.0 => return format!("{nanos} ns"),
+        950.0..950e3 => (nanos / 1e3, "µs"),
+        950e3..950e6 => (nanos / 1e6, "ms"),
+        _ => (nanos / 1e9, "s"),
+    };
+    match number {
+        0.0..1.0 => format!("{number:.2} {unit}"),
+        1.0..10.0 => format!("{number:.1} {unit}"),
+        _ => format!("{number:.0} {unit}"),
+    }
+}
+
+/// Which size of batches was chosen, and why.
+pub(crate) fn choice(choice: &Choice) -> String {
+    let Choice { batch_ids, threads, bound, timing, untimed } = choice;
+    let size = format!("batches of {}: ", counted(u64::from(*batch_ids), "id"));
+    let shared = "so that hosts can share the run";
+    let Some(Timing { ids, id_nanos, id_bytes, row_bytes, raw_bytes }) = *timing else {
+        let why = untimed.as_ref().map(|why| format!("the function could not be timed ({why}), "));
+        return format!("{size}{}{shared}", why.unwrap_or_default());
+    };
+    let cores = counted(*threads as u64, "core");
+    let costs = match ids {
+        0 => format!("an id takes more than {}", nanos(id_nanos)),
+        _ => format!("an id takes {}", nanos(id_nanos)),
+    };
+    let works = nanos(id_nanos * u64::from(*batch_ids) / *threads as u64);
+    let works = format!("one host of {cores} works {works} on a batch");
+    let bytes = |number| counted(number, "byte");
+    match bound {
+        Bound::Time => format!("{size}{costs}, so {works}"),
+        Bound::Sharing => format!("{size}{shared}; {costs}, {works}"),
+        Bound::Ids => format!("{size}a batch has no more; {costs}, {works}"),
+        Bound::IdBytes => {
+            format!("{size}a message takes no more of {} each; {costs}, {works}", bytes(id_bytes))
+        }
+        Bound::RowBytes => {
+            format!("{size}a message takes no more rows of {} each; {costs}, {works}", bytes(row_bytes))
+        }
+        Bound::InsertBytes => {
+            format!("{size}an insert takes no more rows of {} each; {costs}, {works}", bytes(raw_bytes))
+        }
+    }
+}
+
+/// `1 id`, `4,200 ids`.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
 /// Rows of text as a table: columns as wide as their widest cell, numbers to the right.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let columns = head.len();
@@ -287,6 +342,48 @@ mod tests {
         {
             assert_eq!(duration(seconds), shown);
         }
+    }
+
+    #[test]
+    fn nanoseconds_are_as_said() {
+        let table = [
+            (640, "640 ns"),
+            (4_230, "4.2 µs"),
+            (12_600, "13 µs"),
+            (950_000, "0.95 ms"),
+            (1_300_000_000, "1.3 s"),
+            (0, "0 ns"),
+        ];
+        for (number, shown) in table {
+            assert_eq!(nanos(number), shown);
+        }
+    }
+
+    #[test]
+    fn a_size_says_why() {
+        let timing = Timing { ids: 900, id_nanos: 950_000, id_bytes: 8, row_bytes: 4_000, raw_bytes: 9_000 };
+        let told = |batch_ids, bound, timing, untimed: Option<&str>| {
+            choice(&Choice { batch_ids, threads: 2, bound, timing, untimed: untimed.map(str::to_owned) })
+        };
+        assert_eq!(
+            told(4_200, Bound::Time, Some(timing), None),
+            "batches of 4,200 ids: an id takes 0.95 ms, so one host of 2 cores works 2.0 s on a batch"
+        );
+        assert_eq!(
+            told(1_000, Bound::RowBytes, Some(timing), None),
+            "batches of 1,000 ids: a message takes no more rows of 4,000 bytes each; an id takes 0.95 ms, one host of 2 \
+             cores works 475 ms on a batch"
+        );
+        assert_eq!(
+            told(1, Bound::Time, Some(Timing { ids: 0, id_nanos: 5_000_000_000, ..timing }), None),
+            "batches of 1 id: an id takes more than 5.0 s, so one host of 2 cores works 2.5 s on a batch"
+        );
+        assert_eq!(
+            told(39, Bound::Sharing, None, Some("every id of the sample became a dead letter")),
+            "batches of 39 ids: the function could not be timed (every id of the sample became a dead letter), so that \
+             hosts can share the run"
+        );
+        assert_eq!(told(1, Bound::Sharing, None, None), "batches of 1 id: so that hosts can share the run");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
 use crate::error::Source;
 use crate::records::PassRecord;
-use crate::share::{Charge, Choice, PassKey, Shares};
+use crate::share::{Charge, PassKey, Shares, Turn};
 use crate::stop::Stop;
 
 /// The most batches of one pull: beyond this a round trip costs nothing against the work.
@@ -111,7 +111,7 @@ pub(crate) async fn consume(
 }
 
 /// Waits for room, and for a pass that may have something for it.
-async fn next_turn(shares: &Shares, slots: &Slots) -> (Choice, Vec<OwnedSemaphorePermit>) {
+async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphorePermit>) {
     loop {
         let Some(choice) = shares.next(slots.cores as usize) else {
             tokio::time::sleep(shares.idle_for()).await;

@@ -2,7 +2,7 @@
 //!
 //! Read in this order, the modules are the path of one batch:
 //!
-//! 1. [`source`] cuts the user's ids into batches; [`publish`] writes them to the ids stream, first writer wins.
+//! 1. [`sample`] times the function and chooses a size; [`source`] cuts the user's ids into batches; [`publish`] writes them to the ids stream, first writer wins.
 //! 2. [`consume`] takes permits, then pulls no more than they cover; [`delivery`] is what it gets: a payload with its
 //!    acker and permit, ended exactly once.
 //! 3. [`work`] decodes it, has [`compute`] grind the ids on the rayon pool, publishes the rows (in `parts`, where they
@@ -31,6 +31,7 @@ mod rate;
 pub mod records;
 pub mod replay;
 pub mod retry;
+pub mod sample;
 pub mod seal;
 mod share;
 #[cfg(test)]

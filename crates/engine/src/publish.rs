@@ -16,7 +16,10 @@ use crate::aside::fault_of_ids;
 use crate::broker::{Broker, Stray, Written};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::hosts::{self, Doing};
+use crate::load::{Phases, Recent};
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
+use crate::sample::{Choice, blind_size};
 use crate::source::{Cut, Cutter, Input, Survey};
 use crate::stop::Stop;
 use crate::store::Store;
@@ -29,13 +32,10 @@ const CUT_AHEAD: usize = 8;
 /// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
+/// What a producer does at a moment, by the place among its phases; 0 is to wait for its input.
+const WAITING_FOR_BROKER: usize = 1;
 /// How often it is looked whether the run was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_secs(1);
-
-/// Ids that a batch has at most unless the user says otherwise.
-const USUAL_BATCH_IDS: u64 = 10_000;
-/// Batches that a run has at least, ids permitting: what a fleet can share.
-const USUAL_BATCHES: u64 = 256;
 
 /// A run to be published.
 #[derive(Debug, Clone)]
@@ -46,8 +46,10 @@ pub struct Submission {
     pub input: Input,
     /// What is known of them.
     pub survey: Survey,
-    /// Ids a batch; `None` takes the existing run's, or the default.
+    /// Ids a batch, where somebody said so.
     pub batch_ids: Option<u32>,
+    /// The size to take where nobody did, and the run is new ([`is_new`]).
+    pub chosen: Option<Choice>,
     /// Priority of its first pass; a run that exists keeps its own.
     pub priority: i8,
     /// Ids a second that the whole fleet begins at most.
@@ -76,6 +78,19 @@ pub struct Progress {
     pub batches: u64,
     /// Ids in them.
     pub ids: u64,
+}
+
+/// Whether nothing is known of a run by that name, so that the size of its batches is still to be chosen.
+///
+/// # Errors
+/// The broker's and ClickHouse's.
+pub async fn is_new(records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
+    Ok(records.run(run).await?.is_none() && store.run_record(run.as_str()).await?.is_none())
+}
+
+/// Bytes of ids that one message takes where the server's `max_payload` is this.
+pub(crate) fn max_ids_bytes(max_payload: usize) -> usize {
+    MAX_BATCH_BYTES.min(max_payload / 2)
 }
 
 /// Publishes a run, or what is missing of it: killed and started again with the same words it resumes.
@@ -107,19 +122,33 @@ pub async fn submit<I: Id>(
     }
     let mut tally = Tally::default();
     let lookup = if before.is_some() { Lookup::First } else { Lookup::WhenRefused };
-    let publishing =
-        publish_batches::<I>(broker, submission, record.batch_ids, lookup, stop, |batch, written| {
+    let (phases, telling) = (Phases::new(), stop.child());
+    let publishing = publish_batches::<I>(
+        broker,
+        submission,
+        record.batch_ids,
+        lookup,
+        &phases,
+        stop,
+        |batch, written| {
             tally.add(batch, written);
             progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
-        });
-    tokio::select! {
-        published = publishing => published?,
-        () = cancelled(records, run) => {
-            // What was on its way when the run was cancelled.
-            broker.purge_ids(broker.names().run_ids(run)).await?;
-            return Err(Error::Cancelled { run: run.to_string() });
-        }
+        },
+    );
+    let publishing = async {
+        let published = tokio::select! {
+            published = publishing => published,
+            () = cancelled(records, run) => Err(Error::Cancelled { run: run.to_string() }),
+        };
+        telling.stop_taking();
+        published
+    };
+    let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &telling));
+    if matches!(published, Err(Error::Cancelled { .. })) {
+        // What was on its way when the run was cancelled.
+        broker.purge_ids(broker.names().run_ids(run)).await?;
     }
+    published?;
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
@@ -140,16 +169,19 @@ pub async fn submit<I: Id>(
 /// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has
 /// forgotten it.
 async fn open_run(records: &Records, store: &Store, submission: &Submission) -> Result<RunRecord, Error> {
-    let Submission { run, survey, batch_ids, .. } = submission;
+    let Submission { run, survey, batch_ids, chosen, .. } = submission;
+    let chosen = chosen.as_ref();
+    let size = batch_ids.or(chosen.map(|choice| choice.batch_ids)).unwrap_or(blind_size(survey.ids));
     let fresh = RunRecord {
         run: run.to_string(),
         source: survey.source.clone(),
         fingerprint: survey.fingerprint.clone(),
-        batch_ids: batch_ids.unwrap_or_else(|| usual_batch(survey.ids)).clamp(1, MAX_BATCH_IDS),
+        batch_ids: size.clamp(1, MAX_BATCH_IDS),
         expected_ids: Some(survey.ids),
         may_repeat: survey.may_repeat,
         created_ms: now_ms(),
         published: None,
+        timing: chosen.and_then(|choice| choice.timing),
     };
     if survey.ids.div_ceil(u64::from(fresh.batch_ids)) > u64::from(u32::MAX) {
         return Err(Error::TooManyBatches { input: survey.source.clone() });
@@ -205,11 +237,6 @@ async fn is_whole(broker: &Broker, run: &RunName, published: &Published) -> Resu
     Ok(stored == u64::from(published.batches) && broker.count_aside(run).await? == 0)
 }
 
-/// Batches large enough to cost nothing, and small enough that a short run of heavy ids is shared.
-fn usual_batch(ids: u64) -> u32 {
-    (ids / USUAL_BATCHES).clamp(1, USUAL_BATCH_IDS) as u32
-}
-
 /// The ids in words; with the size of their batches where somebody chose it.
 fn described(record: &RunRecord, with_batches: bool) -> String {
     let mut words = record.source.clone();
@@ -239,6 +266,17 @@ async fn open_pass(
     broker.ensure_work_consumer(run, 1).await?;
     let pass = PassRecord { priority: *priority, rate: *rate, ..PassRecord::begin(run, 1, record.batch_ids) };
     records.create_pass(&pass, run).await.map(drop)
+}
+
+/// Keeps the fleet told of what this producer waits for.
+async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, stop: &Stop) {
+    let mut recent = Recent::new();
+    let look = || {
+        let seconds = phases.seconds();
+        let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
+        Doing::Produce { run: run.to_string(), recent, total }
+    };
+    hosts::report(records, stop, look).await;
 }
 
 /// Resolves when somebody has cancelled the run.
@@ -322,10 +360,11 @@ async fn publish_batches<I: Id>(
     submission: &Submission,
     batch_ids: u32,
     lookup: Lookup,
+    phases: &Phases<2>,
     stop: &Stop,
     mut done: impl FnMut(&Batch, Written),
 ) -> Result<(), Error> {
-    let max_bytes = MAX_BATCH_BYTES.min(broker.max_payload() / 2);
+    let max_bytes = max_ids_bytes(broker.max_payload());
     let (sender, mut batches) = mpsc::channel(CUT_AHEAD);
     let (run, input) = (submission.run.clone(), submission.input.clone());
     let cutting = tokio::task::spawn_blocking(move || {
@@ -334,6 +373,7 @@ async fn publish_batches<I: Id>(
     });
     let mut flights = FuturesUnordered::new();
     loop {
+        let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
         tokio::select! {
             batch = batches.recv(), if flights.len() < IN_FLIGHT => match batch {
                 Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, lookup, stop)),

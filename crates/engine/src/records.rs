@@ -15,6 +15,7 @@ use crate::broker::within;
 use crate::error::{Error, broker};
 use crate::hosts::HostReport;
 use crate::retry::Backoff;
+use crate::sample::Timing;
 use crate::tables::Letters;
 
 /// How long the bucket may be without anybody to answer for it.
@@ -44,6 +45,9 @@ pub struct RunRecord {
     pub created_ms: u64,
     /// What was published; `None` while it is being published.
     pub published: Option<Published>,
+    /// What an id cost before anything was published, where that chose the size of the batches.
+    #[serde(default)]
+    pub timing: Option<Timing>,
 }
 
 /// What a run came to once all of it was published.

@@ -54,7 +54,7 @@ struct Account {
 
 /// Which pass to draw from, and how.
 #[derive(Debug, Clone)]
-pub(crate) struct Choice {
+pub(crate) struct Turn {
     pub key: PassKey,
     pub record: PassRecord,
     /// Batches to draw at most, until the next pass's turn.
@@ -113,7 +113,7 @@ impl Shares {
     }
 
     /// The pass whose turn it is, of those that may have something.
-    pub fn next(&self, cores: usize) -> Option<Choice> {
+    pub fn next(&self, cores: usize) -> Option<Turn> {
         let (accounts, now) = (self.open(), Instant::now());
         let mut due: Vec<(&PassKey, &Account)> =
             accounts.iter().filter(|(_, account)| account.is_due(now)).collect();
@@ -130,7 +130,7 @@ impl Shares {
         };
         let long = cost / cores as f64 > LONG.as_secs_f64();
         let ahead = !long || account.pending > TAIL;
-        Some(Choice { key: (*key).clone(), record: account.record.clone(), most, ahead })
+        Some(Turn { key: (*key).clone(), record: account.record.clone(), most, ahead })
     }
 
     /// How long until a pass that had nothing may be asked again.
@@ -229,11 +229,11 @@ mod tests {
     fn play(shares: &Shares, batches: usize, cost: impl Fn(&str) -> f64) -> BTreeMap<String, f64> {
         let mut got = BTreeMap::new();
         for _ in 0..batches {
-            let choice = shares.next(2).expect("something to draw");
-            shares.drawn(&choice.key, 1, Some(1000));
-            let (charge, took) = (shares.charge(&choice.key), cost(&choice.record.run));
+            let turn = shares.next(2).expect("something to draw");
+            shares.drawn(&turn.key, 1, Some(1000));
+            let (charge, took) = (shares.charge(&turn.key), cost(&turn.record.run));
             charge.settle(seconds(took), 100);
-            *got.entry(choice.record.run).or_default() += took;
+            *got.entry(turn.record.run).or_default() += took;
         }
         got
     }

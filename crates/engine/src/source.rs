@@ -1,7 +1,8 @@
 //! Where a run's ids come from, and how they are cut into batches.
 //!
 //! Input is read twice where it can be: once to find every bad line and to learn the digest, before anything is
-//! published; once to publish. Neither pass keeps more than one batch.
+//! published; once to publish. Neither pass keeps more than one batch; the first also draws a bounded sample, on which the
+//! function is timed.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -15,6 +16,8 @@ use crate::error::Error;
 const SHOWN_FAULTS: usize = 10;
 /// The longest line that is read, in bytes: longer ones are no ids, and a file without line ends must not fill memory.
 const MAX_LINE: u64 = 1 << 20;
+/// Ids of a file that are kept as its sample: a second's work of most functions, and 32 MiB of the longest ids.
+const SAMPLED: usize = 8192;
 
 /// The ids of a run as the user gave them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,23 +63,26 @@ impl Input {
         }
     }
 
-    /// Reads all of it without keeping it. Blocks.
+    /// Reads all of it without keeping more than a sample. Blocks.
     ///
     /// # Errors
     /// [`Error::BadLines`] with the first of them and their number; [`Error::NoIds`], [`Error::NoColumn`],
     /// [`Error::Input`].
-    pub fn survey<I: Id>(&self) -> Result<Survey, Error> {
+    pub fn survey<I: Id>(&self) -> Result<(Survey, Sample<I>), Error> {
         let source = self.shown();
-        if let Self::Range { first, last } = self {
+        if let Self::Range { first, last } = *self {
             let ids = (last - first).checked_add(1).ok_or(Error::TooManyBatches { input: source.clone() })?;
-            return Ok(Survey { fingerprint: source.clone(), source, ids, may_repeat: false });
+            let survey = Survey { fingerprint: source.clone(), source, ids, may_repeat: false };
+            return Ok((survey, Sample::of_range(first, ids)));
         }
         let (mut ids, mut digest, mut bad, mut first) = (0u64, 0u64, 0u64, Vec::new());
+        let mut sample = Sample::of_list();
         for line in self.lines::<I>()? {
             match line.map_err(|source| Error::Input { input: self.shown(), source })? {
                 Line::Id(id) => {
-                    ids += 1;
                     digest = digest.wrapping_add(id.sip_hash());
+                    sample.offer(id, ids);
+                    ids += 1;
                 }
                 Line::Bad { number, fault } => {
                     bad += 1;
@@ -88,12 +94,10 @@ impl Input {
         }
         match (bad, ids) {
             (0, 0) => Err(Error::NoIds { input: source }),
-            (0, _) => Ok(Survey {
-                source,
-                fingerprint: format!("{ids} ids with digest {digest:016x}"),
-                ids,
-                may_repeat: true,
-            }),
+            (0, _) => {
+                let fingerprint = format!("{ids} ids with digest {digest:016x}");
+                Ok((Survey { source, fingerprint, ids, may_repeat: true }, sample))
+            }
             _ => Err(Error::BadLines { input: source, count: bad, first }),
         }
     }
@@ -191,6 +195,76 @@ fn line_of<I: Id>(number: u64, text: &str) -> Line<I> {
     }
 }
 
+/// Ids from all over an input, for as long as somebody takes them.
+#[derive(Debug, Clone)]
+pub struct Sample<I> {
+    drawn: Drawn<I>,
+    /// How many were taken.
+    taken: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Drawn<I> {
+    Range { first: u64, ids: u64 },
+    List(Vec<I>),
+}
+
+impl<I: Id> Sample<I> {
+    fn of_range(first: u64, ids: u64) -> Self {
+        Self { drawn: Drawn::Range { first, ids }, taken: 0 }
+    }
+
+    fn of_list() -> Self {
+        Self { drawn: Drawn::List(Vec::new()), taken: 0 }
+    }
+
+    /// Offers the id at this place of the list: in the end each was kept with the same probability (Vitter's algorithm R,
+    /// <https://doi.org/10.1145/3147.3165>), and in no order.
+    fn offer(&mut self, id: I, place: u64) {
+        let Drawn::List(kept) = &mut self.drawn else { return };
+        let seat = ((u128::from(scattered(place)) * u128::from(place + 1)) >> u64::BITS) as usize;
+        if kept.len() < SAMPLED {
+            kept.push(id);
+            let last = kept.len() - 1;
+            kept.swap(seat, last);
+        } else if seat < SAMPLED {
+            kept[seat] = id;
+        }
+    }
+
+    /// The next ids, `most` at most and at least one, sorted and without repeats. From its beginning on, what was taken lies
+    /// evenly over all of the input; a list begins again at its end.
+    pub fn take(&mut self, most: usize) -> Vec<I> {
+        /// The golden ratio's fraction of 2^64: its multiples lie evenly wherever one stops.
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let from = self.taken;
+        let mut ids: Vec<I> = match &self.drawn {
+            Drawn::Range { first, ids } => {
+                let spread = |number: u64| {
+                    let share = u128::from(number.wrapping_mul(GOLDEN)) * u128::from(*ids);
+                    I::from_number(first + (share >> u64::BITS) as u64)
+                };
+                (from..from + (most as u64).min(*ids)).map(spread).collect()
+            }
+            Drawn::List(kept) => {
+                let begin = from as usize % kept.len().max(1);
+                kept.iter().cycle().skip(begin).take(most.min(kept.len())).cloned().collect()
+            }
+        };
+        self.taken += ids.len() as u64;
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// A number that has nothing visible in common with its neighbours' (splitmix64's last steps).
+fn scattered(number: u64) -> u64 {
+    let mixed = (number ^ (number >> 30)).wrapping_add(1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
 /// Ids of one batch, sorted and without repeats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut<I> {
@@ -268,7 +342,7 @@ mod tests {
     fn a_file_has_one_id_a_line() {
         let (_file, input) = file("3\r\n\n 1 \n2", None);
         assert_eq!(read(&input), [3, 1, 2]);
-        assert_eq!(input.survey::<u64>().expect("sound").ids, 3);
+        assert_eq!(input.survey::<u64>().expect("sound").0.ids, 3);
     }
 
     #[test]
@@ -302,7 +376,7 @@ mod tests {
         let (_a, a) = file("1\n2\n", None);
         let (_b, b) = file("2\n1", None);
         let (_c, c) = file("1\n3\n", None);
-        let of = |input: &Input| input.survey::<u64>().expect("sound").fingerprint;
+        let of = |input: &Input| input.survey::<u64>().expect("sound").0.fingerprint;
         assert_eq!(of(&a), of(&b));
         assert_ne!(of(&a), of(&c));
     }
@@ -313,6 +387,39 @@ mod tests {
         let mut cuts: Vec<Cut<u64>> = (0..5).filter_map(|id| cutter.push(id)).collect();
         cuts.extend(cutter.cut());
         assert_eq!(cuts.iter().map(|cut| cut.ids.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    }
+
+    /// Of ten equal stretches of the input, the least and the most that the sample has of one.
+    fn stretches(ids: &[u64], first: u64, all: u64) -> (usize, usize) {
+        let mut counts = [0; 10];
+        ids.iter().for_each(|id| counts[((id - first) * 10 / all) as usize] += 1);
+        (*counts.iter().min().expect("ten"), *counts.iter().max().expect("ten"))
+    }
+
+    #[test]
+    fn a_sample_lies_over_the_whole_input() {
+        let (_, mut range) = Input::Range { first: 500, last: 1_000_499 }.survey::<u64>().expect("sound");
+        for _ in 0..5 {
+            let (least, most) = stretches(&range.take(100), 500, 1_000_000);
+            assert!(least >= 8 && most <= 12, "{least} {most}");
+        }
+        let text: String = (0..50_000).map(|id| format!("{id}\n")).collect();
+        let (_file, input) = file(&text, None);
+        let (_, mut list) = input.survey::<u64>().expect("sound");
+        let some = list.take(1000);
+        let (least, most) = stretches(&some, 0, 50_000);
+        assert!(least >= 60 && most <= 140, "{least} {most}");
+        assert_ne!(list.take(1000), some);
+        assert_eq!(list.take(1_000_000).len(), SAMPLED);
+    }
+
+    #[test]
+    fn a_sample_of_few_ids_has_them_once_at_a_time() {
+        let (_file, input) = file("7\n7\n9\n", None);
+        let (_, mut list) = input.survey::<u64>().expect("sound");
+        assert_eq!((list.take(50), list.take(50)), (vec![7, 9], vec![7, 9]));
+        let (_, mut range) = Input::Range { first: u64::MAX, last: u64::MAX }.survey::<u64>().expect("sound");
+        assert_eq!(range.take(8), [u64::MAX]);
     }
 
     proptest! {

@@ -507,6 +507,7 @@ mod tests {
             may_repeat: false,
             created_ms: 0,
             published: None,
+            timing: None,
         };
         let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
         let part = Portion::between(1, 2, text, text);

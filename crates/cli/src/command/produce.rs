@@ -1,8 +1,9 @@
 //! `produce`: publishes a run.
 
 use millstream::Pipeline;
-use millstream_engine::publish::{Progress, Submission, Submitted, submit};
-use millstream_engine::{Error, Stop};
+use millstream_engine::publish::{Progress, Submission, Submitted, is_new, submit};
+use millstream_engine::sample::{Choice, Limits, choose};
+use millstream_engine::{Broker, Error, Stop};
 use serde_json::json;
 
 use super::{Context, on_signal};
@@ -27,11 +28,12 @@ pub(super) async fn produce<P: Pipeline>(context: &Context<P>, args: &ProduceArg
                 None => words.ask::<P::Id>(args, &session.store, &context.progress).await?,
             };
             let line = context.progress.publishing(&words.run, ids.survey.ids);
-            let submitted = publish::<P>(&session, &words, &ids, &stop, |done| line.show(done)).await;
+            let publishing = publish(context, &session, &words, &ids, &stop, |done| line.show(done));
+            let submitted = Box::pin(publishing).await;
             drop(line);
             match submitted {
-                Ok(submitted) => {
-                    report(&submitted, args.json);
+                Ok((submitted, chosen)) => {
+                    report(&submitted, chosen.as_ref(), args.json);
                     Ok(Ended::Well)
                 }
                 Err(Error::Stopped) => {
@@ -47,21 +49,45 @@ pub(super) async fn produce<P: Pipeline>(context: &Context<P>, args: &ProduceArg
         .await
 }
 
-/// Publishes ids that were read.
+/// Publishes ids that were read, in batches of a size that is chosen here where nobody named it before.
 pub(super) async fn publish<P: Pipeline>(
+    context: &Context<P>,
     session: &Session,
     words: &Words,
-    ids: &Ids,
+    ids: &Ids<P::Id>,
     stop: &Stop,
     progress: impl Fn(Progress),
-) -> Result<Submitted, Error> {
+) -> Result<(Submitted, Option<Choice>), Error> {
+    let Session { broker, records, store } = session;
+    let chosen = match words.batch_ids {
+        None if is_new(records, store, &words.run).await? => Some(size(context, broker, ids, stop).await?),
+        _ => None,
+    };
     let Words { run, batch_ids, priority, rate, .. } = words.clone();
-    let (input, survey) = (ids.input.clone(), ids.survey.clone());
-    let submission = Submission { run, input, survey, batch_ids, priority, rate };
-    submit::<P::Id>(&session.broker, &session.records, &session.store, &submission, stop, progress).await
+    let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
+    let submission = Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate };
+    let submitted = submit::<P::Id>(broker, records, store, &submission, stop, progress).await?;
+    Ok((submitted, chosen))
 }
 
-fn report(submitted: &Submitted, as_json: bool) {
+/// Times the ids, and says which size that makes.
+async fn size<P: Pipeline>(
+    context: &Context<P>,
+    broker: &Broker,
+    ids: &Ids<P::Id>,
+    stop: &Stop,
+) -> Result<Choice, Error> {
+    let Context { pipeline, columns, config, progress, .. } = context;
+    let (threads, max_payload) = (config.work.threads, broker.max_payload());
+    let limits = Limits { ids: ids.survey.ids, threads, max_payload };
+    let step = progress.step("timing a sample of the ids");
+    let choice = choose(pipeline, columns, &config.work, ids.sample.clone(), &limits, stop).await?;
+    drop(step);
+    progress.note(&show::choice(&choice));
+    Ok(choice)
+}
+
+fn report(submitted: &Submitted, chosen: Option<&Choice>, as_json: bool) {
     let Submitted { record, published, written, found, repair } = submitted;
     if as_json {
         let mut value = json!({
@@ -72,6 +98,9 @@ fn report(submitted: &Submitted, as_json: bool) {
             "batches_written": written,
             "batches_found": found,
         });
+        if let Some(chosen) = chosen {
+            value["batch"] = json!(chosen);
+        }
         if let Some(repair) = repair {
             value["repair"] = json!(repair);
         }

@@ -74,12 +74,12 @@ async fn drive<P: Pipeline>(
     context: &Context<P>,
     session: &Session,
     words: &Words,
-    ids: &Ids,
+    ids: &Ids<P::Id>,
     stop: &Stop,
 ) -> anyhow::Result<Status> {
     let mut stages = start_stages(context, session, stop);
     // The first ids are computed while the last are published, so both are watched from the start.
-    let publishing = async { Ok(publish::<P>(session, words, ids, stop, |_| {}).await?) };
+    let publishing = async { Ok(publish(context, session, words, ids, stop, |_| {}).await?) };
     let both = async { tokio::try_join!(publishing, watch(context, session, words, stop)) };
     let outcome = tokio::select! {
         outcome = both => outcome.map(|(_, last)| last),

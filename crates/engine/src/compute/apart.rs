@@ -121,6 +121,19 @@ impl<P: Pipeline> Apart<P> {
         answered.await.map_err(|_| Error::Stopped)
     }
 
+    /// Waits until there is a process that computes.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.keep_alive(&mut *self.live.lock().await).await.map(drop)
+    }
+
+    /// The process that lives, or a new one.
+    async fn keep_alive<'a>(&self, live: &'a mut Option<Live<P::Id>>) -> Result<&'a Live<P::Id>, Error> {
+        if live.as_ref().is_none_or(|live| live.shared.open().is_none()) {
+            *live = Some(self.start().await?);
+        }
+        Ok(live.as_ref().expect("it was just started"))
+    }
+
     /// Hands the order to the process that lives, or to a new one.
     async fn place(
         &self,
@@ -128,10 +141,7 @@ impl<P: Pipeline> Apart<P> {
         order: Order<P::Id>,
     ) -> Result<(Waiting<P::Id>, mpsc::Sender<(u64, Vec<u8>)>), Error> {
         let mut live = self.live.lock().await;
-        if live.as_ref().is_none_or(|live| live.shared.open().is_none()) {
-            *live = Some(self.start().await?);
-        }
-        let there = live.as_ref().expect("it was just started");
+        let there = self.keep_alive(&mut live).await?;
         match &mut *there.shared.open() {
             Some(orders) => drop(orders.insert(number, order)),
             // It died this very moment, before it was given anything.

@@ -67,6 +67,17 @@ impl<P: Pipeline> Cores<P> {
         Ok(Self { kind, load })
     }
 
+    /// Waits until ids can be computed at once, as far as that can be known before there are any.
+    ///
+    /// # Errors
+    /// [`Error::Child`] when no process can be started.
+    pub async fn ready(&self) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Apart(processes) if !processes.isolate => processes.pool.ready().await,
+            _ => Ok(()),
+        }
+    }
+
     /// Computes and encodes `ids`, which are sorted. With `last`, ids that would be tried again become dead letters;
     /// with `suspect`, each is computed alone.
     ///

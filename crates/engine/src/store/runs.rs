@@ -42,6 +42,7 @@ impl KeptRun {
             created_ms: self.created_ms,
             // A run has a batch at least.
             published: (self.batches > 0).then_some(published),
+            timing: None,
         }
     }
 }
