@@ -158,6 +158,10 @@ pub(crate) struct ProduceArgs {
     pub batch: String,
     #[command(flatten)]
     pub steer: SteerArgs,
+    /// A command for `sh -c` once the run is sealed or cancelled, with what it came to in MILLSTREAM_RUN, _PASS, _STATE,
+    /// _IDS, _ROWS, _DEAD, _SECONDS and _SUMMARY
+    #[arg(long, value_name = "COMMAND")]
+    pub then: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

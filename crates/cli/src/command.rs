@@ -2,6 +2,7 @@
 
 mod dead;
 mod doctor;
+mod finish;
 mod produce;
 mod replay;
 mod run;

@@ -306,6 +306,7 @@ mod tests {
             priority: 0,
             rate: None,
             hosts: Vec::new(),
+            summary: None,
             verdict: None,
         };
         let text = described(&status, 1000.0, show::short, show::clock);

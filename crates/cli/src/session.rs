@@ -183,6 +183,7 @@ impl Session {
         let (broker, store) = servers.connect::<P>(role).await?;
         // The table first: a pipeline whose columns do not fit leaves no streams behind.
         store.setup().await?;
+        store.check_summary().await?;
         broker.setup(&config.limits).await?;
         let records = broker.records().await?;
         Ok(Self { broker, store, records })

@@ -17,7 +17,7 @@ use crate::stop::Stop;
 pub(crate) const REPORT: Duration = Duration::from_secs(3);
 /// A record older than this is that of a process which is gone.
 const STALE: Duration = Duration::from_secs(12);
-/// A sealer removes records older than this.
+/// A sealer purges records older than this.
 const GONE: Duration = Duration::from_secs(600);
 
 /// One process at one moment.
@@ -125,15 +125,10 @@ pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
     Ok(alive)
 }
 
-/// Removes the records of processes that are long gone.
+/// Purges the records of processes that are gone.
 ///
 /// # Errors
 /// The broker's.
 pub(crate) async fn sweep(records: &Records) -> Result<(), Error> {
-    for (key, entry) in records.hosts().await? {
-        if now_ms().saturating_sub(entry.written_ms) > GONE.as_millis() as u64 {
-            records.remove_host(&key).await?;
-        }
-    }
-    Ok(())
+    records.sweep_hosts(now_ms().saturating_sub(GONE.as_millis() as u64)).await
 }

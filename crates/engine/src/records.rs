@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
 use futures_util::{StreamExt, stream};
 use millstream::names::{Names, RunName};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::within;
@@ -162,6 +162,9 @@ pub struct Sealed {
     pub repeated_ids: u64,
     /// Milliseconds since 1970.
     pub at_ms: u64,
+    /// What the pipeline's summary query answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Vec<serde_json::Value>>,
 }
 
 /// A record with the revision that a change of it must name.
@@ -372,12 +375,25 @@ impl Records {
         answer(&doing, self.bucket.put(key, json(report))).await.map(drop)
     }
 
-    /// Removes what a process said of itself.
+    /// Takes back what a process said of itself. What that leaves in the bucket goes with the next sweep: a worker has
+    /// no right to purge.
     pub(crate) async fn remove_host(&self, key: &str) -> Result<(), Error> {
         let doing = format!("remove record `{key}` from bucket `{}`", self.bucket.name);
-        // Not by a marker, as `delete` and `purge` of a bucket leave one, for ever.
-        let subject = format!("{}{key}", self.bucket.prefix);
-        answer(&doing, self.bucket.stream.purge().filter(subject).into_future()).await.map(drop)
+        answer(&doing, self.bucket.delete(key)).await
+    }
+
+    /// Purges records of processes that have said nothing since `before_ms`, or took theirs back.
+    pub(crate) async fn sweep_hosts(&self, before_ms: u64) -> Result<(), Error> {
+        for key in self.keys("host.>").await? {
+            let entry = self.get::<IgnoredAny>(&key).await?;
+            if entry.is_some_and(|entry| entry.written_ms >= before_ms) {
+                continue;
+            }
+            let doing = format!("purge record `{key}` from bucket `{}`", self.bucket.name);
+            let subject = format!("{}{key}", self.bucket.prefix);
+            answer(&doing, self.bucket.stream.purge().filter(subject).into_future()).await?;
+        }
+        Ok(())
     }
 
     /// The key under which a process speaks of itself.

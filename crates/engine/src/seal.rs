@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::board::{self, Open};
 use crate::broker::Broker;
-use crate::error::{Error, full_cause};
+use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::hosts;
 use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
@@ -325,7 +325,8 @@ impl Sealer {
         if entry.record.state != PassState::Running {
             return Ok(());
         }
-        let sealed = Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms() };
+        let summary = self.sum_up(run, pass).await?;
+        let sealed = Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms(), summary };
         // Readers first: should this process die now, the next one proves again and writes the same row.
         let statement = self.store.tables().insert_pass(
             run.as_str(),
@@ -350,6 +351,17 @@ impl Sealer {
         let announcement = Announcement { run: run.as_str(), pass, ids: published.ids, sealed: &sealed };
         let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
         self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await
+    }
+
+    /// What the pipeline's summary says of the pass. One that ClickHouse refuses keeps nothing from being sealed.
+    async fn sum_up(&self, run: &RunName, pass: u32) -> Result<Option<Vec<serde_json::Value>>, Error> {
+        match self.store.summary(run.as_str(), pass).await {
+            Err(Error::Store { source: fault @ StoreFault::Exception { .. }, .. }) => {
+                tracing::error!(%run, pass, %fault, "the pass is sealed without its summary");
+                Ok(None)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Only a pass that is as it was before its proof is sealed.

@@ -61,6 +61,8 @@ pub struct Status {
     pub rate: Option<u32>,
     /// Processes that work for this pipeline now.
     pub hosts: Vec<HostReport>,
+    /// What the pipeline's summary query answered when the pass was sealed.
+    pub summary: Option<Vec<serde_json::Value>>,
     /// What limits the run; `null` where nothing is computed.
     pub verdict: Option<Verdict>,
 }
@@ -150,6 +152,7 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         priority: pass.map_or(0, |pass| pass.priority),
         rate: pass.and_then(|pass| pass.rate),
         hosts: Vec::new(),
+        summary: sealed.and_then(|sealed| sealed.summary.clone()),
         verdict: None,
     }
 }

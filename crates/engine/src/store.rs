@@ -29,6 +29,8 @@ const INSERT_WITHIN: Duration = Duration::from_secs(90);
 const CANNOT_KILL: u32 = 380;
 /// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
 const PARTS_ASKED: usize = 10;
+/// The answer of a summary is kept in a record.
+const SUMMARY_BYTES: usize = 64 << 10;
 /// A merge of a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -348,6 +350,38 @@ impl Store {
     /// [`Error::Store`].
     pub async fn write(&self, doing: &str, statement: &str) -> Result<(), Error> {
         self.execute(doing, statement, ANSWER_WITHIN).await
+    }
+
+    /// Asks ClickHouse whether the pipeline's summary is one, before there is anything to sum up.
+    ///
+    /// # Errors
+    /// [`Error::Store`] with ClickHouse's own words.
+    pub async fn check_summary(&self) -> Result<(), Error> {
+        let Some(query) = self.tables.summary("", 0) else { return Ok(()) };
+        let query = tables::describe_query(&query);
+        self.sql(&query, "TSV", drop).await
+    }
+
+    /// The answer of the pipeline's summary of a pass: its rows as objects; `None` without a summary.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; an answer that is larger than a record may be is one too.
+    pub async fn summary(&self, run: &str, pass: u32) -> Result<Option<Vec<serde_json::Value>>, Error> {
+        let Some(query) = self.tables.summary(run, pass) else { return Ok(None) };
+        let mut answer = Vec::new();
+        self.sql(&query, "JSONEachRow", |bytes| {
+            if answer.len() <= SUMMARY_BYTES {
+                answer.extend_from_slice(&bytes);
+            }
+        })
+        .await?;
+        let failed = |text: String| self.failed("sum up a pass", StoreFault::Exception { code: 0, text });
+        if answer.len() > SUMMARY_BYTES {
+            return Err(failed(format!("its answer is more than {SUMMARY_BYTES} bytes")));
+        }
+        let lines = answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let rows = lines.map(serde_json::from_slice).collect::<Result<_, _>>();
+        rows.map(Some).map_err(|fault| failed(fault.to_string()))
     }
 
     /// A query of the user's, whose answer is handed to `each` piece by piece, in `format` unless it names its own.

@@ -75,6 +75,7 @@ pub struct Tables {
     pipeline: String,
     id_type: &'static str,
     columns: Vec<Column>,
+    summary: Option<&'static str>,
 }
 
 impl Tables {
@@ -89,6 +90,7 @@ impl Tables {
             pipeline: P::NAME.to_owned(),
             id_type: P::Id::CLICKHOUSE,
             columns,
+            summary: P::SUMMARY,
         }
     }
 
@@ -325,6 +327,17 @@ impl Tables {
         )
     }
 
+    /// The pipeline's summary of a pass, if it has one. It is the author's own SQL, and stands on lines of its own.
+    pub fn summary(&self, run: &str, pass: u32) -> Option<String> {
+        let rows = format!(
+            "(SELECT id{} FROM {} FINAL WHERE {} AND status = 'ok')",
+            self.own_list(),
+            self.rows(),
+            of_pass(run, pass)
+        );
+        self.summary.map(|query| query.trim().trim_end_matches(';').replace("{rows}", &rows))
+    }
+
     /// Keeps a run's record: the proof needs ClickHouse alone. Before all is published it holds no batches; the later
     /// version of it replaces the earlier.
     pub fn insert_run(&self, record: &RunRecord) -> String {
@@ -497,6 +510,7 @@ mod tests {
             pipeline: text.to_owned(),
             id_type: "String",
             columns: vec![Column { name: text.to_owned(), kind: "UInt8".to_owned() }],
+            summary: Some("SELECT count() FROM {rows}"),
         };
         let record = crate::records::RunRecord {
             run: text.to_owned(),
@@ -533,7 +547,8 @@ mod tests {
         ];
         // Of a run it says the partition only, a number.
         let heal = tables.heal("green");
-        let others = [tables.insert_rows(), tables.describe_rows(), tables.existing(), heal];
+        let summary = tables.summary(text, 1).expect("there is one");
+        let others = [summary, tables.insert_rows(), tables.describe_rows(), tables.existing(), heal];
         let server = [
             known_settings("settings", [text, text].into_iter()),
             databases(text),

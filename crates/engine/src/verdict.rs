@@ -12,10 +12,10 @@ use crate::load::{CoreTimes, ProduceTimes, SinkTimes};
 const BUSY: f64 = 0.8;
 /// Cores that wait this much for something are limited by it.
 const WAITS: f64 = 0.2;
-/// Sinks that insert for this share of their time, and cores that wait for them, are limited by ClickHouse.
-const INSERTS: f64 = 0.5;
+/// Sinks that wait for ClickHouse for this share of their time, and cores that wait for them, are limited by ClickHouse.
+const STORES: f64 = 0.5;
 /// Sinks that do nothing else, with rows that pile up, are so too, even while all cores are busy still.
-const ONLY_INSERTS: f64 = 0.8;
+const ONLY_STORES: f64 = 0.8;
 /// Rows pile up if storing them takes this many seconds.
 const PILE_SECONDS: f64 = 10.0;
 
@@ -133,8 +133,9 @@ impl Fleet {
         part / self.work.all.max(f64::MIN_POSITIVE)
     }
 
-    fn inserting(&self) -> f64 {
-        self.sink.inserting / self.sink.all.max(f64::MIN_POSITIVE)
+    /// Share of the sinks' time that ClickHouse took, for inserts and for what landed of them.
+    fn storing(&self) -> f64 {
+        (self.sink.inserting + self.sink.asking) / self.sink.all.max(f64::MIN_POSITIVE)
     }
 
     fn pile_seconds(&self, scene: &Scene) -> f64 {
@@ -186,20 +187,20 @@ fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
 }
 
 fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
-    let (room, inserting) = (fleet.cores(fleet.work.waiting_for_room), fleet.inserting());
+    let (room, storing) = (fleet.cores(fleet.work.waiting_for_room), fleet.storing());
     let pile = fleet.pile_seconds(scene);
-    let text = if room >= WAITS && inserting >= INSERTS {
+    let text = if room >= WAITS && storing >= STORES {
         format!(
-            "store-bound: sinks spend {} in ClickHouse inserts, workers wait {} for room; a faster ClickHouse will \
+            "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for room; a faster ClickHouse will \
              help, more workers will not",
-            percent(inserting),
+            percent(storing),
             percent(room)
         )
-    } else if inserting >= ONLY_INSERTS && pile >= PILE_SECONDS && !scene.ended {
+    } else if storing >= ONLY_STORES && pile >= PILE_SECONDS && !scene.ended {
         format!(
-            "store-bound: sinks spend {} in ClickHouse inserts, and {pile:.0} s of rows wait for them; a faster \
+            "store-bound: sinks spend {} of their time in ClickHouse, and {pile:.0} s of rows wait for them; a faster \
              ClickHouse will help, more workers will not",
-            percent(inserting)
+            percent(storing)
         )
     } else {
         return None;
@@ -212,10 +213,10 @@ fn broker(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     (room >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Broker,
         text: format!(
-            "broker-bound: workers wait {} for NATS to take their rows, while sinks insert {} of their time; look at \
+            "broker-bound: workers wait {} for NATS to take their rows, while sinks store {} of their time; look at \
              the disk and network of NATS, and at the rows stream's limit",
             percent(room),
-            percent(fleet.inserting())
+            percent(fleet.storing())
         ),
     })
 }
@@ -310,12 +311,12 @@ fn mixed(fleet: &Fleet) -> Verdict {
     let CoreTimes { computing, encoding, waiting_for_ids, waiting_for_room, .. } = fleet.work;
     let of = |part: f64| percent(fleet.cores(part));
     let text = format!(
-        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for room; sinks insert {}",
+        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for room; sinks store {}",
         of(computing),
         of(encoding),
         of(waiting_for_ids),
         of(waiting_for_room),
-        percent(fleet.inserting())
+        percent(fleet.storing())
     );
     Verdict { bottleneck: Bottleneck::Mixed, text }
 }
@@ -384,19 +385,19 @@ mod tests {
             (
                 vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), sink([1.0, 0.2, 8.8])],
                 running,
-                "store-bound: sinks spend 88 % in ClickHouse inserts, workers wait 40 % for room; a faster ClickHouse \
-                 will help, more workers will not",
+                "store-bound: sinks spend 90 % of their time in ClickHouse, workers wait 40 % for room; a faster \
+                 ClickHouse will help, more workers will not",
             ),
             (
                 vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0]), sink([1.0, 0.0, 9.0])],
                 Scene { rows_to_store: 60_000, ..running },
-                "store-bound: sinks spend 90 % in ClickHouse inserts, and 60 s of rows wait for them; a faster \
+                "store-bound: sinks spend 90 % of their time in ClickHouse, and 60 s of rows wait for them; a faster \
                  ClickHouse will help, more workers will not",
             ),
             (
                 vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), idle_sink()],
                 running,
-                "broker-bound: workers wait 40 % for NATS to take their rows, while sinks insert 5 % of their time; \
+                "broker-bound: workers wait 40 % for NATS to take their rows, while sinks store 10 % of their time; \
                  look at the disk and network of NATS, and at the rows stream's limit",
             ),
             (
@@ -437,7 +438,7 @@ mod tests {
                 vec![work(4, [28.0, 1.0, 5.0, 6.0, 0.0]), idle_sink()],
                 running,
                 "no single bottleneck: cores compute 70 % of their time, encode 2 %, wait 12 % for ids and 15 % for \
-                 room; sinks insert 5 %",
+                 room; sinks store 10 %",
             ),
         ];
         for (hosts, scene, text) in table {

@@ -50,6 +50,15 @@ pub trait Pipeline: Send + Sync + 'static {
     /// What each id may take: attempts, time, memory; and whether ids are computed alone.
     const LIMITS: Limits = Limits::DEFAULT;
 
+    /// A query that is run once when a pass is sealed, over its ok rows, which `{rows}` stands for: a table of `id` and the
+    /// pipeline's own columns. Its answer, a few rows, is shown with the run and kept with the pass.
+    ///
+    /// ```
+    /// # const SUMMARY: Option<&str> =
+    /// Some("SELECT max(steps) AS longest, argMax(id, steps) AS id FROM {rows}");
+    /// ```
+    const SUMMARY: Option<&'static str> = None;
+
     /// The id type: `u64` or `String`.
     type Id: Id;
 

@@ -74,6 +74,9 @@ pub enum SchemaFault {
     /// A limit that no id could keep.
     #[error("LIMITS, {0}")]
     Limits(String),
+    /// A summary of nothing.
+    #[error("SUMMARY names no `{{rows}}`, which stands for the rows of the pass")]
+    Summary,
     /// The row is no struct, or holds something that has no shape (an enum, a `char`, a self-describing value).
     #[error("the row type cannot be used: {0}")]
     Shape(#[from] shape::ShapeFault),
@@ -95,6 +98,9 @@ pub fn check<P: Pipeline>() -> Result<Vec<ColumnType>, Vec<SchemaFault>> {
         Err(fault) => faults.push(fault.into()),
     }
     faults.extend(P::LIMITS.faults().into_iter().map(SchemaFault::Limits));
+    if P::SUMMARY.is_some_and(|query| !query.contains("{rows}")) {
+        faults.push(SchemaFault::Summary);
+    }
     if faults.is_empty() { Ok(types.into_iter().flatten().collect()) } else { Err(faults) }
 }
 

@@ -9,13 +9,12 @@ use millstream::Pipeline;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
 use millstream_engine::status::{Status, status};
-use millstream_engine::verdict::{Span, verdict};
 use millstream_engine::work::{WorkCounts, work};
 use millstream_engine::{Error, Stop};
-use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::finish::finish;
 use super::produce::publish;
 use super::{Context, on_signal};
 use crate::args::RunArgs;
@@ -52,7 +51,7 @@ pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> an
                 None => words.ask::<P::Id>(&args.produce, &session.store, &context.progress).await?,
             };
             match Box::pin(drive(context, &session, &words, &ids, &stop)).await {
-                Ok(last) => Ok(summarize::<P>(&last, args.produce.json)),
+                Ok(last) => finish::<P>(&last, args.produce.then.as_deref(), args.produce.json).await,
                 Err(error)
                     if matches!(error.downcast_ref(), Some(Error::Stopped))
                         && interrupted.load(Ordering::Relaxed) =>
@@ -159,45 +158,5 @@ async fn watch<P: Pipeline>(
                 }
             }
         }
-    }
-}
-
-fn summarize<P: Pipeline>(last: &Status, as_json: bool) -> Ended {
-    let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, .. } = last;
-    let sealed = *state == "sealed";
-    // Of a run that was shorter than a report nothing is known.
-    let verdict = (!hosts.is_empty()).then(|| verdict(hosts, run, Span::Total, &last.scene()));
-    if as_json {
-        show::json(&json!({
-            "run": run, "pass": pass, "ids": ids, "rows": done, "dead": dead, "seconds": seconds,
-            "ids_per_second": ids_per_second, "sealed": sealed, "verdict": verdict,
-        }));
-    } else if !sealed {
-        show::line(&format!(
-            "run `{run}` was cancelled: {} of {} ids have rows, in `{}_live`",
-            show::grouped(*done),
-            show::grouped(*ids),
-            P::NAME
-        ));
-    } else {
-        let name = P::NAME;
-        show::line(&format!(
-            "run      {run} (pass {pass})\nids      {}\nrows     {}\ndead     {}\nseconds  {seconds:.1}\nids/s    {}\n\
-             sealed   yes{}\n\nlook at the rows:\n  {name} sql \"SELECT * FROM {name} WHERE run = '{run}' ORDER BY id LIMIT 10\"\n  \
-             {name} sql \"SELECT count() FROM {name} WHERE run = '{run}'\"",
-            show::grouped(*ids),
-            show::grouped(*done),
-            show::grouped(*dead),
-            show::grouped(*ids_per_second as u64),
-            verdict.map_or_else(String::new, |verdict| format!("\n\n{}", verdict.text)),
-        ));
-        if *dead > 0 {
-            show::line(&format!("\nlook at the dead letters:\n  {name} dead {run}"));
-        }
-    }
-    match (sealed, *dead) {
-        (false, _) => Ended::Badly,
-        (true, 0) => Ended::Well,
-        (true, _) => Ended::WithDeadLetters,
     }
 }

@@ -75,8 +75,9 @@ impl Store {
     pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
         let passes: Vec<(u32, u64, u64, u64, u64)> =
             self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
-        let sealed =
-            |(pass, rows, dead, repeated_ids, at_ms)| (pass, Sealed { rows, dead, repeated_ids, at_ms });
+        let sealed = |(pass, rows, dead, repeated_ids, at_ms)| {
+            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None })
+        };
         Ok(passes.into_iter().map(sealed).collect())
     }
 }

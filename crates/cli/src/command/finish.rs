@@ -1,0 +1,116 @@
+//! What comes once a run is over: its summary, and the command that was to follow it.
+
+use anyhow::Context as _;
+use millstream::Pipeline;
+use millstream_engine::status::Status;
+use millstream_engine::verdict::{Span, verdict};
+use serde_json::{Value, json};
+
+use crate::{Ended, show};
+
+/// Shows what the run came to, then runs the command with it in its environment.
+///
+/// # Errors
+/// When the command cannot be started, or does not end well.
+pub(super) async fn finish<P: Pipeline>(
+    last: &Status,
+    then: Option<&str>,
+    as_json: bool,
+) -> anyhow::Result<Ended> {
+    summarize::<P>(last, as_json);
+    if let Some(command) = then {
+        follow_up(last, command).await?;
+    }
+    Ok(match (last.state, last.dead) {
+        ("sealed", 0) => Ended::Well,
+        ("sealed", _) => Ended::WithDeadLetters,
+        _ => Ended::Badly,
+    })
+}
+
+async fn follow_up(last: &Status, command: &str) -> anyhow::Result<()> {
+    let summary = last.summary.as_ref().map_or_else(String::new, |rows| json!(rows).to_string());
+    let status = tokio::process::Command::new("sh")
+        .args(["-c", command])
+        .env("MILLSTREAM_RUN", &last.run)
+        .env("MILLSTREAM_PASS", last.pass.to_string())
+        .env("MILLSTREAM_STATE", last.state)
+        .env("MILLSTREAM_IDS", last.ids.to_string())
+        .env("MILLSTREAM_ROWS", last.done.to_string())
+        .env("MILLSTREAM_DEAD", last.dead.to_string())
+        .env("MILLSTREAM_SECONDS", format!("{:.3}", last.seconds))
+        .env("MILLSTREAM_SUMMARY", summary)
+        .status()
+        .await
+        .with_context(|| format!("failed to start `sh -c '{command}'`"))?;
+    anyhow::ensure!(
+        status.success(),
+        "the run is over, and the command after it failed: `{command}` ended with {status}\nhint: the run itself needs \
+         nothing; run the command again by hand"
+    );
+    Ok(())
+}
+
+fn summarize<P: Pipeline>(last: &Status, as_json: bool) {
+    let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, summary, .. } = last;
+    let sealed = *state == "sealed";
+    // Of a run that was shorter than a report nothing is known.
+    let verdict = (!hosts.is_empty()).then(|| verdict(hosts, run, Span::Total, &last.scene()));
+    if as_json {
+        show::json(&json!({
+            "run": run, "pass": pass, "ids": ids, "rows": done, "dead": dead, "seconds": seconds,
+            "ids_per_second": ids_per_second, "sealed": sealed, "summary": summary, "verdict": verdict,
+        }));
+        return;
+    }
+    if !sealed {
+        show::line(&format!(
+            "run `{run}` was cancelled: {} of {} ids have rows, in `{}_live`",
+            show::grouped(*done),
+            show::grouped(*ids),
+            P::NAME
+        ));
+        return;
+    }
+    let name = P::NAME;
+    let summary = summary.as_deref().map(summary_table).filter(|table| !table.is_empty());
+    show::line(&format!(
+        "run      {run} (pass {pass})\nids      {}\nrows     {}\ndead     {}\nseconds  {seconds:.1}\nids/s    {}\n\
+         sealed   yes{}{}\n\nlook at the rows:\n  {name} sql \"SELECT * FROM {name} WHERE run = '{run}' ORDER BY id LIMIT 10\"\n  \
+         {name} sql \"SELECT count() FROM {name} WHERE run = '{run}'\"",
+        show::grouped(*ids),
+        show::grouped(*done),
+        show::grouped(*dead),
+        show::grouped(*ids_per_second as u64),
+        summary.map_or_else(String::new, |table| format!("\n\n{table}")),
+        verdict.map_or_else(String::new, |verdict| format!("\n\n{}", verdict.text.replace("RUN", run))),
+    ));
+    if *dead > 0 {
+        show::line(&format!("\nlook at the dead letters:\n  {name} dead {run}"));
+    }
+}
+
+/// The answer of the pipeline's summary query as a table.
+fn summary_table(rows: &[Value]) -> String {
+    let Some(head) = rows.first().and_then(Value::as_object) else { return String::new() };
+    let head: Vec<&str> = head.keys().map(String::as_str).collect();
+    let cell = |row: &Value, column: &str| match &row[column] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| head.iter().map(|column| cell(row, column)).collect()).collect();
+    show::table(&head, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_a_table() {
+        let rows = [json!({"longest": 12, "word": "abc"}), json!({"longest": 7, "word": "d"})];
+        assert_eq!(summary_table(&rows), "longest  word\n     12  abc\n      7  d");
+        assert_eq!(summary_table(&[]), "");
+    }
+}

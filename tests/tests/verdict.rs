@@ -1,0 +1,117 @@
+//! Each kind of bottleneck provoked, and named by `status`.
+
+use serde_json::Value;
+use tests::{Host, Process, SOON, Up, wait_until};
+
+/// Servers, and services on them.
+struct Scene {
+    // Dropped in this order: services before servers, servers before their directory.
+    services: Vec<Process>,
+    _up: Up,
+    host: Host,
+}
+
+impl Scene {
+    /// Ids take this long; `config` is the `millstream.toml` of all processes.
+    fn new(micros: u64, config: &str, services: &[&str]) -> Self {
+        let mut host = Host::new(env!("CARGO_BIN_EXE_trial"));
+        host.env.push(("TRIAL_MICROS".into(), micros.to_string()));
+        host.env.push(("TRIAL_TAME".into(), "1".into()));
+        std::fs::write(host.path().join("millstream.toml"), config).expect("written");
+        let up = host.up();
+        let mut scene = Self { services: Vec::new(), _up: up, host };
+        scene.start(services);
+        scene
+    }
+
+    fn start(&mut self, services: &[&str]) {
+        self.services.extend(services.iter().map(|name| self.host.start(name, &[name])));
+    }
+
+    fn publish(&self, ids: u64, batch: u64, more: &[&str]) {
+        let (ids, batch) = (format!("1..={ids}"), batch.to_string());
+        let words = ["produce", "--ids", &ids, "--run", "a", "--batch", &batch];
+        self.host.call(&[&words[..], more].concat()).expect(0);
+    }
+
+    /// Waits until `status` names this bottleneck; the status then.
+    fn wait_verdict(&self, bottleneck: &str) -> Value {
+        wait_until(&format!("verdict `{bottleneck}`"), SOON, || {
+            let status = self.host.status("a");
+            match status["verdict"]["bottleneck"].as_str() {
+                Some(found) if found == bottleneck => Ok(status),
+                _ => Err(status.to_string()),
+            }
+        })
+    }
+}
+
+fn text(status: &Value) -> &str {
+    status["verdict"]["text"].as_str().expect("a sentence")
+}
+
+#[test]
+fn without_workers_or_sinks_it_says_who_is_missing() {
+    let mut scene = Scene::new(0, "", &[]);
+    scene.publish(1000, 100, &[]);
+    let status = scene.wait_verdict("nobody");
+    assert_eq!(
+        text(&status),
+        "nobody computes: 10 batches wait, and no worker reports; start `work` on a host"
+    );
+    scene.start(&["work"]);
+    wait_until("rows that nobody stores", SOON, || {
+        let status = scene.host.status("a");
+        match text(&status).starts_with("nobody stores: about 1000 rows wait") {
+            true => Ok(()),
+            false => Err(status.to_string()),
+        }
+    });
+    scene.start(&["sink"]);
+    scene.host.wait_sealed("a", SOON);
+    assert_eq!(scene.host.status("a")["verdict"], Value::Null);
+}
+
+#[test]
+fn busy_cores_are_compute_bound_and_every_host_is_listed() {
+    let scene = Scene::new(1000, "[work]\nthreads = 2\n", &["work", "sink"]);
+    scene.publish(10_000_000, 1000, &[]);
+    let status = scene.wait_verdict("compute");
+    let said = text(&status);
+    assert!(said.starts_with("compute-bound: 1 host with 2 cores is "), "{said}");
+    assert!(said.ends_with(" % busy; adding hosts will help"), "{said}");
+    let roles: Vec<&str> =
+        status["hosts"].as_array().expect("hosts").iter().filter_map(|host| host["role"].as_str()).collect();
+    assert_eq!(roles, ["sink", "work"]);
+    assert!(status["ids_per_second_now"].as_f64() > Some(0.0), "{status}");
+    assert!(status["oldest_batch_seconds"].as_f64() > Some(0.0), "{status}");
+    let shown = scene.host.call(&["status", "a"]).expect(0).stdout;
+    assert!(shown.contains("compute-bound: ") && shown.contains("work     2"), "{shown}");
+    scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn a_slow_store_is_named() {
+    // Every batch is an insert of its own.
+    let scene = Scene::new(0, "[sink]\ngroup_rows = 1\ninserts = 1\n", &["work", "sink"]);
+    scene.publish(200_000, 10, &[]);
+    let status = scene.wait_verdict("store");
+    let said = text(&status);
+    assert!(
+        said.starts_with("store-bound: sinks spend ") && said.contains(" of their time in ClickHouse"),
+        "{said}"
+    );
+    assert!(status["lag_rows"].as_u64() > Some(0) && status["lag_bytes"].as_u64() > Some(0), "{status}");
+    scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn a_limited_run_is_held_by_its_rate() {
+    let scene = Scene::new(0, "", &["work", "sink"]);
+    scene.publish(100_000, 100, &["--rate", "20"]);
+    let status = scene.wait_verdict("rate");
+    assert!(text(&status).starts_with("held by its rate limit: cores wait "), "{status}");
+    let shown = scene.host.call(&["status", "a"]).expect(0).stdout;
+    assert!(shown.contains("`set a --rate N` changes it"), "{shown}");
+    scene.host.call(&["cancel", "a"]).expect(0);
+}
