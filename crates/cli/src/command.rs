@@ -2,6 +2,7 @@
 
 mod dead;
 mod doctor;
+mod forget;
 mod produce;
 mod replay;
 mod run;
@@ -66,6 +67,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Verify(_)
                 | Command::Dead(_)
                 | Command::Replay(_)
+                | Command::Forget(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
         );
@@ -101,6 +103,7 @@ impl<P: Pipeline> Context<P> {
             Command::Verify(args) => verify::verify(&self, args).await,
             Command::Dead(args) => dead::dead(&self, args).await,
             Command::Replay(args) => replay::replay(&self, args).await,
+            Command::Forget(args) => forget::forget(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
         }
