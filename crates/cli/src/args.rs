@@ -110,11 +110,17 @@ pub(crate) enum Command {
     Set(SetArgs),
     /// List a run's dead letters: the ids that yielded no row, and why
     Dead(DeadArgs),
-    /// Compute dead letters of a run again, as a new pass
+    /// Compute a run again, or some of its ids, as a new pass
     ///
-    /// The new pass takes over the rows that were right already. Readers see the pass before it until the new one is
-    /// proven, and then the whole of the new one, in one step. Killed and started again with the same words it goes on.
+    /// A pass over some ids takes over the rows of all others from the newest sealed pass. Readers see the pass before
+    /// it until the new one is proven, and then the whole of the new one, in one step. Killed and started again with
+    /// the same words it goes on.
     Replay(ReplayArgs),
+    /// Forget a run, or one pass of it, and free its space
+    ///
+    /// Removes its rows from ClickHouse, its messages from all streams, its consumers and its records. Asks nothing.
+    /// Killed and started again with the same words it goes on.
+    Forget(ForgetArgs),
     /// Ask the configured ClickHouse, and print a table
     ///
     /// A query that names its own FORMAT is printed as it comes.
@@ -301,13 +307,37 @@ pub(crate) struct LettersArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ReplayArgs {
-    /// The run; its newest pass must be sealed
+    /// The run; its newest pass must be sealed or cancelled
     pub run: String,
-    /// Compute the dead letters again
-    #[arg(long, required = true)]
+    /// Only batches of these numbers: `3..=5` with its end, `3..6` without
+    #[arg(long, value_name = "RANGE", conflicts_with_all = ["since", "until", "dead", "where"])]
+    pub batches: Option<String>,
+    /// Only batches published then or later: 2026-11-25T18:00:00Z, or 90s, 10m, 2h, 3d ago
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["dead", "where"])]
+    pub since: Option<String>,
+    /// Only batches published before then
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["dead", "where"])]
+    pub until: Option<String>,
+    /// Only dead letters
+    #[arg(long, conflicts_with = "where")]
     pub dead: bool,
+    /// Only ids whose row in the newest sealed pass fulfils this condition, over the columns of the view `…_live`
+    #[arg(long, value_name = "SQL")]
+    pub r#where: Option<String>,
     #[command(flatten)]
     pub letters: LettersArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ForgetArgs {
+    /// The run; none of its passes may be running or paused
+    pub run: String,
+    /// Only this pass, which must not be the one that readers see
+    #[arg(long, value_name = "N")]
+    pub pass: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -341,7 +371,17 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("cancel", &["cancel friday"]),
     ("set", &["set friday --priority 3", "set friday --rate 500", "set friday --rate none"]),
     ("dead", &["dead friday --limit 1000", "dead friday --error 'timed out'"]),
-    ("replay", &["replay friday --dead", "replay friday --dead --error 'timed out'"]),
+    (
+        "replay",
+        &[
+            "replay friday",
+            "replay friday --dead --error 'timed out'",
+            "replay friday --where \"status = 'dead' OR id < 1000\"",
+            "replay friday --since 2h",
+            "replay friday --batches 100..=199",
+        ],
+    ),
+    ("forget", &["forget friday", "forget friday --pass 1"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
     ("doctor", &["doctor --nats nats://nats.internal:4222"]),
 ];

@@ -3,6 +3,7 @@
 mod dead;
 mod doctor;
 mod finish;
+mod forget;
 mod produce;
 mod replay;
 mod run;
@@ -72,6 +73,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Cancel(_)
                 | Command::Set(_)
                 | Command::Replay(_)
+                | Command::Forget(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
         );
@@ -111,6 +113,7 @@ impl<P: Pipeline> Context<P> {
             Command::Verify(args) => verify::verify(&self, args).await,
             Command::Dead(args) => dead::dead(&self, args).await,
             Command::Replay(args) => replay::replay(&self, args).await,
+            Command::Forget(args) => forget::forget(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
         }

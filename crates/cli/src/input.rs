@@ -50,8 +50,9 @@ impl Words {
         let run = args.run.clone().unwrap_or_else(readable_name);
         let run = run.parse::<RunName>().map_err(|fault| faults.push(format!("--run: {fault}"))).ok();
         let batch_ids = parse_batch(&args.batch).map_err(|fault| faults.push(fault)).ok().flatten();
-        let range = args.source.ids.as_deref().map(parse_range).transpose();
+        let range = args.source.ids.as_deref().map(|text| parse_range("--ids", text)).transpose();
         let range = range.map_err(|fault| faults.push(fault)).ok().flatten();
+        let range = range.map(|[first, last]| Input::Range { first, last });
         match run {
             Some(run) if faults.is_empty() => Ok(Self {
                 run,
@@ -116,9 +117,9 @@ async fn survey<I: Id>(input: Input, kept: Option<Kept>, progress: &Progress) ->
     Ok(Ids { input, survey, sample, _kept: kept })
 }
 
-/// `A..=B` or `A..B`.
-fn parse_range(text: &str) -> Result<Input, String> {
-    let fault = |why: &str| format!("--ids: `{text}` {why}");
+/// `A..=B` or `A..B`: the first and the last number.
+pub(crate) fn parse_range(flag: &str, text: &str) -> Result<[u64; 2], String> {
+    let fault = |why: &str| format!("{flag}: `{text}` {why}");
     let (first, last) =
         text.split_once("..").ok_or_else(|| fault("is not a range like 1..=100 or 1..101"))?;
     let (last, inclusive) = last.strip_prefix('=').map_or((last, false), |last| (last, true));
@@ -131,7 +132,7 @@ fn parse_range(text: &str) -> Result<Input, String> {
     let (first, end) = (number(first)?, number(last)?);
     let empty = || fault(if first == end { "is empty" } else { "is reversed: it ends before it begins" });
     let last = if inclusive { Some(end) } else { end.checked_sub(1) };
-    last.filter(|last| first <= *last).map(|last| Input::Range { first, last }).ok_or_else(empty)
+    last.filter(|last| first <= *last).map(|last| [first, last]).ok_or_else(empty)
 }
 
 fn parse_batch(text: &str) -> Result<Option<u32>, String> {
@@ -212,12 +213,16 @@ mod tests {
 
     #[test]
     fn ranges_are_read_with_and_without_their_end() {
-        let range = |first, last| Ok(Input::Range { first, last });
-        assert_eq!(parse_range("1..=100"), range(1, 100));
-        assert_eq!(parse_range("1..101"), range(1, 100));
-        assert_eq!(parse_range("0..=18446744073709551615"), range(0, u64::MAX));
-        assert_eq!(parse_range("1..=10_000_000"), range(1, 10_000_000));
-        assert_eq!(parse_range("7..=7"), range(7, 7));
+        let table = [
+            ("1..=100", [1, 100]),
+            ("1..101", [1, 100]),
+            ("0..=18446744073709551615", [0, u64::MAX]),
+            ("1..=10_000_000", [1, 10_000_000]),
+            ("7..=7", [7, 7]),
+        ];
+        for (text, range) in table {
+            assert_eq!(parse_range("--ids", text), Ok(range));
+        }
     }
 
     #[test]
@@ -233,7 +238,7 @@ mod tests {
             ("..5", "has `` where a whole number"),
         ];
         for (text, why) in table {
-            let fault = parse_range(text).expect_err(text);
+            let fault = parse_range("--ids", text).expect_err(text);
             assert!(fault.contains(why), "{fault}");
         }
     }

@@ -1,6 +1,7 @@
 //! NATS: the connection, publishing, reading and purging messages. Every wait for an answer has a timeout.
 
 mod consumers;
+mod kept;
 mod messages;
 mod setup;
 
@@ -19,6 +20,7 @@ use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 
+pub use kept::Kept;
 pub use messages::Stray;
 pub use setup::StreamLimits;
 

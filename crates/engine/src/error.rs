@@ -9,6 +9,8 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use millstream::envelope::EnvelopeFault;
 use millstream::names::NameFault;
 
+use crate::tables::Selection;
+
 /// Any failure of another party.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -236,9 +238,118 @@ pub enum Error {
         /// The run.
         run: String,
     },
-    /// A replay of dead letters that are none.
-    #[error("replay dead letters of run `{run}`: there are none like that")]
-    NoDeadLetters {
+    /// A replay of a part of a run that has no sealed pass to take the rest from.
+    #[error(
+        "replay a part of run `{run}`: no pass of it is sealed, so there is nothing to take the other rows from"
+    )]
+    NeverSealed {
+        /// The run.
+        run: String,
+    },
+    /// A replay of a run that is not published to its end.
+    #[error("replay run `{run}`: it is not published to its end")]
+    NotPublished {
+        /// The run.
+        run: String,
+    },
+    /// A replay of ids that are none.
+    #[error("replay {selection} of run `{run}`: there are none like that")]
+    NothingSelected {
+        /// The run.
+        run: String,
+        /// What was asked for.
+        selection: Selection,
+    },
+    /// A replay of batches that the run does not have.
+    #[error("replay {selection} of run `{run}`: its batches are 0..{batches}")]
+    NoSuchBatches {
+        /// The run.
+        run: String,
+        /// What was asked for.
+        selection: Selection,
+        /// How many it has.
+        batches: u32,
+    },
+    /// Batches that lie too much apart to be named.
+    #[error("replay {selection} of run `{run}`: they are in {ranges} places, more than can be kept")]
+    Scattered {
+        /// The run.
+        run: String,
+        /// What was asked for.
+        selection: Selection,
+        /// Groups of batches with others between.
+        ranges: usize,
+    },
+    /// A condition in SQL that is none.
+    #[error("select ids where `{condition}`")]
+    Condition {
+        /// The condition.
+        condition: String,
+        /// What ClickHouse says about it.
+        #[source]
+        source: StoreFault,
+    },
+    /// A condition that selects other ids each time.
+    #[error(
+        "select {selection} of run `{run}`: they are not the same each time: {before} ids, then {after} ids"
+    )]
+    Unstable {
+        /// The run.
+        run: String,
+        /// What was asked for.
+        selection: Selection,
+        /// How many at first.
+        before: u64,
+        /// How many later.
+        after: u64,
+    },
+    /// Ids that the stream holds no more.
+    #[error(
+        "replay run `{run}`: the ids of {missing} of its {batches} batches are no longer in stream `{stream}`: {why}"
+    )]
+    IdsGone {
+        /// The run.
+        run: String,
+        /// The stream.
+        stream: String,
+        /// Batches that are missing there.
+        missing: u64,
+        /// Batches of the run.
+        batches: u32,
+        /// Since when and why, as far as it can be known.
+        why: String,
+    },
+    /// There is no such pass.
+    #[error("find pass {pass} of run `{run}`: {}", passes(.known))]
+    NoSuchPass {
+        /// The run.
+        run: String,
+        /// The pass asked for.
+        pass: u32,
+        /// The passes that there are.
+        known: Vec<u32>,
+    },
+    /// A pass that readers see.
+    #[error("forget pass {pass} of run `{run}`: it is the one that readers see")]
+    PassSeen {
+        /// The run.
+        run: String,
+        /// The pass.
+        pass: u32,
+    },
+    /// A pass that may still be computed.
+    #[error("forget pass {pass} of run `{run}`: it is {state}")]
+    StillOpen {
+        /// The run.
+        run: String,
+        /// The pass.
+        pass: u32,
+        /// `running` or `paused`.
+        state: &'static str,
+    },
+    /// Somebody began something with the run while it was forgotten.
+    #[error("forget run `{run}` to its end: somebody began something with it meanwhile")]
+    BegunMeanwhile {
         /// The run.
         run: String,
     },
@@ -393,7 +504,30 @@ impl Error {
             Self::PassEnded { run, .. } => format!("`replay {run}` begins another; `forget {run}` removes all of it"),
             Self::NoPass { .. } => "try again once its first batch is published".into(),
             Self::Cancelled { run } => format!("`forget {run}` makes the name free; or give the run another with --run"),
-            Self::NoDeadLetters { run } => format!("`dead {run}` lists those that there are"),
+            Self::NeverSealed { run } => format!("`replay {run}` computes all of it, `status {run}` shows its newest pass"),
+            Self::NotPublished { run } | Self::IdsGone { run, .. } => {
+                format!("`produce` with the same input and --run {run} publishes the rest")
+            }
+            Self::NothingSelected { run, selection: Selection::Letters(_) } => {
+                format!("`dead {run}` lists those that there are")
+            }
+            Self::NothingSelected { .. } => "ask for others; `sql` shows what rows there are".into(),
+            Self::NoSuchBatches { .. } => "name batches among those".into(),
+            Self::Scattered { .. } => "name batches with --batches, or ids with --where".into(),
+            Self::Condition { .. } => {
+                "write it as after WHERE, over the columns of the view that ends in `_live`: --where \"status = 'dead'\"".into()
+            }
+            Self::Unstable { .. } => {
+                "use a condition on what the rows hold: no now(), no rand(), no table that changes; a pass that was begun with \
+                 it can only be cancelled"
+                    .into()
+            }
+            Self::NoSuchPass { .. } => "`runs` lists runs, `status` shows a run's newest pass".into(),
+            Self::PassSeen { run, .. } => {
+                format!("`forget {run}` forgets the whole run; once a newer pass is sealed, this one alone can go")
+            }
+            Self::StillOpen { run, .. } => format!("`cancel {run}` ends it; then it can be forgotten"),
+            Self::BegunMeanwhile { run } => format!("`runs` shows its state; `forget {run}` again goes on"),
             Self::Child { .. } => {
                 "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
                  or print before that"
@@ -465,6 +599,14 @@ fn listed(count: u64, lines: &[(u64, String)]) -> String {
 
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn passes(known: &[u32]) -> String {
+    match known {
+        [] => "it has none".to_owned(),
+        [only] => format!("there is pass {only}"),
+        known => format!("there are {}", known.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 fn run_named(run: &str) -> String {

@@ -297,17 +297,23 @@ async fn restore_passes(
     run: &RunName,
     record: &RunRecord,
 ) -> Result<(), Error> {
-    if records.pass(run, 1).await?.is_some() {
+    // Not the first, which may be forgotten because somebody wanted that.
+    if records.newest_pass(run).await?.is_some() {
         return Ok(());
     }
-    for (pass, sealed) in store.sealed_passes(run.as_str()).await? {
+    let passes = store.sealed_passes(run.as_str()).await?;
+    if passes.is_empty() {
+        // Without a seal it is proven, and repaired, like any running one.
+        return records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await.map(drop);
+    }
+    // The newest first: killed after that, what readers see is known.
+    for (pass, sealed) in passes.into_iter().rev() {
         let begun = PassRecord::begin(run, pass, record.batch_ids);
         let state = PassState::Sealed;
         let known = PassRecord { state, started_ms: record.created_ms, sealed: Some(sealed), ..begun };
         records.create_pass(&known, run).await?;
     }
-    // Without a seal it is proven, and repaired, like any running one.
-    records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await.map(drop)
+    Ok(())
 }
 
 /// When the stream is asked what it holds under a batch's subject.

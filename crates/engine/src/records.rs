@@ -16,7 +16,7 @@ use crate::error::{Error, broker};
 use crate::hosts::HostReport;
 use crate::retry::Backoff;
 use crate::sample::Timing;
-use crate::tables::Letters;
+use crate::tables::Selection;
 
 /// How long the bucket may be without anybody to answer for it.
 const ELECTION: Duration = Duration::from_secs(20);
@@ -140,15 +140,32 @@ impl PassRecord {
     }
 }
 
-/// The dead letters that a pass computes again.
+/// The ids that a pass computes again, where those are not all of the run's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covers {
-    /// The pass before it, whose dead letters they are and whose other rows it takes over.
+    /// The sealed pass whose ids they are, and whose other rows it takes over.
     pub base: u32,
-    /// Which of them.
-    pub letters: Letters,
-    /// How many; `None` while they are being published.
+    /// What was asked for.
+    #[serde(flatten)]
+    pub selection: Selection,
+    /// The batches that it came to, where it is of batches: from the first to below the second of each pair.
+    #[serde(default)]
+    pub ranges: Vec<[u32; 2]>,
+    /// What it came to when the pass was begun. It must come to the same until the seal; early records do not say.
+    #[serde(default)]
+    pub selected: Option<Selected>,
+    /// How many ids are published; `None` while they are being published.
     pub ids: Option<u64>,
+}
+
+/// Ids that fulfil a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selected {
+    /// How many.
+    pub ids: u64,
+    /// Wrapping sum of `sipHash64(id)` over them.
+    #[serde(with = "decimal")]
+    pub digest: u64,
 }
 
 /// What was proven of a pass.
@@ -236,12 +253,31 @@ impl Records {
     /// # Errors
     /// When the broker does not answer or a record is malformed.
     pub async fn newest_pass(&self, run: &RunName) -> Result<Option<Entry<PassRecord>>, Error> {
-        // Not by counting up from 1: the first of them may have been forgotten.
-        let passes = self.all::<PassRecord>(&self.names.pass_keys(run)).await?;
-        match passes.iter().map(|record| record.pass).max() {
-            Some(pass) => self.pass(run, pass).await,
+        match self.passes_of(run).await?.last() {
+            Some(newest) => self.pass(run, newest.pass).await,
             None => Ok(None),
         }
+    }
+
+    /// The passes of a run in order. Some numbers may be missing: passes can be forgotten.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn passes_of(&self, run: &RunName) -> Result<Vec<PassRecord>, Error> {
+        let mut passes = self.all::<PassRecord>(&self.names.pass_keys(run)).await?;
+        passes.sort_unstable_by_key(|record| record.pass);
+        Ok(passes)
+    }
+
+    /// A number that no pass of the run has or had.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn next_pass(&self, run: &RunName) -> Result<u32, Error> {
+        // A forgotten pass leaves its key behind, so that nothing of it that is still under way comes to another.
+        let keys = self.keys(&self.names.pass_keys(run)).await?;
+        let numbers = keys.iter().filter_map(|key| key.rsplit('.').next()?.parse::<u32>().ok());
+        Ok(numbers.max().unwrap_or(0) + 1)
     }
 
     /// All runs, in no order.
@@ -290,6 +326,22 @@ impl Records {
     /// When the broker does not answer.
     pub async fn update_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
         self.update(&self.names.pass_key(run, entry.record.pass), &entry.record, entry.revision).await
+    }
+
+    /// Removes a run's record, if it is as it was read.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn remove_run(&self, entry: &Entry<RunRecord>, run: &RunName) -> Result<Change, Error> {
+        self.remove(&self.names.run_key(run), entry.revision).await
+    }
+
+    /// Removes a pass's record, if it is as it was read. Its key stays, so that its number is not given again.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn remove_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
+        self.remove(&self.names.pass_key(run, entry.record.pass), entry.revision).await
     }
 
     pub(crate) fn bucket(&self) -> &Bucket {
@@ -399,6 +451,15 @@ impl Records {
     /// The key under which a process speaks of itself.
     pub(crate) fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
         self.names.host_key(role, host, pid)
+    }
+
+    async fn remove(&self, key: &str, revision: u64) -> Result<Change, Error> {
+        let doing = format!("remove record `{key}` from bucket `{}`", self.bucket.name);
+        match within(&doing, self.bucket.purge_expect_revision(key, Some(revision))).await? {
+            Ok(()) => Ok(Change::Made),
+            Err(error) if error.kind() == kv::PurgeErrorKind::WrongLastRevision => Ok(Change::Beaten),
+            Err(error) => Err(broker(doing)(error)),
+        }
     }
 
     /// Reads every record whose key matches.

@@ -1,9 +1,13 @@
-//! A new pass over a run's dead letters: they are computed again, and the pass takes over the other rows of the one
-//! before, so that what readers see is whole at every moment.
+//! A new pass over a run: over all of its ids, or over some of them, which then takes over the rows of the others from
+//! the newest sealed pass, so that what readers see is whole at every moment.
 //!
-//! The ids of such a pass are published like a run's, under subjects of the pass; workers and sinks know no difference.
-//! The sealer copies the other rows inside ClickHouse once the ids are computed (`take_over`), proves the pass against
-//! the run's record like any other, and readers flip. Killed at any point, the same words go on.
+//! Of all ids, workers draw the run's own batches once more. Of some, ClickHouse knows which; they are published like a
+//! run's, under subjects of the pass, and workers and sinks know no difference. The sealer copies the other rows inside
+//! ClickHouse once the ids are computed (`complete`), proves the pass against the run's record like any other, and
+//! readers flip. Killed at any point, the same words go on.
+
+mod complete;
+mod gone;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,17 +19,19 @@ use millstream::names::RunName;
 use crate::broker::{Broker, Written};
 use crate::error::Error;
 use crate::failpoint;
-use crate::records::{Change, Covers, Entry, PassRecord, PassState, Published, Records};
+use crate::records::{Change, Covers, PassRecord, PassState, Published, Records, RunRecord};
 use crate::stop::Stop;
 use crate::store::Store;
-use crate::tables::Letters;
+use crate::tables::Selection;
 
-/// Batches whose dead letters are read at once.
-const READ_AT_ONCE: usize = 64;
+pub(crate) use complete::take_over;
+
+/// Batches whose selected ids are read at once, and ids that those may have together.
+const READ_AT_ONCE: (u32, u32) = (64, 500_000);
 /// Batches on their way at once.
 const IN_FLIGHT: usize = 64;
-/// Rows that one copy inside ClickHouse takes at most, which is what one part should hold.
-const COPIED_AT_ONCE: u32 = 500_000;
+/// Groups of batches that a record names.
+const RANGES: usize = 1000;
 
 /// What a replay came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,126 +44,195 @@ pub struct Replayed {
     pub batches: u64,
 }
 
-/// Begins a pass over the dead letters of a run's newest pass, or goes on publishing one.
+/// A replay on its way.
+struct Replay<'a> {
+    broker: &'a Broker,
+    records: &'a Records,
+    store: &'a Store,
+    run: &'a RunName,
+    selection: Option<&'a Selection>,
+    stop: &'a Stop,
+}
+
+/// Begins a pass over the selected ids of a run, or over all of them, or goes on with one that was begun so.
 ///
 /// # Errors
-/// [`Error::NoDeadLetters`]; [`Error::PassOpen`] while the newest pass is not sealed; [`Error::Stopped`]; those of the
-/// broker and ClickHouse.
-pub async fn replay_dead<I: Id>(
+/// [`Error::PassOpen`] while the newest pass is running or paused; [`Error::IdsGone`], [`Error::NothingSelected`] and
+/// their like before anything is written; [`Error::Stopped`]; those of the broker and ClickHouse.
+pub async fn replay<I: Id>(
     broker: &Broker,
     records: &Records,
     store: &Store,
     run: &RunName,
-    letters: &Letters,
+    selection: Option<&Selection>,
     stop: &Stop,
 ) -> Result<Replayed, Error> {
-    let batch_ids = records.known_run(run).await?.record.batch_ids;
-    let entry = open_pass(records, store, run, letters, batch_ids).await?;
-    let (pass, base) = (entry.record.pass, entry.record.covers.as_ref().map_or(0, |covers| covers.base));
-    broker.ensure_replay_consumer(run, pass).await?;
+    let record = records.known_run(run).await?.record;
+    let Some(published) = &record.published else {
+        return Err(Error::NotPublished { run: run.to_string() });
+    };
+    let replay = Replay { broker, records, store, run, selection, stop };
+    let PassRecord { pass, covers, .. } = replay.open(&record, published).await?;
     failpoint::pass("replay-after-record");
-    let batches = store.dead_batches(run.as_str(), base, letters).await?;
-    let mut ids = 0;
-    for some in batches.chunks(READ_AT_ONCE) {
-        ids += publish::<I>(broker, store, run, [pass, base], letters, some, stop).await?;
+    match covers {
+        None => {
+            broker.ensure_work_consumer(run, pass).await?;
+            Ok(Replayed { pass, ids: published.ids, batches: u64::from(published.batches) })
+        }
+        Some(covers) => replay.publish_selected::<I>(pass, &covers, record.batch_ids).await,
     }
-    failpoint::pass("replay-before-close");
-    close(records, run, pass, ids).await?;
-    Ok(Replayed { pass, ids, batches: batches.len() as u64 })
 }
 
-/// The pass that computes these letters again: one whose publishing was interrupted, or a new one.
-async fn open_pass(
-    records: &Records,
-    store: &Store,
-    run: &RunName,
-    letters: &Letters,
-    batch_ids: u32,
-) -> Result<Entry<PassRecord>, Error> {
-    let newest = records.newest_pass(run).await?;
-    let open = || Error::PassOpen { run: run.to_string() };
-    let newest = newest.ok_or_else(open)?;
-    match (&newest.record.covers, newest.record.state) {
-        (Some(covers), PassState::Running) if covers.letters == *letters => return Ok(newest),
-        (_, PassState::Running | PassState::Paused) => return Err(open()),
-        (_, PassState::Cancelled | PassState::Sealed) => {}
+impl Replay<'_> {
+    /// The pass that was begun with these words, or a new one.
+    async fn open(&self, record: &RunRecord, published: &Published) -> Result<PassRecord, Error> {
+        let passes = self.records.passes_of(self.run).await?;
+        let open = || Error::PassOpen { run: self.run.to_string() };
+        let newest = passes.last().ok_or_else(open)?;
+        match newest.state {
+            PassState::Running if self.began(newest) => return Ok(newest.clone()),
+            PassState::Running | PassState::Paused => return Err(open()),
+            PassState::Cancelled | PassState::Sealed => {}
+        }
+        let covers = match self.selection {
+            None => {
+                gone::refuse(self.broker, self.run, record, published).await?;
+                None
+            }
+            Some(selection) => {
+                let base = passes.iter().rfind(|pass| pass.state == PassState::Sealed);
+                let base = base.ok_or_else(|| Error::NeverSealed { run: self.run.to_string() })?.pass;
+                Some(self.covers(base, selection, record, published).await?)
+            }
+        };
+        let pass = self.records.next_pass(self.run).await?;
+        let begun = PassRecord { covers, ..PassRecord::begin(self.run, pass, record.batch_ids) };
+        // Somebody was faster: what they began may be the same.
+        let _beaten = self.records.create_pass(&begun, self.run).await?;
+        let found = self.records.pass(self.run, pass).await?.ok_or_else(open)?.record;
+        if self.began(&found) { Ok(found) } else { Err(open()) }
     }
-    let base = newest.record.pass;
-    if store.dead_rows(run.as_str(), base, letters).await? == 0 {
-        return Err(Error::NoDeadLetters { run: run.to_string() });
+
+    /// Whether a replay of these words began this pass. The first pass of a run is none.
+    fn began(&self, pass: &PassRecord) -> bool {
+        let selection = pass.covers.as_ref().map(|covers| &covers.selection);
+        pass.pass > 1 && selection == self.selection
     }
-    let covers = Covers { base, letters: letters.clone(), ids: None };
-    let record = PassRecord { covers: Some(covers), ..PassRecord::begin(run, base + 1, batch_ids) };
-    // Somebody was faster: what they began may be the same.
-    let _beaten = records.create_pass(&record, run).await?;
-    let entry = records.pass(run, base + 1).await?.ok_or_else(open)?;
-    if entry.record.covers == record.covers { Ok(entry) } else { Err(open()) }
+
+    /// What the selection comes to: the same ids each time, and some.
+    async fn covers(
+        &self,
+        base: u32,
+        selection: &Selection,
+        record: &RunRecord,
+        published: &Published,
+    ) -> Result<Covers, Error> {
+        let (run, selection) = (self.run.to_string(), selection.clone());
+        let ranges = match &selection {
+            Selection::Letters(_) => Vec::new(),
+            Selection::Where(condition) => {
+                self.store.check_condition(condition).await?;
+                Vec::new()
+            }
+            Selection::Batches { end, .. } if *end > published.batches => {
+                return Err(Error::NoSuchBatches { run, selection, batches: published.batches });
+            }
+            Selection::Batches { first, end } => vec![[*first, *end]],
+            Selection::Published { since, until } => {
+                // When a batch was published that is no longer there, nobody knows.
+                gone::refuse(self.broker, self.run, record, published).await?;
+                let [since, until] = [since, until].map(|moment| moment.as_ref().map(|moment| moment.at_ms));
+                ranges_of(self.broker.published_between(self.run, since, until).await?)
+            }
+        };
+        if ranges.len() > RANGES {
+            return Err(Error::Scattered { run, selection, ranges: ranges.len() });
+        }
+        let mut covers = Covers { base, selection, ranges, selected: None, ids: None };
+        let selected = self.store.selected(self.run.as_str(), &covers).await?;
+        if selected.ids == 0 {
+            return Err(Error::NothingSelected { run, selection: covers.selection });
+        }
+        covers.selected = Some(selected);
+        complete::check_selected(self.store, self.run, &covers).await?;
+        Ok(covers)
+    }
+
+    /// Publishes the selected ids and says so in the pass's record.
+    async fn publish_selected<I: Id>(
+        &self,
+        pass: u32,
+        covers: &Covers,
+        batch_ids: u32,
+    ) -> Result<Replayed, Error> {
+        self.broker.ensure_replay_consumer(self.run, pass).await?;
+        complete::check_selected(self.store, self.run, covers).await?;
+        let batches = self.store.selected_batches(self.run.as_str(), covers).await?;
+        let mut ids = 0;
+        let at_once = (READ_AT_ONCE.1 / batch_ids.max(1)).clamp(1, READ_AT_ONCE.0);
+        for some in batches.chunks(at_once as usize) {
+            ids += self.publish::<I>(pass, covers, some).await?;
+        }
+        failpoint::pass("replay-before-close");
+        self.close(pass, ids).await?;
+        Ok(Replayed { pass, ids, batches: batches.len() as u64 })
+    }
+
+    /// Publishes the selected ids of some batches; how many there are.
+    async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
+        let Self { broker, run, stop, .. } = self;
+        let found = self.store.selected_ids(run.as_str(), covers, batches).await?;
+        let mut flights = FuturesUnordered::new();
+        for batch in found.chunk_by(|a, b| a.0 == b.0) {
+            let ids = batch.iter().map(|(_, id)| I::parse(id)).collect::<Result<Vec<I>, _>>();
+            let number = batch[0].0;
+            let ids =
+                ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
+            let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
+            let subject = broker.names().replay_subject(run, pass, number);
+            flights.push(async move { broker.write_once(&subject, bytes, stop).await });
+            if flights.len() >= IN_FLIGHT {
+                let _written: Option<Written> = flights.next().await.transpose()?;
+            }
+        }
+        while flights.next().await.transpose()?.is_some() {}
+        Ok(found.len() as u64)
+    }
+
+    /// Says in the pass's record that all of it is published.
+    async fn close(&self, pass: u32, ids: u64) -> Result<(), Error> {
+        while let Some(mut entry) = self.records.pass(self.run, pass).await? {
+            match &mut entry.record.covers {
+                Some(covers) if covers.ids.is_none() => covers.ids = Some(ids),
+                _ => break,
+            }
+            if self.records.update_pass(&entry, self.run).await? == Change::Made {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Publishes the dead letters of some batches; how many there are.
-async fn publish<I: Id>(
-    broker: &Broker,
-    store: &Store,
-    run: &RunName,
-    [pass, base]: [u32; 2],
-    letters: &Letters,
-    batches: &[u32],
-    stop: &Stop,
-) -> Result<u64, Error> {
-    let found = store.dead_ids(run.as_str(), base, letters, batches).await?;
-    let mut flights = FuturesUnordered::new();
-    for batch in found.chunk_by(|a, b| a.0 == b.0) {
-        let ids = batch.iter().map(|(_, id)| I::parse(id)).collect::<Result<Vec<I>, _>>();
-        let number = batch[0].0;
-        let ids = ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
-        let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
-        let subject = broker.names().replay_subject(run, pass, number);
-        flights.push(async move { broker.write_once(&subject, bytes, stop).await });
-        if flights.len() >= IN_FLIGHT {
-            let _written: Option<Written> = flights.next().await.transpose()?;
+/// Batches in ascending order as ranges, from the first to below the second of each pair.
+fn ranges_of(batches: Vec<u32>) -> Vec<[u32; 2]> {
+    let mut ranges: Vec<[u32; 2]> = Vec::new();
+    for batch in batches {
+        match ranges.last_mut() {
+            Some([_, end]) if *end == batch => *end = batch + 1,
+            _ => ranges.push([batch, batch + 1]),
         }
     }
-    while flights.next().await.transpose()?.is_some() {}
-    Ok(found.len() as u64)
+    ranges
 }
 
-/// Says in the pass's record that all of it is published.
-async fn close(records: &Records, run: &RunName, pass: u32, ids: u64) -> Result<(), Error> {
-    while let Some(mut entry) = records.pass(run, pass).await? {
-        match &mut entry.record.covers {
-            Some(covers) if covers.ids.is_none() => covers.ids = Some(ids),
-            _ => break,
-        }
-        if records.update_pass(&entry, run).await? == Change::Made {
-            break;
-        }
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Once every id that the pass covers is computed, copies the rows of all others from the pass before it; `false`
-/// while they are not.
-///
-/// # Errors
-/// ClickHouse's. It can be called again at any time, by any number of processes: what is copied twice is merged away
-/// before the seal.
-pub(crate) async fn take_over(
-    store: &Store,
-    run: &RunName,
-    pass: u32,
-    covers: &Covers,
-    batch_ids: u32,
-    published: &Published,
-) -> Result<bool, Error> {
-    let Covers { base, letters, ids } = covers;
-    if store.computed_again(run.as_str(), pass, *base, letters).await? < ids.unwrap_or(u64::MAX) {
-        return Ok(false);
+    #[test]
+    fn neighbours_are_one_range() {
+        assert_eq!(ranges_of(vec![]), [[0; 2]; 0]);
+        assert_eq!(ranges_of(vec![0, 1, 2, 5, 7, 8]), [[0, 3], [5, 6], [7, 9]]);
     }
-    let step = (COPIED_AT_ONCE / batch_ids.max(1)).max(1);
-    for first in (0..published.batches).step_by(step as usize) {
-        let end = first.saturating_add(step).min(published.batches);
-        store.take_over(run.as_str(), pass, *base, letters, [first, end]).await?;
-        failpoint::pass("replay-in-copy");
-    }
-    Ok(true)
 }

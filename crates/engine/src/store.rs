@@ -1,7 +1,9 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
 mod dead;
+mod forget;
 mod runs;
+mod selected;
 
 use std::collections::HashMap;
 use std::sync::Arc;

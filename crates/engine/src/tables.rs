@@ -1,6 +1,8 @@
 //! The only place that spells table names and SQL, and that quotes.
 
 mod dead;
+mod forget;
+mod selected;
 
 use millstream::schema::OWN_COLUMNS;
 use millstream::{Id, Pipeline};
@@ -9,6 +11,7 @@ use crate::records::{Published, RunRecord};
 use crate::store::Portion;
 
 pub use dead::Letters;
+pub use selected::Selection;
 
 /// `status` of a row that holds a result.
 pub const STATUS_OK: u8 = 1;
@@ -524,13 +527,21 @@ mod tests {
             timing: None,
         };
         let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
+        let selection = Selection::Letters(letters.clone());
+        let covers =
+            crate::records::Covers { base: 1, selection, ranges: Vec::new(), selected: None, ids: None };
         let part = Portion::between(1, 2, text, text);
         let of_run = [
             tables.ask_parts(text, 1, &[&part]),
-            tables.dead_batches(text, 1, &letters),
-            tables.dead_ids(text, 1, &letters, &[1, 2]),
-            tables.computed_again(text, 2, 1, &letters),
-            tables.take_over(text, 2, 1, &letters, [0, 9]),
+            tables.selected(text, &covers),
+            tables.selected_batches(text, &covers),
+            tables.selected_ids(text, &covers, &[1, 2]),
+            tables.not_computed(text, 2, &covers, [0, 9]),
+            tables.take_over(text, 2, &covers, [0, 9]),
+            tables.rows_of(text, Some(1)),
+            tables.remove_rows(text, Some(1)),
+            tables.hide(text, 1),
+            tables.forget_run(text),
             tables.run_record(text),
             tables.sealed_passes(text),
             tables.ask(text, 1, &[1, 2]),

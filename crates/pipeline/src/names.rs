@@ -116,6 +116,11 @@ impl Names {
         format!("{}.ids.{run}.*", self.pipeline)
     }
 
+    /// Every batch of a run, with those of passes over some of its ids.
+    pub fn all_of_ids(&self, run: &RunName) -> String {
+        format!("{}.ids.{run}.>", self.pipeline)
+    }
+
     /// One batch of a run.
     pub fn ids_subject(&self, run: &RunName, batch: u32) -> String {
         format!("{}.ids.{run}.{batch}", self.pipeline)
@@ -139,6 +144,11 @@ impl Names {
     /// Every subject of the rows stream.
     pub fn all_rows(&self) -> String {
         format!("{}.rows.>", self.pipeline)
+    }
+
+    /// Every batch of every pass of a run.
+    pub fn all_of_rows(&self, run: &RunName) -> String {
+        format!("{}.rows.{run}.>", self.pipeline)
     }
 
     /// Every batch of a pass, with its parts.

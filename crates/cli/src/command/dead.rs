@@ -2,7 +2,6 @@
 
 use millstream::Pipeline;
 use millstream::names::RunName;
-use millstream_engine::records::PassState;
 use millstream_engine::tables::Letters;
 use serde_json::json;
 
@@ -60,13 +59,12 @@ pub(super) fn letters(args: &LettersArgs) -> Letters {
     Letters { error: args.error.clone(), batch: args.batch }
 }
 
-/// The newest pass, or the one whose rows it has not taken over yet.
+/// The pass that readers see, or the newest while they see none.
 async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
-    let newest = session.records.newest_pass(run).await?.map(|entry| entry.record);
-    Ok(newest.map_or(1, |newest| match newest.covers {
-        Some(covers) if newest.state != PassState::Sealed => covers.base,
-        _ => newest.pass,
-    }))
+    if let Some((pass, _)) = session.store.sealed_passes(run.as_str()).await?.last() {
+        return Ok(*pass);
+    }
+    Ok(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass))
 }
 
 fn one_line(error: &str) -> String {

@@ -1,18 +1,22 @@
-//! `replay`: a new pass over a run's dead letters.
+//! `replay`: a new pass over a run, or over some of its ids.
 
 use millstream::Pipeline;
-use millstream_engine::replay::{Replayed, replay_dead};
+use millstream_engine::moment::Moment;
+use millstream_engine::records::now_ms;
+use millstream_engine::replay::{Replayed, replay as begin};
+use millstream_engine::tables::{Letters, Selection};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 
 use super::dead::letters;
 use super::{Context, on_signal, run_name};
 use crate::args::ReplayArgs;
+use crate::input::parse_range;
 use crate::session::{Holder, Session};
-use crate::{Ended, show};
+use crate::{Ended, Usage, show};
 
 pub(super) async fn replay<P: Pipeline>(context: &Context<P>, args: &ReplayArgs) -> anyhow::Result<Ended> {
-    let run = run_name(&args.run)?;
+    let (run, selection) = (run_name(&args.run)?, selection(args)?);
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Session { broker, store, records } =
@@ -22,8 +26,7 @@ pub(super) async fn replay<P: Pipeline>(context: &Context<P>, args: &ReplayArgs)
                 let stop = stop.clone();
                 move |_| stop.give_up()
             })?;
-            let letters = letters(&args.letters);
-            match replay_dead::<P::Id>(&broker, &records, &store, &run, &letters, &stop).await {
+            match begin::<P::Id>(&broker, &records, &store, &run, selection.as_ref(), &stop).await {
                 Ok(replayed) => {
                     report(run.as_str(), &replayed, args.json);
                     Ok(Ended::Well)
@@ -36,6 +39,38 @@ pub(super) async fn replay<P: Pipeline>(context: &Context<P>, args: &ReplayArgs)
             }
         })
         .await
+}
+
+/// Which ids are meant; `None` stands for all.
+fn selection(args: &ReplayArgs) -> Result<Option<Selection>, Usage> {
+    if !args.dead && letters(&args.letters) != Letters::default() {
+        return Err(Usage("--error and --batch choose among dead letters\nhint: add --dead".into()));
+    }
+    Ok(match args {
+        ReplayArgs { dead: true, .. } => Some(Selection::Letters(letters(&args.letters))),
+        ReplayArgs { r#where: Some(condition), .. } => Some(Selection::Where(condition.clone())),
+        ReplayArgs { batches: Some(range), .. } => Some(batches(range)?),
+        ReplayArgs { since: None, until: None, .. } => None,
+        ReplayArgs { since, until, .. } => Some(Selection::Published {
+            since: since.as_deref().map(|words| moment("--since", words)).transpose()?,
+            until: until.as_deref().map(|words| moment("--until", words)).transpose()?,
+        }),
+    })
+}
+
+fn batches(range: &str) -> Result<Selection, Usage> {
+    let [first, last] = parse_range("--batches", range).map_err(Usage)?;
+    // What is beyond any batch is refused with the run's own number of them.
+    let [first, end] = [first, last.saturating_add(1)].map(|batch| u32::try_from(batch).unwrap_or(u32::MAX));
+    Ok(Selection::Batches { first, end })
+}
+
+fn moment(flag: &str, words: &str) -> Result<Moment, Usage> {
+    Moment::parse(words, now_ms()).ok_or_else(|| {
+        Usage(format!(
+            "{flag}: `{words}` is no moment\nhint: give one as 2026-11-25T18:00:00Z, or as 90s, 10m, 2h, 3d before now"
+        ))
+    })
 }
 
 fn report(run: &str, replayed: &Replayed, as_json: bool) {

@@ -137,6 +137,14 @@ impl Broker {
         self.purge(self.names.ids_stream(), subject).await
     }
 
+    /// Removes what was set aside under this subject.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge_aside(&self, subject: String) -> Result<u64, Error> {
+        self.purge(self.names.aside_stream(), subject).await
+    }
+
     async fn purge(&self, stream: String, filter: String) -> Result<u64, Error> {
         let doing = format!("purge `{filter}` from stream `{stream}`");
         let handle = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;

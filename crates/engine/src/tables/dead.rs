@@ -1,8 +1,8 @@
-//! SQL about dead letters, and about the pass that computes them again.
+//! SQL about dead letters.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Tables, of_batches, of_pass, string};
+use super::{Tables, of_pass, string};
 
 /// Which of a pass's dead letters are meant: all of them, or those that fit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +15,7 @@ pub struct Letters {
 
 impl Letters {
     /// The condition that a row of a pass must fulfil.
-    fn condition(&self) -> String {
+    pub(super) fn condition(&self) -> String {
         let error = self.error.as_ref().map(|text| format!(" AND position(error, {}) > 0", string(text)));
         let batch = self.batch.map(|batch| format!(" AND batch = {batch}"));
         format!("status = 'dead'{}{}", error.unwrap_or_default(), batch.unwrap_or_default())
@@ -51,62 +51,6 @@ impl Tables {
             self.rows(),
             of_pass(run, pass),
             letters.condition(),
-        )
-    }
-
-    /// Batches of a pass that have dead letters, in order: `(batch)`.
-    pub fn dead_batches(&self, run: &str, pass: u32, letters: &Letters) -> String {
-        format!(
-            "SELECT DISTINCT batch FROM {} FINAL WHERE {} AND {} ORDER BY batch",
-            self.rows(),
-            of_pass(run, pass),
-            letters.condition(),
-        )
-    }
-
-    /// Ids of these batches that are dead letters of a pass, in order: `(batch, id as text)`.
-    pub fn dead_ids(&self, run: &str, pass: u32, letters: &Letters, batches: &[u32]) -> String {
-        format!(
-            "SELECT batch, toString(id) FROM {} FINAL WHERE {} AND {} ORDER BY batch, id",
-            self.rows(),
-            of_batches(run, pass, batches),
-            letters.condition(),
-        )
-    }
-
-    /// How many of the base pass's dead letters have a row in `pass`: `(ids)`. Memory grows with the dead letters.
-    pub fn computed_again(&self, run: &str, pass: u32, base: u32, letters: &Letters) -> String {
-        let rows = self.rows();
-        format!(
-            "SELECT uniqExact(batch, id) FROM {rows} WHERE {} AND (batch, id) IN (SELECT batch, id FROM {rows} FINAL \
-             WHERE {} AND {})",
-            of_pass(run, pass),
-            of_pass(run, base),
-            letters.condition(),
-        )
-    }
-
-    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, except the dead letters
-    /// that were computed again. Done twice it adds nothing.
-    pub fn take_over(
-        &self,
-        run: &str,
-        pass: u32,
-        base: u32,
-        letters: &Letters,
-        [first, end]: [u32; 2],
-    ) -> String {
-        let rows = self.rows();
-        let range = format!("batch >= {first} AND batch < {end}");
-        let columns = self.column_list();
-        let own: String = self.own_list();
-        format!(
-            "INSERT INTO {rows} ({columns}) SELECT run, toUInt32({pass}), batch, batch_ids, id, status, error{own} \
-             FROM {rows} FINAL WHERE {} AND {range} AND NOT ({}) AND (batch, id) NOT IN (SELECT batch, id FROM {rows} \
-             WHERE {} AND {range})",
-            of_pass(run, base),
-            letters.condition(),
-            of_pass(run, pass),
         )
     }
 }

@@ -1,0 +1,110 @@
+//! What the streams keep: for how long, how much, and since when each batch.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use futures_util::StreamExt;
+use millstream::names::RunName;
+
+use super::{ANSWER_WITHIN, Broker, within};
+use crate::error::{Error, broker};
+use crate::moment::{calendar, since_1970_ms};
+
+/// The server forgets a consumer that only looks after this long.
+const LOOKED: Duration = Duration::from_secs(30);
+/// Messages asked for at once; their headers alone come.
+const LOOK_AT: usize = 1000;
+
+/// What a stream keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// When the oldest message that it holds came; `None` while it is empty.
+    pub oldest_ms: Option<u64>,
+    /// How long it keeps a message; zero stands for ever.
+    pub max_age: Duration,
+    /// Messages in it.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that it holds at most.
+    pub max_bytes: u64,
+}
+
+impl Broker {
+    /// What a stream keeps; `None` where there is no such stream.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn kept(&self, stream: &str) -> Result<Option<Kept>, Error> {
+        let info = self.stream_info(stream).await?;
+        Ok(info.map(|info| Kept {
+            created_ms: since_1970_ms(info.created),
+            oldest_ms: (info.state.messages > 0).then(|| since_1970_ms(info.state.first_timestamp)),
+            max_age: info.config.max_age,
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+            max_bytes: u64::try_from(info.config.max_bytes).unwrap_or(0),
+        }))
+    }
+
+    /// Numbers of the batches of a run that were published at `since` or later and before `until`, in order.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn published_between(
+        &self,
+        run: &RunName,
+        since: Option<u64>,
+        until: Option<u64>,
+    ) -> Result<Vec<u32>, Error> {
+        let doing = format!("look at when run `{run}` was published");
+        let stream = self.names.ids_stream();
+        let config = pull::Config {
+            filter_subject: self.names.run_ids(run),
+            deliver_policy: since.map_or(DeliverPolicy::All, |since| DeliverPolicy::ByStartTime {
+                start_time: calendar(since),
+            }),
+            ack_policy: AckPolicy::None,
+            headers_only: true,
+            memory_storage: true,
+            inactive_threshold: LOOKED,
+            ..Default::default()
+        };
+        let looking = self.jetstream.create_consumer_on_stream(config, stream);
+        let consumer: PullConsumer = within(&doing, looking).await?.map_err(broker(&doing))?;
+        let mut batches = Vec::new();
+        let mut left = consumer.cached_info().num_pending;
+        while left > 0 {
+            let seen = look(&doing, &consumer, until, &mut batches).await?;
+            // Less than there was: some of it was removed meanwhile.
+            left = if seen == 0 { 0 } else { left.saturating_sub(seen) };
+        }
+        batches.sort_unstable();
+        Ok(batches)
+    }
+}
+
+/// Looks at the next messages; how many there were.
+async fn look(
+    doing: &str,
+    consumer: &PullConsumer,
+    until: Option<u64>,
+    batches: &mut Vec<u32>,
+) -> Result<u64, Error> {
+    let request = consumer.fetch().max_messages(LOOK_AT).expires(ANSWER_WITHIN / 2).messages();
+    let mut messages = within(doing, request).await?.map_err(broker(doing))?;
+    let mut seen = 0;
+    while let Some(message) = within(doing, messages.next()).await? {
+        let message = message.map_err(broker(doing))?;
+        seen += 1;
+        let published = since_1970_ms(message.info().map_err(broker(doing))?.published);
+        if until.is_none_or(|until| published < until)
+            && let Some(batch) = message.subject.rsplit('.').next().and_then(|batch| batch.parse().ok())
+        {
+            batches.push(batch);
+        }
+    }
+    Ok(seen)
+}

@@ -1,0 +1,90 @@
+//! Ids that the stream holds no more: how many, since when, and why.
+
+use std::time::Duration;
+
+use millstream::names::RunName;
+
+use crate::broker::{Broker, Kept};
+use crate::error::Error;
+use crate::moment::{length, shown};
+use crate::records::{Published, RunRecord, now_ms};
+
+/// Refuses a run of which the stream does not hold every batch.
+pub(super) async fn refuse(
+    broker: &Broker,
+    run: &RunName,
+    record: &RunRecord,
+    published: &Published,
+) -> Result<(), Error> {
+    let stored = broker.count_ids(run).await?;
+    let missing = u64::from(published.batches).saturating_sub(stored);
+    if missing == 0 {
+        return Ok(());
+    }
+    let stream = broker.names().ids_stream();
+    let why = match broker.kept(&stream).await? {
+        Some(kept) => why(&kept, record.created_ms, published.at_ms, now_ms()),
+        None => "there is no such stream any more".to_owned(),
+    };
+    Err(Error::IdsGone { run: run.to_string(), stream, missing, batches: published.batches, why })
+}
+
+fn why(kept: &Kept, begun_ms: u64, published_ms: u64, now_ms: u64) -> String {
+    let aged_out = begun_ms.saturating_add(kept.max_age.as_millis() as u64);
+    if kept.created_ms > published_ms {
+        return format!(
+            "the run was published {}, and the stream was made anew {}",
+            shown(published_ms),
+            shown(kept.created_ms)
+        );
+    }
+    if kept.max_age > Duration::ZERO && aged_out <= now_ms {
+        return format!(
+            "it keeps ids for {}, so those published {} went from {} on",
+            length(kept.max_age),
+            shown(begun_ms),
+            shown(aged_out)
+        );
+    }
+    let oldest = kept.oldest_ms.map_or_else(
+        || "it is empty".to_owned(),
+        |oldest| format!("the oldest message that it holds is of {}", shown(oldest)),
+    );
+    format!("they were removed from it after {}; {oldest}", shown(published_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_what_the_stream_lets_know() {
+        const HOUR: u64 = 3_600_000;
+        let kept = |created_ms, oldest_ms, hours: u64| Kept {
+            created_ms,
+            oldest_ms,
+            max_age: Duration::from_secs(hours * 3600),
+            messages: 0,
+            bytes: 0,
+            max_bytes: 0,
+        };
+        let table = [
+            (
+                kept(0, Some(3 * HOUR), 2),
+                "it keeps ids for 2 h, so those published 1970-01-01T01:00:00Z went from 1970-01-01T03:00:00Z on",
+            ),
+            (
+                kept(2 * HOUR, None, 9),
+                "the run was published 1970-01-01T01:00:00Z, and the stream was made anew 1970-01-01T02:00:00Z",
+            ),
+            (kept(0, None, 9), "they were removed from it after 1970-01-01T01:00:00Z; it is empty"),
+            (
+                kept(0, Some(2 * HOUR), 0),
+                "they were removed from it after 1970-01-01T01:00:00Z; the oldest message that it holds is of 1970-01-01T02:00:00Z",
+            ),
+        ];
+        for (kept, text) in table {
+            assert_eq!(why(&kept, HOUR, HOUR, 4 * HOUR), text);
+        }
+    }
+}

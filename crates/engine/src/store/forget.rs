@@ -1,0 +1,52 @@
+//! Removing a run, or one pass of it.
+
+use super::{HEAL_WITHIN, Store};
+use crate::error::Error;
+
+impl Store {
+    /// Rows of a run or of one of its passes, raw duplicates counted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn rows_of(&self, run: &str, pass: Option<u32>) -> Result<u64, Error> {
+        self.one("count rows", &self.tables.rows_of(run, pass)).await
+    }
+
+    /// Bytes on disk of the rows of this run and of those that lie in the same partition.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn bytes_beside(&self, run: &str) -> Result<u64, Error> {
+        self.one("look at the size of the rows", &self.tables.bytes_beside(run)).await
+    }
+
+    /// Removes every row of a run or of one of its passes, and returns when they are gone.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn remove_rows(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
+        self.execute("remove rows", &self.tables.remove_rows(run, pass), HEAL_WITHIN).await
+    }
+
+    /// Takes a pass, or all of a run's passes, from readers. Of all, the newest goes last: readers see it until they see
+    /// none, and never an older one.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn hide(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
+        let passes = self.sealed_passes(run).await?;
+        for (sealed, _) in passes.iter().filter(|(sealed, _)| pass.is_none_or(|pass| pass == *sealed)) {
+            let statement = self.tables.hide(run, *sealed);
+            self.execute("take a pass from readers", &statement, HEAL_WITHIN).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a run's record.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn forget_run(&self, run: &str) -> Result<(), Error> {
+        self.execute("remove the run's record", &self.tables.forget_run(run), HEAL_WITHIN).await
+    }
+}

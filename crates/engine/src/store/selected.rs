@@ -1,0 +1,109 @@
+//! The ids of a pass that another pass computes again, and the rows that it takes over.
+
+use std::time::Duration;
+
+use clickhouse::{RowOwned, RowRead};
+
+use super::{PROOF_WITHIN, Store};
+use crate::error::{Error, StoreFault};
+use crate::records::{Covers, Selected};
+
+/// How long it may take to copy half a million rows inside ClickHouse.
+const COPY_WITHIN: Duration = Duration::from_secs(600);
+
+impl Store {
+    /// Whether ClickHouse takes this as a condition on the rows of this pipeline.
+    ///
+    /// # Errors
+    /// [`Error::Condition`] with what ClickHouse says about it; [`Error::Store`].
+    pub async fn check_condition(&self, condition: &str) -> Result<(), Error> {
+        for statement in self.tables.check_condition(condition) {
+            let asked = self.client.query_raw(&statement).fetch_one::<u64>();
+            match super::within(super::ANSWER_WITHIN, asked).await {
+                Ok(_) => {}
+                Err(source @ StoreFault::Exception { .. }) => {
+                    return Err(Error::Condition { condition: condition.to_owned(), source });
+                }
+                Err(fault) => return Err(self.failed("check the condition", fault)),
+            }
+        }
+        Ok(())
+    }
+
+    /// How many ids of the base pass are selected, and their digest.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn selected(&self, run: &str, covers: &Covers) -> Result<Selected, Error> {
+        let question = self.tables.selected(run, covers);
+        let found: Vec<(u64, u64)> = self.long("count the ids selected", &question).await?;
+        let (ids, digest) = found.first().copied().unwrap_or_default();
+        Ok(Selected { ids, digest })
+    }
+
+    /// Batches of the base pass that have selected ids, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn selected_batches(&self, run: &str, covers: &Covers) -> Result<Vec<u32>, Error> {
+        self.long("list batches with selected ids", &self.tables.selected_batches(run, covers)).await
+    }
+
+    /// The selected ids of these batches: `(batch, id)`, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn selected_ids(
+        &self,
+        run: &str,
+        covers: &Covers,
+        batches: &[u32],
+    ) -> Result<Vec<(u32, String)>, Error> {
+        self.long("list selected ids", &self.tables.selected_ids(run, covers, batches)).await
+    }
+
+    /// How many selected ids of the batches from `first` to below `end` have no row in `pass`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn not_computed(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        range: [u32; 2],
+    ) -> Result<u64, Error> {
+        let question = self.tables.not_computed(run, pass, covers, range);
+        let found: Vec<u64> = self.long("count ids that are not computed yet", &question).await?;
+        Ok(found.first().copied().unwrap_or_default())
+    }
+
+    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, selected ids excepted.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; that the same is being done for another process is one too.
+    pub async fn take_over(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        range: [u32; 2],
+    ) -> Result<(), Error> {
+        let statement = self.tables.take_over(run, pass, covers, range);
+        // Of two that copy the same at once, the server refuses the second: code 216.
+        let id = format!("millstream-copy-{}-{run}-{pass}-{}", self.tables.view(), range[0]);
+        let mut query = self.client.query_raw(&statement).with_setting("query_id", id);
+        for (name, value) in self.insert_settings.iter().filter(|(name, _)| *name != "max_execution_time") {
+            query = query.with_setting(*name, *value);
+        }
+        super::within(COPY_WITHIN, query.execute())
+            .await
+            .map_err(|fault| self.failed("take over rows of the pass before", fault))
+    }
+
+    /// A question that reads a whole pass.
+    async fn long<T: RowOwned + RowRead>(&self, doing: &str, question: &str) -> Result<Vec<T>, Error> {
+        let query = self.client.query_raw(question).fetch_all::<T>();
+        super::within(PROOF_WITHIN, query).await.map_err(|fault| self.failed(doing, fault))
+    }
+}

@@ -1,0 +1,49 @@
+//! SQL that removes a run, or one pass of it.
+//!
+//! Mutations, not lightweight deletes: those only hide rows, and their space is free after a merge that may never come.
+
+use super::{PARTITIONS, Tables, string};
+use millstream::Id;
+
+/// Removes rows, and waits until they are gone on every replica.
+fn delete(table: &str, condition: &str) -> String {
+    format!("ALTER TABLE {table} DELETE WHERE {condition} SETTINGS mutations_sync = 2")
+}
+
+fn of(run: &str, pass: Option<u32>) -> String {
+    let pass = pass.map(|pass| format!(" AND pass = {pass}"));
+    format!("run = {}{}", string(run), pass.unwrap_or_default())
+}
+
+impl Tables {
+    /// Rows of a run or of one of its passes, raw duplicates counted: `(rows)`.
+    pub fn rows_of(&self, run: &str, pass: Option<u32>) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of(run, pass))
+    }
+
+    /// Bytes on disk of the partition that a run's rows are in: `(bytes)`.
+    pub fn bytes_beside(&self, run: &str) -> String {
+        format!(
+            "SELECT toUInt64(sum(bytes_on_disk)) FROM system.parts WHERE database = {} AND table = {} AND active \
+             AND partition = '{}'",
+            string(&self.database),
+            string(&self.rows_name()),
+            run.to_owned().sip_hash() % u64::from(PARTITIONS),
+        )
+    }
+
+    /// Removes every row of a run or of one of its passes.
+    pub fn remove_rows(&self, run: &str, pass: Option<u32>) -> String {
+        delete(&self.rows(), &of(run, pass))
+    }
+
+    /// Takes a sealed pass of a run from readers.
+    pub fn hide(&self, run: &str, pass: u32) -> String {
+        delete(&self.passes(), &of(run, Some(pass)))
+    }
+
+    /// Removes a run's record.
+    pub fn forget_run(&self, run: &str) -> String {
+        delete(&self.runs(), &of(run, None))
+    }
+}
