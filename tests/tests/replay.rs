@@ -299,9 +299,14 @@ fn a_replay_that_is_killed_goes_on_with_the_same_words() {
             let mut replay = scene.host.start("replay", &[&["replay", RUN], words].concat());
             std::thread::sleep(dice.pause(1, 600));
             replay.kill();
-            scene.sink.kill();
-            scene.sink = scene.host.start("sink", &["sink"]);
         }
+        // Nothing of it is in its hands yet or any more, so nobody waits two minutes for a redelivery.
+        wait_until("a sink at rest", SOON, || match scene.host.status(RUN)["to_store"].as_u64() {
+            Some(0) => Ok(()),
+            left => Err(format!("{left:?}")),
+        });
+        scene.sink.kill();
+        scene.sink = scene.host.start("sink", &["sink"]);
         // One that got through may be sealed by now, and the same words begin another.
         scene.replay(words);
         wait_until("a sealed pass", SOON, || {
