@@ -125,6 +125,8 @@ pub struct Length {
 impl Pipeline for Words {
     const NAME: &'static str = "words";
     const COLUMNS: &'static [(&'static str, &'static str)] = &[("length", "UInt32")];
+    const SUMMARY: Option<&'static str> =
+        Some("SELECT count() AS words, max(length) AS longest, argMax(id, length) AS word FROM {rows}");
     type Id = String;
     type Row = Length;
 

@@ -130,6 +130,19 @@ impl Nats {
         message.reply.starts_with("$JS.ACK").then_some(message)
     }
 
+    /// From now on, messages under this subject are for [`Self::heard`].
+    pub fn listen(&mut self, subject: &str) {
+        self.write(format!("SUB {subject} 2\r\n").as_bytes());
+        // The server has read that once it answers.
+        self.api("INFO", &json!({}));
+    }
+
+    /// Waits for the next message under a subject that is listened to.
+    pub fn heard(&mut self) -> (String, Vec<u8>) {
+        let (subject, message) = self.read();
+        (subject, message.payload)
+    }
+
     /// Hands a message back, and waits until the server knows.
     pub fn nak(&mut self, message: &Message) {
         self.request(&message.reply, "", b"-NAK");

@@ -1,0 +1,60 @@
+//! What comes when a run is over: an event, once; a summary; a command.
+
+use serde_json::{Value, json};
+use tests::Host;
+use tests::nats::Nats;
+
+const WORDS: &[u8] = b"tea\ncoffee\nwasser\nbiscuit\n";
+
+#[test]
+fn a_seal_is_announced_once_with_the_summary() {
+    let host = Host::new(env!("CARGO_BIN_EXE_words"));
+    let up = host.up();
+    let mut nats = Nats::connect(&up.nats);
+    nats.listen("words.sealed.>");
+    let _services = ["work", "sink-1", "sink-2"].map(|name| host.start(name, &[&name[..4]]));
+    let mut heard = |run: &str| {
+        host.call_with_input(&["produce", "--stdin", "--run", run], WORDS).expect(0);
+        let (subject, event) = nats.heard();
+        assert_eq!(subject, format!("words.sealed.{run}.1"));
+        serde_json::from_slice::<Value>(&event).expect("JSON")
+    };
+    let event = heard("a");
+    let summary = json!([{"words": 4, "longest": 7, "word": "biscuit"}]);
+    // Whether 64-bit numbers are quoted is ClickHouse's choice.
+    let words = event["summary"][0]["words"].to_string().trim_matches('"').to_owned();
+    assert_eq!(
+        (&event["run"], &event["ids"], &event["dead"]),
+        (&"a".into(), &4.into(), &0.into()),
+        "{event}"
+    );
+    assert_eq!((words.as_str(), &event["summary"][0]["word"]), ("4", &summary[0]["word"]), "{event}");
+    // Had there been a second event of the first run, it would be heard before this one.
+    heard("b");
+    let status = host.status("a");
+    assert_eq!(status["summary"], event["summary"], "{status}");
+}
+
+#[test]
+fn a_command_follows_a_run_with_what_it_came_to() {
+    let host = Host::new(env!("CARGO_BIN_EXE_words"));
+    let then = "echo \"$MILLSTREAM_RUN $MILLSTREAM_PASS $MILLSTREAM_STATE $MILLSTREAM_IDS $MILLSTREAM_ROWS \
+                $MILLSTREAM_DEAD\" > then; echo \"$MILLSTREAM_SUMMARY\" > summary";
+    let called = host.call_with_input(&["run", "--stdin", "--run", "w", "--then", then], WORDS).expect(0);
+    let read = |name: &str| std::fs::read_to_string(host.path().join(name)).expect("written");
+    assert_eq!(read("then"), "w 1 sealed 4 4 0\n");
+    let summary: Value = serde_json::from_str(&read("summary")).expect("JSON");
+    assert_eq!(summary[0]["word"], "biscuit", "{summary}");
+    assert!(called.stdout.contains("longest  word"), "{}", called.stdout);
+    let failing = ["run", "--stdin", "--run", "v", "--then", "exit 7"];
+    host.call_with_input(&failing, WORDS).expect(1).says(&["`exit 7` ended with exit status: 7", "hint: "]);
+    host.call(&["verify", "v"]).expect(0);
+}
+
+#[test]
+fn a_run_with_dead_letters_is_complete_too() {
+    let host = Host::new(env!("CARGO_BIN_EXE_trial"));
+    let words = ["run", "--ids", "1..=1000", "--run", "a", "--then", "echo $MILLSTREAM_DEAD > dead"];
+    host.call(&words).expect(3);
+    assert_eq!(std::fs::read_to_string(host.path().join("dead")).expect("written"), "3\n");
+}
