@@ -9,13 +9,11 @@
 
 #![expect(clippy::print_stdout, reason = "printing figures is what it does")]
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use benches::{Heavy, ROUNDS, mix};
+use benches::{Heavy, ROUNDS, Up, mix};
 use bytes::Bytes;
 use collatz::Collatz;
 use millstream_engine::compute::{BatchKey, Pool};
@@ -99,7 +97,7 @@ fn bare_insert(ids: u64) -> f64 {
         let mut seconds = f64::INFINITY;
         for _ in 0..RUNS {
             let up = Up::start(COLLATZ);
-            let store = up.store().await;
+            let store = store_of(&up).await;
             let begun = Instant::now();
             insert_groups(&store, &groups).await;
             seconds = seconds.min(begun.elapsed().as_secs_f64());
@@ -204,7 +202,7 @@ fn memory(sizes: &[u64]) {
     for ids in sizes {
         let up = Up::start(COLLATZ);
         let begun = Instant::now();
-        let (worker, sink) = (up.start_stage("work"), up.start_stage("sink"));
+        let (worker, sink) = (up.start_stage(&["work"]), up.start_stage(&["sink"]));
         let mut producer =
             up.command(&["produce", "--run", "m", "--ids", &format!("1..={ids}")]).spawn().expect("starts");
         let mut peak = 0;
@@ -212,11 +210,11 @@ fn memory(sizes: &[u64]) {
             peak = peak.max(peak_of(producer.id()));
             std::thread::sleep(Duration::from_millis(20));
         }
-        while !up.is_sealed() {
+        while !up.is_sealed("m") {
             std::thread::sleep(Duration::from_millis(500));
         }
         let seconds = begun.elapsed().as_secs_f64();
-        let [worker, sink] = [&worker, &sink].map(|stage| peak_of(stage.0.id()) / 1024);
+        let [worker, sink] = [&worker, &sink].map(|stage| peak_of(stage.id()) / 1024);
         println!("  {ids:>12} {:>10} {worker:>10} {sink:>10} {seconds:>10.1}", peak / 1024);
     }
     println!("  (target: each under 256, flat within 20 %)\n");
@@ -229,65 +227,15 @@ fn peak_of(pid: u32) -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
-/// The local stack of a fresh directory in a process of its own.
-struct Up {
-    program: &'static str,
-    dir: TempDir,
-    clickhouse: String,
-    _process: Stage,
-}
-
-/// A process that ends, in good order, when this is dropped.
-struct Stage(Child);
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        let told = Command::new("kill").arg(self.0.id().to_string()).status();
-        assert!(told.is_ok_and(|status| status.success()), "a stage ended before it was told to");
-        self.0.wait().expect("it ends");
-    }
-}
-
-impl Up {
-    fn start(program: &'static str) -> Self {
-        let dir = TempDir::new().expect("a temporary directory");
-        let mut child = quiet(program, dir.path(), &["up"]).stdout(Stdio::piped()).spawn().expect("starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let addresses: Vec<String> = lines.map_while(Result::ok).take(2).collect();
-        let clickhouse = addresses[1].split_whitespace().last().expect("an address").to_owned();
-        Self { program, dir, clickhouse, _process: Stage(child) }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        quiet(self.program, self.dir.path(), args)
-    }
-
-    fn start_stage(&self, name: &str) -> Stage {
-        Stage(self.command(&[name]).spawn().expect("starts"))
-    }
-
-    fn is_sealed(&self) -> bool {
-        let output =
-            self.command(&["status", "m", "--json"]).stdout(Stdio::piped()).output().expect("starts");
-        String::from_utf8_lossy(&output.stdout).contains("\"state\":\"sealed\"")
-    }
-
-    async fn store(&self) -> Store {
-        let address = StoreAddress {
-            url: self.clickhouse.clone(),
-            user: String::new(),
-            password: String::new(),
-            database: "millstream".into(),
-            origin: "the bench".into(),
-        };
-        let store = Store::connect::<Collatz>(address).await.expect("connects");
-        store.setup().await.expect("tables");
-        store
-    }
-}
-
-fn quiet(program: &str, dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(args).args(["--log", "error"]).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
-    command
+async fn store_of(up: &Up) -> Store {
+    let address = StoreAddress {
+        url: up.clickhouse.clone(),
+        user: String::new(),
+        password: String::new(),
+        database: "millstream".into(),
+        origin: "the bench".into(),
+    };
+    let store = Store::connect::<Collatz>(address).await.expect("connects");
+    store.setup().await.expect("tables");
+    store
 }

@@ -185,7 +185,15 @@ impl Scene {
         );
         make_consumer(&mut self.nats, "bulky_ids", &format!("work-{run}-1"), &format!("bulky.ids.{run}.*"));
         let (survey, _) = input.survey::<I>().expect("ids");
-        let submission = Submission { run: name(run), input, survey, batch_ids: Some(batch), chosen: None };
+        let submission = Submission {
+            run: name(run),
+            input,
+            survey,
+            batch_ids: Some(batch),
+            chosen: None,
+            priority: 0,
+            rate: None,
+        };
         let stop = Stop::new();
         let store = self.store::<I>().await;
         submit::<I>(&self.broker, &self.records, &store, &submission, &stop, |_| ())

@@ -64,6 +64,11 @@ impl Progress {
         line
     }
 
+    /// Begins a page of lines that is drawn again and again.
+    pub fn page(&self) -> Line {
+        self.line("{msg}")
+    }
+
     /// Begins the line of a run.
     pub fn run(&self) -> RunLine {
         RunLine { line: self.line(BAR), sparse: Sparse::default(), recent: Recent::default() }
@@ -136,11 +141,26 @@ impl Progress {
 /// A line on a terminal, taken away when it is dropped; nothing elsewhere.
 pub(crate) struct Line(Option<ProgressBar>);
 
-impl Drop for Line {
-    fn drop(&mut self) {
+impl Line {
+    /// Replaces what it says.
+    pub fn say(&self, text: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(show::plain(text).into_owned());
+            bar.tick();
+        }
+    }
+
+    /// Takes it away.
+    pub fn clear(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -167,13 +187,6 @@ impl RunLine {
                 tracing::info!("{percent} % of run `{}`: {text}", status.run);
             }
             None => {}
-        }
-    }
-
-    /// Takes the line away.
-    pub fn clear(&self) {
-        if let Some(bar) = &self.line.0 {
-            bar.finish_and_clear();
         }
     }
 }

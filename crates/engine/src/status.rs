@@ -77,12 +77,13 @@ pub async fn status(
     store: &Store,
     run: &RunName,
 ) -> Result<Status, Error> {
+    // Boxed: five questions at once are more than a caller's future should hold.
     let (record, pass, sinks, hosts, stream) = tokio::try_join!(
-        records.known_run(run),
-        records.newest_pass(run),
-        broker.sink_progress(),
-        hosts::alive(records),
-        broker.rows_stream_size(),
+        Box::pin(records.known_run(run)),
+        Box::pin(records.newest_pass(run)),
+        Box::pin(broker.sink_progress()),
+        Box::pin(hosts::alive(records)),
+        Box::pin(broker.rows_stream_size()),
     )?;
     let (record, pass) = (record.record, pass.map(|entry| entry.record));
     let number = pass.as_ref().map_or(1, |pass| pass.pass);

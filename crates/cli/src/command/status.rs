@@ -27,17 +27,18 @@ pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs)
                 Some(run) => run,
                 None => newest(&session).await?,
             };
-            let mut line = context.progress.run();
+            let page = context.progress.page();
             loop {
                 let status = read_status(&session.broker, &session.records, &session.store, &run).await?;
                 let ended = status.is_over() || !args.watch;
-                if args.json {
-                    show::json(&status);
-                } else if args.watch && !ended && std::io::stderr().is_terminal() {
-                    line.show(&status);
-                } else {
-                    line.clear();
-                    show::line(&told(&status));
+                let drawn = !ended && std::io::stderr().is_terminal();
+                match (args.json, drawn) {
+                    (true, _) => show::json(&status),
+                    (false, true) => page.say(&told(&status)),
+                    (false, false) => {
+                        page.clear();
+                        show::line(&told(&status));
+                    }
                 }
                 if ended {
                     return Ok(Ended::Well);
