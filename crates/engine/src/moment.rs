@@ -70,7 +70,7 @@ pub fn length(time: Duration) -> String {
     let seconds = time.as_secs();
     let (unit, name) = [(86400, "d"), (3600, "h"), (60, "min")]
         .into_iter()
-        .find(|(unit, _)| seconds > 0 && seconds % unit == 0)
+        .find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit))
         .unwrap_or((1, "s"));
     format!("{} {name}", seconds / unit)
 }

@@ -553,7 +553,6 @@ mod tests {
         tables
             .create(&[])
             .into_iter()
-            .chain(tables.hide(text, None))
             .chain(of_run)
             .chain(others)
             .chain(server)
