@@ -4,6 +4,7 @@ mod dead;
 mod doctor;
 mod forget;
 mod produce;
+mod rebuild;
 mod replay;
 mod run;
 mod runs;
@@ -68,6 +69,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Dead(_)
                 | Command::Replay(_)
                 | Command::Forget(_)
+                | Command::Rebuild(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
         );
@@ -104,6 +106,7 @@ impl<P: Pipeline> Context<P> {
             Command::Dead(args) => dead::dead(&self, args).await,
             Command::Replay(args) => replay::replay(&self, args).await,
             Command::Forget(args) => forget::forget(&self, args).await,
+            Command::Rebuild(args) => rebuild::rebuild(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
         }

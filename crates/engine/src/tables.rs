@@ -518,6 +518,7 @@ mod tests {
         let part = Portion::between(1, 2, text, text);
         let of_run = [
             tables.ask_parts(text, 1, &[&part]),
+            tables.newest_rows(text),
             tables.selected(text, &covers),
             tables.selected_batches(text, &covers),
             tables.selected_ids(text, &covers, &[1, 2]),
@@ -550,13 +551,7 @@ mod tests {
             kill(text),
             running(text),
         ];
-        tables
-            .create(&[])
-            .into_iter()
-            .chain(of_run)
-            .chain(others)
-            .chain(server)
-            .collect()
+        tables.create(&[]).into_iter().chain(of_run).chain(others).chain(server).collect()
     }
 
     #[test]
