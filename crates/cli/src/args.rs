@@ -121,6 +121,11 @@ pub(crate) enum Command {
     /// Removes its rows from ClickHouse, its messages from all streams, its consumers and its records. Asks nothing.
     /// Killed and started again with the same words it goes on.
     Forget(ForgetArgs),
+    /// Insert a sealed run's rows again, from the stream that keeps them
+    ///
+    /// Fills a table that lost them, or a new one, and computes nothing. Proves it, and lets readers see it. It needs rows
+    /// to be kept: [streams] keep_rows_seconds in millstream.toml. Killed and started again with the same words it goes on.
+    Rebuild(RebuildArgs),
     /// Ask the configured ClickHouse, and print a table
     ///
     /// A query that names its own FORMAT is printed as it comes.
@@ -344,6 +349,18 @@ pub(crate) struct ForgetArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct RebuildArgs {
+    /// The run
+    pub run: String,
+    /// This pass, and those that it took rows over from, as far as they are missing [default: the newest sealed one]
+    #[arg(long, value_name = "N")]
+    pub pass: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct SqlArgs {
     /// The query; without a FORMAT of its own it is printed as a table
     pub query: String,
@@ -381,6 +398,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "replay friday --batches 100..=199",
         ],
     ),
+    ("rebuild", &["rebuild friday", "rebuild friday --database restored"]),
     ("forget", &["forget friday", "forget friday --pass 1"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
     ("doctor", &["doctor --nats nats://nats.internal:4222"]),

@@ -5,6 +5,7 @@ mod doctor;
 mod finish;
 mod forget;
 mod produce;
+mod rebuild;
 mod replay;
 mod run;
 mod runs;
@@ -74,6 +75,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Set(_)
                 | Command::Replay(_)
                 | Command::Forget(_)
+                | Command::Rebuild(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
         );
@@ -114,6 +116,7 @@ impl<P: Pipeline> Context<P> {
             Command::Dead(args) => dead::dead(&self, args).await,
             Command::Replay(args) => replay::replay(&self, args).await,
             Command::Forget(args) => forget::forget(&self, args).await,
+            Command::Rebuild(args) => rebuild::rebuild(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
         }

@@ -20,6 +20,8 @@ use file::File;
 const FILE: &str = "millstream.toml";
 const DATABASE: &str = "millstream";
 const USER: &str = "default";
+/// Rows are kept for at least this many seconds, or not at all.
+const LEAST_ROWS_AGE: u64 = 3600;
 
 /// Everything that is configured, checked.
 #[derive(Debug, Clone)]
@@ -163,7 +165,22 @@ fn limits(file: &mut File) -> StreamLimits {
         ids_bytes: ids.unwrap_or(usual.ids_bytes),
         rows_bytes: rows.unwrap_or(usual.rows_bytes),
         ids_age: file.seconds("streams.keep_ids_seconds", 3600, 10 * 365 * 86400).unwrap_or(usual.ids_age),
+        rows_age: rows_age(file),
         replicas: file.number("streams.replicas", 1, 5).map_or(usual.replicas, |number| number as usize),
+    }
+}
+
+/// Shorter than the least, rows could go before ClickHouse is back from an outage.
+fn rows_age(file: &mut File) -> Duration {
+    let usual = StreamLimits::default().rows_age;
+    match file.number("streams.keep_rows_seconds", 0, 10 * 365 * 86400) {
+        Some(seconds @ 1..LEAST_ROWS_AGE) => {
+            file.refuse(&format!(
+                "streams.keep_rows_seconds: {seconds} is neither 0 nor {LEAST_ROWS_AGE} or more"
+            ));
+            usual
+        }
+        seconds => seconds.map_or(usual, Duration::from_secs),
     }
 }
 
@@ -200,6 +217,7 @@ fn sink_plan(file: &mut File) -> SinkPlan {
             .map_or(usual.held_bytes, |bytes| bytes as usize),
         inserts: file.number("sink.inserts", 1, 64).map_or(usual.inserts, |number| number as usize),
         drain: file.seconds("sink.drain_seconds", 1, 3600).unwrap_or(usual.drain),
+        ..usual
     }
 }
 
@@ -255,6 +273,17 @@ mod tests {
         ] {
             assert!(error.contains(part), "`{part}` is not in\n{error}");
         }
+    }
+
+    #[test]
+    fn rows_are_kept_not_at_all_or_through_an_outage() {
+        let kept = |seconds: u64| {
+            with_file(&format!("[streams]\nkeep_rows_seconds = {seconds}\n"), Options::default(), None)
+        };
+        assert_eq!(kept(0).expect("sound").limits.rows_age, Duration::ZERO);
+        assert_eq!(kept(7200).expect("sound").limits.rows_age, Duration::from_secs(7200));
+        let error = kept(60).expect_err("too short").to_string();
+        assert!(error.contains("streams.keep_rows_seconds: 60 is neither 0 nor 3600 or more"), "{error}");
     }
 
     #[test]

@@ -178,6 +178,17 @@ impl Session {
         Ok(found.ok_or_else(|| Error::NoSuchRun { run: run.to_owned(), known: Vec::new() })?)
     }
 
+    /// The same for a run whose tables may be gone: those are created.
+    pub async fn of_tables<P: Pipeline>(servers: &Servers, role: &str, run: &str) -> anyhow::Result<Self> {
+        let (broker, store) = servers.connect::<P>(role).await?;
+        if !broker.is_set_up().await? {
+            return Err(Error::NoSuchRun { run: run.to_owned(), known: Vec::new() }.into());
+        }
+        store.setup().await?;
+        let records = broker.records().await?;
+        Ok(Self { broker, store, records })
+    }
+
     /// Connects to both servers and creates there what is missing.
     pub async fn set_up<P: Pipeline>(servers: &Servers, config: &Config, role: &str) -> anyhow::Result<Self> {
         let (broker, store) = servers.connect::<P>(role).await?;

@@ -319,6 +319,34 @@ pub enum Error {
         /// Since when and why, as far as it can be known.
         why: String,
     },
+    /// Rows that neither the table nor the stream has.
+    #[error(
+        "rebuild pass {pass} of run `{run}`: {missing} of its {batches} batches lack rows that stream `{stream}` does not hold: {why}"
+    )]
+    RowsGone {
+        /// The run.
+        run: String,
+        /// The pass.
+        pass: u32,
+        /// The stream.
+        stream: String,
+        /// Batches that lack rows.
+        missing: u64,
+        /// Batches of the run.
+        batches: u32,
+        /// Why, as far as it can be known.
+        why: String,
+    },
+    /// A rebuild of a pass that was never whole.
+    #[error("rebuild pass {pass} of run `{run}`: it is {state}, not sealed")]
+    NotSealed {
+        /// The run.
+        run: String,
+        /// The pass.
+        pass: u32,
+        /// What it is.
+        state: &'static str,
+    },
     /// There is no such pass.
     #[error("find pass {pass} of run `{run}`: {}", passes(.known))]
     NoSuchPass {
@@ -522,6 +550,13 @@ impl Error {
                  it can only be cancelled"
                     .into()
             }
+            Self::RowsGone { run, .. } => {
+                format!(
+                    "`verify {run} --repair` has what is missing of the newest pass computed again; [streams] keep_rows_seconds \
+                     keeps rows for the next time"
+                )
+            }
+            Self::NotSealed { run, .. } => format!("sinks insert its rows by themselves; `status {run}` shows how far it is"),
             Self::NoSuchPass { .. } => "`runs` lists runs, `status` shows a run's newest pass".into(),
             Self::PassSeen { run, .. } => {
                 format!("`forget {run}` forgets the whole run; once a newer pass is sealed, this one alone can go")

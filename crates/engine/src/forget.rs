@@ -61,6 +61,8 @@ pub async fn forget(
     forget.remove_messages(&mut forgotten).await?;
     failpoint::pass("forget-after-messages");
     forget.remove_rows(&mut forgotten).await?;
+    // A sealer that had its proof before a cancel may have shown a pass that is gone now.
+    forget.hide().await?;
     failpoint::pass("forget-after-rows");
     forget.remove_records(passes, &mut forgotten).await?;
     Ok(forgotten)
@@ -75,14 +77,14 @@ impl Forget<'_> {
         let seen = sealed.last().map(|(pass, _)| *pass);
         let kept =
             |pass| known.iter().any(|record| record.pass == pass) || sealed.iter().any(|of| of.0 == pass);
+        if known.is_empty() && sealed.is_empty() && !self.has_rows().await? {
+            self.records.known_run(self.run).await?;
+        }
         match self.pass {
             Some(pass) if seen == Some(pass) => return Err(Error::PassSeen { run: run(), pass }),
             Some(pass) if !kept(pass) && !self.has_rows().await? => {
                 let known = known.iter().map(|record| record.pass).collect();
                 return Err(Error::NoSuchPass { run: run(), pass, known });
-            }
-            None if known.is_empty() && sealed.is_empty() && !self.has_rows().await? => {
-                self.records.known_run(self.run).await?;
             }
             _ => {}
         }
@@ -118,6 +120,7 @@ impl Forget<'_> {
         };
         for pass in passes {
             self.broker.remove_work_consumer(run, pass).await?;
+            self.broker.remove_rebuild_consumer(run, pass).await?;
         }
         let (ids, rows) = match self.pass {
             Some(pass) => (names.replay_ids(run, pass), names.pass_rows(run, pass)),

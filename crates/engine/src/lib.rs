@@ -11,8 +11,9 @@
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
 //!
-//! Beside the path: [`aside`] keeps what is no batch of ours; [`replay`] makes further passes, [`forget`]
-//! removes what nobody needs; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket;
+//! Beside the path: [`aside`] keeps what is no batch of ours; [`replay`] makes further passes, [`rebuild`] inserts rows
+//! once more, [`forget`] removes what nobody needs; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every
+//! setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket;
 //! [`status`] reads it all back; [`moment`] is how people say when; [`stop`] is how everything ends.
 
 pub mod aside;
@@ -30,6 +31,7 @@ pub mod moment;
 mod parts;
 pub mod publish;
 mod rate;
+pub mod rebuild;
 pub mod records;
 pub mod replay;
 pub mod retry;

@@ -24,7 +24,7 @@ use crate::stop::Stop;
 use crate::store::Store;
 use crate::tables::Selection;
 
-pub(crate) use complete::take_over;
+pub(crate) use complete::{copy_others, take_over};
 
 /// Batches whose selected ids are read at once, and ids that those may have together.
 const READ_AT_ONCE: (u32, u32) = (64, 500_000);
@@ -105,7 +105,9 @@ impl Replay<'_> {
                 Some(self.covers(base, selection, record, published).await?)
             }
         };
-        let pass = self.records.next_pass(self.run).await?;
+        // The bucket may have been lost with a pass whose rows are still there.
+        let rows = self.store.newest_rows(self.run.as_str()).await?;
+        let pass = self.records.next_pass(self.run).await?.max(rows + 1);
         let begun = PassRecord { covers, ..PassRecord::begin(self.run, pass, record.batch_ids) };
         // Somebody was faster: what they began may be the same.
         let _beaten = self.records.create_pass(&begun, self.run).await?;

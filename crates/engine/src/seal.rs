@@ -376,9 +376,9 @@ impl Sealer {
         self.records.update_pass(&entry, run).await
     }
 
-    /// Rows that are proven need no second copy, and no worker asks for this pass any more.
+    /// Rows that are proven need no second copy, where none was asked for, and no worker asks for this pass any more.
     async fn tidy(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
+        self.broker.purge_sealed(run, pass).await?;
         match self.records.pass(run, pass).await? {
             // A repair has opened it again meanwhile, with a consumer of its own.
             Some(entry) if entry.record.state != PassState::Sealed => Ok(()),

@@ -44,9 +44,20 @@ const PULL_FOR: Duration = Duration::from_millis(500);
 /// A message that cannot be inserted now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
+/// Which rows a sink draws.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Drawn {
+    /// Those of all passes, shared with all other sinks.
+    Shared,
+    /// All that the stream has of one pass, whoever drew them before.
+    Pass(RunName, u32),
+}
+
 /// How a sink works.
 #[derive(Debug, Clone)]
 pub struct SinkPlan {
+    /// Which rows it draws.
+    pub drawn: Drawn,
     /// Rows after which a group is inserted.
     pub group_rows: u64,
     /// Age after which a group is inserted.
@@ -62,6 +73,7 @@ pub struct SinkPlan {
 impl Default for SinkPlan {
     fn default() -> Self {
         Self {
+            drawn: Drawn::Shared,
             group_rows: 400_000,
             group_age: Duration::from_secs(2),
             held_bytes: 32 << 20,
@@ -131,7 +143,7 @@ const INSERTING: usize = 2;
 /// Sinks until told to stop, and without waiting for a group to fill whenever `hurry` says that no more is coming, then lands what it holds within the plan's deadline and hands back the rest.
 ///
 /// # Errors
-/// When the sinks' consumer does not exist; afterwards failures are waited out.
+/// When the consumer of the rows that it draws does not exist; afterwards failures are waited out.
 pub async fn sink(
     broker: &Broker,
     store: &Store,
@@ -141,10 +153,10 @@ pub async fn sink(
     stop: &Stop,
 ) -> Result<(), Error> {
     let missing = || Error::Broker {
-        doing: format!("find consumer `{}`", broker.names().sink_consumer()),
+        doing: format!("find consumer `{}`", broker.drawn_consumer_name(&plan.drawn)),
         source: "it does not exist: `setup` creates it".into(),
     };
-    let consumer = broker.sink_consumer().await?.ok_or_else(missing)?;
+    let consumer = broker.drawn_consumer(&plan.drawn).await?.ok_or_else(missing)?;
     let sink = Arc::new(Sink {
         broker: broker.clone(),
         store: store.clone(),
@@ -208,7 +220,7 @@ impl Sink {
                         () = tokio::time::sleep(backoff.wait()) => {}
                         () = self.stop.no_more_taking() => break,
                     }
-                    if let Ok(Some(found)) = self.broker.sink_consumer().await {
+                    if let Ok(Some(found)) = self.broker.drawn_consumer(&self.plan.drawn).await {
                         consumer = found;
                     }
                 }

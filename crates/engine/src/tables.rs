@@ -533,6 +533,7 @@ mod tests {
         let part = Portion::between(1, 2, text, text);
         let of_run = [
             tables.ask_parts(text, 1, &[&part]),
+            tables.newest_rows(text),
             tables.selected(text, &covers),
             tables.selected_batches(text, &covers),
             tables.selected_ids(text, &covers, &[1, 2]),

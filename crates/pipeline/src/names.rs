@@ -182,6 +182,11 @@ impl Names {
         "sink".to_owned()
     }
 
+    /// The consumer that delivers all rows of a pass once more.
+    pub fn rebuild_consumer(&self, run: &RunName, pass: u32) -> String {
+        format!("rebuild-{run}-{pass}")
+    }
+
     /// The key-value bucket of run and pass records.
     pub fn bucket(&self) -> String {
         format!("{}_runs", self.pipeline)

@@ -1,7 +1,11 @@
 //! `doctor`: what would go wrong, before it does. Looks, and changes nothing.
 
+use std::time::Duration;
+
 use millstream::Pipeline;
-use millstream_engine::{Broker, Store, compute};
+use millstream_engine::broker::Kept;
+use millstream_engine::moment::length;
+use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
 use serde::Serialize;
 use serde_json::json;
 
@@ -41,7 +45,7 @@ pub(super) async fn doctor<P: Pipeline>(context: &Context<P>, as_json: bool) -> 
     context
         .on_servers(Holder::Moment, |servers| async move {
             let mut checks = vec![check_pipeline::<P>(), check_cores(context)];
-            checks.extend(check_nats::<P>(&servers).await);
+            checks.extend(check_nats::<P>(&servers, &context.config.limits).await);
             checks.extend(check_store::<P>(&servers).await);
             if as_json {
                 show::json(&json!({ "checks": checks }));
@@ -86,7 +90,7 @@ fn check_cores<P: Pipeline>(context: &Context<P>) -> Check {
     }
 }
 
-async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
+async fn check_nats<P: Pipeline>(servers: &Servers, limits: &StreamLimits) -> Vec<Check> {
     let names = match millstream::names::Names::new(P::NAME) {
         Ok(names) => names,
         Err(fault) => return vec![failed("NATS", &fault.into())],
@@ -120,6 +124,10 @@ async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
         }
         Err(error) => failed("JetStream", &error.into()),
     });
+    match check_kept(&broker, limits).await {
+        Ok(kept) => checks.extend(kept),
+        Err(error) => checks.push(failed("kept", &error.into())),
+    }
     checks.push(match broker.strays().await {
         Ok(0) => check("set aside", Verdict::Ok, "no message", None),
         Ok(strays) => check(
@@ -131,6 +139,44 @@ async fn check_nats<P: Pipeline>(servers: &Servers) -> Vec<Check> {
         Err(error) => failed("set aside", &error.into()),
     });
     checks
+}
+
+/// What the streams keep, and for how long.
+async fn check_kept(broker: &Broker, limits: &StreamLimits) -> Result<Vec<Check>, Error> {
+    let names = broker.names();
+    let ids = broker.kept(&names.ids_stream()).await?;
+    let rows = broker.kept(&names.rows_stream()).await?;
+    let ids = ids.map(|kept| told_kept("ids kept", "for ever", &kept, limits.ids_age));
+    let rows = rows.map(|kept| told_kept("rows kept", "until their pass is sealed", &kept, limits.rows_age));
+    Ok(ids.into_iter().chain(rows).collect())
+}
+
+fn told_kept(what: &'static str, unlimited: &str, kept: &Kept, wanted: Duration) -> Check {
+    let time = |age: Duration| match age {
+        Duration::ZERO => unlimited.to_owned(),
+        age => format!("for {}", length(age)),
+    };
+    let found = format!(
+        "{}; {} of {} bytes, {} messages",
+        time(kept.max_age),
+        show::grouped(kept.bytes),
+        show::grouped(kept.max_bytes),
+        show::grouped(kept.messages)
+    );
+    let full = kept.max_bytes > 0 && kept.bytes >= kept.max_bytes / 10 * 9;
+    if full {
+        let hint =
+            "it is nearly full: `forget` old runs, or give the stream more bytes with `nats stream edit`";
+        return check(what, Verdict::Warn, found, Some(hint));
+    }
+    if kept.max_age != wanted {
+        let hint = format!(
+            "the configuration says {}, and holds for streams that are yet to be made: `nats stream edit` changes this one",
+            time(wanted)
+        );
+        return check(what, Verdict::Warn, found, Some(&hint));
+    }
+    check(what, Verdict::Ok, found, None)
 }
 
 async fn check_store<P: Pipeline>(servers: &Servers) -> Vec<Check> {

@@ -76,6 +76,11 @@ impl File {
         self.number(key, least, most).map(Duration::from_secs)
     }
 
+    /// Notes a fault that lies in more than one value, or in the gap between two.
+    pub fn refuse(&mut self, fault: &str) {
+        self.faults.push(fault.to_owned());
+    }
+
     /// All faults, unknown keys among them.
     pub fn finish(mut self) -> Vec<String> {
         let mut keys = Vec::new();

@@ -9,9 +9,13 @@ use millstream::names::RunName;
 use super::{Broker, within};
 use crate::error::{Error, broker};
 use crate::records::{PassRecord, PassState};
+use crate::sink::Drawn;
 
 /// The `ack_wait` for a moment when everything is to be delivered again.
 const RECLAIM: Duration = Duration::from_millis(500);
+
+/// A rebuild's consumer goes by itself after this long without anybody who draws from it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// A worker's batch is delivered again after this long without a sign of progress.
 pub const WORK_ACK_WAIT: Duration = Duration::from_secs(60);
@@ -179,10 +183,54 @@ impl Broker {
         self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
     }
 
-    /// The consumer to pull rows from; one that somebody deleted is made again, and delivers whatever the stream holds.
-    pub(crate) async fn sink_consumer(&self) -> Result<Option<PullConsumer>, Error> {
-        self.ensure_sink_consumer().await?;
-        self.pull_consumer(self.names.rows_stream(), self.names.sink_consumer()).await
+    /// The consumer to pull rows from. The shared one is made again if somebody deleted it, and delivers whatever the stream
+    /// holds.
+    pub(crate) async fn drawn_consumer(&self, drawn: &Drawn) -> Result<Option<PullConsumer>, Error> {
+        if *drawn == Drawn::Shared {
+            self.ensure_sink_consumer().await?;
+        }
+        self.pull_consumer(self.names.rows_stream(), self.drawn_consumer_name(drawn)).await
+    }
+
+    pub(crate) fn drawn_consumer_name(&self, drawn: &Drawn) -> String {
+        match drawn {
+            Drawn::Shared => self.names.sink_consumer(),
+            Drawn::Pass(run, pass) => self.names.rebuild_consumer(run, *pass),
+        }
+    }
+
+    /// Makes the consumer that delivers all that the rows stream has of a pass. One that is there is replaced: what it has
+    /// delivered may have been lost since.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn make_rebuild_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        self.remove_rebuild_consumer(run, pass).await?;
+        let config = pull::Config {
+            durable_name: Some(self.names.rebuild_consumer(run, pass)),
+            filter_subject: self.names.pass_rows(run, pass),
+            ack_wait: SINK_ACK_WAIT,
+            // Of a rebuild that was killed.
+            inactive_threshold: FORGOTTEN_AFTER,
+            ..durable()
+        };
+        self.ensure_consumer(&self.names.rows_stream(), config).await
+    }
+
+    /// Where a rebuild stands; `None` without such a consumer.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rebuild_progress(&self, run: &RunName, pass: u32) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.rows_stream(), &self.names.rebuild_consumer(run, pass)).await
+    }
+
+    /// Removes the consumer of a rebuild.
+    ///
+    /// # Errors
+    /// The broker's; that it is gone already is none.
+    pub async fn remove_rebuild_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        self.remove_consumer(self.names.rows_stream(), self.names.rebuild_consumer(run, pass)).await
     }
 
     async fn pull_consumer(&self, stream: String, name: String) -> Result<Option<PullConsumer>, Error> {
@@ -199,10 +247,13 @@ impl Broker {
     /// # Errors
     /// The broker's; that it is gone already is none.
     pub async fn remove_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        if self.work_progress(run, pass).await?.is_none() {
+        self.remove_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
+    }
+
+    async fn remove_consumer(&self, stream: String, name: String) -> Result<(), Error> {
+        if self.consumer_info(&stream, &name).await?.is_none() {
             return Ok(());
         }
-        let (stream, name) = (self.names.ids_stream(), self.names.work_consumer(run, pass));
         let doing = format!("remove consumer `{name}` from stream `{stream}`");
         within(&doing, self.jetstream.delete_consumer_from_stream(name, stream))
             .await?
@@ -218,7 +269,7 @@ fn durable() -> pull::Config {
         // Poison is handled by us: at a delivery limit the server would drop the batch without a word.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
-        // No backoff list, which would replace ack_wait; no inactive threshold, which deletes even durables.
+        // No backoff list, which would replace ack_wait; no inactive threshold, which deletes even durables, but for a rebuild.
         ..Default::default()
     }
 }

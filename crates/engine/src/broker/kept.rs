@@ -49,6 +49,20 @@ impl Broker {
         }))
     }
 
+    /// Removes the rows of a sealed pass from the stream, unless that keeps them for longer: what the stream says decides, for
+    /// every sealer, whatever its own configuration.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn purge_sealed(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        match self.kept(&self.names.rows_stream()).await? {
+            Some(kept) if kept.max_age.is_zero() => {
+                self.purge_rows(self.names.pass_rows(run, pass)).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Numbers of the batches of a run that were published at `since` or later and before `until`, in order.
     ///
     /// # Errors

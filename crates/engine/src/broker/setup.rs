@@ -17,6 +17,8 @@ pub struct StreamLimits {
     pub rows_bytes: u64,
     /// How long ids are kept for replay.
     pub ids_age: Duration,
+    /// How long rows are kept for rebuilding a table; zero stands for until their pass is sealed.
+    pub rows_age: Duration,
     /// Copies of each stream in a cluster of servers.
     pub replicas: usize,
     /// Whether smaller limits will do when the server has no room for these.
@@ -29,6 +31,7 @@ impl Default for StreamLimits {
             ids_bytes: 16 << 30,
             rows_bytes: 16 << 30,
             ids_age: Duration::from_secs(30 * 24 * 3600),
+            rows_age: Duration::ZERO,
             replicas: 1,
             may_shrink: true,
         }
@@ -66,7 +69,7 @@ impl Broker {
             subjects: vec![subjects],
             storage: StorageType::File,
             num_replicas: limits.replicas,
-            // Messages stay after their ack: ids for replay, rows until their pass is sealed.
+            // Messages stay after their ack: ids for replay, rows until their pass is sealed, or longer for rebuilding.
             retention: RetentionPolicy::Limits,
             // Full means that publishers wait, never that something old is dropped.
             discard: DiscardPolicy::New,
@@ -107,7 +110,7 @@ impl Broker {
             };
             let rows = stream::Config {
                 max_bytes: rows_bytes as i64,
-                ..self.stream_config(self.names.rows_stream(), self.names.all_rows(), Duration::ZERO, limits)
+                ..self.stream_config(self.names.rows_stream(), self.names.all_rows(), limits.rows_age, limits)
             };
             let (ids_made, mut refusal) = self.ensure_stream(&ids).await?;
             if refusal.is_none() {

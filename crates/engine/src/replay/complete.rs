@@ -34,6 +34,22 @@ pub(crate) async fn take_over(
     Ok(true)
 }
 
+/// Copies the rows of all ids that the pass does not cover.
+///
+/// # Errors
+/// As of [`take_over`], but for what is not computed yet.
+pub(crate) async fn copy_others(
+    store: &Store,
+    run: &RunName,
+    pass: u32,
+    covers: &Covers,
+    batch_ids: u32,
+    published: &Published,
+) -> Result<(), Error> {
+    check_selected(store, run, covers).await?;
+    copy(store, run, pass, covers, batch_ids, published).await
+}
+
 async fn copy(
     store: &Store,
     run: &RunName,

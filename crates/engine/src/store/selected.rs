@@ -30,6 +30,15 @@ impl Store {
         Ok(())
     }
 
+    /// The newest pass of a run that has rows; 0 without any.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn newest_rows(&self, run: &str) -> Result<u32, Error> {
+        let found: Vec<u32> = self.all("look for rows of passes", &self.tables.newest_rows(run)).await?;
+        Ok(found.first().copied().unwrap_or_default())
+    }
+
     /// How many ids of the base pass are selected, and their digest.
     ///
     /// # Errors

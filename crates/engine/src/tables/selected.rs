@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Letters, Tables, of_batches, of_pass};
+use super::{Letters, Tables, of_batches, of_pass, string};
 use crate::moment::Moment;
 use crate::records::Covers;
 
@@ -85,6 +85,15 @@ impl Tables {
             format!("SELECT count() FROM {rows} WHERE 0 AND {}", alone(condition, ['(', ')'])),
             format!("SELECT count() FROM {rows} WHERE 0 AND length({array}) = 1"),
         ]
+    }
+
+    /// The newest pass of a run that has rows: `(pass)`. The primary key answers it from its end.
+    pub fn newest_rows(&self, run: &str) -> String {
+        format!(
+            "SELECT pass FROM {} WHERE run = {} ORDER BY run DESC, pass DESC LIMIT 1",
+            self.rows(),
+            string(run)
+        )
     }
 
     /// The selected ids of the base pass: `(ids, digest)`.
