@@ -223,7 +223,11 @@ fn status_is_watched_until_the_run_is_sealed() {
     );
     shows(
         &text,
-        &["batches   100 in all, 100 pending, 0 in flight, 0 redelivered, 0 to be stored\n", "ETA unknown"],
+        &[
+            "batches   100 in all, 100 pending, 0 in flight, 0 redelivered\n",
+            "ETA unknown",
+            "nobody computes: ",
+        ],
     );
     let mut watch = host.start("watch", &["status", "a", "--watch", "--json"]);
     wait_until("a first status", SOON, || match host.log("watch") {

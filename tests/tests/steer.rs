@@ -240,10 +240,14 @@ fn a_rate_limits_a_run_over_all_hosts_and_leaves_the_cores_to_others() {
 }
 
 #[test]
-fn ten_runs_at_once_one_paused_one_cancelled_all_processes_killed() {
+fn ten_runs_at_once_one_paused_one_cancelled_one_replayed_all_processes_killed() {
     let mut scene = Scene::new(300, &["work-1", "work-2", "sink"]);
     let runs: Vec<String> = (0..10).map(|run| format!("r{run}")).collect();
-    for (number, run) in runs.iter().enumerate() {
+    scene.publish("r9", 5000, 100, &["--priority", "2"]);
+    scene.host.wait_sealed("r9", SOON);
+    scene.say(&["replay", "r9"]);
+    scene.say(&["set", "r9", "--priority", "2"]);
+    for (number, run) in runs[..9].iter().enumerate() {
         let priority = (number as i64 % 5 - 2).to_string();
         scene.publish(run, 5000, 100, &["--priority", &priority]);
     }
@@ -263,6 +267,7 @@ fn ten_runs_at_once_one_paused_one_cancelled_all_processes_killed() {
     assert_eq!((scene.state("r3"), scene.state("r6")), ("paused".to_owned(), "cancelled".to_owned()));
     scene.say(&["resume", "r3"]);
     scene.host.wait_sealed("r3", SOON * 2);
+    assert_eq!(scene.host.status("r9")["pass"], 2);
     for run in runs.iter().filter(|run| *run != "r6") {
         let view = format!(
             "SELECT count() = 5000 AND uniqExact(id) = 5000 FROM millstream.trial WHERE run = '{run}'"

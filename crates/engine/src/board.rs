@@ -65,8 +65,13 @@ async fn watch_once(records: &Records, sender: &watch::Sender<Open>) -> Result<(
                 }
             }
             Ok(None) => return Ok(()),
-            // Of an empty bucket a watch says nothing.
-            Err(_) => break,
+            // Of an empty bucket a watch says nothing, and of a server that stalls neither: what is there is asked for.
+            Err(_) => {
+                for record in records.passes().await? {
+                    apply(&mut known, record);
+                }
+                break;
+            }
         }
     }
     sender.send_if_modified(|open| {
