@@ -240,7 +240,8 @@ impl<P: Pipeline> Worker<P> {
         loop {
             let known = state(&open.borrow_and_update());
             match known {
-                Some(PassState::Running) => {}
+                // Sealed meanwhile, or forgotten by a bucket that was lost: what is in hand is finished as ever.
+                None | Some(PassState::Running | PassState::Sealed) => {}
                 Some(PassState::Paused) => {
                     let resumed = async {
                         open.wait_for(|open| state(open) != Some(PassState::Paused)).await.map(drop)
@@ -252,7 +253,7 @@ impl<P: Pipeline> Worker<P> {
                         Err(_) => return,
                     }
                 }
-                None | Some(PassState::Cancelled | PassState::Sealed) => return,
+                Some(PassState::Cancelled) => return,
             }
             if open.changed().await.is_err() {
                 return std::future::pending().await;
