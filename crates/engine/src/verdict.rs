@@ -213,8 +213,8 @@ fn broker(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     (room >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Broker,
         text: format!(
-            "broker-bound: workers wait {} for NATS to take their rows, while sinks store {} of their time; look at \
-             the disk and network of NATS, and at the rows stream's limit",
+            "broker-bound: workers wait {} for NATS to take their rows, while sinks store {} of their time; larger \
+             batches (--batch), or a faster disk and network of NATS, will help",
             percent(room),
             percent(fleet.storing())
         ),
@@ -398,7 +398,7 @@ mod tests {
                 vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), idle_sink()],
                 running,
                 "broker-bound: workers wait 40 % for NATS to take their rows, while sinks store 10 % of their time; \
-                 look at the disk and network of NATS, and at the rows stream's limit",
+                 larger batches (--batch), or a faster disk and network of NATS, will help",
             ),
             (
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink(), produce([9.5, 0.5])],

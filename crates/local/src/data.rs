@@ -20,8 +20,8 @@ const WAIT_START: Duration = Duration::from_secs(240);
 /// How long a holder may take to fetch pinned copies.
 const WAIT_FETCH: Duration = Duration::from_secs(45 * 60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// An answer needs the same record this often: between taking the lock and writing its record, a new holder shows the
-/// record of the one before.
+/// An answer needs the same record this often, unless its holder is seen to live: between taking the lock and writing its
+/// record, a new holder shows the record of the one before.
 const SURE_AFTER: u32 = 4;
 /// Half a second of waiting is not worth a line.
 const TELL_AFTER: u32 = 10;
@@ -47,6 +47,13 @@ pub struct Holder {
     pub owner: Owner,
     /// Its process id.
     pub pid: u32,
+}
+
+impl Holder {
+    /// Whether there is such a process here. Out of a container's sight there is none.
+    fn is_seen(&self) -> bool {
+        Path::new("/proc").join(self.pid.to_string()).exists()
+    }
 }
 
 impl fmt::Display for Holder {
@@ -284,7 +291,7 @@ pub(crate) async fn acquire(
         }
         times += 1;
         match record {
-            Some(record) if times >= SURE_AFTER => {
+            Some(record) if times >= SURE_AFTER || record.holder.is_seen() => {
                 if let Some(access) = consider(dir, owner, needed, record, since.elapsed()).await? {
                     return Ok(access);
                 }
