@@ -201,6 +201,26 @@ fn the_whole_run_is_computed_again_through_a_restart_of_everything() {
 }
 
 #[test]
+fn a_paused_pass_is_waited_for_and_a_cancelled_one_is_passed_over() {
+    let mut scene = Scene::new();
+    scene.work.signal("TERM");
+    scene.work.wait(SOON);
+    scene.replay(&["--batches", "0..20"]);
+    scene.host.call(&["pause", RUN]).expect(0);
+    for words in [&[][..], &["--dead"], &["--batches", "0..20"]] {
+        scene.refuses(words, &["not sealed yet", "hint: "]);
+    }
+    scene.host.call(&["cancel", RUN]).expect(0);
+    scene.host.env.push(("TRIAL_TAME".into(), "1".into()));
+    scene.work = scene.host.start("work", &["work"]);
+    // From the first pass: the second has nothing to take over.
+    assert_eq!(scene.replayed(&["--dead"], IDS - 9), (9, 3));
+    assert_eq!(scene.view(), (IDS, IDS));
+    let passes = format!("SELECT groupUniqArray(pass) FROM millstream.trial_live WHERE run = '{RUN}'");
+    assert_eq!(scene.up.ask(&passes).trim().len(), "[1,3]".len(), "nothing was computed of pass 2");
+}
+
+#[test]
 fn some_batches_are_computed_again_and_the_others_keep_their_rows() {
     let mut scene = Scene::new();
     scene.cure();
