@@ -318,6 +318,8 @@ pub enum Error {
         batches: u32,
         /// Since when and why, as far as it can be known.
         why: String,
+        /// Whether because the run was cancelled: then the name takes no ids any more.
+        cancelled: bool,
     },
     /// Rows that neither the table nor the stream has.
     #[error(
@@ -524,14 +526,17 @@ impl Error {
                 "change the pipeline's columns, alter the table, or use another database with --database".into()
             }
             Self::PassOpen { run } => {
-                format!("`status {run} --watch` shows when it is; `verify {run} --repair` helps a pass that does not move")
+                format!(
+                    "`status {run} --watch` shows when it is; `resume {run}` lets a paused one go on, `cancel {run}` ends it, \
+                     `verify {run} --repair` helps one that does not move"
+                )
             }
             Self::PassEnded { state: "sealed", run, .. } => {
                 format!("`replay {run}` computes it again; `forget {run}` removes it")
             }
             Self::PassEnded { run, .. } => format!("`replay {run}` begins another; `forget {run}` removes all of it"),
             Self::NoPass { .. } => "try again once its first batch is published".into(),
-            Self::Cancelled { run } => format!("`forget {run}` makes the name free; or give the run another with --run"),
+            Self::Cancelled { run } | Self::IdsGone { run, cancelled: true, .. } => format!("`forget {run}` makes the name free; or give the run another with --run"),
             Self::NeverSealed { run } => format!("`replay {run}` computes all of it, `status {run}` shows its newest pass"),
             Self::NotPublished { run } | Self::IdsGone { run, .. } => {
                 format!("`produce` with the same input and --run {run} publishes the rest")

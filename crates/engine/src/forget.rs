@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::failpoint;
-use crate::records::{Change, Entry, PassRecord, PassState, Records};
+use crate::records::{Change, PassRecord, PassState, Records};
 use crate::store::Store;
 
 /// Rows that were on their way to ClickHouse may land while they are removed; they are removed again so many times.
@@ -70,7 +70,7 @@ pub async fn forget(
 
 impl Forget<'_> {
     /// The records that will go, as they are before anything does.
-    async fn passes(&self) -> Result<Vec<Entry<PassRecord>>, Error> {
+    async fn passes(&self) -> Result<Vec<PassRecord>, Error> {
         let run = || self.run.to_string();
         let known = self.records.passes_of(self.run).await?;
         let sealed = self.store.sealed_passes(self.run.as_str()).await?;
@@ -88,16 +88,13 @@ impl Forget<'_> {
             }
             _ => {}
         }
-        let mut entries = Vec::new();
-        for record in known.iter().filter(|record| self.pass.is_none_or(|pass| record.pass == pass)) {
-            entries.extend(self.records.pass(self.run, record.pass).await?);
-        }
-        let open = entries.iter().map(|entry| &entry.record);
-        match open.into_iter().find(|record| matches!(record.state, PassState::Running | PassState::Paused)) {
+        let mut records = known;
+        records.retain(|record| self.pass.is_none_or(|pass| record.pass == pass));
+        match records.iter().find(|record| matches!(record.state, PassState::Running | PassState::Paused)) {
             Some(record) => {
                 Err(Error::StillOpen { run: run(), pass: record.pass, state: record.state.word() })
             }
-            None => Ok(entries),
+            None => Ok(records),
         }
     }
 
@@ -150,22 +147,16 @@ impl Forget<'_> {
         Ok(())
     }
 
-    async fn remove_records(
-        &self,
-        passes: Vec<Entry<PassRecord>>,
-        forgotten: &mut Forgotten,
-    ) -> Result<(), Error> {
+    async fn remove_records(&self, passes: Vec<PassRecord>, forgotten: &mut Forgotten) -> Result<(), Error> {
         let meanwhile = || Error::BegunMeanwhile { run: self.run.to_string() };
         let known = self.records.passes_of(self.run).await?;
-        let is_new = |record: &PassRecord| passes.iter().all(|entry| entry.record.pass != record.pass);
+        let is_new = |record: &PassRecord| passes.iter().all(|before| before.pass != record.pass);
         if self.pass.is_none() && known.iter().any(is_new) {
             return Err(meanwhile());
         }
-        for entry in passes {
-            if self.records.remove_pass(&entry, self.run).await? == Change::Beaten {
-                return Err(meanwhile());
-            }
-            forgotten.passes.push(entry.record.pass);
+        for before in passes {
+            self.remove_pass(&before).await?;
+            forgotten.passes.push(before.pass);
             failpoint::pass("forget-in-records");
         }
         if self.pass.is_none() {
@@ -174,6 +165,21 @@ impl Forget<'_> {
                 && self.records.remove_run(&entry, self.run).await? == Change::Beaten
             {
                 return Err(meanwhile());
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the record of a pass with which nothing was begun.
+    async fn remove_pass(&self, before: &PassRecord) -> Result<(), Error> {
+        while let Some(entry) = self.records.pass(self.run, before.pass).await? {
+            // A sealer notes in the record of a cancelled pass that its messages are gone: that begins nothing.
+            let PassRecord { state, sealed, .. } = &entry.record;
+            if (state, sealed) != (&before.state, &before.sealed) {
+                return Err(Error::BegunMeanwhile { run: self.run.to_string() });
+            }
+            if self.records.remove_pass(&entry, self.run).await? == Change::Made {
+                break;
             }
         }
         Ok(())

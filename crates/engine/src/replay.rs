@@ -96,7 +96,7 @@ impl Replay<'_> {
         }
         let covers = match self.selection {
             None => {
-                gone::refuse(self.broker, self.run, record, published).await?;
+                gone::refuse(self.broker, self.records, record, published).await?;
                 None
             }
             Some(selection) => {
@@ -142,7 +142,7 @@ impl Replay<'_> {
             Selection::Batches { first, end } => vec![[*first, *end]],
             Selection::Published { since, until } => {
                 // When a batch was published that is no longer there, nobody knows.
-                gone::refuse(self.broker, self.run, record, published).await?;
+                gone::refuse(self.broker, self.records, record, published).await?;
                 let [since, until] = [since, until].map(|moment| moment.as_ref().map(|moment| moment.at_ms));
                 ranges_of(self.broker.published_between(self.run, since, until).await?)
             }
@@ -201,9 +201,13 @@ impl Replay<'_> {
         Ok(found.len() as u64)
     }
 
-    /// Says in the pass's record that all of it is published.
+    /// Says in the pass's record that all of it is published. What was on its way when it was cancelled is removed.
     async fn close(&self, pass: u32, ids: u64) -> Result<(), Error> {
         while let Some(mut entry) = self.records.pass(self.run, pass).await? {
+            if entry.record.state == PassState::Cancelled {
+                self.broker.purge_ids(self.broker.names().replay_ids(self.run, pass)).await?;
+                return Err(Error::Cancelled { run: self.run.to_string() });
+            }
             match &mut entry.record.covers {
                 Some(covers) if covers.ids.is_none() => covers.ids = Some(ids),
                 _ => break,

@@ -7,26 +7,30 @@ use millstream::names::RunName;
 use crate::broker::{Broker, Kept};
 use crate::error::Error;
 use crate::moment::{length, shown};
-use crate::records::{Published, RunRecord, now_ms};
+use crate::records::{PassState, Published, Records, RunRecord, now_ms};
 
 /// Refuses a run of which the stream does not hold every batch.
 pub(super) async fn refuse(
     broker: &Broker,
-    run: &RunName,
+    records: &Records,
     record: &RunRecord,
     published: &Published,
 ) -> Result<(), Error> {
-    let stored = broker.count_ids(run).await?;
-    let missing = u64::from(published.batches).saturating_sub(stored);
+    let run: RunName = record.run.parse()?;
+    let missing = u64::from(published.batches).saturating_sub(broker.count_ids(&run).await?);
     if missing == 0 {
         return Ok(());
     }
     let stream = broker.names().ids_stream();
+    let first = records.pass(&run, 1).await?;
+    let cancelled = first.is_some_and(|entry| entry.record.state == PassState::Cancelled);
     let why = match broker.kept(&stream).await? {
+        _ if cancelled => "its first pass was cancelled, which removes them".to_owned(),
         Some(kept) => why(&kept, record.created_ms, published.at_ms, now_ms()),
         None => "there is no such stream any more".to_owned(),
     };
-    Err(Error::IdsGone { run: run.to_string(), stream, missing, batches: published.batches, why })
+    let (run, batches) = (run.to_string(), published.batches);
+    Err(Error::IdsGone { run, stream, missing, batches, why, cancelled })
 }
 
 fn why(kept: &Kept, begun_ms: u64, published_ms: u64, now_ms: u64) -> String {
