@@ -401,7 +401,7 @@ fn help_reads_like_a_manual_page() {
     insta::assert_snapshot!("help", help(&["--help"]));
     let commands = [
         "run", "up", "produce", "work", "sink", "setup", "runs", "status", "verify", "dead", "replay", "sql",
-        "doctor",
+        "tune", "doctor",
     ];
     for command in commands {
         let text = help(&[command, "--help"]);

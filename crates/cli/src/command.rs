@@ -2,6 +2,7 @@
 
 mod dead;
 mod doctor;
+mod follow;
 mod produce;
 mod replay;
 mod run;
@@ -10,6 +11,7 @@ mod service;
 mod setup;
 mod sql;
 mod status;
+mod tune;
 #[cfg(feature = "local")]
 mod up;
 mod verify;
@@ -54,6 +56,7 @@ impl<P: Pipeline> Context<P> {
         let threads = match &cli.command {
             Command::Run(args) => args.work.threads,
             Command::Work(args) => args.threads,
+            Command::Tune(args) => args.threads,
             _ => None,
         };
         let config = Config::read(&cli.options, threads, P::LIMITS)?;
@@ -68,6 +71,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Replay(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
+                | Command::Tune(_)
         );
         let filter =
             if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
@@ -92,7 +96,8 @@ impl<P: Pipeline> Context<P> {
             Command::Up(args) => up::up(&self, args).await,
             #[cfg(not(feature = "local"))]
             Command::Up(_) => Err(Usage("this build has no local stack".into()).into()),
-            Command::Produce(args) => produce::produce(&self, args).await,
+            Command::Produce(args) if args.follow => follow::follow(&self, args).await,
+            Command::Produce(args) => produce::produce(&self, &args.produce).await,
             Command::Work(_) => service::work(&self).await,
             Command::Sink => service::sink(&self).await,
             Command::Setup => setup::setup(&self).await,
@@ -103,6 +108,7 @@ impl<P: Pipeline> Context<P> {
             Command::Replay(args) => replay::replay(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
+            Command::Tune(args) => tune::tune(&self, args).await,
         }
     }
 

@@ -11,8 +11,9 @@
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
 //!
-//! Beside the path: [`aside`] keeps what is no batch of ours; [`replay`] makes further passes; [`broker`] speaks to NATS
-//! and [`store`] to ClickHouse, with every setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back;
+//! Beside the path: [`follow`] publishes ids that are not there yet, and `pace` minds the size of their batches;
+//! [`aside`] keeps what is no batch of ours; [`replay`] makes further passes; [`broker`] speaks to NATS
+//! and [`store`] to ClickHouse, with every setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket; [`status`] reads it all back; [`tune`] measures this machine;
 //! [`stop`] is how everything ends.
 
 pub mod aside;
@@ -23,6 +24,8 @@ pub mod consume;
 pub mod delivery;
 pub mod error;
 pub mod failpoint;
+pub mod follow;
+mod pace;
 mod parts;
 pub mod publish;
 pub mod records;
@@ -38,6 +41,7 @@ pub mod status;
 pub mod stop;
 pub mod store;
 pub mod tables;
+pub mod tune;
 pub mod verify;
 pub mod work;
 

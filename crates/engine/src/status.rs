@@ -68,10 +68,18 @@ pub async fn status(
     status.to_store = sinks.map_or(0, |info| info.num_pending + info.num_ack_pending as u64);
     if pass.as_ref().is_none_or(|pass| pass.sealed.is_none()) {
         // Raw duplicates, which only FINAL would fold, must not show as more than all.
-        status.done = store.raw_rows(run.as_str(), number).await?.min(status.ids);
+        let rows = store.raw_rows(run.as_str(), number).await?;
+        if record.is_open() && record.published.is_none() {
+            // What there will be nobody knows.
+            status.ids = rows;
+        }
+        status.done = rows.min(status.ids);
         status.dead = store.dead_rows(run.as_str(), number, &Letters::default()).await?;
     }
     status.rate();
+    if record.is_open() && record.published.is_none() {
+        status.eta_seconds = None;
+    }
     Ok(status)
 }
 
