@@ -1,10 +1,12 @@
-//! Three figures, each beside its bound from the same run:
+//! Four figures, each beside its bound from the same run:
 //!
 //! 1. end-to-end ids/s of `collatz` against the bare ClickHouse insert of the same rows;
 //! 2. wall of a function of 20 µs against plain rayon on the same cores;
-//! 3. peak memory of producer, worker and sink as the number of ids grows.
+//! 3. peak memory of producer, worker and sink as the number of ids grows;
+//! 4. end-to-end time with batches of the size that `--batch auto` chooses against the best size of a sweep, for `collatz`
+//!    and for `factor`, whose ids are of very uneven cost.
 //!
-//! `cargo bench` runs all three; `cargo bench -- insert rayon memory` chooses. `FIGURES_SCALE=0.01` is for trying it
+//! `cargo bench` runs all of them; `cargo bench -- insert rayon memory batch` chooses. `FIGURES_SCALE=0.01` is for trying it
 //! out. Nothing asserts a time: the machine is what it is, and the ratios are printed.
 
 #![expect(clippy::print_stdout, reason = "printing figures is what it does")]
@@ -24,8 +26,14 @@ use tempfile::TempDir;
 
 const COLLATZ: &str = env!("CARGO_BIN_EXE_bench-collatz");
 const HEAVY: &str = env!("CARGO_BIN_EXE_bench-heavy");
+const FACTOR: &str = env!("CARGO_BIN_EXE_bench-factor");
 /// Runs of each figure; the best of each side is compared, as disturbance only ever adds time.
 const RUNS: usize = 3;
+/// Batches that a run is cut into for the sweep, as far as one message holds so many ids.
+const SWEEP: [u64; 5] = [4096, 1024, 256, 64, 16];
+const MESSAGE: u64 = 65_000;
+/// The first of `factor`'s ids: products of large primes are among those from there on.
+const HARD: u64 = 1 << 62;
 /// Rows of one bare insert, and inserts at once: what the sink does.
 const GROUP: u64 = 400_000;
 const WRITERS: usize = 2;
@@ -43,6 +51,10 @@ fn main() {
     }
     if wanted("memory") {
         memory(&[scaled(1_000_000), scaled(10_000_000), scaled(100_000_000)]);
+    }
+    if wanted("batch") {
+        against_sweep("collatz", COLLATZ, 1, scaled(10_000_000));
+        against_sweep("factor", FACTOR, HARD, scaled(200_000));
     }
 }
 
@@ -66,17 +78,24 @@ fn best(mut measure: impl FnMut() -> f64) -> f64 {
 
 /// Runs a pipeline over `1..=ids` on a fresh local stack; seconds from its first batch to its seal.
 fn run_seconds(program: &str, ids: u64, env: &[(&str, String)]) -> f64 {
+    let (summary, _) = run(program, &["--ids", &format!("1..={ids}")], env);
+    assert_eq!(summary["rows"], ids);
+    summary["seconds"].as_f64().expect("seconds")
+}
+
+/// Runs a pipeline on a fresh local stack; its summary, and what it said beside.
+fn run(program: &str, args: &[&str], env: &[(&str, String)]) -> (Value, String) {
     let dir = TempDir::new().expect("a temporary directory");
     let output = Command::new(program)
-        .args(["run", "--json", "--log", "error", "--ids", &format!("1..={ids}")])
+        .args(["run", "--json", "--log", "error"])
+        .args(args)
         .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(dir.path())
         .output()
         .expect("the binary starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let summary: Value = serde_json::from_slice(&output.stdout).expect("a summary");
-    assert_eq!(summary["rows"], ids);
-    summary["seconds"].as_f64().expect("seconds")
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    (serde_json::from_slice(&output.stdout).expect("a summary"), said)
 }
 
 fn against_insert(ids: u64) {
@@ -194,6 +213,32 @@ fn rounds_of(time: Duration) -> u64 {
         begun.elapsed().as_secs_f64()
     });
     (time.as_secs_f64() / one * TRIED as f64) as u64
+}
+
+/// The same run at several sizes of batches and at the size that is chosen, in turn, so that what disturbs one disturbs all.
+/// The time that choosing takes is not in it: it is over before the first batch.
+fn against_sweep(name: &str, program: &str, first: u64, ids: u64) {
+    let mut sizes: Vec<String> =
+        SWEEP.iter().map(|batches| (ids / batches).clamp(1, MESSAGE).to_string()).collect();
+    sizes.dedup();
+    sizes.push("auto".to_owned());
+    let mut best = vec![f64::INFINITY; sizes.len()];
+    let range = format!("{first}..={}", first + ids - 1);
+    let mut said = String::new();
+    for _ in 0..RUNS {
+        for (size, best) in sizes.iter().zip(&mut best) {
+            let (summary, words) = run(program, &["--ids", &range, "--batch", size], &[]);
+            assert_eq!(summary["rows"], ids);
+            *best = best.min(summary["seconds"].as_f64().expect("seconds"));
+            said = words;
+        }
+    }
+    println!("{name}, {ids} ids from {first}, by ids a batch, best of {RUNS}");
+    sizes.iter().zip(&best).for_each(|(size, seconds)| println!("  {size:>8} {seconds:8.2} s"));
+    let (auto, fixed) = best.split_last().expect("auto is the last");
+    let least = fixed.iter().copied().fold(f64::INFINITY, f64::min);
+    println!("  auto: {}", said.lines().find(|line| line.starts_with("batches of ")).unwrap_or("not said"));
+    println!("  ratio    {:8.3}    (target: at most 1.05)\n", auto / least);
 }
 
 fn memory(sizes: &[u64]) {

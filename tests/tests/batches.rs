@@ -88,8 +88,34 @@ fn ids_that_crash_or_never_end_do_not_hurt_the_producer() {
 }
 
 #[test]
+fn tune_shows_the_curve_and_the_choice() {
+    let host = tame(1000);
+    let tune = ["tune", "--ids", "1..=1000000", "--seconds", "3"];
+    let found = host.call(&[&tune[..], &["--json", "--threads", "2"]].concat()).expect(0).json();
+    let measured = found["measured"].as_array().expect("a list");
+    let threads = |cell: &Value| number(cell, &["threads"]);
+    assert!(measured.iter().any(|cell| threads(cell) == 1), "{found}");
+    assert!(measured.iter().any(|cell| threads(cell) == 2), "{found}");
+    for cell in measured {
+        // A thousand a second is what one thread can do by the clock.
+        let rate = cell["ids_per_second"].as_f64().expect("a number");
+        assert!(rate > 0.0 && rate <= 1_000.0 * threads(cell) as f64, "{cell}");
+        assert!(rate <= found["best"]["ids_per_second"].as_f64().expect("a number"), "{found}");
+    }
+    assert_eq!(found["auto"]["bound"], "time", "{found}");
+    let text = host.call(&tune).expect(0).stdout;
+    for part in ["threads  ids a batch", "█", "\nbest: ", "\n--batch auto: batches of "] {
+        assert!(text.contains(part), "`{part}` is not in\n{text}");
+    }
+    host.call(&["tune"]).expect(2);
+    assert!(!host.path().join(".millstream").exists(), "no servers are needed");
+}
+
+#[test]
 fn rows_of_a_batch_fit_in_one_message() {
     let host = Host::new(env!("CARGO_BIN_EXE_bulky"));
+    // Such a host would work on many more of them in two seconds, however slow this one is.
+    fs::write(host.path().join("millstream.toml"), "[work]\nthreads = 256\n").expect("written");
     let _up = host.up();
     let (batch, _) = chosen(host.call(&["produce", "--ids", "1..=100000", "--run", "a", "--json"]).expect(0));
     assert_eq!(batch["bound"], "row_bytes", "{batch}");

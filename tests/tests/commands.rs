@@ -404,8 +404,8 @@ fn help_reads_like_a_manual_page() {
     };
     insta::assert_snapshot!("help", help(&["--help"]));
     let commands = [
-        "run", "up", "produce", "work", "sink", "setup", "runs", "status", "verify", "dead", "replay",
-        "forget", "rebuild", "sql", "doctor",
+        "run", "up", "produce", "work", "sink", "setup", "runs", "status", "pause", "cancel", "set",
+        "verify", "dead", "replay", "forget", "rebuild", "sql", "tune", "doctor",
     ];
     for command in commands {
         let text = help(&[command, "--help"]);

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
@@ -70,8 +71,9 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Publish a run for workers to compute
     ///
-    /// Killed and started again with the same words it resumes, and publishes nothing twice.
-    Produce(ProduceArgs),
+    /// Killed and started again with the same words it resumes, and publishes nothing twice. With --follow the run is open:
+    /// ids are published as they come, a start with the same --run adds to it, and the end of the input closes it.
+    Produce(PublishArgs),
     /// Compute batches of all running passes until told to stop
     ///
     /// The first SIGTERM or Ctrl-C drains: no more batches are taken, held ones are finished or handed back. The
@@ -130,13 +132,18 @@ pub(crate) enum Command {
     ///
     /// A query that names its own FORMAT is printed as it comes.
     Sql(SqlArgs),
+    /// Measure how fast this machine computes ids, by threads and by the size of batches
+    ///
+    /// Computes and encodes ids from all over the input as a worker does, and stores nothing: no servers are needed.
+    /// Prints the curve, the best of it, and what `--batch auto` would choose.
+    Tune(TuneArgs),
     /// Say what would go wrong before it does, with a hint each
     ///
     /// Looks at the pipeline, the cores, NATS and ClickHouse, and changes nothing there. Exit code 1 when a check fails.
     Doctor(JsonArg),
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[group(id = "source", required = true, multiple = false)]
 pub(crate) struct SourceArgs {
     /// A range of numbers: `1..=100` with its end, `1..101` without
@@ -153,7 +160,7 @@ pub(crate) struct SourceArgs {
     pub query: Option<String>,
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ProduceArgs {
     #[command(flatten)]
     pub source: SourceArgs,
@@ -224,6 +231,37 @@ pub(crate) struct SetArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PublishArgs {
+    #[command(flatten)]
+    pub produce: ProduceArgs,
+    /// Publish the lines of --stdin as they come, until they end; lines that hold no id are passed over and reported
+    // `requires` would be satisfied by whatever excludes it.
+    #[arg(long, requires = "stdin", conflicts_with_all = ["ids", "file", "query", "then"])]
+    pub follow: bool,
+    /// How long an id waits for others that go into the same batch, with --follow: `500ms`, `2s`, `1min` [default: 1s]
+    #[arg(long, value_name = "TIME", default_value = "1s", hide_default_value = true, value_parser = linger)]
+    pub linger: Duration,
+    /// Wait until the run is sealed or cancelled, and print its summary; --then waits, too
+    #[arg(long, conflicts_with = "follow")]
+    pub wait: bool,
+}
+
+/// A time such as `500ms`.
+fn linger(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    let unit = text.trim_start_matches(|symbol: char| symbol.is_ascii_digit());
+    let number = text[..text.len() - unit.len()].parse::<u64>().ok();
+    let time = match unit {
+        "ms" => number.map(Duration::from_millis),
+        "s" => number.map(Duration::from_secs),
+        "min" => number.and_then(|number| number.checked_mul(60)).map(Duration::from_secs),
+        _ => None,
+    };
+    let fits = time.filter(|time| *time <= LONGEST);
+    fits.ok_or_else(|| "a time like 500ms, 2s or 1min is wanted, an hour at most".to_owned())
 }
 
 #[derive(Debug, Clone, Args)]
@@ -336,6 +374,36 @@ pub(crate) struct ReplayArgs {
     pub json: bool,
 }
 
+/// Ids that can be looked at without a server.
+#[derive(Debug, Clone, Args)]
+#[group(id = "sampled", required = true, multiple = false)]
+pub(crate) struct SampledArgs {
+    /// A range of numbers: `1..=100` with its end, `1..101` without
+    #[arg(long, value_name = "RANGE")]
+    pub ids: Option<String>,
+    /// A file with one id a line; with --column, a CSV file with a header
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TuneArgs {
+    #[command(flatten)]
+    pub sampled: SampledArgs,
+    /// The column of a CSV --file that holds the ids
+    #[arg(long, value_name = "NAME", requires = "file", conflicts_with = "ids")]
+    pub column: Option<String>,
+    /// Compute threads at most [default: the cores that this process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u64>,
+    /// Seconds that all of it takes, about [default: 20]
+    #[arg(long, value_name = "N", default_value_t = 20, hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ForgetArgs {
     /// The run; none of its passes may be running or paused
@@ -378,6 +446,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "produce --ids 1..=1000000 --run a",
             "produce --query \"SELECT id FROM users\"",
             "seq 100 | {} produce --stdin",
+            "tail -f ids.log | {} produce --stdin --follow --run feed",
         ],
     ),
     ("work", &["work --nats nats://nats.internal:4222 --clickhouse http://clickhouse.internal:8123"]),
@@ -401,6 +470,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebuild", &["rebuild friday", "rebuild friday --database restored"]),
     ("forget", &["forget friday", "forget friday --pass 1"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
+    ("tune", &["tune --ids 1..=10000000", "tune --file ids.txt --seconds 60 --json"]),
     ("doctor", &["doctor --nats nats://nats.internal:4222"]),
 ];
 
@@ -419,6 +489,16 @@ pub(crate) fn command_line(name: &'static str) -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lingering_is_a_time() {
+        for (text, millis) in [("500ms", 500), ("0ms", 0), ("2s", 2_000), ("60min", 3_600_000)] {
+            assert_eq!(linger(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "1", "s", "1h", "-1s", "1.5s", "61min", "99999999999999999999s", "1 s"] {
+            assert!(linger(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_sound() {

@@ -3,6 +3,7 @@
 mod dead;
 mod doctor;
 mod finish;
+mod follow;
 mod forget;
 mod produce;
 mod rebuild;
@@ -14,6 +15,7 @@ mod setup;
 mod sql;
 mod status;
 mod steer;
+mod tune;
 #[cfg(feature = "local")]
 mod up;
 mod verify;
@@ -58,6 +60,7 @@ impl<P: Pipeline> Context<P> {
         let threads = match &cli.command {
             Command::Run(args) => args.work.threads,
             Command::Work(args) => args.threads,
+            Command::Tune(args) => args.threads,
             _ => None,
         };
         let config = Config::read(&cli.options, threads, P::LIMITS)?;
@@ -78,6 +81,7 @@ impl<P: Pipeline> Context<P> {
                 | Command::Rebuild(_)
                 | Command::Sql(_)
                 | Command::Doctor(_)
+                | Command::Tune(_)
         );
         let filter =
             if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
@@ -102,6 +106,7 @@ impl<P: Pipeline> Context<P> {
             Command::Up(args) => up::up(&self, args).await,
             #[cfg(not(feature = "local"))]
             Command::Up(_) => Err(Usage("this build has no local stack".into()).into()),
+            Command::Produce(args) if args.follow => follow::follow(&self, args).await,
             Command::Produce(args) => produce::produce(&self, args).await,
             Command::Work(_) => service::work(&self).await,
             Command::Sink => service::sink(&self).await,
@@ -119,6 +124,7 @@ impl<P: Pipeline> Context<P> {
             Command::Rebuild(args) => rebuild::rebuild(&self, args).await,
             Command::Sql(args) => sql::sql(&self, args).await,
             Command::Doctor(args) => doctor::doctor(&self, args.json).await,
+            Command::Tune(args) => tune::tune(&self, args).await,
         }
     }
 

@@ -40,6 +40,11 @@ impl Slots {
         batch_ids.clamp(1, self.cores)
     }
 
+    /// How many batches of at most `batch_ids` ids there is room for in all.
+    pub fn batches(&self, batch_ids: u32) -> usize {
+        (self.cores * 2 / self.cost(batch_ids)) as usize
+    }
+
     /// Waits for room for one batch.
     pub async fn one(&self, batch_ids: u32) -> OwnedSemaphorePermit {
         let room = self.room.clone().acquire_many_owned(self.cost(batch_ids));

@@ -9,6 +9,7 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use millstream::envelope::EnvelopeFault;
 use millstream::names::NameFault;
 
+use crate::follow;
 use crate::tables::Selection;
 
 /// Any failure of another party.
@@ -128,6 +129,36 @@ pub enum Error {
         /// The batch.
         batch: u32,
     },
+    /// An open run that was closed takes no more ids.
+    #[error("add to run `{run}`: it is closed, with {ids} ids")]
+    RunClosed {
+        /// The run.
+        run: String,
+        /// Ids that it has.
+        ids: u64,
+    },
+    /// An open run was closed while this process still had ids for it.
+    #[error("add {ids} ids and what follows to run `{run}`: another producer has closed it")]
+    ClosedElsewhere {
+        /// The run.
+        run: String,
+        /// Ids that were read and are not in it.
+        ids: u64,
+    },
+    /// An open run whose record is in ClickHouse alone.
+    #[error("add to run `{run}`: NATS has forgotten it, and the numbers of its batches with it")]
+    ForgottenFeed {
+        /// The run.
+        run: String,
+    },
+    /// A batch of an open run cannot be counted.
+    #[error("count the ids of batch {batch} of run `{run}`: the stream holds it no more")]
+    BatchGone {
+        /// The run.
+        run: String,
+        /// The batch.
+        batch: u32,
+    },
     /// Input without an id.
     #[error("make a run of {input}: there are no ids in it")]
     NoIds {
@@ -152,6 +183,16 @@ pub enum Error {
     /// Lines or fields of the input are not ids.
     #[error("read {input}: {} no id{}", held(*.count), listed(*.count, .first))]
     BadLines {
+        /// The input, as the user named it.
+        input: String,
+        /// How many.
+        count: u64,
+        /// The first few: line number and what is wrong.
+        first: Vec<(u64, String)>,
+    },
+    /// The same where ids are published as they come, and those lines alone are not.
+    #[error("publish all of {input}: {} no id{}", held(*.count), listed(*.count, .first))]
+    PassedOver {
         /// The input, as the user named it.
         input: String,
         /// How many.
@@ -503,12 +544,24 @@ impl Error {
             }
             Self::NoSuchRun { known, .. } if known.is_empty() => "there are no runs yet: `produce` makes one".into(),
             Self::NoSuchRun { known, .. } => format!("there are {}", known.join(", ")),
+            Self::ForgottenRun { made_of, .. } if made_of == follow::SOURCE => {
+                "its ids came once: those that are stored are in ClickHouse, the others are lost".into()
+            }
             Self::ForgottenRun { run, made_of } => {
                 format!("`produce` with the same input ({made_of}) and --run {run} brings it back")
             }
             Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
             Self::OtherBatch { .. } => {
                 "the input changed since the run was begun: give the run a new name with --run".into()
+            }
+            Self::RunClosed { .. } | Self::ForgottenFeed { .. } | Self::ClosedElsewhere { .. } => {
+                "name a new run with --run".into()
+            }
+            Self::PassedOver { .. } => "all other lines are published; mend these and give them to a run".into(),
+            Self::BatchGone { .. } => {
+                "it was removed, or is older than [streams] keep_ids_seconds: give what is still to come to a new run with \
+                 --run"
+                    .into()
             }
             Self::NoIds { .. } => "give it one id a line".into(),
             Self::TooManyBatches { .. } => "make batches larger with --batch N, or cut the ids into several runs".into(),

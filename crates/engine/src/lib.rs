@@ -11,10 +11,13 @@
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
 //!
-//! Beside the path: [`aside`] keeps what is no batch of ours; [`replay`] makes further passes, [`rebuild`] inserts rows
-//! once more, [`forget`] removes what nobody needs; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every
-//! setting and every timeout; [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket;
-//! [`status`] reads it all back; [`moment`] is how people say when; [`stop`] is how everything ends.
+//! Beside the path: [`follow`] publishes ids that are not there yet, and `pace` minds the size of their batches; [`aside`]
+//! keeps what is no batch of ours; [`replay`] makes further passes, [`rebuild`] inserts rows once more, [`forget`] removes
+//! what nobody needs; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
+//! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket, [`board`] follows them, [`steer`]
+//! changes them; `share` and `rate` say whose turn it is. [`load`] counts where time goes, [`hosts`] tells it, [`status`]
+//! reads it all back, [`verdict`] judges it; [`tune`] measures this machine; [`moment`] is how people say when; [`stop`]
+//! is how everything ends.
 
 pub mod aside;
 pub mod board;
@@ -24,10 +27,12 @@ pub mod consume;
 pub mod delivery;
 pub mod error;
 pub mod failpoint;
+pub mod follow;
 pub mod forget;
 pub mod hosts;
 pub mod load;
 pub mod moment;
+mod pace;
 mod parts;
 pub mod publish;
 mod rate;
@@ -47,6 +52,7 @@ pub mod steer;
 pub mod stop;
 pub mod store;
 pub mod tables;
+pub mod tune;
 pub mod verdict;
 pub mod verify;
 pub mod work;

@@ -33,7 +33,7 @@ const CUT_AHEAD: usize = 8;
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
 /// What a producer does at a moment, by the place among its phases; 0 is to wait for its input.
-const WAITING_FOR_BROKER: usize = 1;
+pub(crate) const WAITING_FOR_BROKER: usize = 1;
 /// How often it is looked whether the run was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_secs(1);
 
@@ -118,7 +118,9 @@ pub async fn submit<I: Id>(
     failpoint::pass("produce-after-record");
     if before.is_none() {
         // Workers begin before all is published.
-        open_pass(broker, records, submission, &record).await?;
+        let (priority, rate) = (submission.priority, submission.rate);
+        let begun = PassRecord { priority, rate, ..PassRecord::begin(run, 1, record.batch_ids) };
+        open_pass(broker, records, run, &begun).await?;
     }
     let mut tally = Tally::default();
     let lookup = if before.is_some() { Lookup::First } else { Lookup::WhenRefused };
@@ -182,6 +184,8 @@ async fn open_run(records: &Records, store: &Store, submission: &Submission) -> 
         created_ms: now_ms(),
         published: None,
         timing: chosen.and_then(|choice| choice.timing),
+        so_far: None,
+        closing: false,
     };
     if survey.ids.div_ceil(u64::from(fresh.batch_ids)) > u64::from(u32::MAX) {
         return Err(Error::TooManyBatches { input: survey.source.clone() });
@@ -207,7 +211,7 @@ async fn open_run(records: &Records, store: &Store, submission: &Submission) -> 
 }
 
 /// Keeps the record in ClickHouse too. A server that is full or away does not stop publishing: a sink keeps it later.
-async fn keep(store: &Store, record: &RunRecord) {
+pub(crate) async fn keep(store: &Store, record: &RunRecord) {
     if let Err(error) = store.keep_run(record).await {
         let (run, error) = (&record.run, full_cause(&error));
         tracing::warn!(
@@ -218,7 +222,7 @@ async fn keep(store: &Store, record: &RunRecord) {
     }
 }
 
-fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Option<u32>) -> Result<(), Error> {
+pub(crate) fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Option<u32>) -> Result<(), Error> {
     let other_batch = batch_ids.is_some_and(|batch_ids| batch_ids != existing.batch_ids);
     if existing.fingerprint == given.fingerprint && !other_batch {
         return Ok(());
@@ -240,7 +244,7 @@ async fn is_whole(broker: &Broker, run: &RunName, published: &Published) -> Resu
 /// The ids in words; with the size of their batches where somebody chose it.
 fn described(record: &RunRecord, with_batches: bool) -> String {
     let mut words = record.source.clone();
-    if record.fingerprint != record.source {
+    if record.fingerprint != record.source && !record.is_open() {
         words += &format!(" ({})", record.fingerprint);
     }
     if with_batches {
@@ -249,13 +253,13 @@ fn described(record: &RunRecord, with_batches: bool) -> String {
     words
 }
 
-async fn open_pass(
+/// Begins the first pass, whose batches have no more ids than this.
+pub(crate) async fn open_pass(
     broker: &Broker,
     records: &Records,
-    submission: &Submission,
-    record: &RunRecord,
+    run: &RunName,
+    begun: &PassRecord,
 ) -> Result<(), Error> {
-    let Submission { run, priority, rate, .. } = submission;
     match records.pass(run, 1).await? {
         Some(entry) if entry.record.state == PassState::Cancelled => {
             return Err(Error::Cancelled { run: run.to_string() });
@@ -264,12 +268,11 @@ async fn open_pass(
         None => {}
     }
     broker.ensure_work_consumer(run, 1).await?;
-    let pass = PassRecord { priority: *priority, rate: *rate, ..PassRecord::begin(run, 1, record.batch_ids) };
-    records.create_pass(&pass, run).await.map(drop)
+    records.create_pass(begun, run).await.map(drop)
 }
 
 /// Keeps the fleet told of what this producer waits for.
-async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, stop: &Stop) {
+pub(crate) async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, stop: &Stop) {
     let mut recent = Recent::new();
     let look = || {
         let seconds = phases.seconds();
@@ -280,7 +283,7 @@ async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, stop: &Stop)
 }
 
 /// Resolves when somebody has cancelled the run.
-async fn cancelled(records: &Records, run: &RunName) {
+pub(crate) async fn cancelled(records: &Records, run: &RunName) {
     loop {
         tokio::time::sleep(CANCEL_LOOK).await;
         let pass = records.pass(run, 1).await;
@@ -325,12 +328,26 @@ enum Lookup {
     WhenRefused,
 }
 
-struct Batch {
-    number: u32,
-    ids: u64,
-    repeats: u64,
-    digest: u64,
-    bytes: Bytes,
+/// A batch as it is published.
+pub(crate) struct Batch {
+    pub number: u32,
+    pub ids: u64,
+    pub repeats: u64,
+    pub digest: u64,
+    pub bytes: Bytes,
+}
+
+impl Batch {
+    pub fn new<I: Id>(run: &RunName, number: u32, cut: &Cut<I>) -> Self {
+        let (ids, repeats) = (cut.ids.len() as u64, cut.repeats);
+        let bytes = encode_ids(run.as_str(), number, &cut.ids).into();
+        Self { number, ids, repeats, digest: digest(&cut.ids), bytes }
+    }
+}
+
+/// The order-free digest of some ids.
+pub(crate) fn digest<I: Id>(ids: &[I]) -> u64 {
+    ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()))
 }
 
 #[derive(Debug, Default)]
@@ -411,10 +428,7 @@ fn cut_batches<I: Id>(
     let mut numbers = 0u32..=u32::MAX;
     let mut send = |cut: Cut<I>| -> Result<bool, Error> {
         let number = numbers.next().ok_or_else(|| Error::TooManyBatches { input: input.shown() })?;
-        let digest = cut.ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()));
-        let bytes = encode_ids(run.as_str(), number, &cut.ids).into();
-        let batch = Batch { number, ids: cut.ids.len() as u64, repeats: cut.repeats, digest, bytes };
-        Ok(sender.blocking_send(batch).is_ok())
+        Ok(sender.blocking_send(Batch::new(run, number, &cut)).is_ok())
     };
     for id in input.ids::<I>()? {
         if let Some(cut) = cutter.push(id?)
@@ -454,19 +468,40 @@ async fn publish_batch<I: Id>(
     }
 }
 
-/// Whether the stream holds this batch. What cannot be read under its subject is set aside, and makes room for it.
+/// Whether the stream holds this batch, and no other of its number.
 async fn is_stored<I: Id>(
     broker: &Broker,
     run: &RunName,
     subject: &str,
     batch: &Batch,
 ) -> Result<bool, Error> {
-    let Some((sequence, bytes)) = broker.ids_message(subject).await? else { return Ok(false) };
+    match look_up::<I>(broker, run, subject, batch).await? {
+        Stored::Same => Ok(true),
+        Stored::Nothing => Ok(false),
+        Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
+    }
+}
+
+/// What the stream holds under a batch's subject.
+pub(crate) enum Stored {
+    Nothing,
+    Same,
+    Other(Bytes),
+}
+
+/// Looks under a batch's subject. What cannot be read there is set aside, and makes room for it.
+pub(crate) async fn look_up<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    subject: &str,
+    batch: &Batch,
+) -> Result<Stored, Error> {
+    let Some((sequence, bytes)) = broker.ids_message(subject).await? else { return Ok(Stored::Nothing) };
     if bytes == batch.bytes {
-        return Ok(true);
+        return Ok(Stored::Same);
     }
     match fault_of_ids::<I>(run, batch.number, &bytes) {
-        None => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
+        None => Ok(Stored::Other(bytes)),
         Some(source @ EnvelopeFault::NewerVersion { .. }) => {
             Err(Error::Message { subject: subject.to_owned(), source })
         }
@@ -477,7 +512,7 @@ async fn is_stored<I: Id>(
                 .await?;
             tracing::warn!(subject, %fault, "what the stream held is no batch, and is published again");
             broker.purge_ids(subject.to_owned()).await?;
-            Ok(false)
+            Ok(Stored::Nothing)
         }
     }
 }

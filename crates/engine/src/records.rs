@@ -33,7 +33,7 @@ pub struct RunRecord {
     pub run: String,
     /// The ids in words: `ids 1..=1000`, `file ids.txt`.
     pub source: String,
-    /// The same, so that equal means the same ids: a digest where the words do not say it.
+    /// The same, so that equal means the same ids: a digest where the words do not say it. Empty for an open run.
     pub fingerprint: String,
     /// Ids that were put into a batch at most.
     pub batch_ids: u32,
@@ -48,6 +48,19 @@ pub struct RunRecord {
     /// What an id cost before anything was published, where that chose the size of the batches.
     #[serde(default)]
     pub timing: Option<Timing>,
+    /// Of an open run, what the first batches of it came to: those are not counted again when it is closed.
+    #[serde(default)]
+    pub so_far: Option<Published>,
+    /// Of an open run, whether it is being closed: nothing is published any more.
+    #[serde(default)]
+    pub closing: bool,
+}
+
+impl RunRecord {
+    /// Whether its ids were not known when it was begun, but published as they came.
+    pub fn is_open(&self) -> bool {
+        self.fingerprint.is_empty()
+    }
 }
 
 /// What a run came to once all of it was published.

@@ -184,8 +184,11 @@ struct Timer<'a, P: Pipeline> {
     threads: usize,
     sample: Sample<P::Id>,
     begun: Instant,
-    /// When the first ids were done, and how many had been by then.
-    first: Option<(Instant, u64)>,
+    /// When the first ids were done.
+    first: Option<Instant>,
+    /// Since when pieces are not much larger than before, and how many ids had been done by then: what small pieces cost beside
+    /// their ids is not the ids' cost.
+    steady: (Instant, u64),
     ids: u64,
     dead: u64,
     id_bytes: u64,
@@ -202,6 +205,7 @@ impl<'a, P: Pipeline> Timer<'a, P> {
             sample,
             begun,
             first: None,
+            steady: (begun, 0),
             ids: 0,
             dead: 0,
             id_bytes: 0,
@@ -215,13 +219,13 @@ impl<'a, P: Pipeline> Timer<'a, P> {
         // A pipeline may take its time to start; that is no id's cost.
         self.cores.ready().await?;
         self.begun = Instant::now();
-        let (cores, mut piece) = (self.cores, 1);
+        let (cores, mut piece, mut largest) = (self.cores, 1, 1);
         let mut flights = FuturesUnordered::new();
         loop {
             while flights.len() < self.threads * 2 {
                 flights.push(compute(cores, self.sample.take(piece)));
             }
-            let until = self.first.map_or(self.begun + PATIENCE, |(first, _)| first + LONGEST);
+            let until = self.first.map_or(self.begun + PATIENCE, |first| first + LONGEST);
             match tokio::time::timeout_at(until, flights.next()).await {
                 Ok(Some(done)) => self.count(done?),
                 _ => break,
@@ -230,6 +234,9 @@ impl<'a, P: Pipeline> Timer<'a, P> {
                 break;
             }
             piece = self.next_piece(piece);
+            if piece >= largest * 2 {
+                (largest, self.steady) = (piece, (Instant::now(), self.ids));
+            }
         }
         Ok((self.ids == 0 || self.dead < self.ids).then(|| self.timing()))
     }
@@ -240,13 +247,16 @@ impl<'a, P: Pipeline> Timer<'a, P> {
         self.dead += u64::from(computed.dead);
         self.row_bytes += computed.frames.len() as u64;
         self.raw_bytes += computed.raw_bytes;
-        let _begun = self.first.get_or_insert((Instant::now(), self.ids));
+        if self.first.is_none() {
+            (self.first, self.steady) = (Some(Instant::now()), (Instant::now(), self.ids));
+        }
     }
 
     /// Ids that were done in how long.
     fn done(&self) -> (u64, Duration) {
-        match self.first {
-            Some((first, before)) if self.ids - before >= FEW => (self.ids - before, first.elapsed()),
+        let (since, before) = self.steady;
+        match self.ids - before {
+            ids if ids >= FEW => (ids, since.elapsed()),
             _ => (self.ids, self.begun.elapsed()),
         }
     }
@@ -279,7 +289,8 @@ impl<'a, P: Pipeline> Timer<'a, P> {
     }
 }
 
-async fn compute<P: Pipeline>(
+/// Computes some ids of a sample as a worker does.
+pub(crate) async fn compute<P: Pipeline>(
     cores: &Cores<P>,
     ids: Vec<P::Id>,
 ) -> Result<(Vec<P::Id>, Computed<P::Id>), Error> {

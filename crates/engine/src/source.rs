@@ -5,10 +5,11 @@
 //! function is timed.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use millstream::{Id, MAX_BATCH_IDS};
+use tokio::sync::mpsc;
 
 use crate::error::Error;
 
@@ -16,6 +17,8 @@ use crate::error::Error;
 const SHOWN_FAULTS: usize = 10;
 /// The longest line that is read, in bytes: longer ones are no ids, and a file without line ends must not fill memory.
 const MAX_LINE: u64 = 1 << 20;
+/// Times that lines are handed over ahead of whoever takes them: each is what one read brought.
+const READ_AHEAD: usize = 4;
 /// Ids of a file that are kept as its sample: a second's work of most functions, and 32 MiB of the longest ids.
 const SAMPLED: usize = 8192;
 
@@ -161,31 +164,95 @@ impl Input {
     }
 }
 
-enum Line<I> {
+/// A line of an input.
+#[derive(Debug)]
+pub enum Line<I> {
+    /// An id.
     Id(I),
-    Bad { number: u64, fault: String },
+    /// Something else.
+    Bad {
+        /// Its number, from 1.
+        number: u64,
+        /// Why it is no id.
+        fault: String,
+    },
+}
+
+/// Lines that were read together.
+pub type Lines<I> = std::io::Result<Vec<Line<I>>>;
+
+/// Reads lines as they come, on a thread of its own that ends with the input, with the receiver, or with the process. What
+/// is there is handed over at once: a line that is not whole yet holds nothing back.
+///
+/// # Errors
+/// The system's, when it gives no thread.
+pub fn feed<I: Id>(from: impl Read + Send + 'static) -> std::io::Result<mpsc::Receiver<Lines<I>>> {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD);
+    let mut lines =
+        PlainLines { reader: BufReader::with_capacity(1 << 16, from), number: 0, bytes: Vec::new() };
+    // Not one of tokio's: those are waited for, and nothing can end a read.
+    std::thread::Builder::new().name("input".into()).spawn(move || {
+        loop {
+            let together = lines.together();
+            let last = together.as_ref().map_or(true, Vec::is_empty);
+            if sender.blocking_send(together).is_err() || last {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
 }
 
 /// One id a line, by number; blank lines are passed over.
-fn plain_lines<I: Id>(mut reader: impl BufRead) -> impl Iterator<Item = std::io::Result<Line<I>>> {
-    let (mut number, mut bytes) = (0u64, Vec::new());
-    std::iter::from_fn(move || {
+struct PlainLines<R> {
+    reader: R,
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+fn plain_lines<I: Id>(reader: impl BufRead) -> impl Iterator<Item = std::io::Result<Line<I>>> {
+    let mut lines = PlainLines { reader, number: 0, bytes: Vec::new() };
+    std::iter::from_fn(move || lines.next().transpose())
+}
+
+impl<R: BufRead> PlainLines<R> {
+    fn next<I: Id>(&mut self) -> std::io::Result<Option<Line<I>>> {
         loop {
-            bytes.clear();
-            match std::io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut bytes) {
-                Ok(0) => return None,
-                Err(error) => return Some(Err(error)),
-                Ok(_) => number += 1,
+            self.bytes.clear();
+            if (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut self.bytes)? == 0 {
+                return Ok(None);
             }
-            return Some(Ok(
-                match std::str::from_utf8(&bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
+            self.number += 1;
+            let number = self.number;
+            return Ok(Some(
+                match std::str::from_utf8(&self.bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
                     Ok(text) if text.trim().is_empty() => continue,
                     Ok(text) => line_of(number, text),
                     Err(_) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
                 },
             ));
         }
-    })
+    }
+}
+
+impl<R: Read> PlainLines<BufReader<R>> {
+    /// Waits for a line, and takes those that are there with it; none at the end.
+    fn together<I: Id>(&mut self) -> Lines<I> {
+        let mut lines = Vec::new();
+        loop {
+            match self.next() {
+                Ok(Some(line)) => lines.push(line),
+                Ok(None) => break,
+                Err(error) if lines.is_empty() => return Err(error),
+                // It will be there at the next call, too.
+                Err(_) => break,
+            }
+            if !self.reader.buffer().contains(&b'\n') {
+                break;
+            }
+        }
+        Ok(lines)
+    }
 }
 
 fn line_of<I: Id>(number: u64, text: &str) -> Line<I> {
@@ -214,6 +281,13 @@ impl<I: Id> Sample<I> {
         Self { drawn: Drawn::Range { first, ids }, taken: 0 }
     }
 
+    /// Of ids that are at hand.
+    pub fn of(ids: impl IntoIterator<Item = I>) -> Self {
+        let mut sample = Self::of_list();
+        (0..).zip(ids).for_each(|(place, id)| sample.offer(id, place));
+        sample
+    }
+
     fn of_list() -> Self {
         Self { drawn: Drawn::List(Vec::new()), taken: 0 }
     }
@@ -230,6 +304,19 @@ impl<I: Id> Sample<I> {
         } else if seat < SAMPLED {
             kept[seat] = id;
         }
+    }
+
+    /// How many ids there are to be taken at once.
+    pub fn len(&self) -> u64 {
+        match &self.drawn {
+            Drawn::Range { ids, .. } => *ids,
+            Drawn::List(kept) => kept.len() as u64,
+        }
+    }
+
+    /// Whether there are none, which no input that was surveyed has.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The next ids, `most` at most and at least one, sorted and without repeats. From its beginning on, what was taken lies
@@ -290,6 +377,16 @@ impl<I: Id> Cutter<I> {
         Self { ids: Vec::with_capacity(batch_ids), bytes: 0, batch_ids, max_bytes }
     }
 
+    /// Whether it holds no id.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Batches are of this size from now on.
+    pub fn resize(&mut self, batch_ids: u32) {
+        self.batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
+    }
+
     /// Takes an id; gives the batch that it completes.
     pub fn push(&mut self, id: I) -> Option<Cut<I>> {
         let size = id.wire_size();
@@ -343,6 +440,43 @@ mod tests {
         let (_file, input) = file("3\r\n\n 1 \n2", None);
         assert_eq!(read(&input), [3, 1, 2]);
         assert_eq!(input.survey::<u64>().expect("sound").0.ids, 3);
+    }
+
+    /// Hands out one piece a read, as a pipe does.
+    struct Pieces(Vec<&'static str>);
+
+    impl Read for Pieces {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            if self.0.is_empty() {
+                return Ok(0);
+            }
+            (&mut self.0.remove(0).as_bytes()).read(into)
+        }
+    }
+
+    #[test]
+    fn lines_are_handed_over_as_they_come() {
+        let reader = BufReader::new(Pieces(vec!["1\n2\n3", "4\n\n", "x\n", "5"]));
+        let mut lines = PlainLines { reader, number: 0, bytes: Vec::new() };
+        let mut seen = Vec::new();
+        loop {
+            let together: Vec<Line<u64>> = lines.together().expect("no pipe breaks here");
+            if together.is_empty() {
+                break;
+            }
+            seen.push(
+                together
+                    .into_iter()
+                    .map(|line| match line {
+                        Line::Id(id) => id.to_string(),
+                        Line::Bad { number, .. } => format!("bad {number}"),
+                    })
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            );
+        }
+        // What is left of a line is waited for only when what came before it is gone.
+        assert_eq!(seen, ["1 2", "34", "bad 5", "5"]);
     }
 
     #[test]

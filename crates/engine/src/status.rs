@@ -108,6 +108,10 @@ pub async fn status(
     status.to_store = sinks.map_or(0, |info| info.num_pending + info.num_ack_pending as u64);
     if let Some((rows, dead)) = stored {
         // Raw duplicates, which only FINAL would fold, must not show as more than all.
+        if record.is_open() && record.published.is_none() {
+            // What there will be nobody knows.
+            status.ids = rows;
+        }
         status.done = rows.min(status.ids);
         status.dead = dead;
     }
@@ -118,6 +122,9 @@ pub async fn status(
     status.rate();
     if ["publishing", "running"].contains(&status.state) {
         status.verdict = Some(verdict(&status.hosts, &status.run, Span::Recent, &status.scene()));
+    }
+    if record.is_open() && record.published.is_none() {
+        (status.eta_seconds, status.eta_range_seconds) = (None, None);
     }
     Ok(status)
 }

@@ -525,6 +525,8 @@ mod tests {
             created_ms: 0,
             published: None,
             timing: None,
+            so_far: None,
+            closing: false,
         };
         let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
         let selection = Selection::Letters(letters.clone());

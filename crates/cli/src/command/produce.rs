@@ -6,13 +6,20 @@ use millstream_engine::sample::{Choice, Limits, choose};
 use millstream_engine::{Broker, Error, Stop};
 use serde_json::json;
 
+use super::finish::finish;
+use super::run::watch;
 use super::{Context, on_signal};
-use crate::args::ProduceArgs;
+use crate::args::{ProduceArgs, PublishArgs};
 use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-pub(super) async fn produce<P: Pipeline>(context: &Context<P>, args: &ProduceArgs) -> anyhow::Result<Ended> {
+pub(super) async fn produce<P: Pipeline>(
+    context: &Context<P>,
+    published: &PublishArgs,
+) -> anyhow::Result<Ended> {
+    let args = &published.produce;
+    let waits = published.wait || args.then.is_some();
     let words = Words::check(args)?;
     let read = words.read::<P::Id>(args, &context.progress).await?;
     let stop = Stop::new();
@@ -33,8 +40,13 @@ pub(super) async fn produce<P: Pipeline>(context: &Context<P>, args: &ProduceArg
             drop(line);
             match submitted {
                 Ok((submitted, chosen)) => {
-                    report(&submitted, chosen.as_ref(), args.json);
-                    Ok(Ended::Well)
+                    if !(waits && args.json) {
+                        report(&submitted, chosen.as_ref(), args.json);
+                    }
+                    match waits {
+                        true => wait(context, &session, &words, args, &stop).await,
+                        false => Ok(Ended::Well),
+                    }
                 }
                 Err(Error::Stopped) => {
                     show::note(&format!(
@@ -47,6 +59,24 @@ pub(super) async fn produce<P: Pipeline>(context: &Context<P>, args: &ProduceArg
             }
         })
         .await
+}
+
+/// Waits until others have computed and stored all of it.
+async fn wait<P: Pipeline>(
+    context: &Context<P>,
+    session: &Session,
+    words: &Words,
+    args: &ProduceArgs,
+    stop: &Stop,
+) -> anyhow::Result<Ended> {
+    match Box::pin(watch(context, session, &words.run, stop)).await {
+        Ok(last) => finish::<P>(&last, args.then.as_deref(), args.json).await,
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) => {
+            show::note(&format!("run `{}` is published, and goes on without being waited for", words.run));
+            Ok(Ended::Interrupted)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Publishes ids that were read, in batches of a size that is chosen here where nobody named it before.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use millstream::Pipeline;
+use millstream::names::RunName;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
 use millstream_engine::status::{Status, status};
@@ -79,7 +80,7 @@ async fn drive<P: Pipeline>(
     let mut stages = start_stages(context, session, stop);
     // The first ids are computed while the last are published, so both are watched from the start.
     let publishing = async { Ok(publish(context, session, words, ids, stop, |_| {}).await?) };
-    let both = async { tokio::try_join!(publishing, watch(context, session, words, stop)) };
+    let both = async { tokio::try_join!(publishing, watch(context, session, &words.run, stop)) };
     let outcome = tokio::select! {
         outcome = both => outcome.map(|(_, last)| last),
         Some(ended) = stages.join_next() => Err(stage_ended(ended)),
@@ -126,10 +127,14 @@ fn stage_ended(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> anyh
     }
 }
 
-async fn watch<P: Pipeline>(
+/// Shows how a run goes on, until it is over.
+///
+/// # Errors
+/// [`Error::Stopped`] when no more work is to be taken.
+pub(super) async fn watch<P: Pipeline>(
     context: &Context<P>,
     session: &Session,
-    words: &Words,
+    run: &RunName,
     stop: &Stop,
 ) -> anyhow::Result<Status> {
     let mut line = context.progress.run();
@@ -140,7 +145,7 @@ async fn watch<P: Pipeline>(
             () = tokio::time::sleep(pause) => pause = LOOK,
             () = stop.no_more_taking() => return Err(Error::Stopped).context("interrupted"),
         }
-        match status(&session.broker, &session.records, &session.store, &words.run).await {
+        match status(&session.broker, &session.records, &session.store, run).await {
             Ok(status) => {
                 failing = None;
                 line.show(&status);

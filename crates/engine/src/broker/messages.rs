@@ -42,6 +42,15 @@ impl Broker {
         Ok(found.map(|message| (message.sequence, message.payload)))
     }
 
+    /// The number of the batch of a run that was stored last.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn last_batch(&self, run: &RunName) -> Result<Option<u32>, Error> {
+        let found = self.last_message(self.names.ids_stream(), &self.names.run_ids(run)).await?;
+        Ok(found.and_then(|message| message.subject.rsplit('.').next()?.parse().ok()))
+    }
+
     /// The message under a subject of the rows stream.
     ///
     /// # Errors

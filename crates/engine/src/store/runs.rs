@@ -43,6 +43,8 @@ impl KeptRun {
             // A run has a batch at least.
             published: (self.batches > 0).then_some(published),
             timing: None,
+            so_far: None,
+            closing: false,
         }
     }
 }

@@ -1,0 +1,100 @@
+//! `produce --stdin --follow`: publishes ids as they come, and closes the run when they end.
+
+use millstream::Pipeline;
+use millstream_engine::follow::{End, Feed, Followed, follow as follow_feed};
+use millstream_engine::records::Published;
+use millstream_engine::sample::{Limits, choose};
+use millstream_engine::source::{Sample, feed};
+use millstream_engine::{Broker, Error, Stop};
+use serde_json::json;
+
+use super::{Context, on_signal};
+use crate::args::PublishArgs;
+use crate::input::Words;
+use crate::session::{Holder, Session};
+use crate::{Ended, show};
+
+pub(super) async fn follow<P: Pipeline>(context: &Context<P>, args: &PublishArgs) -> anyhow::Result<Ended> {
+    let Words { run, batch_ids, priority, rate, .. } = Words::check(&args.produce)?;
+    let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate };
+    context
+        .on_servers(Holder::Moment, |servers| async move {
+            let Session { broker, store, records } =
+                Session::set_up::<P>(&servers, &context.config, "produce").await?;
+            let stop = Stop::new();
+            let progress = context.progress.clone();
+            on_signal(&stop, move |_| {
+                progress.note("publishing what is held; a second signal leaves at once")
+            })?;
+            context.progress.note(&format!("following standard input into run `{}`", feed_of.run));
+            let lines = feed::<P::Id>(std::io::stdin())
+                .map_err(|source| Error::Input { input: "standard input".into(), source })?;
+            let time = async |sample| size(context, &broker, sample, &stop).await;
+            let following = follow_feed(&broker, &records, &store, &feed_of, lines, time, &stop);
+            let followed = Box::pin(following).await?;
+            report(feed_of.run.as_str(), followed, args.produce.json)
+        })
+        .await
+}
+
+/// Times the first ids, and says which size of batches that makes.
+async fn size<P: Pipeline>(
+    context: &Context<P>,
+    broker: &Broker,
+    sample: Sample<P::Id>,
+    stop: &Stop,
+) -> Option<u32> {
+    let Context { pipeline, columns, config, progress, .. } = context;
+    // How many there will be nobody knows.
+    let limits = Limits { ids: u64::MAX, threads: config.work.threads, max_payload: broker.max_payload() };
+    let choice = choose(pipeline, columns, &config.work, sample, &limits, stop).await.ok()?;
+    progress.note(&show::choice(&choice));
+    Some(choice.batch_ids)
+}
+
+fn report(run: &str, followed: Followed, as_json: bool) -> anyhow::Result<Ended> {
+    let Followed { end, written, bad, first_bad, broken } = followed;
+    let (published, state) = match &end {
+        End::Closed(published) => (published, "closed"),
+        End::Open(published) => (published, "open"),
+        End::ClosedElsewhere { published, .. } => (published, "closed elsewhere"),
+    };
+    told(run, published, state, written, bad, as_json);
+    let input = || "standard input".to_owned();
+    if bad > 0 {
+        let error = Error::PassedOver { input: input(), count: bad, first: first_bad };
+        show::report(&error.into());
+    }
+    match end {
+        End::ClosedElsewhere { not_taken, .. } => {
+            Err(Error::ClosedElsewhere { run: run.to_owned(), ids: not_taken }.into())
+        }
+        End::Open(_) => {
+            show::note(&format!(
+                "run `{run}` is open: --run {run} adds to it, and `produce --stdin --follow --run {run} < /dev/null` closes it"
+            ));
+            match broken {
+                Some(source) => Err(Error::Input { input: input(), source }.into()),
+                None => Ok(Ended::Interrupted),
+            }
+        }
+        End::Closed(_) if bad > 0 => Ok(Ended::Badly),
+        End::Closed(_) => Ok(Ended::Well),
+    }
+}
+
+fn told(run: &str, published: &Published, state: &str, written: u64, bad: u64, as_json: bool) {
+    let Published { batches, ids, dropped_repeats, .. } = published;
+    if as_json {
+        return show::json(&json!({
+            "run": run, "batches": batches, "ids": ids, "dropped_repeats": dropped_repeats,
+            "batches_written": written, "bad_lines": bad, "closed": state != "open",
+        }));
+    }
+    let repeats = match dropped_repeats {
+        0 => String::new(),
+        repeats => format!(", {} dropped", show::counted(*repeats, "repeated id")),
+    };
+    let (ids, batches) = (show::grouped(*ids), show::grouped(u64::from(*batches)));
+    show::line(&format!("published run `{run}`: {ids} ids in {batches} batches{repeats}; it is {state}"));
+}

@@ -1,0 +1,595 @@
+//! Open runs: ids are published as they come, in batches that are full or have waited long enough, and the run is closed
+//! when its input ends.
+//!
+//! Batches are numbered as they are published, one after the other, so that there are never gaps: a number is tried only
+//! once the one before it is stored. Of several producers the first to store a number has it; the others count that batch
+//! with theirs and take the next. So each knows at any time what all of the run comes to, and the one whose input ends
+//! closes it for all.
+//!
+//! Closing takes two steps, each a compare-and-set. From the first on nobody begins to publish, and who has just done so
+//! closes too; the second says what the stream holds. A batch that was stored too late for that is taken back by whoever
+//! stored it, and told.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::envelope::decode_ids;
+use millstream::names::RunName;
+use millstream::{Id, MAX_BATCH_IDS};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::broker::{Broker, Written};
+use crate::error::{Error, full_cause};
+use crate::failpoint;
+use crate::load::Phases;
+use crate::pace::Pace;
+use crate::publish::{
+    Batch, Stored, WAITING_FOR_BROKER, cancelled, digest, keep, look_up, max_ids_bytes, open_pass, same_ids,
+    tell,
+};
+use crate::records::{Change, Entry, PassRecord, Published, Records, RunRecord, now_ms};
+use crate::retry::Backoff;
+use crate::source::{Cut, Cutter, Line, Lines, Sample};
+use crate::stop::Stop;
+use crate::store::Store;
+
+/// What an open run is made of, in words.
+pub(crate) const SOURCE: &str = "lines as they come";
+/// Ids a batch at most, while the first of them are timed.
+const FIRST_SIZE: u32 = 256;
+/// After so many batches the run's record says what there is, so that a later start has little to read back.
+const NOTED_EVERY: u32 = 256;
+/// Batches that are read back at once.
+const READ_AT_ONCE: usize = 32;
+/// Pauses between questions to a broker that does not answer.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Bad lines that are named.
+const NAMED: usize = 10;
+
+/// What is to be followed.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// The run's name.
+    pub run: RunName,
+    /// Ids a batch at most; `None` leaves it to what the first ids cost, and then to how fast workers are.
+    pub batch_ids: Option<u32>,
+    /// How long an id waits for others at most.
+    pub linger: Duration,
+    /// Priority of its pass; a run that exists keeps its own.
+    pub priority: i8,
+    /// Ids a second that the whole fleet begins at most.
+    pub rate: Option<u32>,
+}
+
+/// Where following a feed ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The run is closed.
+    Closed(Published),
+    /// It is open, with what came so far: this process was told to stop, or its input broke.
+    Open(Published),
+    /// Another producer closed it meanwhile: these ids, and what follows them, are not in it.
+    ClosedElsewhere {
+        /// What it came to.
+        published: Published,
+        /// Ids that were read and are not in it.
+        not_taken: u64,
+    },
+}
+
+/// How following a feed came out.
+#[derive(Debug)]
+pub struct Followed {
+    /// Where it ended.
+    pub end: End,
+    /// Batches that this process stored.
+    pub written: u64,
+    /// Lines that hold no id.
+    pub bad: u64,
+    /// The first of them.
+    pub first_bad: Vec<(u64, String)>,
+    /// What ended the input before its end.
+    pub broken: Option<std::io::Error>,
+}
+
+struct Producer<'a, I> {
+    broker: &'a Broker,
+    records: &'a Records,
+    store: &'a Store,
+    feed: &'a Feed,
+    stop: &'a Stop,
+    phases: &'a Phases<2>,
+    cutter: Cutter<I>,
+    /// When the first id that is held came.
+    held_since: Option<Instant>,
+    /// All batches of the run, whoever published them; so the next one's number too.
+    all: Published,
+    /// The largest batch that the pass's record speaks of.
+    admitted: u32,
+    pace: Pace,
+    written: u64,
+    /// Ids that came too late.
+    not_taken: u64,
+    bad: u64,
+    first_bad: Vec<(u64, String)>,
+}
+
+/// Publishes what comes until it ends, then closes the run; begins the run, or goes on with one that is open. What `time`
+/// says of the first ids is the size of batches, where nobody named one; nothing waits for its answer.
+///
+/// # Errors
+/// [`Error::OtherIds`] when the name belongs to a run of another kind, [`Error::RunClosed`] when there are ids for one
+/// that is closed, [`Error::NoIds`] when there never were any; the broker's.
+pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    feed: &Feed,
+    mut lines: mpsc::Receiver<Lines<I>>,
+    time: impl FnOnce(Sample<I>) -> F,
+    stop: &Stop,
+) -> Result<Followed, Error> {
+    let record = open(records, store, feed).await?;
+    if let Some(published) = record.published {
+        return nothing_more(feed, published, &mut lines).await;
+    }
+    let begun = PassRecord { priority: feed.priority, rate: feed.rate, ..PassRecord::begin(&feed.run, 1, 1) };
+    open_pass(broker, records, &feed.run, &begun).await?;
+    let (phases, telling) = (Phases::new(), stop.child());
+    let producer = Producer::new(broker, records, store, feed, stop, &phases, &record);
+    let producing = async {
+        let produced = tokio::select! {
+            produced = producer.produce(record.closing, &mut lines, time) => produced,
+            () = cancelled(records, &feed.run) => Err(Error::Cancelled { run: feed.run.to_string() }),
+        };
+        telling.stop_taking();
+        produced
+    };
+    let (produced, ()) = tokio::join!(producing, tell(records, &feed.run, &phases, &telling));
+    if matches!(produced, Err(Error::Cancelled { .. })) {
+        broker.purge_ids(broker.names().run_ids(&feed.run)).await?;
+    }
+    produced
+}
+
+/// Why no more lines are taken.
+enum Rest {
+    /// There are no more.
+    Ended,
+    /// This process was told to stop, or the run is closed.
+    Left,
+    /// They cannot be read.
+    Broken(std::io::Error),
+}
+
+/// Creates the record, or finds one of an open run.
+async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord, Error> {
+    let fresh = RunRecord {
+        run: feed.run.to_string(),
+        source: SOURCE.to_owned(),
+        fingerprint: String::new(),
+        batch_ids: feed.batch_ids.unwrap_or(FIRST_SIZE).clamp(1, MAX_BATCH_IDS),
+        expected_ids: None,
+        may_repeat: true,
+        created_ms: now_ms(),
+        published: None,
+        timing: None,
+        so_far: None,
+        closing: false,
+    };
+    if records.run(&feed.run).await?.is_none() {
+        // Its numbers began at 0 in a stream that is gone; rows of them may be there.
+        if let Some(kept) = store.run_record(feed.run.as_str()).await? {
+            same_ids(&kept, &fresh, None)?;
+            return Err(Error::ForgottenFeed { run: kept.run });
+        }
+        if records.create_run(&fresh, &feed.run).await? == Change::Made {
+            keep(store, &fresh).await;
+            return Ok(fresh);
+        }
+    }
+    let existing = records.known_run(&feed.run).await?.record;
+    same_ids(&existing, &fresh, None)?;
+    keep(store, &existing).await;
+    if existing.published.is_none() {
+        tracing::info!(run = %feed.run, "the run is there: what comes is added to it");
+    }
+    Ok(existing)
+}
+
+/// A closed run is closed once more by an input without ids, and takes no others.
+async fn nothing_more<I>(
+    feed: &Feed,
+    published: Published,
+    lines: &mut mpsc::Receiver<Lines<I>>,
+) -> Result<Followed, Error> {
+    while let Some(Ok(together)) = lines.recv().await {
+        if !together.is_empty() {
+            return Err(Error::RunClosed { run: feed.run.to_string(), ids: published.ids });
+        }
+    }
+    Ok(Followed { end: End::Closed(published), written: 0, bad: 0, first_bad: Vec::new(), broken: None })
+}
+
+impl<'a, I: Id> Producer<'a, I> {
+    fn new(
+        broker: &'a Broker,
+        records: &'a Records,
+        store: &'a Store,
+        feed: &'a Feed,
+        stop: &'a Stop,
+        phases: &'a Phases<2>,
+        record: &RunRecord,
+    ) -> Self {
+        let batch_ids = feed.batch_ids.unwrap_or(record.batch_ids);
+        let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
+        Self {
+            broker,
+            records,
+            store,
+            feed,
+            stop,
+            phases,
+            cutter: Cutter::new(batch_ids, max_ids_bytes(broker.max_payload())),
+            held_since: None,
+            all: record.so_far.clone().unwrap_or(nothing),
+            admitted: 0,
+            pace: Pace::new(batch_ids),
+            written: 0,
+            not_taken: 0,
+            bad: 0,
+            first_bad: Vec::new(),
+        }
+    }
+
+    /// Publishes what there is and what comes, and closes the run when that ends, or was about to be closed.
+    async fn produce<F: Future<Output = Option<u32>>>(
+        mut self,
+        closing: bool,
+        lines: &mut mpsc::Receiver<Lines<I>>,
+        time: impl FnOnce(Sample<I>) -> F,
+    ) -> Result<Followed, Error> {
+        self.catch_up().await?;
+        if closing {
+            let published = self.close().await?;
+            return nothing_more(self.feed, published, lines).await;
+        }
+        let rest = self.take_all(lines, time).await?;
+        let end = self.finish(matches!(rest, Rest::Ended)).await?;
+        let Self { written, bad, first_bad, .. } = self;
+        let broken = if let Rest::Broken(error) = rest { Some(error) } else { None };
+        Ok(Followed { end, written, bad, first_bad, broken })
+    }
+
+    /// Takes lines until there are no more, or this process is told to stop, or the run is closed by another; what is held
+    /// is published before this returns.
+    async fn take_all<F: Future<Output = Option<u32>>>(
+        &mut self,
+        lines: &mut mpsc::Receiver<Lines<I>>,
+        time: impl FnOnce(Sample<I>) -> F,
+    ) -> Result<Rest, Error> {
+        let mut rest = Rest::Left;
+        let mut time = self.feed.batch_ids.is_none().then_some(time);
+        let mut timing: Option<Pin<Box<F>>> = None;
+        while self.not_taken == 0 {
+            let due = self.held_since.map(|since| since + self.feed.linger);
+            let lingered = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // What has waited long enough goes out however much more comes.
+                biased;
+                () = self.stop.no_more_taking() => break,
+                () = lingered => self.flush().await?,
+                size = async { timing.as_mut().expect("ids are timed").await }, if timing.is_some() => {
+                    timing = None;
+                    size.into_iter().for_each(|size| self.resize(size));
+                }
+                together = lines.recv() => match together {
+                    Some(Ok(together)) => {
+                        if let Some(sample) = sample_of(&together)
+                            && let Some(time) = time.take()
+                        {
+                            timing = Some(Box::pin(time(sample)));
+                        }
+                        self.take(together).await?;
+                    }
+                    Some(Err(error)) => {
+                        rest = Rest::Broken(error);
+                        break;
+                    }
+                    None => {
+                        rest = Rest::Ended;
+                        break;
+                    }
+                },
+            }
+        }
+        self.flush().await?;
+        Ok(rest)
+    }
+
+    async fn take(&mut self, together: Vec<Line<I>>) -> Result<(), Error> {
+        for line in together {
+            match line {
+                Line::Bad { number, fault } => self.refuse(number, fault),
+                Line::Id(id) => {
+                    let full = self.cutter.push(id);
+                    if let Some(cut) = full {
+                        self.append(cut).await?;
+                    }
+                    if self.held_since.is_none() && !self.cutter.is_empty() {
+                        self.held_since = Some(Instant::now());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, size: u32) {
+        self.cutter.resize(size);
+        self.pace.resize(size);
+    }
+
+    fn refuse(&mut self, number: u64, fault: String) {
+        self.bad += 1;
+        if self.first_bad.len() < NAMED {
+            tracing::warn!(run = %self.feed.run, line = number, fault, "a line holds no id, and is passed over");
+            self.first_bad.push((number, fault));
+        }
+    }
+
+    /// Publishes what is held.
+    async fn flush(&mut self) -> Result<(), Error> {
+        match self.cutter.cut() {
+            Some(cut) => self.append(cut).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes a batch under the first number that is free, unless the run is closed.
+    async fn append(&mut self, cut: Cut<I>) -> Result<(), Error> {
+        self.held_since = None;
+        let _waiting = self.phases.begin(WAITING_FOR_BROKER);
+        if self.not_taken > 0 || self.is_closing().await? {
+            self.not_taken += cut.ids.len() as u64;
+            return Ok(());
+        }
+        self.admit(cut.ids.len() as u32).await?;
+        let number = loop {
+            let number = self.all.batches;
+            if self.publish(&Batch::new(&self.feed.run, number, &cut)).await? {
+                break number;
+            }
+        };
+        failpoint::pass("follow-after-publish");
+        if self.is_closing().await? && self.close().await?.batches <= number {
+            self.take_back(number).await?;
+            self.not_taken += cut.ids.len() as u64;
+            return Ok(());
+        }
+        if self.all.batches.is_multiple_of(NOTED_EVERY) {
+            self.note().await?;
+        }
+        if self.feed.batch_ids.is_none()
+            && let Some(size) = self.pace.look(self.broker, &self.feed.run, &self.all).await
+        {
+            self.cutter.resize(size);
+        }
+        Ok(())
+    }
+
+    /// Stores the batch, or counts the one that another producer stored under its number: `false` then.
+    async fn publish(&mut self, batch: &Batch) -> Result<bool, Error> {
+        let run = &self.feed.run;
+        let subject = self.broker.names().ids_subject(run, batch.number);
+        loop {
+            let written = self.broker.write_once(&subject, batch.bytes.clone(), self.stop).await?;
+            if written == Written::Already {
+                match self.patiently(|| look_up::<I>(self.broker, run, &subject, batch)).await? {
+                    // Stored by an attempt whose answer was lost; or by another producer, of the very same ids.
+                    Stored::Same => {}
+                    Stored::Other(bytes) => {
+                        let ids = ids_of::<I>(run, batch.number, &bytes)?;
+                        self.count(ids.len() as u64, digest(&ids), 0)?;
+                        return Ok(false);
+                    }
+                    Stored::Nothing => continue,
+                }
+            }
+            self.count(batch.ids, batch.digest, batch.repeats)?;
+            self.written += 1;
+            return Ok(true);
+        }
+    }
+
+    fn count(&mut self, ids: u64, digest: u64, repeats: u64) -> Result<(), Error> {
+        let all = &mut self.all;
+        all.batches =
+            all.batches.checked_add(1).ok_or_else(|| Error::TooManyBatches { input: SOURCE.to_owned() })?;
+        all.ids += ids;
+        all.digest = all.digest.wrapping_add(digest);
+        all.dropped_repeats += repeats;
+        Ok(())
+    }
+
+    /// Says in the pass's record how large batches are before a larger one goes out: workers make room by it.
+    async fn admit(&mut self, ids: u32) -> Result<(), Error> {
+        if ids <= self.admitted {
+            return Ok(());
+        }
+        // Twice at a time, so that it is said a few times only.
+        let most = ids.next_power_of_two().min(MAX_BATCH_IDS);
+        let (records, run) = (self.records, &self.feed.run);
+        while let Some(mut entry) = self.patiently(|| records.pass(run, 1)).await? {
+            if entry.record.batch_ids >= most {
+                break;
+            }
+            entry.record.batch_ids = most;
+            if self.patiently(|| records.update_pass(&entry, run)).await? == Change::Made {
+                break;
+            }
+        }
+        self.admitted = most;
+        Ok(())
+    }
+
+    /// Counts what the stream holds beyond what the record says.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        let run = &self.feed.run;
+        let end = self.broker.last_batch(run).await?.map_or(0, |last| last.saturating_add(1));
+        let mut read = stream::iter(self.all.batches..end)
+            .map(|batch| read_back::<I>(self.broker, run, batch))
+            .buffered(READ_AT_ONCE);
+        while let Some((ids, digest)) = read.try_next().await? {
+            self.count(ids, digest, 0)?;
+        }
+        Ok(())
+    }
+
+    async fn is_closing(&self) -> Result<bool, Error> {
+        let record = self.patiently(|| self.records.known_run(&self.feed.run)).await?.record;
+        Ok(record.closing || record.published.is_some())
+    }
+
+    /// Closes the run, or says that it is open.
+    async fn finish(&mut self, ended: bool) -> Result<End, Error> {
+        if self.not_taken > 0 {
+            let (published, not_taken) = (self.close().await?, self.not_taken);
+            return Ok(End::ClosedElsewhere { published, not_taken });
+        }
+        match ended {
+            true => Ok(End::Closed(self.close().await?)),
+            false => {
+                self.note().await?;
+                Ok(End::Open(self.all.clone()))
+            }
+        }
+    }
+
+    /// Notes in the record what there is so far.
+    async fn note(&mut self) -> Result<(), Error> {
+        let all = self.all.clone();
+        let more = |known: &Option<Published>| known.as_ref().is_none_or(|known| known.batches < all.batches);
+        self.change(|record| {
+            let news = record.published.is_none() && more(&record.so_far);
+            if news {
+                record.so_far = Some(Published { at_ms: now_ms(), ..all.clone() });
+            }
+            news
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Has the record say what the stream holds, as the last word; what it says already, if another was faster.
+    async fn close(&mut self) -> Result<Published, Error> {
+        self.count_the_last().await?;
+        if self.all.batches == 0 {
+            return Err(Error::NoIds { input: SOURCE.to_owned() });
+        }
+        self.change(|record| {
+            let news = record.published.is_none() && !record.closing;
+            record.closing = true;
+            news
+        })
+        .await?;
+        failpoint::pass("follow-closing");
+        self.count_the_last().await?;
+        let all = Published { at_ms: now_ms(), ..self.all.clone() };
+        let record = self
+            .change(|record| {
+                let news = record.published.is_none();
+                if news {
+                    record.published = Some(all.clone());
+                }
+                news
+            })
+            .await?;
+        failpoint::pass("follow-closed");
+        keep(self.store, &record).await;
+        Ok(record.published.unwrap_or(all))
+    }
+
+    /// Counts batches that other producers have stored behind ours.
+    async fn count_the_last(&mut self) -> Result<(), Error> {
+        let (broker, run) = (self.broker, &self.feed.run);
+        loop {
+            let number = self.all.batches;
+            let subject = broker.names().ids_subject(run, number);
+            let Some((_, bytes)) = self.patiently(|| broker.ids_message(&subject)).await? else {
+                return Ok(());
+            };
+            let ids = ids_of::<I>(run, number, &bytes)?;
+            self.count(ids.len() as u64, digest(&ids), 0)?;
+        }
+    }
+
+    /// Changes the run's record until it needs no change, and returns it.
+    async fn change(&self, mut change: impl FnMut(&mut RunRecord) -> bool) -> Result<RunRecord, Error> {
+        let (records, run) = (self.records, &self.feed.run);
+        loop {
+            let mut entry: Entry<RunRecord> = self.patiently(|| records.known_run(run)).await?;
+            if !change(&mut entry.record)
+                || self.patiently(|| records.update_run(&entry, run)).await? == Change::Made
+            {
+                return Ok(entry.record);
+            }
+        }
+    }
+
+    /// Asks the broker for as long as it takes: what is held here is nowhere else yet.
+    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        loop {
+            match ask().await {
+                Err(error @ (Error::Broker { .. } | Error::BrokerSilent { .. })) => {
+                    tracing::warn!(run = %self.feed.run, error = full_cause(&error), "trying again");
+                }
+                answer => return answer,
+            }
+            if !self.stop.pause(pause.wait()).await {
+                return Err(Error::Stopped);
+            }
+        }
+    }
+
+    /// Removes a batch that is not counted, and what was made of it.
+    async fn take_back(&self, number: u32) -> Result<(), Error> {
+        let run = &self.feed.run;
+        self.broker.purge_ids(self.broker.names().ids_subject(run, number)).await?;
+        self.broker.purge_batch(run, 1, number).await
+    }
+}
+
+/// The ids among some lines.
+fn sample_of<I: Id>(together: &[Line<I>]) -> Option<Sample<I>> {
+    let sample = Sample::of(together.iter().filter_map(|line| match line {
+        Line::Id(id) => Some(id.clone()),
+        Line::Bad { .. } => None,
+    }));
+    (!sample.is_empty()).then_some(sample)
+}
+
+/// How many ids a stored batch has, and their digest.
+async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<(u64, u64), Error> {
+    let found = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
+    let (_, bytes) = found.ok_or_else(|| Error::BatchGone { run: run.to_string(), batch })?;
+    let ids = ids_of::<I>(run, batch, &bytes)?;
+    Ok((ids.len() as u64, digest(&ids)))
+}
+
+fn ids_of<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Result<Vec<I>, Error> {
+    decode_ids::<I>(bytes)
+        .map(|read| read.ids)
+        .map_err(|source| Error::Message { subject: format!("batch {batch} of run {run}"), source })
+}
