@@ -224,6 +224,8 @@ impl Sealer {
             return Ok(());
         }
         self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
+        // A sealer may have been about to say that it is sealed.
+        self.store.hide(run.as_str(), Some(pass)).await?;
         entry.record.freed = true;
         if self.records.update_pass(&entry, run).await? == Change::Made {
             tracing::info!(%run, pass, "cancelled, and its messages are gone");
@@ -342,7 +344,7 @@ impl Sealer {
         self.store.write("make a sealed pass visible", &statement).await?;
         failpoint::pass("seal-after-row");
         if self.mark_sealed(run, entry, &sealed).await? == Change::Beaten {
-            return Ok(());
+            return self.take_back_if_cancelled(run, pass).await;
         }
         tracing::info!(%run, pass, ids = published.ids, dead = sealed.dead, "sealed");
         failpoint::pass("seal-before-tidy");
@@ -351,6 +353,16 @@ impl Sealer {
         let announcement = Announcement { run: run.as_str(), pass, ids: published.ids, sealed: &sealed };
         let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
         self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await
+    }
+
+    /// A pass that was cancelled while it was proven is not for readers. Of any other the next proof writes the same row.
+    async fn take_back_if_cancelled(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        match self.records.pass(run, pass).await? {
+            Some(entry) if entry.record.state == PassState::Cancelled => {
+                self.store.hide(run.as_str(), Some(pass)).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the pipeline's summary says of the pass. One that ClickHouse refuses keeps nothing from being sealed.
