@@ -52,6 +52,20 @@ fn a_command_follows_a_run_with_what_it_came_to() {
 }
 
 #[test]
+fn a_producer_can_wait_for_what_others_compute() {
+    let host = Host::new(env!("CARGO_BIN_EXE_words"));
+    let _up = host.up();
+    let _services = ["work", "sink"].map(|name| host.start(name, &[name]));
+    let words = ["produce", "--stdin", "--run", "w", "--then", "echo $MILLSTREAM_ROWS > rows", "--json"];
+    let summary = host.call_with_input(&words, WORDS).expect(0).json();
+    assert_eq!((&summary["rows"], &summary["sealed"]), (&4.into(), &true.into()), "{summary}");
+    assert_eq!(std::fs::read_to_string(host.path().join("rows")).expect("written"), "4\n");
+    let waited =
+        host.call_with_input(&["produce", "--stdin", "--run", "v", "--wait"], WORDS).expect(0).stdout;
+    assert!(waited.contains("published run `v`") && waited.contains("sealed   yes"), "{waited}");
+}
+
+#[test]
 fn a_run_with_dead_letters_is_complete_too() {
     let host = Host::new(env!("CARGO_BIN_EXE_trial"));
     let words = ["run", "--ids", "1..=1000", "--run", "a", "--then", "echo $MILLSTREAM_DEAD > dead"];

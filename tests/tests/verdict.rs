@@ -1,5 +1,9 @@
 //! Each kind of bottleneck provoked, and named by `status`.
 
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Instant;
+
 use serde_json::Value;
 use tests::{Host, Process, SOON, Up, wait_until};
 
@@ -103,6 +107,34 @@ fn a_slow_store_is_named() {
     );
     assert!(status["lag_rows"].as_u64() > Some(0) && status["lag_bytes"].as_u64() > Some(0), "{status}");
     scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn a_slow_input_starves_the_workers() {
+    let scene = Scene::new(0, "", &["work", "sink"]);
+    let mut feed = scene
+        .host
+        .command(&["produce", "--stdin", "--follow", "--run", "a", "--linger", "100ms"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    let mut lines = feed.stdin.take().expect("piped");
+    let begun = Instant::now();
+    let status = loop {
+        writeln!(lines, "{}", begun.elapsed().as_nanos()).expect("it reads");
+        let status = scene.host.call(&["status", "a", "--json"]);
+        if status.code == 0 && status.json()["verdict"]["bottleneck"] == "input" {
+            break status.json();
+        }
+        assert!(begun.elapsed() < SOON, "{} {}", status.stdout, status.stderr);
+    };
+    let said = text(&status);
+    assert!(said.starts_with("starved: workers wait for ids "), "{said}");
+    assert!(said.contains("waiting for its input; a faster input will help"), "{said}");
+    drop(lines);
+    assert!(feed.wait().expect("it ends").success());
+    scene.host.wait_sealed("a", SOON);
 }
 
 #[test]

@@ -88,9 +88,12 @@ fn told(status: &Status) -> String {
             number(status.lag_bytes.div_ceil(1_000_000))
         ),
         format!(
-            "rate      {} ids/s on average, {} now, {}",
+            "rate      {} ids/s{}, {}",
             number(status.ids_per_second as u64),
-            number(status.ids_per_second_now as u64),
+            match status.is_over() {
+                true => String::new(),
+                false => format!(" on average, {} now", number(status.ids_per_second_now as u64)),
+            },
             eta(status)
         ),
     ];
