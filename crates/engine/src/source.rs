@@ -217,20 +217,29 @@ fn plain_lines<I: Id>(reader: impl BufRead) -> impl Iterator<Item = std::io::Res
 
 impl<R: BufRead> PlainLines<R> {
     fn next<I: Id>(&mut self) -> std::io::Result<Option<Line<I>>> {
-        loop {
-            self.bytes.clear();
-            if (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut self.bytes)? == 0 {
-                return Ok(None);
+        while self.read()? {
+            if let Some(line) = self.line() {
+                return Ok(Some(line));
             }
-            self.number += 1;
-            let number = self.number;
-            return Ok(Some(
-                match std::str::from_utf8(&self.bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
-                    Ok(text) if text.trim().is_empty() => continue,
-                    Ok(text) => line_of(number, text),
-                    Err(_) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
-                },
-            ));
+        }
+        Ok(None)
+    }
+
+    /// Reads one line, whatever is in it; `false` at the end.
+    fn read(&mut self) -> std::io::Result<bool> {
+        self.bytes.clear();
+        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut self.bytes)?;
+        self.number += u64::from(read > 0);
+        Ok(read > 0)
+    }
+
+    /// What was read, unless it is blank.
+    fn line<I: Id>(&self) -> Option<Line<I>> {
+        let number = self.number;
+        match std::str::from_utf8(&self.bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
+            Ok(text) if text.trim().is_empty() => None,
+            Ok(text) => Some(line_of(number, text)),
+            Err(_) => Some(Line::Bad { number, fault: "it is not UTF-8".to_owned() }),
         }
     }
 }
@@ -240,14 +249,14 @@ impl<R: Read> PlainLines<BufReader<R>> {
     fn together<I: Id>(&mut self) -> Lines<I> {
         let mut lines = Vec::new();
         loop {
-            match self.next() {
-                Ok(Some(line)) => lines.push(line),
-                Ok(None) => break,
+            match self.read() {
+                Ok(true) => lines.extend(self.line()),
+                Ok(false) => break,
                 Err(error) if lines.is_empty() => return Err(error),
                 // It will be there at the next call, too.
                 Err(_) => break,
             }
-            if !self.reader.buffer().contains(&b'\n') {
+            if !lines.is_empty() && !self.reader.buffer().contains(&b'\n') {
                 break;
             }
         }
