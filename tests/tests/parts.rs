@@ -27,7 +27,7 @@ use millstream_engine::work::{WorkCounts, WorkPlan, work};
 use millstream_engine::{Broker, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
 use tests::nats::Nats;
-use tests::{Bulky, Host, SOON, Up, signal, wait_until};
+use tests::{Bulky, Host, SOON, Up, ask_clickhouse, signal, wait_until};
 use tokio::task::JoinSet;
 
 use wire::{Fate, Proxy};
@@ -128,9 +128,18 @@ async fn a_sink_that_is_killed_between_two_parts() {
     let (worker, counts) = scene.start_work(&scene.broker, Bulky::<u64>::new(0));
     wait_done(&counts, 4);
     let (pid, inserts) = (Arc::new(AtomicU32::new(0)), AtomicU32::new(0));
-    let victim = pid.clone();
+    let (victim, clickhouse) = (pid.clone(), scene.up.clickhouse.clone());
     scene.proxy.rule(move |request| {
         if request.inserts_rows() && inserts.fetch_add(1, Ordering::SeqCst) == 1 {
+            // Both may be on their way at once: the first has to land before the kill.
+            wait_until("rows of the first insert", SOON, || {
+                let rows = ask_clickhouse(&clickhouse, "SELECT count() FROM millstream.bulky_rows");
+                match rows.as_deref().map(str::trim) {
+                    Ok("0") => Err("none".to_owned()),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            });
             signal(victim.load(Ordering::SeqCst), "KILL");
             return Fate::CutBody;
         }

@@ -72,7 +72,10 @@ impl Scene {
     fn wait_rows(&self, run: &str, rows: u64) {
         wait_until("rows", SOON, || match self.rows(run) {
             found if found >= rows => Ok(()),
-            found => Err(format!("{found} of {rows} rows of `{run}`: {}", self.host.status(run))),
+            found => {
+                let status = self.host.call(&["status", run]);
+                Err(format!("{found} of {rows} rows of `{run}`: {}{}", status.stdout, status.stderr))
+            }
         });
     }
 
