@@ -1,8 +1,8 @@
 //! Whether batches still have the right size while their run is computed, seen from outside.
 //!
-//! A host holds what it works on and as much again. So a batch that all hosts' hands are full of is worked on for half of
-//! the time that it is held, and how long it is held follows from how many are held and how many are done (Little's law,
-//! <https://doi.org/10.1287/opre.9.3.383>), however many hosts there are.
+//! A host holds what it works on and as much again, unless few long batches are left. So a batch that all hosts' hands are
+//! full of is worked on for half of the time that it is held, or all of it, and how long it is held follows from how many
+//! are held and how many are done (Little's law, <https://doi.org/10.1287/opre.9.3.383>), however many hosts there are.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::broker::Broker;
 use crate::error::full_cause;
 use crate::records::Published;
 use crate::sample::TARGET;
+use crate::share::{LONG, TAIL};
 
 /// How often workers are looked at.
 const EVERY: Duration = Duration::from_secs(5);
@@ -112,7 +113,9 @@ fn seconds_of_host(before: &Look, now: &Look) -> Option<f64> {
         return None;
     }
     let held = (before.held + now.held) as f64 / 2.0;
-    Some((now.at - before.at).as_secs_f64() * held / done as f64 / 2.0)
+    let seconds_held = (now.at - before.at).as_secs_f64() * held / done as f64;
+    let ahead = before.pending.max(now.pending) > TAIL || seconds_held / 2.0 <= LONG.as_secs_f64();
+    Some(if ahead { seconds_held / 2.0 } else { seconds_held })
 }
 
 /// The size at which a host works [`TARGET`] on a batch, when it is far enough from this one.
@@ -141,8 +144,11 @@ mod tests {
     fn the_time_of_a_host_does_not_depend_on_how_many_there_are() {
         // A host that works for 1 s on a batch does ten in ten seconds, and holds two.
         for hosts in [2, 10, 400] {
-            let (before, now) = looks(hosts * 2, 50, hosts * 10);
+            let (before, now) = looks(hosts * 2, 100, hosts * 10);
             assert_eq!(seconds_of_host(&before, &now), Some(1.0), "{hosts} hosts");
+            // Near the end it holds what it works on alone: five, for 2 s each.
+            let (before, now) = looks(hosts, TAIL, hosts * 5);
+            assert_eq!(seconds_of_host(&before, &now), Some(2.0), "{hosts} hosts");
         }
     }
 
@@ -155,24 +161,24 @@ mod tests {
     #[test]
     fn sizes_follow_the_costs() {
         // 2 s, 1 s, 0.1 s and a moment.
-        let sizes = [20, 40, 400, 400_000].map(|done| judged(100, looks(8, 50, done)));
+        let sizes = [20, 40, 400, 400_000].map(|done| judged(100, looks(8, 100, done)));
         assert_eq!(sizes, [None, Some(200), Some(800), Some(800)]);
-        assert_eq!(judged(100, looks(80, 50, 50)), Some(25));
+        assert_eq!(judged(100, looks(80, 100, 50)), Some(25));
         // Batches of a tenth of their size lingered.
-        assert_eq!(judged(1000, looks(8, 50, 20)), Some(125));
-        assert_eq!(judged(1, looks(8, 50, 20)), Some(8));
+        assert_eq!(judged(1000, looks(8, 100, 20)), Some(125));
+        assert_eq!(judged(1, looks(8, 100, 20)), Some(8));
     }
 
     #[test]
     fn free_hands_and_few_batches_say_nothing() {
-        for (held, pending, done) in [(8, 0, 1000), (0, 50, 1000), (8, 50, 7)] {
+        for (held, pending, done) in [(8, 0, 1000), (0, 100, 1000), (8, 100, 7)] {
             assert_eq!(judged(100, looks(held, pending, done)), None, "{held} {pending} {done}");
         }
     }
 
     #[test]
     fn what_takes_long_is_seen_over_several_looks() {
-        let (before, now) = looks(80, 50, 5);
+        let (before, now) = looks(80, 100, 5);
         let mut pace = Pace::new(100);
         assert_eq!([before, now].map(|look| pace.judge(&look)), [None, None]);
         let later = Look {

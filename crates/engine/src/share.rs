@@ -25,9 +25,9 @@ const IDLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 const LATEST: f64 = 0.25;
 /// Batches that are drawn ahead of free cores only while more of them wait, if they take longer than [`LONG`]: otherwise
 /// one host would sit on work that others have cores for.
-const TAIL: u64 = 64;
+pub(crate) const TAIL: u64 = 64;
 /// A batch that takes a host's cores this long is not drawn ahead near the end of a pass.
-const LONG: Duration = Duration::from_millis(500);
+pub(crate) const LONG: Duration = Duration::from_millis(500);
 
 pub(crate) type PassKey = (RunName, u32);
 
