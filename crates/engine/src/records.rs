@@ -130,6 +130,9 @@ pub struct PassRecord {
     /// Ids a second that the whole fleet begins at most.
     #[serde(default)]
     pub rate: Option<u32>,
+    /// Which repair has claimed it and is not done, if there is one.
+    #[serde(default)]
+    pub repair: Option<u64>,
     /// Of a cancelled pass: whether its messages are gone.
     #[serde(default)]
     pub freed: bool,
@@ -148,6 +151,7 @@ impl PassRecord {
             covers: None,
             priority: 0,
             rate: None,
+            repair: None,
             freed: false,
         }
     }

@@ -185,6 +185,9 @@ impl Sealer {
         self.keep_run(&record, watch).await?;
         // Read before the proof, so that the seal cannot be that of a pass which was opened again since.
         let Some(entry) = self.records.pass(run, pass).await? else { return Ok(()) };
+        if verify::is_being_repaired(&entry) {
+            return Ok(());
+        }
         let covers = entry.record.covers.as_ref();
         let Some(wanted) = covers.map_or(Some(published.ids), |covers| covers.ids) else {
             // Its ids are being published.
@@ -385,6 +388,7 @@ impl Sealer {
     ) -> Result<Change, Error> {
         entry.record.state = PassState::Sealed;
         entry.record.sealed = Some(sealed.clone());
+        entry.record.repair = None;
         self.records.update_pass(&entry, run).await
     }
 

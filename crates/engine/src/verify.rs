@@ -3,6 +3,8 @@
 //! There is one way of healing: [`repair`]. `verify --repair`, `produce` and the sealer call it.
 
 use std::cmp::Ordering;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
@@ -14,7 +16,7 @@ use crate::aside::fault_of_ids;
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::failpoint;
-use crate::records::{Change, Entry, PassRecord, PassState, Records};
+use crate::records::{Change, Entry, PassRecord, PassState, Records, now_ms};
 use crate::seal::Proof;
 use crate::store::{Store, StoredBatch};
 
@@ -22,6 +24,8 @@ use crate::store::{Store, StoredBatch};
 const LISTED: usize = 1000;
 /// Messages that are looked at together.
 const LOOKS: usize = 32;
+/// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
+const LEASE: Duration = Duration::from_secs(30);
 
 /// What a pass has, against what it should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -304,6 +308,9 @@ pub async fn heal<I: Id>(
 ) -> Result<Repair, Error> {
     let entry = records.pass(run, pass).await?;
     let state = entry.as_ref().map_or(PassState::Running, |entry| entry.record.state);
+    if entry.as_ref().is_some_and(is_being_repaired) {
+        return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
+    }
     // Before the walk over all that is stored, which costs more than the question.
     if let Some(busy) = under_way(broker, run, pass, state.word()).await? {
         return Ok(Repair { busy: Some(busy), ..Repair::default() });
@@ -314,9 +321,9 @@ pub async fn heal<I: Id>(
 
 /// Heals what a report found. Batches are computed again by whatever workers run; sinks seal the pass anew.
 ///
-/// Of several that repair at once, one makes its claim on the pass's record; the others find it changed and leave it.
-/// One that is killed half-way leaves a running pass that is not complete, which is repaired like any other; one that
-/// was paused after its claim can at worst have batches computed once more.
+/// Of several that repair at once, one makes its claim on the pass's record; the others, and sealers, leave the pass to it.
+/// One that is killed half-way leaves a running pass that is not complete, which is repaired like any other a little
+/// later. One that was paused meanwhile finds its claim gone before it removes anything.
 ///
 /// # Errors
 /// The broker's and ClickHouse's. It can be called again at any time.
@@ -346,12 +353,25 @@ pub async fn repair(
     if again.is_empty() && wrong.is_empty() {
         return Ok(repair);
     }
-    if !claim(records, &run, report).await? {
-        return Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
+    let faster = |repair| Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
+    let Some(claim) = claim(records, &run, report).await? else { return faster(repair) };
+    failpoint::pass("repair-after-claim");
+    if !holds(records, &run, report.pass, claim).await? {
+        return faster(repair);
     }
     remove_wrong(broker, store, &run, report, &wrong).await?;
+    if !holds(records, &run, report.pass, claim).await? {
+        return faster(repair);
+    }
     compute_again(broker, &run, report, &again, &mut repair).await?;
+    release(records, &run, report.pass, claim).await?;
     Ok(repair)
+}
+
+/// Whether somebody has claimed this pass for a repair, and may be at it still.
+pub(crate) fn is_being_repaired(entry: &Entry<PassRecord>) -> bool {
+    let age = now_ms().saturating_sub(entry.written_ms);
+    entry.record.repair.is_some() && age < LEASE.as_millis() as u64
 }
 
 /// What still has to come to rest before something counts as lost.
@@ -379,23 +399,47 @@ async fn under_way(broker: &Broker, run: &RunName, pass: u32, state: &str) -> Re
     Ok((!landed).then(|| format!("{landing} computed batches are still to be stored")))
 }
 
-/// Makes the pass a running one in a single step; `false` when its record is not the one that the report began with.
-async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<bool, Error> {
+/// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
+/// not the one that the report began with, or another repair is at it.
+async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Option<u64>, Error> {
+    // Unlike any other: seeded by the system for each value.
+    let claim = RandomState::new().hash_one(now_ms());
     let change = match records.pass(run, report.pass).await? {
         Some(mut entry) => {
-            if Some(entry.revision) != report.revision {
-                return Ok(false);
+            if Some(entry.revision) != report.revision || is_being_repaired(&entry) {
+                return Ok(None);
             }
             entry.record.state = PassState::Running;
             entry.record.sealed = None;
+            entry.record.repair = Some(claim);
             records.update_pass(&entry, run).await?
         }
         None => {
             let batch_ids = records.known_run(run).await?.record.batch_ids;
-            records.create_pass(&PassRecord::begin(run, report.pass, batch_ids), run).await?
+            let begun = PassRecord { repair: Some(claim), ..PassRecord::begin(run, report.pass, batch_ids) };
+            records.create_pass(&begun, run).await?
         }
     };
-    Ok(change == Change::Made)
+    Ok((change == Change::Made).then_some(claim))
+}
+
+/// Whether the claim still holds.
+async fn holds(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<bool, Error> {
+    let entry = records.pass(run, pass).await?;
+    Ok(entry.is_some_and(|entry| entry.record.repair == Some(claim)))
+}
+
+/// Lets go of the pass.
+async fn release(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<(), Error> {
+    while let Some(mut entry) =
+        records.pass(run, pass).await?.filter(|entry| entry.record.repair == Some(claim))
+    {
+        entry.record.repair = None;
+        if records.update_pass(&entry, run).await? == Change::Made {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Computing a batch again adds its own ids and would leave the others.
