@@ -355,6 +355,25 @@ fn a_repair_that_was_killed_is_finished_unattended() {
 }
 
 /// What a sink leaves that was paused and woke: its insert once more, after the seal.
+/// A repair that removed rows after another one had brought them back would lose them.
+#[test]
+fn a_pass_that_is_being_repaired_is_left_to_that_repair_until_it_must_be_dead() {
+    let (mut scene, _services) = Scene::sealed();
+    scene.lose("batch = 5");
+    let subject = "$KV.trial_runs.pass.a.1";
+    let found = scene.nats.api("STREAM.MSG.GET.KV_trial_runs", &json!({ "last_by_subj": subject }));
+    let record = from_base64(found["message"]["data"].as_str().expect("a record"));
+    let mut record: Value = serde_json::from_slice(&record).expect("JSON");
+    // As a repair leaves it that dies right after its claim.
+    (record["state"], record["sealed"], record["repair"]) = ("running".into(), Value::Null, 7.into());
+    scene.publish(subject, record.to_string().as_bytes());
+    let refused = scene.host.call(&["verify", "a", "--repair", "--json"]).json();
+    assert_eq!(refused["repair"]["busy"], "another repair was faster", "{refused}");
+    assert_eq!(refused["missing"], json!([5]), "{refused}");
+    scene.wait_verified();
+    scene.is_right(IDS);
+}
+
 #[test]
 fn raw_duplicates_are_merged_away() {
     let (scene, _services) = Scene::sealed();
