@@ -38,6 +38,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The pause after a server could not be asked.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
+/// The pause between two looks at what is left of a cancelled pass.
+const FREE_AGAIN: Duration = Duration::from_secs(2);
 /// Pauses between proofs of a pass that is not complete.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Repairs of one pass that this process makes by itself; after so many a person has to look.
@@ -100,6 +102,8 @@ struct Watch {
     pause: Backoff,
     run_kept: bool,
     repairs: u32,
+    /// Of a cancelled pass: whether the last look found no message of its ids.
+    is_free: bool,
 }
 
 /// Seals passes as they complete, until taking stops. Tells a sink through `hurry` when a pass's workers are done, so
@@ -162,6 +166,7 @@ impl Watch {
             pause: Backoff::new(PAUSE.0, PAUSE.1),
             run_kept: false,
             repairs: 0,
+            is_free: false,
         }
     }
 
@@ -219,7 +224,12 @@ impl Sealer {
             return Ok(());
         }
         let Some(mut entry) = self.records.pass(run, pass).await? else { return Ok(()) };
-        free_ids(&self.broker, run, &entry.record).await?;
+        // Its producer may not have heard of it yet: done is what twice had nothing to remove, a second or more apart.
+        let is_free = free_ids(&self.broker, run, &entry.record).await? == 0;
+        if !(std::mem::replace(&mut watch.is_free, is_free) && is_free) {
+            watch.next_try = Instant::now() + FREE_AGAIN;
+            return Ok(());
+        }
         let Some(sinks) = self.broker.sink_progress().await? else { return Ok(()) };
         let last = self.broker.last_rows(run, pass).await?;
         if last.is_some_and(|last| last > sinks.ack_floor.stream_sequence) {

@@ -111,17 +111,17 @@ async fn change(
     }
 }
 
-/// Removes the ids of a cancelled pass, and the consumer that delivers them. The ids of a run stay for its other passes.
+/// Removes the ids of a cancelled pass, and the consumer that delivers them; how many batches they were. The ids of a run
+/// stay for its other passes.
 ///
 /// # Errors
 /// The broker's. It can be called again at any time.
-pub(crate) async fn free_ids(broker: &Broker, run: &RunName, pass: &PassRecord) -> Result<(), Error> {
+pub(crate) async fn free_ids(broker: &Broker, run: &RunName, pass: &PassRecord) -> Result<u64, Error> {
     broker.remove_work_consumer(run, pass.pass).await?;
     let names = broker.names();
-    if pass.covers.is_some() {
-        broker.purge_ids(names.replay_ids(run, pass.pass)).await?;
-    } else if pass.pass == 1 {
-        broker.purge_ids(names.run_ids(run)).await?;
+    match (&pass.covers, pass.pass) {
+        (Some(_), _) => broker.purge_ids(names.replay_ids(run, pass.pass)).await,
+        (None, 1) => broker.purge_ids(names.run_ids(run)).await,
+        (None, _) => Ok(0),
     }
-    Ok(())
 }

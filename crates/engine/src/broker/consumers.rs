@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{ErrorCode, context};
 use millstream::names::RunName;
 
@@ -255,10 +256,18 @@ impl Broker {
             return Ok(());
         }
         let doing = format!("remove consumer `{name}` from stream `{stream}`");
-        within(&doing, self.jetstream.delete_consumer_from_stream(name, stream))
-            .await?
-            .map_err(broker(doing))?;
-        Ok(())
+        match within(&doing, self.jetstream.delete_consumer_from_stream(name, stream)).await? {
+            Ok(_) => Ok(()),
+            Err(error) => match error.kind() {
+                // Another process was faster.
+                ConsumerErrorKind::JetStream(refusal)
+                    if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND =>
+                {
+                    Ok(())
+                }
+                _ => Err(broker(doing)(error)),
+            },
+        }
     }
 }
 
