@@ -26,8 +26,8 @@ use crate::failpoint;
 use crate::load::Phases;
 use crate::pace::Pace;
 use crate::publish::{
-    Batch, Stored, WAITING_FOR_BROKER, cancelled, digest, keep, look_up, max_ids_bytes, open_pass, same_ids,
-    tell,
+    Batch, Stored, WAITING_FOR_BROKER, cancelled, digest, is_cancelled, keep, look_up, max_ids_bytes,
+    open_pass, same_ids, tell,
 };
 use crate::records::{Change, Entry, PassRecord, Published, Records, RunRecord, now_ms};
 use crate::retry::Backoff;
@@ -132,6 +132,9 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
     stop: &Stop,
 ) -> Result<Followed, Error> {
     let record = open(records, store, feed).await?;
+    if is_cancelled(records, &feed.run).await? {
+        return Err(Error::Cancelled { run: feed.run.to_string() });
+    }
     if let Some(published) = record.published {
         return nothing_more(feed, published, &mut lines).await;
     }

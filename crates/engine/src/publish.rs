@@ -107,6 +107,9 @@ pub async fn submit<I: Id>(
 ) -> Result<Submitted, Error> {
     let run = &submission.run;
     let record = open_run(records, store, submission).await?;
+    if is_cancelled(records, run).await? {
+        return Err(Error::Cancelled { run: run.to_string() });
+    }
     let before = record.published.clone();
     if let Some(published) = &before
         && is_whole(broker, run, published).await?
@@ -260,15 +263,17 @@ pub(crate) async fn open_pass(
     run: &RunName,
     begun: &PassRecord,
 ) -> Result<(), Error> {
-    match records.pass(run, 1).await? {
-        Some(entry) if entry.record.state == PassState::Cancelled => {
-            return Err(Error::Cancelled { run: run.to_string() });
-        }
-        Some(_) => return broker.ensure_work_consumer(run, 1).await,
-        None => {}
-    }
     broker.ensure_work_consumer(run, 1).await?;
-    records.create_pass(begun, run).await.map(drop)
+    if records.pass(run, 1).await?.is_none() {
+        records.create_pass(begun, run).await?;
+    }
+    Ok(())
+}
+
+/// Whether somebody has cancelled the pass that a run comes with: its ids are gone, and no others come.
+pub(crate) async fn is_cancelled(records: &Records, run: &RunName) -> Result<bool, Error> {
+    let first = records.pass(run, 1).await?;
+    Ok(first.is_some_and(|entry| entry.record.state == PassState::Cancelled))
 }
 
 /// Keeps the fleet told of what this producer waits for.
@@ -286,8 +291,7 @@ pub(crate) async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, s
 pub(crate) async fn cancelled(records: &Records, run: &RunName) {
     loop {
         tokio::time::sleep(CANCEL_LOOK).await;
-        let pass = records.pass(run, 1).await;
-        if pass.is_ok_and(|pass| pass.is_some_and(|entry| entry.record.state == PassState::Cancelled)) {
+        if is_cancelled(records, run).await.is_ok_and(|is_cancelled| is_cancelled) {
             return;
         }
     }
