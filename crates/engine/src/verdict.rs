@@ -188,7 +188,7 @@ fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
 
 fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let (room, storing) = (fleet.cores(fleet.work.waiting_for_room), fleet.storing());
-    let pile = fleet.pile_seconds(scene);
+    let (pile, busy) = (fleet.pile_seconds(scene), fleet.cores(fleet.work.computing + fleet.work.encoding));
     let text = if room >= WAITS && storing >= STORES {
         format!(
             "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for room; a faster ClickHouse will \
@@ -201,6 +201,13 @@ fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
             "store-bound: sinks spend {} of their time in ClickHouse, and {pile:.0} s of rows wait for them; a faster \
              ClickHouse will help, more workers will not",
             percent(storing)
+        )
+    } else if scene.ended && storing >= ONLY_STORES && busy < BUSY {
+        format!(
+            "store-bound: sinks spent {} of their time in ClickHouse, while cores were {} busy; a faster ClickHouse will \
+             help, more workers will not",
+            percent(storing),
+            percent(busy)
         )
     } else {
         return None;
@@ -392,6 +399,12 @@ mod tests {
                 vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0]), sink([1.0, 0.0, 9.0])],
                 Scene { rows_to_store: 60_000, ..running },
                 "store-bound: sinks spend 90 % of their time in ClickHouse, and 60 s of rows wait for them; a faster \
+                 ClickHouse will help, more workers will not",
+            ),
+            (
+                vec![work(4, [12.0, 4.0, 24.0, 0.0, 0.0]), sink([1.7, 0.3, 8.0])],
+                Scene { ended: true, ..Scene::default() },
+                "store-bound: sinks spent 83 % of their time in ClickHouse, while cores were 40 % busy; a faster \
                  ClickHouse will help, more workers will not",
             ),
             (
