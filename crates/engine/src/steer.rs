@@ -17,13 +17,7 @@ pub const PRIORITIES: std::ops::RangeInclusive<i8> = -5..=5;
 /// # Errors
 /// [`Error::NoSuchRun`]; [`Error::PassEnded`]; the broker's.
 pub async fn pause(records: &Records, run: &RunName) -> Result<bool, Error> {
-    let word = "pause";
-    change(records, run, word, |pass| {
-        let changed = pass.state == PassState::Running;
-        pass.state = PassState::Paused;
-        changed
-    })
-    .await
+    switch(records, run, "pause", [PassState::Running, PassState::Paused]).await
 }
 
 /// Lets it go on; whether it was paused.
@@ -31,13 +25,7 @@ pub async fn pause(records: &Records, run: &RunName) -> Result<bool, Error> {
 /// # Errors
 /// As of [`pause`].
 pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
-    let word = "resume";
-    change(records, run, word, |pass| {
-        let changed = pass.state == PassState::Paused;
-        pass.state = PassState::Running;
-        changed
-    })
-    .await
+    switch(records, run, "resume", [PassState::Paused, PassState::Running]).await
 }
 
 /// Ends it for good: workers let go of it, its messages are removed, it is never sealed. Rows that are stored stay, those
@@ -55,8 +43,11 @@ pub async fn cancel(broker: &Broker, records: &Records, run: &RunName) -> Result
         true
     })
     .await?;
-    // A sink does the same, and the rest: here only so that the room is there at once.
-    if let Some(entry) = newest {
+    // A sink does the same, and the rest: here only so that the room is there at once. Of what was cancelled alone: a pass
+    // may have been sealed and another begun since the first look.
+    let cancelled =
+        records.newest_pass(run).await?.filter(|entry| entry.record.state == PassState::Cancelled);
+    if let Some(entry) = cancelled {
         free_ids(broker, run, &entry.record).await?;
     }
     Ok(changed)
@@ -81,6 +72,21 @@ pub async fn set(records: &Records, run: &RunName, settings: Settings) -> Result
         pass.priority = settings.priority.unwrap_or(pass.priority);
         pass.rate = settings.rate.unwrap_or(pass.rate);
         (pass.priority, pass.rate) != before
+    })
+    .await
+}
+
+/// Puts the newest pass, if it is in the first of these states, into the second; whether it was.
+async fn switch(
+    records: &Records,
+    run: &RunName,
+    doing: &'static str,
+    [from, to]: [PassState; 2],
+) -> Result<bool, Error> {
+    change(records, run, doing, |pass| {
+        let changed = pass.state == from;
+        pass.state = to;
+        changed
     })
     .await
 }
