@@ -393,21 +393,24 @@ struct Nats {
 
 impl Nats {
     fn start(dir: &Path, args: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())
-            .expect("a free port")
-            .port();
+        // A port that the server picks itself cannot be taken before it listens.
         let child = Command::new(nats_server())
-            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
+            .args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"])
             .arg(dir.join("nats"))
+            .arg("--ports_file_dir")
+            .arg(dir)
             .args(args)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server starts");
-        let nats = Self { child, port };
-        wait_until("an answer of nats-server", SOON, || {
-            TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())
+        let mut nats = Self { child, port: 0 };
+        let ports = dir.join(format!("nats-server_{}.ports", nats.child.id()));
+        nats.port = wait_until("the port of nats-server", SOON, || {
+            let text = fs::read_to_string(&ports).map_err(|error| error.to_string())?;
+            let known: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let url = known["nats"][0].as_str().ok_or(text)?;
+            url.rsplit(':').next().and_then(|port| port.parse().ok()).ok_or(url.to_owned())
         });
         nats
     }

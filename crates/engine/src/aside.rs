@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use millstream::Id;
-use millstream::envelope::{EnvelopeFault, decode_ids};
+use millstream::envelope::{EnvelopeFault, decode_ids, is_end};
 use millstream::names::RunName;
 
 use crate::broker::{Broker, Stray};
@@ -47,10 +47,11 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
     }
 }
 
-/// Why these bytes are not the ids of this batch; `None` when they are.
+/// Why these bytes are not the ids of this batch; `None` when they are, or say that an open run ends before it.
 pub(crate) fn fault_of_ids<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Option<EnvelopeFault> {
     match decode_ids::<I>(bytes) {
         Ok(read) if read.run == run.as_str() && read.batch == batch => None,
+        Err(_) if is_end(bytes, run.as_str(), batch) => None,
         Ok(_) => Some(EnvelopeFault::Foreign { length: bytes.len() }),
         Err(fault) => Some(fault),
     }

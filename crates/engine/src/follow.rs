@@ -6,15 +6,16 @@
 //! with theirs and take the next. So each knows at any time what all of the run comes to, and the one whose input ends
 //! closes it for all.
 //!
-//! Closing takes two steps, each a compare-and-set. From the first on nobody begins to publish, and who has just done so
-//! closes too; the second says what the stream holds. A batch that was stored too late for that is taken back by whoever
-//! stored it, and told.
+//! The end is stored like a batch, under the first number that is free, and so it is the stream that decides what came in
+//! time: whoever finds the end under a number has nothing more to publish. Then the run's record says what there is, which
+//! anybody can do who finds the end and no such word.
 
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use millstream::envelope::decode_ids;
+use millstream::envelope::{decode_ids, encode_end, is_end};
 use millstream::names::RunName;
 use millstream::{Id, MAX_BATCH_IDS};
 use tokio::sync::mpsc;
@@ -110,6 +111,8 @@ struct Producer<'a, I> {
     admitted: u32,
     pace: Pace,
     written: u64,
+    /// Whether the stream says that the run ends after those batches.
+    ended: bool,
     /// Ids that came too late.
     not_taken: u64,
     bad: u64,
@@ -144,7 +147,7 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
     let producer = Producer::new(broker, records, store, feed, stop, &phases, &record);
     let producing = async {
         let produced = tokio::select! {
-            produced = producer.produce(record.closing, &mut lines, time) => produced,
+            produced = producer.produce(&mut lines, time) => produced,
             () = cancelled(records, &feed.run) => Err(Error::Cancelled { run: feed.run.to_string() }),
         };
         telling.stop_taking();
@@ -180,7 +183,6 @@ async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord
         published: None,
         timing: None,
         so_far: None,
-        closing: false,
     };
     if records.run(&feed.run).await?.is_none() {
         // Its numbers began at 0 in a stream that is gone; rows of them may be there.
@@ -241,21 +243,21 @@ impl<'a, I: Id> Producer<'a, I> {
             admitted: 0,
             pace: Pace::new(batch_ids),
             written: 0,
+            ended: false,
             not_taken: 0,
             bad: 0,
             first_bad: Vec::new(),
         }
     }
 
-    /// Publishes what there is and what comes, and closes the run when that ends, or was about to be closed.
+    /// Publishes what there is and what comes, and closes the run when that ends.
     async fn produce<F: Future<Output = Option<u32>>>(
         mut self,
-        closing: bool,
         lines: &mut mpsc::Receiver<Lines<I>>,
         time: impl FnOnce(Sample<I>) -> F,
     ) -> Result<Followed, Error> {
         self.catch_up().await?;
-        if closing {
+        if self.ended {
             let published = self.close().await?;
             return nothing_more(self.feed, published, lines).await;
         }
@@ -360,23 +362,20 @@ impl<'a, I: Id> Producer<'a, I> {
     async fn append(&mut self, cut: Cut<I>) -> Result<(), Error> {
         self.held_since = None;
         let _waiting = self.phases.begin(WAITING_FOR_BROKER);
-        if self.not_taken > 0 || self.is_closing().await? {
-            self.not_taken += cut.ids.len() as u64;
-            return Ok(());
-        }
         self.admit(cut.ids.len() as u32).await?;
-        let number = loop {
-            let number = self.all.batches;
-            if self.publish(&Batch::new(&self.feed.run, number, &cut)).await? {
-                break number;
+        loop {
+            if self.ended {
+                self.not_taken += cut.ids.len() as u64;
+                return Ok(());
             }
-        };
-        failpoint::pass("follow-after-publish");
-        if self.is_closing().await? && self.close().await?.batches <= number {
-            self.take_back(number).await?;
-            self.not_taken += cut.ids.len() as u64;
-            return Ok(());
+            let batch = Batch::new(&self.feed.run, self.all.batches, &cut);
+            if self.store(batch.bytes).await? {
+                self.count(batch.ids, batch.digest, batch.repeats)?;
+                break;
+            }
         }
+        self.written += 1;
+        failpoint::pass("follow-after-publish");
         if self.all.batches.is_multiple_of(NOTED_EVERY) {
             self.note().await?;
         }
@@ -388,27 +387,30 @@ impl<'a, I: Id> Producer<'a, I> {
         Ok(())
     }
 
-    /// Stores the batch, or counts the one that another producer stored under its number: `false` then.
-    async fn publish(&mut self, batch: &Batch) -> Result<bool, Error> {
-        let run = &self.feed.run;
-        let subject = self.broker.names().ids_subject(run, batch.number);
+    /// Stores a message under the next number. `false` when another producer's is there: it is counted then, or the run
+    /// has ended.
+    async fn store(&mut self, message: Bytes) -> Result<bool, Error> {
+        let (run, number) = (&self.feed.run, self.all.batches);
+        let subject = self.broker.names().ids_subject(run, number);
         loop {
-            let written = self.broker.write_once(&subject, batch.bytes.clone(), self.stop).await?;
-            if written == Written::Already {
-                match self.patiently(|| look_up::<I>(self.broker, run, &subject, batch)).await? {
-                    // Stored by an attempt whose answer was lost; or by another producer, of the very same ids.
-                    Stored::Same => {}
-                    Stored::Other(bytes) => {
-                        let ids = ids_of::<I>(run, batch.number, &bytes)?;
-                        self.count(ids.len() as u64, digest(&ids), 0)?;
-                        return Ok(false);
-                    }
-                    Stored::Nothing => continue,
-                }
+            failpoint::pass("follow-before-publish");
+            let written = self.broker.write_once(&subject, message.clone(), self.stop).await?;
+            if written == Written::First {
+                return Ok(true);
             }
-            self.count(batch.ids, batch.digest, batch.repeats)?;
-            self.written += 1;
-            return Ok(true);
+            let found = self.patiently(|| look_up::<I>(self.broker, run, &subject, number, &message)).await?;
+            match found {
+                // Stored by an attempt whose answer was lost; or by another producer, and the very same.
+                Stored::Same => return Ok(true),
+                Stored::Other(bytes) => {
+                    match ids_of::<I>(run, number, &bytes)? {
+                        Some(ids) => self.count(ids.len() as u64, digest(&ids), 0)?,
+                        None => self.ended = true,
+                    }
+                    return Ok(false);
+                }
+                Stored::Nothing => {}
+            }
         }
     }
 
@@ -450,15 +452,13 @@ impl<'a, I: Id> Producer<'a, I> {
         let mut read = stream::iter(self.all.batches..end)
             .map(|batch| read_back::<I>(self.broker, run, batch))
             .buffered(READ_AT_ONCE);
-        while let Some((ids, digest)) = read.try_next().await? {
-            self.count(ids, digest, 0)?;
+        while let Some(found) = read.try_next().await? {
+            match found {
+                Some((ids, digest)) => self.count(ids, digest, 0)?,
+                None => self.ended = true,
+            }
         }
         Ok(())
-    }
-
-    async fn is_closing(&self) -> Result<bool, Error> {
-        let record = self.patiently(|| self.records.known_run(&self.feed.run)).await?.record;
-        Ok(record.closing || record.published.is_some())
     }
 
     /// Closes the run, or says that it is open.
@@ -491,20 +491,18 @@ impl<'a, I: Id> Producer<'a, I> {
         .map(drop)
     }
 
-    /// Has the record say what the stream holds, as the last word; what it says already, if another was faster.
+    /// Ends the run in the stream, after all that anybody has stored, and has the record say what that comes to; what it
+    /// says already, if another was faster.
     async fn close(&mut self) -> Result<Published, Error> {
-        self.count_the_last().await?;
-        if self.all.batches == 0 {
+        let run = &self.feed.run;
+        if self.all.batches == 0 && self.patiently(|| self.broker.last_batch(run)).await?.is_none() {
             return Err(Error::NoIds { input: SOURCE.to_owned() });
         }
-        self.change(|record| {
-            let news = record.published.is_none() && !record.closing;
-            record.closing = true;
-            news
-        })
-        .await?;
-        failpoint::pass("follow-closing");
-        self.count_the_last().await?;
+        while !self.ended {
+            let end = encode_end(self.feed.run.as_str(), self.all.batches);
+            self.ended |= self.store(end.into()).await?;
+        }
+        failpoint::pass("follow-ended");
         let all = Published { at_ms: now_ms(), ..self.all.clone() };
         let record = self
             .change(|record| {
@@ -518,20 +516,6 @@ impl<'a, I: Id> Producer<'a, I> {
         failpoint::pass("follow-closed");
         keep(self.store, &record).await;
         Ok(record.published.unwrap_or(all))
-    }
-
-    /// Counts batches that other producers have stored behind ours.
-    async fn count_the_last(&mut self) -> Result<(), Error> {
-        let (broker, run) = (self.broker, &self.feed.run);
-        loop {
-            let number = self.all.batches;
-            let subject = broker.names().ids_subject(run, number);
-            let Some((_, bytes)) = self.patiently(|| broker.ids_message(&subject)).await? else {
-                return Ok(());
-            };
-            let ids = ids_of::<I>(run, number, &bytes)?;
-            self.count(ids.len() as u64, digest(&ids), 0)?;
-        }
     }
 
     /// Changes the run's record until it needs no change, and returns it.
@@ -565,13 +549,6 @@ impl<'a, I: Id> Producer<'a, I> {
             }
         }
     }
-
-    /// Removes a batch that is not counted, and what was made of it.
-    async fn take_back(&self, number: u32) -> Result<(), Error> {
-        let run = &self.feed.run;
-        self.broker.purge_ids(self.broker.names().ids_subject(run, number)).await?;
-        self.broker.purge_batch(run, 1, number).await
-    }
 }
 
 /// The ids among some lines.
@@ -583,16 +560,19 @@ fn sample_of<I: Id>(together: &[Line<I>]) -> Option<Sample<I>> {
     (!sample.is_empty()).then_some(sample)
 }
 
-/// How many ids a stored batch has, and their digest.
-async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<(u64, u64), Error> {
+/// How many ids a stored batch has, and their digest; `None` where the run ends.
+async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<Option<(u64, u64)>, Error> {
     let found = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
     let (_, bytes) = found.ok_or_else(|| Error::BatchGone { run: run.to_string(), batch })?;
-    let ids = ids_of::<I>(run, batch, &bytes)?;
-    Ok((ids.len() as u64, digest(&ids)))
+    Ok(ids_of::<I>(run, batch, &bytes)?.map(|ids| (ids.len() as u64, digest(&ids))))
 }
 
-fn ids_of<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Result<Vec<I>, Error> {
+/// The ids of a batch; `None` where the run ends.
+fn ids_of<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Result<Option<Vec<I>>, Error> {
+    if is_end(bytes, run.as_str(), batch) {
+        return Ok(None);
+    }
     decode_ids::<I>(bytes)
-        .map(|read| read.ids)
+        .map(|read| Some(read.ids))
         .map_err(|source| Error::Message { subject: format!("batch {batch} of run {run}"), source })
 }

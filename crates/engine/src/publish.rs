@@ -188,7 +188,6 @@ async fn open_run(records: &Records, store: &Store, submission: &Submission) -> 
         published: None,
         timing: chosen.and_then(|choice| choice.timing),
         so_far: None,
-        closing: false,
     };
     if survey.ids.div_ceil(u64::from(fresh.batch_ids)) > u64::from(u32::MAX) {
         return Err(Error::TooManyBatches { input: survey.source.clone() });
@@ -479,7 +478,7 @@ async fn is_stored<I: Id>(
     subject: &str,
     batch: &Batch,
 ) -> Result<bool, Error> {
-    match look_up::<I>(broker, run, subject, batch).await? {
+    match look_up::<I>(broker, run, subject, batch.number, &batch.bytes).await? {
         Stored::Same => Ok(true),
         Stored::Nothing => Ok(false),
         Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
@@ -493,18 +492,19 @@ pub(crate) enum Stored {
     Other(Bytes),
 }
 
-/// Looks under a batch's subject. What cannot be read there is set aside, and makes room for it.
+/// Looks under a batch's subject for these bytes. What cannot be read there is set aside, and makes room for them.
 pub(crate) async fn look_up<I: Id>(
     broker: &Broker,
     run: &RunName,
     subject: &str,
-    batch: &Batch,
+    number: u32,
+    bytes_of_ours: &Bytes,
 ) -> Result<Stored, Error> {
     let Some((sequence, bytes)) = broker.ids_message(subject).await? else { return Ok(Stored::Nothing) };
-    if bytes == batch.bytes {
+    if bytes == bytes_of_ours {
         return Ok(Stored::Same);
     }
-    match fault_of_ids::<I>(run, batch.number, &bytes) {
+    match fault_of_ids::<I>(run, number, &bytes) {
         None => Ok(Stored::Other(bytes)),
         Some(source @ EnvelopeFault::NewerVersion { .. }) => {
             Err(Error::Message { subject: subject.to_owned(), source })

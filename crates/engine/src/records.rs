@@ -51,9 +51,6 @@ pub struct RunRecord {
     /// Of an open run, what the first batches of it came to: those are not counted again when it is closed.
     #[serde(default)]
     pub so_far: Option<Published>,
-    /// Of an open run, whether it is being closed: nothing is published any more.
-    #[serde(default)]
-    pub closing: bool,
 }
 
 impl RunRecord {

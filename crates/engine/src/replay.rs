@@ -144,7 +144,9 @@ impl Replay<'_> {
                 // When a batch was published that is no longer there, nobody knows.
                 gone::refuse(self.broker, self.records, record, published).await?;
                 let [since, until] = [since, until].map(|moment| moment.as_ref().map(|moment| moment.at_ms));
-                ranges_of(self.broker.published_between(self.run, since, until).await?)
+                let mut batches = self.broker.published_between(self.run, since, until).await?;
+                batches.retain(|batch| *batch < published.batches);
+                ranges_of(batches)
             }
         };
         if ranges.len() > RANGES {

@@ -102,7 +102,9 @@ pub async fn status(
     };
     if let Some(info) = workers {
         status.in_flight = info.num_ack_pending as u64;
-        status.pending = info.num_pending;
+        // Where an open run has ended, the last message holds no batch.
+        let has_end = record.is_open() && record.published.is_some();
+        status.pending = info.num_pending.saturating_sub(u64::from(has_end));
         status.redelivered = info.num_redelivered as u64;
     }
     status.to_store = sinks.map_or(0, |info| info.num_pending + info.num_ack_pending as u64);

@@ -526,7 +526,6 @@ mod tests {
             published: None,
             timing: None,
             so_far: None,
-            closing: false,
         };
         let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
         let selection = Selection::Letters(letters.clone());

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids};
+use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids, is_end};
+use millstream::names::batch_of;
 use millstream::schema::ColumnType;
 use millstream::{Limits, Pipeline};
 
@@ -176,7 +177,8 @@ impl<P: Pipeline> Worker<P> {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         let outcome = match self.read(&pass, &delivery) {
-            Ok((key, ids)) => {
+            Ok(None) => Ok(()),
+            Ok(Some((key, ids))) => {
                 let in_hand = self.load.take(&(key.run.clone(), key.pass));
                 let outcome = self.process(&pass, &key, ids, &mut delivery).await;
                 outcome.map(|spent| {
@@ -261,8 +263,13 @@ impl<P: Pipeline> Worker<P> {
         }
     }
 
-    fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<(BatchKey, Vec<P::Id>), Error> {
+    /// The ids of a batch; `None` where an open run ends.
+    #[expect(clippy::type_complexity, reason = "a name would say no more")]
+    fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<Option<(BatchKey, Vec<P::Id>)>, Error> {
         let (subject, payload) = (delivery.subject(), delivery.payload());
+        if batch_of(subject).is_some_and(|batch| is_end(payload, &pass.run, batch)) {
+            return Ok(None);
+        }
         let malformed = |source| Error::Message { subject: subject.to_owned(), source };
         let IdBatch { run, batch, ids } = decode_ids(payload).map_err(malformed)?;
         let foreign = |_| malformed(EnvelopeFault::Foreign { length: payload.len() });
@@ -274,7 +281,7 @@ impl<P: Pipeline> Worker<P> {
         {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }
-        Ok((key, ids))
+        Ok(Some((key, ids)))
     }
 
     /// Computes all ids; those that ask for another attempt get it after a pause.

@@ -71,9 +71,10 @@ impl Program {
     pub(crate) async fn start(&self, exe: &Path) -> Result<Running, Error> {
         let (server, words) = (self.server, self.words.clone());
         off_thread(move || leftover::stop(server, &words)).await??;
-        if !net::is_free(self.port) {
-            return Err(Error::Port { server: self.server, port: self.port });
+        if let Some(port) = self.ports().find(|port| !net::is_free(*port)) {
+            return Err(Error::Port { server: self.server, port });
         }
+        let said_before = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
         let mut running = self.spawn(exe)?;
         let outcome = timeout(READY_WITHIN, async {
             tokio::select! {
@@ -83,13 +84,34 @@ impl Program {
         });
         let how = match outcome.await {
             Ok(Ok(())) => return Ok(running),
-            Ok(Err(how)) => how,
+            // Free when we looked, and not any more when the server did.
+            Ok(Err(how)) => match self.ports().find(|port| self.says_taken(*port, said_before)) {
+                Some(port) => return Err(Error::Port { server: self.server, port }),
+                None => how,
+            },
             Err(_) => {
                 running.stop().await;
                 format!("no answer at port {} within {} s", self.port, READY_WITHIN.as_secs())
             }
         };
         Err(Error::Start { server: self.server, how, log: self.tail() })
+    }
+
+    fn ports(&self) -> impl Iterator<Item = u16> {
+        let monitor = match self.ready {
+            Ready::Nats { http, .. } => Some(http),
+            Ready::Engine | Ready::Http => None,
+        };
+        [self.port].into_iter().chain(monitor)
+    }
+
+    /// Whether the log says, after its first so many bytes, that the port is taken. All three servers end such a line
+    /// with the text of `EADDRINUSE` and name the address in it.
+    fn says_taken(&self, port: u16, said_before: u64) -> bool {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let from = usize::try_from(said_before).unwrap_or(usize::MAX);
+        // A shorter log was begun anew.
+        is_said_taken(&String::from_utf8_lossy(log.get(from..).unwrap_or(&log)), port)
     }
 
     /// The end of the server's log.
@@ -197,6 +219,15 @@ impl Running {
     }
 }
 
+fn is_said_taken(said: &str, port: u16) -> bool {
+    let address = format!("127.0.0.1:{port}");
+    said.lines().any(|line| {
+        let after = line.split(&address).skip(1);
+        let names_it = after.into_iter().any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()));
+        names_it && line.to_ascii_lowercase().contains("address already in use")
+    })
+}
+
 fn describe(status: std::io::Result<ExitStatus>) -> String {
     status.map_or_else(|error| error.to_string(), guard::describe)
 }
@@ -208,4 +239,19 @@ async fn drain(from: Option<&mut (impl AsyncRead + Unpin)>) -> Infallible {
         while matches!(from.read(&mut ignored).await, Ok(1..)) {}
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_found_its_port_taken_is_understood() {
+        let nats = "[FTL] Can't start monitoring: can't listen to the monitor port: listen tcp 127.0.0.1:21570: bind: address already in use\n";
+        let engine = "error: failed to listen on 127.0.0.1:2157: Address already in use (os error 98)\n";
+        assert!(is_said_taken(nats, 21570));
+        assert!(!is_said_taken(nats, 2157));
+        assert!(is_said_taken(engine, 2157));
+        assert!(!is_said_taken("[FTL] cannot read 127.0.0.1:2157\n", 2157));
+    }
 }

@@ -20,6 +20,8 @@ use crate::{clickhouse, leftover, nats, net};
 /// How often an attached stack looks whether the servers are still there, and how long they may be away.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const AWAY: Duration = Duration::from_secs(45);
+/// How many chosen ports may be lost to others between the choice and the server's start, in one opening.
+const MOST_LOST: usize = 10;
 
 /// What to open.
 #[derive(Debug, Clone)]
@@ -101,36 +103,50 @@ async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Re
     )?;
     // Before the ports are chosen: a leftover sits on those of the last start.
     stop_leftovers(dir).await?;
-    choose_ports(options, dir, &mut kept)?;
     if let Some(found) = &found {
         kept.clickhouse = Some(match found {
             ClickHouse::Server(_) => Kind::Server,
             ClickHouse::Library(_) => Kind::Library,
         });
     }
-    lock.write_kept(&kept)?;
-    record.stage = Stage::Starting;
-    record.nats_port = options.need_nats.then_some(kept.nats_port);
-    record.clickhouse_port = options.need_clickhouse.then_some(kept.clickhouse_port);
-    lock.write_record(&record)?;
-
-    let mut programs = Vec::new();
-    if let Some(binary) = binary {
-        programs.push((nats::program(dir, binary, kept.nats_port, kept.nats_http_port)?, Some(dir.nats())));
-    }
-    if let Some(found) = found {
-        programs.push((clickhouse::program(dir, found, kept.clickhouse_port)?, None));
-    }
     let exe = options.exe.clone().unwrap_or_else(own_exe);
     let (stop, stopped) = watch::channel(false);
-    let keepers = programs.into_iter().map(|(program, store)| Keeper {
-        program,
-        store,
-        exe: exe.clone(),
-        progress: Arc::clone(&progress),
-        stop: stopped.clone(),
-    });
-    let keepers = start_all(keepers.collect()).await?;
+    record.stage = Stage::Starting;
+    let mut lost = Vec::new();
+    let keepers = loop {
+        choose_ports(options, dir, &lost, &mut kept)?;
+        lock.write_kept(&kept)?;
+        record.nats_port = options.need_nats.then_some(kept.nats_port);
+        record.clickhouse_port = options.need_clickhouse.then_some(kept.clickhouse_port);
+        lock.write_record(&record)?;
+        let mut programs = Vec::new();
+        if let Some(binary) = binary.clone() {
+            let program = nats::program(dir, binary, kept.nats_port, kept.nats_http_port)?;
+            programs.push((program, Some(dir.nats())));
+        }
+        if let Some(found) = found.clone() {
+            programs.push((clickhouse::program(dir, found, kept.clickhouse_port)?, None));
+        }
+        let keepers = programs.into_iter().map(|(program, store)| Keeper {
+            program,
+            store,
+            exe: exe.clone(),
+            progress: Arc::clone(&progress),
+            stop: stopped.clone(),
+        });
+        match start_all(keepers.collect()).await {
+            Ok(keepers) => break keepers,
+            // Another process was faster: a port that nobody asked for is replaced.
+            Err(Error::Port { server, port })
+                if ![options.nats_port, options.clickhouse_port].contains(&port)
+                    && lost.len() < MOST_LOST =>
+            {
+                tracing::info!(%server, port, "the port was taken while the server started, choosing another");
+                lost.push(port);
+            }
+            Err(error) => return Err(error),
+        }
+    };
     record.stage = Stage::Ready;
     lock.write_record(&record)?;
     Ok(Stack {
@@ -195,28 +211,24 @@ async fn find_engine(dir: &Dir, kept: &Kept, progress: &Progress) -> Result<Clic
     }
 }
 
-/// The ports asked for, else those of the last start if they are free, else others.
-fn choose_ports(options: &Options, dir: &Dir, kept: &mut Kept) -> Result<(), Error> {
-    let pick = |what, taken: &[u16]| {
-        net::pick(dir.path(), what, taken)
-            .map_err(|source| Error::Data { path: dir.named().to_owned(), source })
+/// The ports asked for, else those of the last start if they are free, else others; none of those lost already.
+fn choose_ports(options: &Options, dir: &Dir, lost: &[u16], kept: &mut Kept) -> Result<(), Error> {
+    let mut taken = [lost, &[options.nats_port, options.clickhouse_port]].concat();
+    let mut choose = |what, asked: u16, last: u16| {
+        let port = if asked != 0 {
+            asked
+        } else if last != 0 && !taken.contains(&last) && net::is_free(last) {
+            last
+        } else {
+            net::pick(dir.path(), what, &taken)
+                .map_err(|source| Error::Data { path: dir.named().to_owned(), source })?
+        };
+        taken.push(port);
+        Ok(port)
     };
-    let taken = [options.nats_port, options.clickhouse_port];
-    let usable = |port: u16| port != 0 && !taken.contains(&port) && net::is_free(port);
-    if options.nats_port != 0 {
-        kept.nats_port = options.nats_port;
-    } else if !usable(kept.nats_port) {
-        kept.nats_port = pick("nats", &taken)?;
-    }
-    if options.clickhouse_port != 0 {
-        kept.clickhouse_port = options.clickhouse_port;
-    } else if !usable(kept.clickhouse_port) || kept.clickhouse_port == kept.nats_port {
-        kept.clickhouse_port = pick("clickhouse", &[taken[0], taken[1], kept.nats_port])?;
-    }
-    let both = [kept.nats_port, kept.clickhouse_port];
-    if !usable(kept.nats_http_port) || both.contains(&kept.nats_http_port) {
-        kept.nats_http_port = pick("monitor", &[both[0], both[1]])?;
-    }
+    kept.nats_port = choose("nats", options.nats_port, kept.nats_port)?;
+    kept.clickhouse_port = choose("clickhouse", options.clickhouse_port, kept.clickhouse_port)?;
+    kept.nats_http_port = choose("monitor", 0, kept.nats_http_port)?;
     Ok(())
 }
 

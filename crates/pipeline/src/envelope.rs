@@ -10,6 +10,7 @@
 //! | version | codec | body |
 //! |---|---|---|
 //! | 1 | those of [`crate::block`] | the ids of a batch |
+//! | 2 | [`END`] | [`encode_end`]: no ids, an open run ends before this batch |
 //! | 1 | [`ROWS_LZ4`] | [`RowBatch`]: all rows of a batch |
 //! | 2 | [`ROWS_LZ4`] | [`RowPart`]: the rows of some of its ids, where all are more than a message may carry |
 //! | 2 | [`CUT`] | [`RowCut`]: in which parts they come |
@@ -24,7 +25,7 @@ use crate::{Id, MAX_BATCH_IDS};
 const MAGIC: [u8; 2] = *b"MS";
 /// Ids of a batch; all its rows.
 const V1: u8 = 1;
-/// Rows in parts.
+/// Rows in parts; the end of an open run.
 const V2: u8 = 2;
 const HEADER: usize = 8;
 
@@ -33,6 +34,8 @@ const HEADER: usize = 8;
 pub const ROWS_LZ4: u8 = 16;
 /// No rows, but the parts that they come in.
 pub const CUT: u8 = 17;
+/// No ids, but the end of an open run.
+pub const END: u8 = 18;
 
 /// One message of the ids stream: the ids of one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +137,12 @@ pub enum Rows<'a> {
     Cut(RowCut<'a>),
 }
 
+#[derive(Serialize)]
+struct EndV2<'a> {
+    run: &'a str,
+    batch: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct IdsV1<'a> {
     run: &'a str,
@@ -199,6 +208,17 @@ pub fn decode_ids<I: Id>(message: &[u8]) -> Result<IdBatch<I>, EnvelopeFault> {
     }
     let v1: IdsV1 = read(body)?;
     Ok(IdBatch { run: v1.run.to_owned(), batch: v1.batch, ids: I::unpack(codec, v1.block, v1.count)? })
+}
+
+/// Writes the message of the ids stream that stands in the place of a batch which an open run does not have: the run
+/// ends before it. It is the same for whoever writes it.
+pub fn encode_end(run: &str, batch: u32) -> Vec<u8> {
+    seal(V2, END, &EndV2 { run, batch }, run.len())
+}
+
+/// Whether a message of the ids stream says that this run ends before this batch.
+pub fn is_end(message: &[u8], run: &str, batch: u32) -> bool {
+    message == encode_end(run, batch)
 }
 
 /// Writes a message of the rows stream: all rows of a batch.
@@ -345,6 +365,16 @@ mod tests {
             let message = encode_cut(&cut(from, parts));
             assert!(matches!(decode_rows(&message), Err(EnvelopeFault::Body { .. })), "{from} {parts:?}");
         }
+    }
+
+    #[test]
+    fn an_end_is_of_one_run_and_one_batch_and_nothing_else() {
+        let end = encode_end("tea", 3);
+        assert_eq!(hex(&end), "4d530212f1f6e5f00374656103");
+        assert!(is_end(&end, "tea", 3));
+        assert!(!is_end(&end, "tea", 4) && !is_end(&end, "te", 3));
+        assert_eq!(decode_ids::<u64>(&end), Err(EnvelopeFault::Codec { codec: END }));
+        assert_eq!(decode_rows(&end), Err(EnvelopeFault::Codec { codec: END }));
     }
 
     #[test]

@@ -242,6 +242,11 @@ impl Names {
     }
 }
 
+/// The number of the batch that a subject of the ids stream is for.
+pub fn batch_of(subject: &str) -> Option<u32> {
+    subject.rsplit('.').next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +313,9 @@ mod tests {
         let run: RunName = "green".parse().expect("legal");
         assert_eq!(names.ids_subject(&run, 7), "tea.ids.green.7");
         assert_eq!(names.run_ids(&run), "tea.ids.green.*");
+        assert_eq!(batch_of(&names.ids_subject(&run, 7)), Some(7));
+        assert_eq!(batch_of(&names.replay_subject(&run, 2, 7)), Some(7));
+        assert_eq!(batch_of(&names.run_ids(&run)), None);
         assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
         assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.>");
         assert_eq!(names.batch_parts(&run, 2, 7), "tea.rows.green.2.7.*");

@@ -1,13 +1,13 @@
-//! The fault matrix: 38 rows (`reliability.md` §6.1), each with the scenarios that play it: all of them can run on
-//! one Linux machine as root.
+//! The fault matrix: 38 rows of `reliability.md` §6.1 and three of commands that came later, each with the scenarios that
+//! play it: all of them can run on one Linux machine as root.
 //!
 //! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
 
 use crate::Plan;
 use crate::scenarios::{
-    clickhouse, cluster, machine, nats, net, old_clickhouse, outage, power, producer, sealer, sink, streams,
-    worker,
+    clickhouse, cluster, machine, nats, net, old_clickhouse, outage, power, producer, sealer, sink, steered,
+    streams, worker,
 };
 use crate::scene::Report;
 
@@ -67,7 +67,7 @@ const fn ci(scenario: Scenario) -> Scenario {
 }
 
 /// All of it.
-pub static ROWS: [Row; 38] = [
+pub static ROWS: [Row; 41] = [
     row(
         1,
         "kill -9 P",
@@ -354,7 +354,7 @@ pub static ROWS: [Row; 38] = [
         "failpoints",
         &[
             ci(at("around the row, before and after tidying", Raw::Never, sealer::killed_in_seal)),
-            at("before and after the consumer is made", Raw::Never, sealer::killed_in_repair),
+            at("with its claim, before and after the consumer is made", Raw::Never, sealer::killed_in_repair),
         ],
     ),
     row(
@@ -383,6 +383,27 @@ pub static ROWS: [Row; 38] = [
             at("no space for logs", Raw::Never, machine::full_logs),
             at("read-only /etc", Raw::Never, machine::read_only_etc),
         ],
+    ),
+    row(
+        39,
+        "P of an open run killed, or paused",
+        "failpoints",
+        &[
+            ci(at("around a batch, the run's end and its record", Raw::Never, steered::follower_killed)),
+            ci(at("until another has ended the run", Raw::Never, steered::follower_wakes_after_the_end)),
+        ],
+    ),
+    row(
+        40,
+        "forget killed",
+        "failpoints",
+        &[ci(at("after each of its steps", Raw::Never, steered::killed_in_forget))],
+    ),
+    row(
+        41,
+        "rebuild killed",
+        "failpoints",
+        &[ci(at("before readers are told", Raw::Never, steered::killed_in_rebuild))],
     ),
 ];
 

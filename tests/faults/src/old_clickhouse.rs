@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tests::{SOON, signal, wait_until};
@@ -181,10 +182,18 @@ impl Drop for OldClickHouse {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that is free and that nobody here was given before. Below the range of outgoing connections, one of which
+/// could take it while its server is being restarted.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("its address").port()
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() % 12_000;
+    loop {
+        let step = u32::from(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + (first + step) % 12_000).expect("below 32,000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Unpacks the packages into the cache, once: into a directory beside, which is then moved into place whole.

@@ -205,9 +205,14 @@ impl Scene {
         self.keep_raw_rows();
     }
 
+    /// A run of the ids from 1 is expected from now on, whoever publishes it.
+    pub fn expect_run(&mut self, run: &str, ids: u64) {
+        self.submitted.push(Submitted { run: run.to_owned(), last: ids });
+    }
+
     /// The words that publish a run, which is expected from now on.
     pub fn submission(&mut self, run: &str, ids: u64, batch: u32) -> Launch {
-        self.submitted.push(Submitted { run: run.to_owned(), last: ids });
+        self.expect_run(run, ids);
         let (ids, batch) = (format!("1..={ids}"), batch.to_string());
         Launch::from(&["produce", "--ids", &ids, "--run", run, "--batch", &batch, "--json"][..])
     }
@@ -375,7 +380,7 @@ impl Scene {
         (service.died, service.killed) = (None, false);
     }
 
-    /// Starts services again that have died. A producer or a repair that succeeded is done.
+    /// Starts services again that have died. Commands that succeeded are done.
     pub fn tend(&mut self) {
         let (mut notes, mut due) = (Vec::new(), Vec::new());
         for service in &mut self.services {
@@ -584,7 +589,7 @@ impl Scene {
 impl Service {
     /// Whether its success is its end.
     fn ends(&self) -> bool {
-        ["produce", "verify"].iter().any(|command| self.name.starts_with(command))
+        ["produce", "verify", "forget", "rebuild"].iter().any(|command| self.name.starts_with(command))
     }
 }
 

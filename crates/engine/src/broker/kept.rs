@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use futures_util::StreamExt;
-use millstream::names::RunName;
+use millstream::names::{RunName, batch_of};
 
 use super::{ANSWER_WITHIN, Broker, within};
 use crate::error::{Error, broker};
@@ -63,7 +63,8 @@ impl Broker {
         }
     }
 
-    /// Numbers of the batches of a run that were published at `since` or later and before `until`, in order.
+    /// Numbers of the batches of a run that were published at `since` or later and before `until`, in order; where an open
+    /// run has ended, that of its end too.
     ///
     /// # Errors
     /// The broker's.
@@ -115,7 +116,7 @@ async fn look(
         seen += 1;
         let published = since_1970_ms(message.info().map_err(broker(doing))?.published);
         if until.is_none_or(|until| published < until)
-            && let Some(batch) = message.subject.rsplit('.').next().and_then(|batch| batch.parse().ok())
+            && let Some(batch) = batch_of(&message.subject)
         {
             batches.push(batch);
         }

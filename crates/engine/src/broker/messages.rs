@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::{ConsumerErrorKind, LastRawMessageErrorKind, 
 use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use millstream::envelope::EnvelopeFault;
-use millstream::names::RunName;
+use millstream::names::{RunName, batch_of};
 
 use super::{ANSWER_WITHIN, Broker, within};
 use crate::error::{Error, broker};
@@ -42,13 +42,13 @@ impl Broker {
         Ok(found.map(|message| (message.sequence, message.payload)))
     }
 
-    /// The number of the batch of a run that was stored last.
+    /// The number of the batch of a run that was stored last; where an open run has ended, that of its end.
     ///
     /// # Errors
     /// The broker's.
     pub async fn last_batch(&self, run: &RunName) -> Result<Option<u32>, Error> {
         let found = self.last_message(self.names.ids_stream(), &self.names.run_ids(run)).await?;
-        Ok(found.and_then(|message| message.subject.rsplit('.').next()?.parse().ok()))
+        Ok(found.and_then(|message| batch_of(&message.subject)))
     }
 
     /// The message under a subject of the rows stream.
@@ -171,7 +171,7 @@ impl Broker {
         }
     }
 
-    /// How many batches of a run the ids stream holds.
+    /// How many batches of a run the ids stream holds, and the end of an open one.
     ///
     /// # Errors
     /// The broker's.

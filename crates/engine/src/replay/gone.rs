@@ -17,7 +17,8 @@ pub(super) async fn refuse(
     published: &Published,
 ) -> Result<(), Error> {
     let run: RunName = record.run.parse()?;
-    let missing = u64::from(published.batches).saturating_sub(broker.count_ids(&run).await?);
+    let messages = u64::from(published.batches) + u64::from(record.is_open());
+    let missing = messages.saturating_sub(broker.count_ids(&run).await?);
     if missing == 0 {
         return Ok(());
     }

@@ -44,7 +44,6 @@ impl KeptRun {
             published: (self.batches > 0).then_some(published),
             timing: None,
             so_far: None,
-            closing: false,
         }
     }
 }

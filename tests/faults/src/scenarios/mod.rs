@@ -11,6 +11,7 @@ pub mod power;
 pub mod producer;
 pub mod sealer;
 pub mod sink;
+pub mod steered;
 pub mod streams;
 pub mod worker;
 

@@ -33,11 +33,14 @@ pub fn killed_in_seal(plan: Plan) -> Report {
     scene.finish()
 }
 
-/// Killed before and after the consumer of the missing batches is made; the repair is then asked for again.
+/// Killed with the pass claimed, before and after the consumer of the missing batches is made; the repair is then asked
+/// for again.
 pub fn killed_in_repair(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &Setup::new("repair-killed"));
     scene.start(&["work-1"]);
-    for (run, place) in [("a", "repair-before-consumer"), ("b", "repair-after-consumer")] {
+    let places =
+        [("a", "repair-after-claim"), ("b", "repair-before-consumer"), ("c", "repair-after-consumer")];
+    for (run, place) in places {
         scene.publish(run, 10_000, 500);
         scene.start(&["sink-1"]);
         scene.wait("the seal", SOON, |scene| {
