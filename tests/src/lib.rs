@@ -5,6 +5,7 @@
 
 pub mod dice;
 pub mod nats;
+pub mod proxy;
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -136,7 +137,7 @@ impl Pipeline for Words {
 }
 
 /// Rows of noise that does not compress, about 100 KB each; of ids that end in 77 one of 9 MiB, which no message may be.
-/// Ids are numbers, or strings that end in one.
+/// Ids are numbers, or strings that end in one. With `BULKY_PLAIN` set all rows are of 100 KB that cost nothing to make.
 pub struct Bulky<I> {
     /// Who computed a row; 0 stands for anybody.
     pub by: u64,
@@ -167,6 +168,9 @@ impl<I: millstream::Id> Pipeline for Bulky<I> {
     type Row = Bulk;
 
     fn compute(&self, id: &I) -> Outcome<Bulk> {
+        if std::env::var_os("BULKY_PLAIN").is_some() {
+            return Ok(Bulk { by: self.by, noise: "0".repeat(100_000) });
+        }
         let text = id.to_string();
         if text.ends_with("33") && self.tried.lock().expect("no panic").insert(id.clone()) {
             return Err(Failure::retry("at the second attempt"));

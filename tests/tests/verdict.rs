@@ -5,31 +5,47 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use serde_json::Value;
-use tests::{Host, Process, SOON, Up, wait_until};
+use tests::proxy::{Mode, Proxy};
+use tests::{Host, Launch, Process, SOON, Up, wait_until};
 
 /// Servers, and services on them.
 struct Scene {
     // Dropped in this order: services before servers, servers before their directory.
     services: Vec<Process>,
-    _up: Up,
+    up: Up,
     host: Host,
 }
 
 impl Scene {
     /// Ids take this long; `config` is the `millstream.toml` of all processes.
     fn new(micros: u64, config: &str, services: &[&str]) -> Self {
-        let mut host = Host::new(env!("CARGO_BIN_EXE_trial"));
+        Self::of(env!("CARGO_BIN_EXE_trial"), micros, config, services)
+    }
+
+    fn of(program: &str, micros: u64, config: &str, services: &[&str]) -> Self {
+        let mut host = Host::new(program);
         host.env.push(("TRIAL_MICROS".into(), micros.to_string()));
+        host.env.push(("BULKY_PLAIN".into(), "1".into()));
         host.env.push(("TRIAL_TAME".into(), "1".into()));
         std::fs::write(host.path().join("millstream.toml"), config).expect("written");
         let up = host.up();
-        let mut scene = Self { services: Vec::new(), _up: up, host };
+        let mut scene = Self { services: Vec::new(), up, host };
         scene.start(services);
         scene
     }
 
     fn start(&mut self, services: &[&str]) {
         self.services.extend(services.iter().map(|name| self.host.start(name, &[name])));
+    }
+
+    /// Starts one that reaches NATS over a connection that carries so many bytes a second, each a little late.
+    fn start_far(&mut self, words: &[&str], bytes: u32) -> Proxy {
+        let proxy = Proxy::before(&self.up.nats);
+        proxy.set(Mode::Slow(bytes));
+        let env = vec![("NATS_URL".to_owned(), format!("nats://{}", proxy.address))];
+        let process = self.host.start_as(words[0], &Launch { env, ..Launch::from(words) });
+        self.services.push(process);
+        proxy
     }
 
     fn publish(&self, ids: u64, batch: u64, more: &[&str]) {
@@ -145,5 +161,50 @@ fn a_limited_run_is_held_by_its_rate() {
     assert!(text(&status).starts_with("held by its rate limit: cores wait "), "{status}");
     let shown = scene.host.call(&["status", "a"]).expect(0).stdout;
     assert!(shown.contains("`set a --rate N` changes it"), "{shown}");
+    scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn a_nats_that_is_far_from_workers_is_named() {
+    let mut scene = Scene::new(0, "", &["sink"]);
+    scene.publish(50_000, 1, &[]);
+    let _proxy = scene.start_far(&["work"], 400_000);
+    let status = scene.wait_verdict("broker");
+    let said = text(&status);
+    assert!(said.starts_with("broker-bound: ") && said.contains("larger batches (--batch)"), "{said}");
+    scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn a_nats_that_is_far_from_the_producer_is_named() {
+    let mut scene = Scene::new(0, "", &["work", "sink"]);
+    let words = ["produce", "--ids", "1..=500000", "--run", "a", "--batch", "1"];
+    let _proxy = scene.start_far(&words, 50_000);
+    wait_until("the run", SOON, || match scene.host.call(&["status", "a"]) {
+        called if called.code == 0 => Ok(()),
+        called => Err(called.stderr),
+    });
+    let status = scene.wait_verdict("broker");
+    let said = text(&status);
+    assert!(said.starts_with("starved: workers wait for ids "), "{said}");
+    assert!(said.contains("waiting for NATS; look at the disk and network of NATS"), "{said}");
+    scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn rows_that_cost_more_than_the_function_are_named() {
+    let mut scene = Scene::of(env!("CARGO_BIN_EXE_bulky"), 0, "[work]\nthreads = 1\n", &["sink"]);
+    // ClickHouse has what it needs of the same cores, so that rows do not pile up before it.
+    let under = ["nice", "-n", "19"].map(str::to_owned).to_vec();
+    let worker = scene.host.start_as("work", &Launch { under, ..Launch::from(&["work"][..]) });
+    scene.services.push(worker);
+    scene.publish(10_000_000, 1000, &[]);
+    let status = scene.wait_verdict("encode");
+    let said = text(&status);
+    assert!(said.starts_with("encode-bound: of the time of 1 core, "), "{said}");
+    assert!(
+        said.ends_with(" goes into writing and compressing rows; smaller rows or more hosts will help"),
+        "{said}"
+    );
     scene.host.call(&["cancel", "a"]).expect(0);
 }

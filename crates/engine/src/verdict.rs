@@ -25,7 +25,7 @@ const PILE_SECONDS: f64 = 10.0;
 pub enum Bottleneck {
     /// The cores.
     Compute,
-    /// Compressing rows.
+    /// Writing and compressing rows.
     Encode,
     /// ClickHouse.
     Store,
@@ -216,8 +216,10 @@ fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
 }
 
 fn broker(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
-    let room = fleet.cores(fleet.work.waiting_for_room);
-    (room >= WAITS).then(|| Verdict {
+    let CoreTimes { waiting_for_room, waiting_for_ids, .. } = fleet.work;
+    let room = fleet.cores(waiting_for_room);
+    // Who waits longer for ids has nothing to send.
+    (room >= WAITS && waiting_for_room >= waiting_for_ids).then(|| Verdict {
         bottleneck: Bottleneck::Broker,
         text: format!(
             "broker-bound: workers wait {} for NATS to take their rows, while sinks store {} of their time; larger \
@@ -247,7 +249,7 @@ fn compute(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
         true => Verdict {
             bottleneck: Bottleneck::Encode,
             text: format!(
-                "encode-bound: of the time of {cores}, {busy} busy, {} goes into compressing rows; smaller rows or more \
+                "encode-bound: of the time of {cores}, {busy} busy, {} goes into writing and compressing rows; smaller rows or more \
                  hosts will help",
                 percent(fleet.cores(encoding))
             ),
@@ -386,7 +388,7 @@ mod tests {
             (
                 vec![work(4, [10.0, 25.0, 5.0, 0.0, 0.0]), idle_sink()],
                 running,
-                "encode-bound: of the time of 4 cores, 88 % busy, 62 % goes into compressing rows; smaller rows or more \
+                "encode-bound: of the time of 4 cores, 88 % busy, 62 % goes into writing and compressing rows; smaller rows or more \
                  hosts will help",
             ),
             (
@@ -420,7 +422,7 @@ mod tests {
                  faster input will help",
             ),
             (
-                vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink(), produce([2.0, 8.0])],
+                vec![work(4, [0.0, 0.0, 24.0, 16.0, 0.0]), idle_sink(), produce([2.0, 8.0])],
                 publishing,
                 "starved: workers wait for ids 60 % of their time; the producer spends 80 % waiting for NATS; look at \
                  the disk and network of NATS",

@@ -5,6 +5,8 @@
 //! Frames follow each other without anything between, so bodies that were compressed apart are sent together as they
 //! are: workers pay for compression, the sink only concatenates.
 
+use std::time::{Duration, Instant};
+
 use lz4_flex::block;
 
 const METHOD_LZ4: u8 = 0x82;
@@ -63,6 +65,7 @@ pub struct FrameWriter {
     pub raw: Vec<u8>,
     frames: Vec<u8>,
     raw_bytes: u64,
+    compressing: Duration,
 }
 
 impl FrameWriter {
@@ -73,16 +76,28 @@ impl FrameWriter {
         }
     }
 
-    /// The frames, and the size of what is in them.
-    pub fn finish(mut self) -> (Vec<u8>, u64) {
+    /// Time that has gone into compression so far.
+    pub fn compressing(&self) -> Duration {
+        self.compressing
+    }
+
+    /// Ends the last frame.
+    pub fn flush(&mut self) {
         if !self.raw.is_empty() {
             self.end_frame();
         }
+    }
+
+    /// The frames, and the size of what is in them.
+    pub fn finish(mut self) -> (Vec<u8>, u64) {
+        self.flush();
         (self.frames, self.raw_bytes)
     }
 
     fn end_frame(&mut self) {
+        let begun = Instant::now();
         compress(&self.raw, &mut self.frames);
+        self.compressing += begun.elapsed();
         self.raw_bytes += self.raw.len() as u64;
         self.raw.clear();
     }

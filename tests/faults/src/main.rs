@@ -11,7 +11,6 @@ mod inject;
 mod matrix;
 mod netns;
 mod old_clickhouse;
-mod proxy;
 mod runner;
 mod scenarios;
 mod scene;

@@ -15,8 +15,8 @@ use tests::{Host, Launch, Process, SOON, Up, ask_clickhouse, wait_until};
 
 use crate::checker::{Checker, Found, Submitted};
 use crate::disk::Disk;
-use crate::proxy::Proxy;
 use crate::{PIPELINE, Plan};
+use tests::proxy::Proxy;
 
 /// What systemd waits before it starts a service again (`RestartSec=`).
 const RESTART_AFTER: Duration = Duration::from_secs(2);

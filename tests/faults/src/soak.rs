@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::Plan;
 use crate::matrix::Raw;
-use crate::proxy::{Mode, Proxy};
 use crate::scene::{Report, Scene, Setup};
 use crate::table::{Line, Outcome, Table};
+use tests::proxy::{Mode, Proxy};
 
 /// Ids of one run of the load: a minute or so of both cores.
 const RUN_IDS: u64 = 200_000;

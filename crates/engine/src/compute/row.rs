@@ -1,6 +1,7 @@
 //! One id's one row, ok or dead, as the bytes that ClickHouse ingests: **every-id-yields-one-row**.
 
 use std::fmt::Display;
+use std::time::{Duration, Instant};
 
 use millstream::Id;
 use millstream::frame::FrameWriter;
@@ -15,6 +16,9 @@ const MAX_REASON: usize = 4096;
 /// with room to spare.
 const MAX_ROW: usize = 64 << 20;
 
+/// One row in so many is timed while it is written: a look at the clock costs as much as a light row.
+const TIMED: usize = 32;
+
 /// Rows as they are written, with what has to be known of them.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
@@ -25,6 +29,8 @@ pub(super) struct Rows {
     pub dead: u32,
     /// Size of all of them.
     pub bytes: usize,
+    /// How long some of them were written, without compression, and how many of them.
+    writing: (Duration, u32),
 }
 
 impl Rows {
@@ -33,6 +39,24 @@ impl Rows {
         let mut rows = Self::default();
         rows.frames.raw.reserve(bytes);
         rows
+    }
+
+    /// Has one row written, and times it if it is its turn.
+    pub fn write(&mut self, row: impl FnOnce(&mut Self)) {
+        if !self.lengths.len().is_multiple_of(TIMED) {
+            return row(self);
+        }
+        let (begun, before) = (Instant::now(), self.frames.compressing());
+        row(self);
+        let compressing = self.frames.compressing() - before;
+        let (time, rows) = self.writing;
+        self.writing = (time + begun.elapsed().saturating_sub(compressing), rows + 1);
+    }
+
+    /// Time that went into writing and compressing all of them.
+    pub fn encoding(&self) -> Duration {
+        let (time, rows) = self.writing;
+        self.frames.compressing() + time.mul_f64(self.lengths.len() as f64 / f64::from(rows.max(1)))
     }
 
     fn end_row(&mut self, start: usize) {

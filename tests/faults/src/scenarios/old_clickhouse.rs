@@ -16,9 +16,9 @@ use tokio::runtime::Runtime;
 use crate::Plan;
 use crate::checker::{Checker, Submitted};
 use crate::old_clickhouse::OldClickHouse;
-use crate::proxy::{Mode, Proxy};
 use crate::scenarios::net::{UNHEARD, commit_unheard};
 use crate::scene::{Report, Scene, Setup, host};
+use tests::proxy::{Mode, Proxy};
 
 /// A local stack, whose NATS is used, an old ClickHouse beside it, and a proxy before that.
 struct Old {

@@ -10,8 +10,8 @@ use tests::SOON;
 use tests::nats::Nats;
 
 use crate::Plan;
-use crate::proxy::Mode;
 use crate::scene::{Report, Scene, Setup};
+use tests::proxy::Mode;
 
 /// What a publisher hears from a stream that is full.
 const FULL: &str = "maximum bytes";

@@ -182,12 +182,12 @@ mod tests {
         let proxy = Proxy::before(&echo());
         let connect = || TcpStream::connect(&proxy.address).expect("it listens");
         let mut stream = connect();
-        let answered = |stream: &mut TcpStream| asked(stream, ::tests::SOON).expect("an answer") == *b"ping";
+        let answered = |stream: &mut TcpStream| asked(stream, crate::SOON).expect("an answer") == *b"ping";
         let silent = |stream: &mut TcpStream| asked(stream, LOOK * 6).is_err();
         assert!(answered(&mut stream));
         proxy.set(Mode::DropReplies);
         assert!(silent(&mut stream));
-        ::tests::wait_until("a reply dropped", ::tests::SOON, || match proxy.dropped() {
+        crate::wait_until("a reply dropped", crate::SOON, || match proxy.dropped() {
             4 => Ok(()),
             bytes => Err(format!("{bytes} bytes")),
         });
@@ -197,7 +197,7 @@ mod tests {
         assert!(silent(&mut stream));
         proxy.set(Mode::Refuse);
         // Both are cut, so nothing is waited for.
-        assert!(asked(&mut stream, ::tests::SOON).is_err() && asked(&mut connect(), ::tests::SOON).is_err());
+        assert!(asked(&mut stream, crate::SOON).is_err() && asked(&mut connect(), crate::SOON).is_err());
         proxy.set(Mode::Pass);
         assert!(answered(&mut connect()));
     }
