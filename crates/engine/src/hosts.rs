@@ -15,6 +15,8 @@ use crate::stop::Stop;
 
 /// How often a process says what it does.
 pub(crate) const REPORT: Duration = Duration::from_secs(3);
+/// How soon it does for the first time: until then it is missed by whoever asks, and what is over sooner needs no record.
+const FIRST_REPORT: Duration = Duration::from_millis(200);
 /// A record older than this is that of a process which is gone.
 const STALE: Duration = Duration::from_secs(12);
 /// A sealer purges records older than this.
@@ -92,10 +94,10 @@ impl Doing {
 /// Reports what `look` says until taking stops, then takes the record away.
 pub(crate) async fn report(records: &Records, stop: &Stop, mut look: impl FnMut() -> Doing) {
     let (host, pid, started_ms) = (host_name(), std::process::id(), now_ms());
-    let mut key = None;
+    let (mut key, mut pause) = (None, FIRST_REPORT);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(REPORT) => {}
+            () = tokio::time::sleep(pause) => pause = REPORT,
             () = stop.no_more_taking() => break,
         }
         let report = HostReport { host: host.clone(), pid, started_ms, doing: look() };
