@@ -1,12 +1,13 @@
-//! Four figures, each beside its bound from the same run:
+//! Five figures, each beside its bound from the same run:
 //!
 //! 1. end-to-end ids/s of `collatz` against the bare ClickHouse insert of the same rows;
 //! 2. wall of a function of 20 µs against plain rayon on the same cores;
 //! 3. peak memory of producer, worker and sink as the number of ids grows;
 //! 4. end-to-end time with batches of the size that `--batch auto` chooses against the best size of a sweep, for `collatz`
-//!    and for `factor`, whose ids are of very uneven cost.
+//!    and for `factor`, whose ids are of very uneven cost;
+//! 5. what it costs the pool to know where its time goes, in looks at the clock.
 //!
-//! `cargo bench` runs all of them; `cargo bench -- insert rayon memory batch` chooses. `FIGURES_SCALE=0.01` is for trying it
+//! `cargo bench` runs all of them; `cargo bench -- insert rayon memory batch looks` chooses. `FIGURES_SCALE=0.01` is for trying it
 //! out. Nothing asserts a time: the machine is what it is, and the ratios are printed.
 
 #![expect(clippy::print_stdout, reason = "printing figures is what it does")]
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use benches::{Heavy, ROUNDS, Up, mix};
 use bytes::Bytes;
 use collatz::Collatz;
+use millstream::Pipeline;
 use millstream_engine::compute::{BatchKey, Pool};
 use millstream_engine::{Store, StoreAddress};
 use rayon::prelude::*;
@@ -34,6 +36,10 @@ const SWEEP: [u64; 5] = [4096, 1024, 256, 64, 16];
 const MESSAGE: u64 = 65_000;
 /// The first of `factor`'s ids: products of large primes are among those from there on.
 const HARD: u64 = 1 << 62;
+/// How often the pool looks at the clock for a full piece of a batch: around it, around every 64th of its 1024 rows as it
+/// is written, around its compression.
+const LOOKS: f64 = 2.0 + 2.0 * 16.0 + 2.0;
+const PIECE: f64 = 1024.0;
 /// Rows of one bare insert, and inserts at once: what the sink does.
 const GROUP: u64 = 400_000;
 const WRITERS: usize = 2;
@@ -52,14 +58,35 @@ fn main() {
     if wanted("memory") {
         memory(&[scaled(1_000_000), scaled(10_000_000), scaled(100_000_000)]);
     }
+    if wanted("looks") {
+        cost_of_looks();
+    }
     if wanted("batch") {
-        against_sweep("collatz", COLLATZ, 1, scaled(10_000_000));
-        against_sweep("factor", FACTOR, HARD, scaled(200_000));
+        against_sweep("collatz", COLLATZ, 1, scaled(40_000_000));
+        against_sweep("factor", FACTOR, HARD, scaled(2_000_000));
     }
 }
 
 fn scale() -> f64 {
     std::env::var("FIGURES_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0)
+}
+
+/// The lightest function that there is here, on one core: a heavier one makes the share smaller.
+fn cost_of_looks() {
+    const TIMES: u32 = 20_000_000;
+    let look = best(|| {
+        let begun = Instant::now();
+        for _ in 0..TIMES {
+            std::hint::black_box(Instant::now());
+        }
+        begun.elapsed().as_secs_f64() / f64::from(TIMES)
+    });
+    let ids = scaled(4_000_000);
+    let id = best(|| pool_seconds(Collatz, ids, MESSAGE, 1) / ids as f64);
+    println!("looks at the clock in the pool, `collatz`, one core, best of {RUNS}");
+    println!("  a look        {:8.1} ns", look * 1e9);
+    println!("  an id         {:8.1} ns    computed and encoded", id * 1e9);
+    println!("  share         {:8.3} %     (target: under 0.5)\n", 100.0 * LOOKS * look / (PIECE * id));
 }
 
 fn scaled(ids: u64) -> u64 {
@@ -169,7 +196,7 @@ fn against_rayon(ids: u64, cores: usize) {
         std::hint::black_box(sum);
         begun.elapsed().as_secs_f64()
     });
-    let pool_alone = best(|| pool_seconds(ids, rounds, cores));
+    let pool_alone = best(|| pool_seconds(Heavy::new(rounds), ids, 4000, cores));
     println!("function of {rounds} rounds (20 µs), {ids} ids, {cores} cores, best of {RUNS}");
     println!("  end to end    {run:8.2} s");
     println!("  pool alone    {pool_alone:8.2} s    computed and encoded, nothing stored");
@@ -178,16 +205,15 @@ fn against_rayon(ids: u64, cores: usize) {
 }
 
 /// The compute pool with two batches in its hands, as a worker keeps it, and no server anywhere.
-fn pool_seconds(ids: u64, rounds: u64, cores: usize) -> f64 {
-    const BATCH: u64 = 4000;
-    let columns = millstream::check::<Heavy>().expect("sound");
-    let pool = Pool::start(Arc::new(Heavy::new(rounds)), &columns, cores).expect("threads");
+fn pool_seconds<P: Pipeline<Id = u64>>(pipeline: P, ids: u64, batch_ids: u64, cores: usize) -> f64 {
+    let columns = millstream::check::<P>().expect("sound");
+    let pool = Pool::start(Arc::new(pipeline), &columns, cores).expect("threads");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let begun = Instant::now();
     runtime.block_on(async {
         let mut batches = tokio::task::JoinSet::new();
-        for (batch, first) in (1..=ids).step_by(BATCH as usize).enumerate() {
-            let list: Vec<u64> = (first..=ids.min(first + BATCH - 1)).collect();
+        for (batch, first) in (1..=ids).step_by(batch_ids as usize).enumerate() {
+            let list: Vec<u64> = (first..=ids.min(first + batch_ids - 1)).collect();
             let key = BatchKey {
                 run: "r".parse().expect("legal"),
                 pass: 1,
