@@ -36,9 +36,9 @@ const SWEEP: [u64; 5] = [4096, 1024, 256, 64, 16];
 const MESSAGE: u64 = 65_000;
 /// The first of `factor`'s ids: products of large primes are among those from there on.
 const HARD: u64 = 1 << 62;
-/// How often the pool looks at the clock for a full piece of a batch: around it, around every 64th of its 1024 rows as it
+/// How often the pool looks at the clock for a full piece of a batch: around it, around every 128th of its 1024 rows as it
 /// is written, around its compression.
-const LOOKS: f64 = 2.0 + 2.0 * 16.0 + 2.0;
+const LOOKS: f64 = 2.0 + 2.0 * 8.0 + 2.0;
 const PIECE: f64 = 1024.0;
 /// Rows of one bare insert, and inserts at once: what the sink does.
 const GROUP: u64 = 400_000;
@@ -62,8 +62,8 @@ fn main() {
         cost_of_looks();
     }
     if wanted("batch") {
-        against_sweep("collatz", COLLATZ, 1, scaled(40_000_000));
-        against_sweep("factor", FACTOR, HARD, scaled(2_000_000));
+        against_sweep("collatz", COLLATZ, 1, scaled(20_000_000));
+        against_sweep("factor", FACTOR, HARD, scaled(1_000_000));
     }
 }
 

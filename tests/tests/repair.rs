@@ -370,6 +370,8 @@ fn a_pass_that_is_being_repaired_is_left_to_that_repair_until_it_must_be_dead() 
     let refused = scene.host.call(&["verify", "a", "--repair", "--json"]).json();
     assert_eq!(refused["repair"]["busy"], "another repair was faster", "{refused}");
     assert_eq!(refused["missing"], json!([5]), "{refused}");
+    let seen = "cancel pass 1 of run `a`: readers see it, and it is only being repaired";
+    scene.host.call(&["cancel", "a"]).expect(1).says(&[seen]);
     scene.wait_verified();
     scene.is_right(IDS);
 }

@@ -8,6 +8,7 @@ use millstream::names::RunName;
 use crate::broker::Broker;
 use crate::error::Error;
 use crate::records::{Change, PassRecord, PassState, Records};
+use crate::store::Store;
 
 /// The largest and the smallest priority: a share of 1024 to 1.
 pub const PRIORITIES: std::ops::RangeInclusive<i8> = -5..=5;
@@ -32,11 +33,18 @@ pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
 /// that are computed are stored still. Whether it was not cancelled already.
 ///
 /// # Errors
-/// As of [`pause`].
-pub async fn cancel(broker: &Broker, records: &Records, run: &RunName) -> Result<bool, Error> {
+/// As of [`pause`]; [`Error::Repaired`]; ClickHouse's.
+pub async fn cancel(broker: &Broker, records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
     let newest = records.newest_pass(run).await?;
-    if newest.as_ref().is_some_and(|entry| entry.record.state == PassState::Cancelled) {
-        return Ok(false);
+    match newest.map(|entry| (entry.record.state, entry.record.pass)) {
+        Some((PassState::Cancelled, _)) => return Ok(false),
+        Some((PassState::Running | PassState::Paused, pass)) => {
+            let seen = store.sealed_passes(run.as_str()).await?;
+            if seen.iter().any(|(sealed, _)| *sealed == pass) {
+                return Err(Error::Repaired { run: run.to_string(), pass });
+            }
+        }
+        Some((PassState::Sealed, _)) | None => {}
     }
     let changed = change(records, run, "cancel", |pass| {
         pass.state = PassState::Cancelled;

@@ -57,7 +57,7 @@ pub(super) async fn steer<P: Pipeline>(
             let changed = match word {
                 Word::Pause => steer::pause(records, &run).await?,
                 Word::Resume => steer::resume(records, &run).await?,
-                Word::Cancel => steer::cancel(&session.broker, records, &run).await?,
+                Word::Cancel => steer::cancel(&session.broker, records, &session.store, &run).await?,
             };
             match args.json {
                 true => show::json(&state(&session, &args.run, changed).await?),

@@ -17,7 +17,7 @@ const MAX_REASON: usize = 4096;
 const MAX_ROW: usize = 64 << 20;
 
 /// One row in so many is timed while it is written: a look at the clock costs as much as a light row.
-const TIMED: usize = 64;
+const TIMED: usize = 128;
 
 /// Rows as they are written, with what has to be known of them.
 #[derive(Debug, Default)]

@@ -1,0 +1,176 @@
+//! What a person can do about an error: the `hint:` line below it.
+
+use std::io::ErrorKind;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
+
+use millstream::envelope::EnvelopeFault;
+
+use super::{Error, Source, StoreFault};
+use crate::follow;
+use crate::tables::Selection;
+
+impl Error {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Connect { source, .. } => match source.kind() {
+                async_nats::ConnectErrorKind::Authentication
+                | async_nats::ConnectErrorKind::AuthorizationViolation => {
+                    "the server wants other credentials: give them with --nats-creds FILE or in the address".into()
+                }
+                _ => "start nats-server there, name another with --nats URL or NATS_URL, or name none to use the \
+                      local stack"
+                    .into(),
+            },
+            Self::Broker { source, .. } if lacks_storage(source) => {
+                "free some space on the disk of NATS, or make streams.ids_bytes and streams.rows_bytes in millstream.toml \
+                 smaller"
+                    .into()
+            }
+            Self::BrokerSilent { .. } => {
+                "see that nats-server runs with JetStream on, and that its disk is not full (its log says so)".into()
+            }
+            Self::StreamSettings { stream, .. } => {
+                format!("change it with `nats stream edit {stream}`, or remove the stream when nothing in it is needed")
+            }
+            Self::TooLarge { .. } => {
+                "make batches smaller with --batch N, or raise max_payload of nats-server (8MB is sound)".into()
+            }
+            Self::Message { source: EnvelopeFault::NewerVersion { .. }, .. } => {
+                "run a build of this pipeline that is as new as the one that wrote it".into()
+            }
+            Self::NoSuchRun { known, .. } if known.is_empty() => "there are no runs yet: `produce` makes one".into(),
+            Self::NoSuchRun { known, .. } => format!("there are {}", known.join(", ")),
+            Self::ForgottenRun { made_of, .. } if made_of == follow::SOURCE => {
+                "its ids came once: those that are stored are in ClickHouse, the others are lost".into()
+            }
+            Self::ForgottenRun { run, made_of } => {
+                format!("`produce` with the same input ({made_of}) and --run {run} brings it back")
+            }
+            Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
+            Self::OtherBatch { .. } => {
+                "the input changed since the run was begun: give the run a new name with --run".into()
+            }
+            Self::RunClosed { .. } | Self::ForgottenFeed { .. } | Self::ClosedElsewhere { .. } => {
+                "name a new run with --run".into()
+            }
+            Self::PassedOver { .. } => "all other lines are published; mend these and give them to a run".into(),
+            Self::BatchGone { .. } => {
+                "it was removed, or is older than [streams] keep_ids_seconds: give what is still to come to a new run with \
+                 --run"
+                    .into()
+            }
+            Self::NoIds { .. } => "give it one id a line".into(),
+            Self::TooManyBatches { .. } => "make batches larger with --batch N, or cut the ids into several runs".into(),
+            Self::Input { source, .. } => return input_hint(source),
+            Self::BadLines { first, .. } if first.first().is_some_and(|(line, _)| *line == 1) => {
+                "nothing was published; one id a line is wanted, or the column of a CSV file with --column NAME".into()
+            }
+            Self::BadLines { .. } => "nothing was published; mend these lines and try again".into(),
+            Self::QueryColumns { expected, .. } => {
+                format!("select one column, converted where it must be: SELECT to{expected}(…) …")
+            }
+            Self::Credentials { .. } => "name a credentials file that can be read with --nats-creds or NATS_CREDS".into(),
+            Self::NoColumn { .. } => "choose one of them with --column".into(),
+            Self::TableColumns { .. } => {
+                "change the pipeline's columns, alter the table, or use another database with --database".into()
+            }
+            Self::PassOpen { run } => {
+                format!(
+                    "`status {run} --watch` shows when it is; `resume {run}` lets a paused one go on, `cancel {run}` ends it, \
+                     `verify {run} --repair` helps one that does not move"
+                )
+            }
+            Self::PassEnded { state: "sealed", run, .. } => {
+                format!("`replay {run}` computes it again; `forget {run}` removes it")
+            }
+            Self::PassEnded { run, .. } => format!("`replay {run}` begins another; `forget {run}` removes all of it"),
+            Self::NoPass { .. } => "try again once its first batch is published".into(),
+            Self::Cancelled { run } | Self::IdsGone { run, cancelled: true, .. } => format!("`forget {run}` makes the name free; or give the run another with --run"),
+            Self::NeverSealed { run } => format!("`replay {run}` computes all of it, `status {run}` shows its newest pass"),
+            Self::NotPublished { run } | Self::IdsGone { run, .. } => {
+                format!("`produce` with the same input and --run {run} publishes the rest")
+            }
+            Self::NothingSelected { run, selection: Selection::Letters(_) } => {
+                format!("`dead {run}` lists those that there are")
+            }
+            Self::NothingSelected { .. } => "ask for others; `sql` shows what rows there are".into(),
+            Self::NoSuchBatches { .. } => "name batches among those".into(),
+            Self::Scattered { .. } => "name batches with --batches, or ids with --where".into(),
+            Self::Condition { .. } => {
+                "write it as after WHERE, over the columns of the view that ends in `_live`: --where \"status = 'dead'\"".into()
+            }
+            Self::Unstable { .. } => {
+                "use a condition on what the rows hold: no now(), no rand(), no table that changes; a pass that was begun with \
+                 it can only be cancelled"
+                    .into()
+            }
+            Self::RowsGone { run, .. } => {
+                format!(
+                    "`verify {run} --repair` has what is missing of the newest pass computed again; [streams] keep_rows_seconds \
+                     keeps rows for the next time"
+                )
+            }
+            Self::NotSealed { run, .. } => format!("sinks insert its rows by themselves; `status {run}` shows how far it is"),
+            Self::NoSuchPass { .. } => "`runs` lists runs, `status` shows a run's newest pass".into(),
+            Self::PassSeen { run, .. } => {
+                format!("`forget {run}` forgets the whole run; once a newer pass is sealed, this one alone can go")
+            }
+            Self::Repaired { run, .. } => format!("`status {run}` shows when it is sealed again"),
+            Self::StillOpen { run, .. } => format!("`cancel {run}` ends it; then it can be forgotten"),
+            Self::BegunMeanwhile { run } => format!("`runs` shows its state; `forget {run}` again goes on"),
+            Self::Child { .. } => {
+                "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
+                 or print before that"
+                    .into()
+            }
+            Self::Store { source, .. } => return source.hint(),
+            _ => return None,
+        })
+    }
+}
+
+impl StoreFault {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Exception { code: 516 | 192 | 193 | 194, .. } => {
+                "give the right ones with CLICKHOUSE_USER and CLICKHOUSE_PASSWORD".into()
+            }
+            Self::Exception { code: 497 | 164, .. } => "the user lacks a right that this command needs".into(),
+            Self::Exception { code: 243, .. } => "free some disk space for ClickHouse".into(),
+            Self::Exception { code: 81, .. } => {
+                "the database does not exist: create it, or let `setup` with enough rights do it".into()
+            }
+            Self::Exception { code: 60, .. } => "the tables are missing: run `setup`".into(),
+            Self::Exception { .. } => return None,
+            Self::Unclear(_) | Self::Silent(_) => {
+                "start ClickHouse there, name another with --clickhouse URL or CLICKHOUSE_URL, or name none to use \
+                 the local stack"
+                    .into()
+            }
+        })
+    }
+}
+
+fn lacks_storage(source: &Source) -> bool {
+    // A bucket is a stream, whose refusal is the cause of the bucket's.
+    let mut causes = std::iter::successors(Some(&**source as &dyn std::error::Error), |error| error.source());
+    causes.any(|error| {
+        let kind = error.downcast_ref().map(CreateStreamError::kind);
+        matches!(kind, Some(CreateStreamErrorKind::JetStream(refusal))
+            if refusal.error_code() == ErrorCode::STORAGE_RESOURCES_EXCEEDED)
+    })
+}
+
+fn input_hint(error: &std::io::Error) -> Option<String> {
+    Some(match error.kind() {
+        ErrorKind::NotFound => {
+            "name a file that is there; a relative path begins at the working directory".into()
+        }
+        ErrorKind::IsADirectory => "name a file in it".into(),
+        ErrorKind::PermissionDenied => "let this user read it".into(),
+        _ => return None,
+    })
+}

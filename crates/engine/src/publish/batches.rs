@@ -1,0 +1,225 @@
+//! Batches on their way: cut from the input, and published, each once.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use millstream::Id;
+use millstream::envelope::{EnvelopeFault, encode_ids};
+use millstream::names::RunName;
+use tokio::sync::mpsc;
+
+use super::{Submission, WAITING_FOR_BROKER, max_ids_bytes};
+use crate::aside::fault_of_ids;
+use crate::broker::{Broker, Stray, Written};
+use crate::error::Error;
+use crate::failpoint;
+use crate::load::Phases;
+use crate::records::{Published, RunRecord, now_ms};
+use crate::source::{Cut, Cutter, Input};
+use crate::stop::Stop;
+
+/// Batches on their way at once.
+const IN_FLIGHT: usize = 64;
+/// Batches cut ahead of publishing.
+const CUT_AHEAD: usize = 8;
+
+/// When the stream is asked what it holds under a batch's subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup {
+    /// Before it is written, as most of the batches are there.
+    First,
+    /// Once it turns out that something is there.
+    WhenRefused,
+}
+
+/// A batch as it is published.
+pub(crate) struct Batch {
+    pub number: u32,
+    pub ids: u64,
+    pub repeats: u64,
+    pub digest: u64,
+    pub bytes: Bytes,
+}
+
+impl Batch {
+    pub fn new<I: Id>(run: &RunName, number: u32, cut: &Cut<I>) -> Self {
+        let (ids, repeats) = (cut.ids.len() as u64, cut.repeats);
+        let bytes = encode_ids(run.as_str(), number, &cut.ids).into();
+        Self { number, ids, repeats, digest: digest(&cut.ids), bytes }
+    }
+}
+
+/// The order-free digest of some ids.
+pub(crate) fn digest<I: Id>(ids: &[I]) -> u64 {
+    ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()))
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub written: u64,
+    pub found: u64,
+    pub ids: u64,
+    pub repeats: u64,
+    pub digest: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, batch: &Batch, written: Written) {
+        match written {
+            Written::First => self.written += 1,
+            Written::Already => self.found += 1,
+        }
+        self.ids += batch.ids;
+        self.repeats += batch.repeats;
+        self.digest = self.digest.wrapping_add(batch.digest);
+    }
+
+    pub fn published(self, record: &RunRecord) -> Result<Published, Error> {
+        let batches = u32::try_from(self.written + self.found)
+            .map_err(|_| Error::TooManyBatches { input: record.source.clone() })?;
+        let (ids, digest, dropped_repeats) = (self.ids, self.digest, self.repeats);
+        Ok(Published { batches, ids, digest, dropped_repeats, at_ms: now_ms() })
+    }
+}
+
+pub(super) async fn publish_batches<I: Id>(
+    broker: &Broker,
+    submission: &Submission,
+    batch_ids: u32,
+    lookup: Lookup,
+    phases: &Phases<2>,
+    stop: &Stop,
+    mut done: impl FnMut(&Batch, Written),
+) -> Result<(), Error> {
+    let max_bytes = max_ids_bytes(broker.max_payload());
+    let (sender, mut batches) = mpsc::channel(CUT_AHEAD);
+    let (run, input) = (submission.run.clone(), submission.input.clone());
+    let cutting = tokio::task::spawn_blocking(move || {
+        let cutter = Cutter::<I>::new(batch_ids, max_bytes);
+        cut_batches(&run, &input, cutter, &sender)
+    });
+    let mut flights = FuturesUnordered::new();
+    loop {
+        let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
+        tokio::select! {
+            batch = batches.recv(), if flights.len() < IN_FLIGHT => match batch {
+                Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, lookup, stop)),
+                None => break,
+            },
+            Some(landed) = flights.next() => {
+                let (batch, written) = landed?;
+                done(&batch, written);
+            }
+            () = stop.no_more_taking() => return Err(Error::Stopped),
+        }
+    }
+    while let Some(landed) = flights.next().await {
+        let (batch, written) = landed?;
+        done(&batch, written);
+    }
+    cutting
+        .await
+        .map_err(|panic| Error::Broker { doing: "cut the ids into batches".into(), source: panic.into() })?
+}
+
+/// Runs on a thread of its own. A receiver that is gone ends it.
+fn cut_batches<I: Id>(
+    run: &RunName,
+    input: &Input,
+    mut cutter: Cutter<I>,
+    sender: &mpsc::Sender<Batch>,
+) -> Result<(), Error> {
+    let mut numbers = 0u32..=u32::MAX;
+    let mut send = |cut: Cut<I>| -> Result<bool, Error> {
+        let number = numbers.next().ok_or_else(|| Error::TooManyBatches { input: input.shown() })?;
+        Ok(sender.blocking_send(Batch::new(run, number, &cut)).is_ok())
+    };
+    for id in input.ids::<I>()? {
+        if let Some(cut) = cutter.push(id?)
+            && !send(cut)?
+        {
+            return Ok(());
+        }
+    }
+    if let Some(cut) = cutter.cut() {
+        send(cut)?;
+    }
+    Ok(())
+}
+
+async fn publish_batch<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    batch: Batch,
+    lookup: Lookup,
+    stop: &Stop,
+) -> Result<(Batch, Written), Error> {
+    let subject = broker.names().ids_subject(run, batch.number);
+    if lookup == Lookup::First && is_stored::<I>(broker, run, &subject, &batch).await? {
+        return Ok((batch, Written::Already));
+    }
+    loop {
+        failpoint::pass("produce-before-publish");
+        let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
+        failpoint::pass("produce-after-publish");
+        // Somebody stored a batch of that number: an earlier start of this run, or a run of other ids.
+        if written == Written::First || is_stored::<I>(broker, run, &subject, &batch).await? {
+            return Ok((batch, written));
+        }
+        if !stop.pause(Duration::from_millis(100)).await {
+            return Err(Error::Stopped);
+        }
+    }
+}
+
+/// Whether the stream holds this batch, and no other of its number.
+async fn is_stored<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    subject: &str,
+    batch: &Batch,
+) -> Result<bool, Error> {
+    match look_up::<I>(broker, run, subject, batch.number, &batch.bytes).await? {
+        Stored::Same => Ok(true),
+        Stored::Nothing => Ok(false),
+        Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
+    }
+}
+
+/// What the stream holds under a batch's subject.
+pub(crate) enum Stored {
+    Nothing,
+    Same,
+    Other(Bytes),
+}
+
+/// Looks under a batch's subject for these bytes. What cannot be read there is set aside, and makes room for them.
+pub(crate) async fn look_up<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    subject: &str,
+    number: u32,
+    bytes_of_ours: &Bytes,
+) -> Result<Stored, Error> {
+    let Some((sequence, bytes)) = broker.ids_message(subject).await? else { return Ok(Stored::Nothing) };
+    if bytes == bytes_of_ours {
+        return Ok(Stored::Same);
+    }
+    match fault_of_ids::<I>(run, number, &bytes) {
+        None => Ok(Stored::Other(bytes)),
+        Some(source @ EnvelopeFault::NewerVersion { .. }) => {
+            Err(Error::Message { subject: subject.to_owned(), source })
+        }
+        Some(fault) => {
+            let stream = broker.names().ids_stream();
+            broker
+                .keep_aside(&Stray { subject, stream: &stream, sequence, fault: &fault, payload: &bytes })
+                .await?;
+            tracing::warn!(subject, %fault, "what the stream held is no batch, and is published again");
+            broker.purge_ids(subject.to_owned()).await?;
+            Ok(Stored::Nothing)
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Healing what a report found: rows of batches at fault are removed, and the batches computed again.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use millstream::Id;
+use millstream::names::RunName;
+use serde::Serialize;
+
+use super::{LISTED, Report, examine};
+use crate::broker::Broker;
+use crate::error::Error;
+use crate::failpoint;
+use crate::records::{Change, Entry, PassRecord, PassState, Records, now_ms};
+use crate::store::Store;
+
+/// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// What a repair did, and what it left to a person.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Repair {
+    /// Raw duplicates that were merged away.
+    pub duplicates_merged: u64,
+    /// Batches that workers compute again.
+    pub batches_again: u64,
+    /// Whether those are all batches of the run, as more were at fault than can be named one by one. Rows that are
+    /// stored stay as they are.
+    pub whole_run: bool,
+    /// Batches whose ids are no longer in the stream: publishing the same input again brings them back.
+    pub ids_gone: Vec<u32>,
+    /// Batches whose ids cannot be read: publishing the same input again replaces them.
+    pub ids_damaged: Vec<u32>,
+    /// Why nothing was had computed again: work is still under way.
+    pub busy: Option<String>,
+}
+
+impl Repair {
+    /// What a person has to do.
+    pub fn hint(&self, run: &str) -> Option<String> {
+        let lost = self.ids_gone.len() + self.ids_damaged.len();
+        (lost > 0).then(|| {
+            format!("`produce` with the same input and --run {run} publishes the ids of those batches again")
+        })
+    }
+}
+
+/// Verifies a pass, and repairs what is found.
+///
+/// # Errors
+/// As of [`verify`] and [`repair`].
+pub async fn heal<I: Id>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    pass: u32,
+) -> Result<Repair, Error> {
+    let entry = records.pass(run, pass).await?;
+    let state = entry.as_ref().map_or(PassState::Running, |entry| entry.record.state);
+    if entry.as_ref().is_some_and(is_being_repaired) {
+        return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
+    }
+    // Before the walk over all that is stored, which costs more than the question.
+    if let Some(busy) = under_way(broker, run, pass, state.word()).await? {
+        return Ok(Repair { busy: Some(busy), ..Repair::default() });
+    }
+    let report = examine::<I>(broker, records, store, run, entry).await?;
+    repair(broker, records, store, &report).await
+}
+
+/// Heals what a report found. Batches are computed again by whatever workers run; sinks seal the pass anew.
+///
+/// Of several that repair at once, one makes its claim on the pass's record; the others, and sealers, leave the pass to it.
+/// One that is killed half-way leaves a running pass that is not complete, which is repaired like any other a little
+/// later. One that was paused meanwhile finds its claim gone before it removes anything.
+///
+/// # Errors
+/// The broker's and ClickHouse's. It can be called again at any time.
+pub async fn repair(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    report: &Report,
+) -> Result<Repair, Error> {
+    let run: RunName = report.run.parse()?;
+    let mut repair = Repair::default();
+    if report.raw_duplicates > 0 {
+        store.heal(run.as_str()).await?;
+        repair.duplicates_merged = report.raw_duplicates;
+    }
+    if !report.published {
+        return Ok(repair);
+    }
+    if let Some(busy) = under_way(broker, &run, report.pass, report.state).await? {
+        return Ok(Repair { busy: Some(busy), ..repair });
+    }
+    (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
+    let again: Vec<u32> = report.named().filter(|batch| report.has_ids(*batch)).collect();
+    // The rows of a wrong batch are all there is of it while its ids are not.
+    let wrong = report.wrong.iter().copied();
+    let wrong: Vec<u32> = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
+    if again.is_empty() && wrong.is_empty() {
+        return Ok(repair);
+    }
+    let faster = |repair| Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
+    let Some(claim) = claim(records, &run, report).await? else { return faster(repair) };
+    failpoint::pass("repair-after-claim");
+    if !holds(records, &run, report.pass, claim).await? {
+        return faster(repair);
+    }
+    remove_wrong(broker, store, &run, report, &wrong).await?;
+    if !holds(records, &run, report.pass, claim).await? {
+        return faster(repair);
+    }
+    compute_again(broker, &run, report, &again, &mut repair).await?;
+    release(records, &run, report.pass, claim).await?;
+    Ok(repair)
+}
+
+/// Whether somebody has claimed this pass for a repair, and may be at it still.
+pub(crate) fn is_being_repaired(entry: &Entry<PassRecord>) -> bool {
+    let age = now_ms().saturating_sub(entry.written_ms);
+    entry.record.repair.is_some() && age < LEASE.as_millis() as u64
+}
+
+/// What still has to come to rest before something counts as lost.
+async fn under_way(broker: &Broker, run: &RunName, pass: u32, state: &str) -> Result<Option<String>, Error> {
+    let open = |info: &async_nats::jetstream::consumer::Info| info.num_pending + info.num_ack_pending as u64;
+    if [PassState::Paused, PassState::Cancelled].map(PassState::word).contains(&state) {
+        return Ok(Some(format!("the pass is {state}")));
+    }
+    // Nobody draws from what is left of a sealed pass's consumer.
+    if state != PassState::Sealed.word() {
+        let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
+        if computing > 0 {
+            return Ok(Some(format!("{computing} batches are still to be computed")));
+        }
+    }
+    broker.ensure_sink_consumer().await?;
+    let Some(sinks) = broker.sink_progress().await? else { return Ok(None) };
+    let landing = open(&sinks);
+    if landing == 0 {
+        return Ok(None);
+    }
+    // Rows of other passes may never come to rest; all up to the floor are stored.
+    let last = broker.last_rows(run, pass).await?;
+    let landed = last.is_none_or(|last| last <= sinks.ack_floor.stream_sequence);
+    Ok((!landed).then(|| format!("{landing} computed batches are still to be stored")))
+}
+
+/// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
+/// not the one that the report began with, or another repair is at it.
+async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Option<u64>, Error> {
+    // Unlike any other: seeded by the system for each value.
+    let claim = RandomState::new().hash_one(now_ms());
+    let change = match records.pass(run, report.pass).await? {
+        Some(mut entry) => {
+            if Some(entry.revision) != report.revision || is_being_repaired(&entry) {
+                return Ok(None);
+            }
+            entry.record.state = PassState::Running;
+            entry.record.sealed = None;
+            entry.record.repair = Some(claim);
+            records.update_pass(&entry, run).await?
+        }
+        None => {
+            let batch_ids = records.known_run(run).await?.record.batch_ids;
+            let begun = PassRecord { repair: Some(claim), ..PassRecord::begin(run, report.pass, batch_ids) };
+            records.create_pass(&begun, run).await?
+        }
+    };
+    Ok((change == Change::Made).then_some(claim))
+}
+
+/// Whether the claim still holds.
+async fn holds(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<bool, Error> {
+    let entry = records.pass(run, pass).await?;
+    Ok(entry.is_some_and(|entry| entry.record.repair == Some(claim)))
+}
+
+/// Lets go of the pass.
+async fn release(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<(), Error> {
+    while let Some(mut entry) =
+        records.pass(run, pass).await?.filter(|entry| entry.record.repair == Some(claim))
+    {
+        entry.record.repair = None;
+        if records.update_pass(&entry, run).await? == Change::Made {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Computing a batch again adds its own ids and would leave the others.
+async fn remove_wrong(
+    broker: &Broker,
+    store: &Store,
+    run: &RunName,
+    report: &Report,
+    wrong: &[u32],
+) -> Result<(), Error> {
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    store.remove_batches(run.as_str(), report.pass, wrong).await?;
+    for batch in wrong.iter().filter(|batch| report.is_beyond(**batch)) {
+        // Whoever published it is not the producer.
+        broker.purge_ids(broker.names().ids_subject(run, *batch)).await?;
+        broker.purge_batch(run, report.pass, *batch).await?;
+    }
+    Ok(())
+}
+
+/// The ids stay where they are: a consumer of just these batches delivers them once more, or one of the whole run when
+/// they cannot all be named.
+async fn compute_again(
+    broker: &Broker,
+    run: &RunName,
+    report: &Report,
+    again: &[u32],
+    repair: &mut Repair,
+) -> Result<(), Error> {
+    if again.is_empty() {
+        return Ok(());
+    }
+    repair.whole_run = report.faulty() > LISTED as u64;
+    // Rows that the first worker stored stand in the way of the second's.
+    if report.computes.is_some() {
+        // Its ids alone: the sealer brings the other rows from the pass before.
+        repair.batches_again = again.len() as u64;
+        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+        failpoint::pass("repair-before-consumer");
+        broker.remove_work_consumer(run, report.pass).await?;
+        return broker.ensure_replay_consumer(run, report.pass).await;
+    }
+    if repair.whole_run {
+        repair.batches_again = report.batches;
+        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+    } else {
+        repair.batches_again = again.len() as u64;
+        for batch in again {
+            broker.purge_batch(run, report.pass, *batch).await?;
+        }
+    }
+    failpoint::pass("repair-before-consumer");
+    let listed = (!repair.whole_run).then_some(again);
+    broker.replace_work_consumer(run, report.pass, listed).await?;
+    failpoint::pass("repair-after-consumer");
+    Ok(())
+}
