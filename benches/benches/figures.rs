@@ -269,7 +269,8 @@ fn against_sweep(name: &str, program: &str, first: u64, ids: u64) {
 
 fn memory(sizes: &[u64]) {
     println!("peak memory (resident, MB) of collatz's processes");
-    println!("  {:>12} {:>10} {:>10} {:>10} {:>10}", "ids", "producer", "worker", "sink", "seconds");
+    let columns = ["producer", "worker", "its pool", "sink", "seconds"].map(|name| format!("{name:>10}"));
+    println!("  {:>12} {}", "ids", columns.join(" "));
     for ids in sizes {
         let up = Up::start(COLLATZ);
         let begun = Instant::now();
@@ -285,8 +286,10 @@ fn memory(sizes: &[u64]) {
             std::thread::sleep(Duration::from_millis(500));
         }
         let seconds = begun.elapsed().as_secs_f64();
-        let [worker, sink] = [&worker, &sink].map(|stage| peak_of(stage.id()) / 1024);
-        println!("  {ids:>12} {:>10} {worker:>10} {sink:>10} {seconds:>10.1}", peak / 1024);
+        let pool: u64 = children_of(worker.id()).map(peak_of).sum();
+        let [producer, worker, pool, sink] =
+            [peak, peak_of(worker.id()), pool, peak_of(sink.id())].map(|kb| kb / 1024);
+        println!("  {ids:>12} {producer:>10} {worker:>10} {pool:>10} {sink:>10} {seconds:>10.1}");
     }
     println!("  (target: each under 256, flat within 20 %)\n");
 }
@@ -296,6 +299,16 @@ fn peak_of(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+/// Processes that a process has started: the kernel lists them by the thread that did.
+fn children_of(pid: u32) -> impl Iterator<Item = u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists: Vec<String> =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect();
+    let children: Vec<u32> =
+        lists.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect();
+    children.into_iter()
 }
 
 async fn store_of(up: &Up) -> Store {

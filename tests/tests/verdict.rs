@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::proxy::{Mode, Proxy};
@@ -209,4 +209,19 @@ fn rows_that_cost_more_than_the_function_are_named() {
         "{said}"
     );
     scene.host.call(&["cancel", "a"]).expect(0);
+}
+
+#[test]
+fn the_end_of_a_run_says_what_was_during_it() {
+    let scene = Scene::new(1000, "[work]\nthreads = 2\n", &["work", "sink"]);
+    // Services that have waited for longer than the run will last.
+    std::thread::sleep(Duration::from_secs(20));
+    let words = ["produce", "--ids", "1..=20000", "--run", "a", "--batch", "200", "--wait", "--json"];
+    let called = scene.host.call(&words).expect(0);
+    let last: Value = serde_json::from_str(called.stdout.lines().last().expect("a summary")).expect("JSON");
+    assert_eq!(last["verdict"]["bottleneck"], "compute", "{last}");
+    // Looked at once more there is nothing that could be said.
+    let called = scene.host.call(&words).expect(0);
+    let last: Value = serde_json::from_str(called.stdout.lines().last().expect("a summary")).expect("JSON");
+    assert_eq!((&last["sealed"], &last["verdict"]), (&true.into(), &Value::Null), "{last}");
 }

@@ -81,7 +81,46 @@ impl HostReport {
     }
 }
 
+/// The reports with their totals counted from earlier ones, which is what happened in between: services live longer than a
+/// run. Processes that said nothing new are left out.
+pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
+    let reports = now.iter().map(|report| {
+        let mut report = report.clone();
+        let same = |other: &&HostReport| {
+            (&other.host, other.pid, other.started_ms) == (&report.host, report.pid, report.started_ms)
+                && other.doing.role() == report.doing.role()
+        };
+        if let Some(before) = before.iter().find(same) {
+            report.doing = report.doing.since(&before.doing);
+        }
+        report
+    });
+    reports.filter(|report| report.doing.seconds() > 0.0).collect()
+}
+
 impl Doing {
+    fn since(&self, before: &Self) -> Self {
+        let mut after = self.clone();
+        match (&mut after, before) {
+            (Self::Work { total, .. }, Self::Work { total: before, .. }) => *total = total.since(*before),
+            (Self::Sink { total, .. }, Self::Sink { total: before, .. }) => *total = total.since(*before),
+            (Self::Produce { total, .. }, Self::Produce { total: before, .. }) => {
+                *total = total.since(*before)
+            }
+            _ => {}
+        }
+        after
+    }
+
+    /// All that its total comes to.
+    fn seconds(&self) -> f64 {
+        match self {
+            Self::Work { total, .. } => total.all,
+            Self::Sink { total, .. } => total.all,
+            Self::Produce { total, .. } => total.all,
+        }
+    }
+
     fn role(&self) -> &'static str {
         match self {
             Self::Work { .. } => "work",
@@ -133,4 +172,22 @@ pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
 /// The broker's.
 pub(crate) async fn sweep(records: &Records) -> Result<(), Error> {
     records.sweep_hosts(now_ms().saturating_sub(GONE.as_millis() as u64)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sink(pid: u32, total: [f64; 3]) -> HostReport {
+        let doing = Doing::Sink { recent: SinkTimes::default(), total: total.into(), rows_per_second: 0.0 };
+        HostReport { host: "a".into(), pid, started_ms: 5, doing }
+    }
+
+    #[test]
+    fn what_happened_in_between_is_told_from_what_was_before() {
+        let before = [sink(1, [100.0, 1.0, 2.0]), sink(2, [50.0, 0.0, 0.0])];
+        let now = [sink(1, [100.5, 1.0, 6.0]), sink(2, [50.0, 0.0, 0.0]), sink(3, [1.0, 0.0, 0.0])];
+        assert_eq!(since(&now, &before), [sink(1, [0.5, 0.0, 4.0]), sink(3, [1.0, 0.0, 0.0])]);
+        assert_eq!(since(&now, &[]), now);
+    }
 }

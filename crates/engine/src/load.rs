@@ -1,6 +1,6 @@
 //! How a process spends its time: counted where the work is done, summed up every few seconds.
 //!
-//! Nothing here looks at a clock for an id. The pool's own watch counts the hands that have an id, ten times a second;
+//! Nothing here looks at a clock for every id. The pool's own watch counts the hands that have an id, ten times a second;
 //! what idle cores wait for is sampled as often from what the worker holds.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +17,7 @@ use crate::share::PassKey;
 /// How often it is sampled what idle cores wait for.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
 /// "Now" is this many reports long.
-const RECENT: usize = 4;
+pub(crate) const RECENT: usize = 4;
 
 /// Where the time of a host's cores went, in seconds of cores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct CoreTimes {
     pub all: f64,
     /// In the user's function.
     pub computing: f64,
-    /// Compressing rows.
+    /// Writing and compressing rows.
     pub encoding: f64,
     /// Without ids.
     pub waiting_for_ids: f64,
@@ -85,6 +85,36 @@ impl From<[f64; 2]> for ProduceTimes {
     }
 }
 
+impl CoreTimes {
+    /// What came after an earlier look.
+    pub(crate) fn since(self, before: Self) -> Self {
+        let of = |Self { computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate, .. }| {
+            [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate]
+        };
+        difference(of(self), of(before)).into()
+    }
+}
+
+impl SinkTimes {
+    /// What came after an earlier look.
+    pub(crate) fn since(self, before: Self) -> Self {
+        let of = |Self { waiting_for_rows, asking, inserting, .. }| [waiting_for_rows, asking, inserting];
+        difference(of(self), of(before)).into()
+    }
+}
+
+impl ProduceTimes {
+    /// What came after an earlier look.
+    pub(crate) fn since(self, before: Self) -> Self {
+        let of = |Self { reading, waiting_for_broker, .. }| [reading, waiting_for_broker];
+        difference(of(self), of(before)).into()
+    }
+}
+
+fn difference<const N: usize>(now: [f64; N], before: [f64; N]) -> [f64; N] {
+    std::array::from_fn(|part| now[part] - before[part])
+}
+
 /// Seconds to the millisecond. What is estimated from samples may be a little less than it was a moment ago.
 fn in_millis(seconds: f64) -> f64 {
     (seconds.max(0.0) * 1000.0).round() / 1000.0
@@ -107,8 +137,7 @@ impl<const N: usize> Recent<N> {
             self.0.pop_front();
         }
         let (then, before) = self.0[0];
-        let added = std::array::from_fn(|part| sums[part] - before[part]);
-        (added, (now - then).as_secs_f64().max(f64::EPSILON))
+        (difference(sums, before), (now - then).as_secs_f64().max(f64::EPSILON))
     }
 }
 

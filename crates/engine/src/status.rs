@@ -5,11 +5,12 @@ use serde::Serialize;
 
 use crate::broker::Broker;
 use crate::error::Error;
-use crate::hosts::{self, HostReport};
+use crate::hosts::{self, HostReport, REPORT};
+use crate::load::RECENT;
 use crate::records::{PassRecord, PassState, Records, RunRecord, now_ms};
 use crate::store::Store;
 use crate::tables::Letters;
-use crate::verdict::{Scene, Span, Verdict, verdict};
+use crate::verdict::{Bottleneck, Scene, Span, Verdict, verdict};
 
 /// A run and its newest pass at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -123,7 +124,10 @@ pub async fn status(
     status.look_at_hosts();
     status.rate();
     if ["publishing", "running"].contains(&status.state) {
-        status.verdict = Some(verdict(&status.hosts, &status.run, Span::Recent, &status.scene()));
+        let found = verdict(&status.hosts, &status.run, Span::Recent, &status.scene());
+        // What processes did lately was not for this run yet.
+        let is_early = status.seconds < (REPORT * RECENT as u32).as_secs_f64();
+        status.verdict = Some(found).filter(|found| !is_early || found.bottleneck == Bottleneck::Nobody);
     }
     if record.is_open() && record.published.is_none() {
         (status.eta_seconds, status.eta_range_seconds) = (None, None);

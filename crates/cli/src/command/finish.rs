@@ -54,7 +54,7 @@ async fn follow_up(last: &Status, command: &str) -> anyhow::Result<()> {
 fn summarize<P: Pipeline>(last: &Status, as_json: bool) {
     let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, summary, .. } = last;
     let sealed = *state == "sealed";
-    // Of a run that was shorter than a report nothing is known.
+    // Of a run that was over before anybody reported nothing is known.
     let verdict = (!hosts.is_empty()).then(|| verdict(hosts, run, Span::Total, &last.scene()));
     if as_json {
         show::json(&json!({

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use millstream::Pipeline;
 use millstream::names::RunName;
+use millstream_engine::hosts::since;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
 use millstream_engine::status::{Status, status};
@@ -127,7 +128,7 @@ fn stage_ended(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> anyh
     }
 }
 
-/// Shows how a run goes on, until it is over.
+/// Shows how a run goes on, until it is over. What processes did is then told of the time since this began to look.
 ///
 /// # Errors
 /// [`Error::Stopped`] when no more work is to be taken.
@@ -139,6 +140,7 @@ pub(super) async fn watch<P: Pipeline>(
 ) -> anyhow::Result<Status> {
     let mut line = context.progress.run();
     let mut failing: Option<Instant> = None;
+    let mut before = None;
     let mut pause = FIRST_LOOK;
     loop {
         tokio::select! {
@@ -146,10 +148,12 @@ pub(super) async fn watch<P: Pipeline>(
             () = stop.no_more_taking() => return Err(Error::Stopped).context("interrupted"),
         }
         match status(&session.broker, &session.records, &session.store, run).await {
-            Ok(status) => {
+            Ok(mut status) => {
                 failing = None;
                 line.show(&status);
+                let before = before.get_or_insert_with(|| status.hosts.clone());
                 if status.is_over() {
+                    status.hosts = since(&status.hosts, before);
                     return Ok(status);
                 }
             }
