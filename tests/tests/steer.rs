@@ -242,6 +242,21 @@ fn a_rate_limits_a_run_over_all_hosts_and_leaves_the_cores_to_others() {
     scene.say(&["cancel", "never"]);
 }
 
+/// A worker that has just begun takes nothing of a limited run for six seconds, with a batch in its hands.
+#[test]
+fn a_limit_that_is_lifted_lets_go_who_waits_for_it() {
+    let mut scene = Scene::new(0, &["sink"]);
+    scene.publish("a", 3000, 1000, &["--rate", "1000"]);
+    scene.start(&["work-1"]);
+    wait_until("a batch in hand", SOON, || {
+        let status = scene.host.status("a");
+        if status["in_flight"].as_u64() > Some(0) { Ok(()) } else { Err(status.to_string()) }
+    });
+    scene.say(&["set", "a", "--rate", "none"]);
+    scene.host.wait_sealed("a", SOON);
+    scene.host.call(&["verify", "a"]).expect(0);
+}
+
 #[test]
 fn ten_runs_at_once_one_paused_one_cancelled_one_replayed_all_processes_killed() {
     let mut scene = Scene::new(300, &["work-1", "work-2", "sink"]);

@@ -106,12 +106,20 @@ impl Rates {
         self.part.load(Ordering::Relaxed) as f64 / WHOLE * f64::from(rate)
     }
 
-    /// Waits until some of `left` ids may begin; how many.
+    /// Waits until some of `left` ids may begin by what `rate` says at the time; how many. All of them once there is no
+    /// limit any more.
     ///
     /// # Errors
     /// [`Error::Stopped`] once no more work is taken.
-    pub async fn admit(&self, key: &PassKey, rate: u32, left: usize, stop: &Stop) -> Result<usize, Error> {
+    pub async fn admit(
+        &self,
+        key: &PassKey,
+        rate: impl Fn() -> Option<u32>,
+        left: usize,
+        stop: &Stop,
+    ) -> Result<usize, Error> {
         loop {
+            let Some(rate) = rate() else { return Ok(left) };
             let own = self.own(rate);
             let wait = match own > 0.0 {
                 true => self.next_of(key).saturating_duration_since(Instant::now()),
@@ -162,19 +170,32 @@ mod tests {
     #[tokio::test]
     async fn portions_come_at_the_rate() {
         let (rates, stop) = (whole(), Stop::new());
-        assert_eq!(rates.admit(&key(), 100, 1000, &stop).await.expect("goes on"), 25);
-        assert_eq!(rates.admit(&key(), 100, 10, &stop).await.expect("goes on"), 10, "no more than are left");
-        assert_eq!(rates.admit(&key(), 1, 1000, &stop).await.expect("goes on"), 1);
+        let admit = async |rate, left| rates.admit(&key(), || rate, left, &stop).await.expect("goes on");
+        assert_eq!(admit(Some(100), 1000).await, 25);
+        assert_eq!(admit(Some(100), 10).await, 10, "no more than are left");
+        assert_eq!(admit(Some(1), 1000).await, 1);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_that_the_limit_is_gone() {
+        let (rates, stop, limit) = (Rates::default(), Stop::new(), Mutex::new(Some(1)));
+        let rate = || *limit.lock().expect("no panic");
+        let (key, lift) = (key(), async {
+            tokio::time::sleep(LOOK / 2).await;
+            *limit.lock().expect("no panic") = None;
+        });
+        let (admitted, ()) = tokio::join!(rates.admit(&key, rate, 1000, &stop), lift);
+        assert_eq!(admitted.expect("goes on"), 1000);
     }
 
     #[tokio::test]
     async fn without_a_part_nothing_is_admitted() {
         let (rates, stop) = (Rates::default(), Stop::new());
         let key = key();
-        let waiting = rates.admit(&key, 1000, 10, &stop);
+        let waiting = rates.admit(&key, || Some(1000), 10, &stop);
         assert!(tokio::time::timeout(LOOK * 2, waiting).await.is_err());
         stop.stop_taking();
-        assert!(matches!(rates.admit(&key, 1000, 10, &stop).await, Err(Error::Stopped)));
+        assert!(matches!(rates.admit(&key, || Some(1000), 10, &stop).await, Err(Error::Stopped)));
     }
 
     #[test]

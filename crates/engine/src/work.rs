@@ -336,14 +336,13 @@ impl<P: Pipeline> Worker<P> {
     ) -> Result<(), Error> {
         let pass = (key.run.clone(), key.pass);
         while !ids.is_empty() {
-            let rate = self.open.borrow().get(&pass).and_then(|pass| pass.rate);
-            let some = match rate {
-                None => ids.len(),
-                Some(rate) => {
-                    let _paced = self.load.paced();
-                    delivery.hold(None);
-                    self.rates.admit(&pass, rate, ids.len(), &self.stop).await?
-                }
+            let rate = || self.open.borrow().get(&pass).and_then(|pass| pass.rate);
+            let some = if rate().is_some() {
+                let _paced = self.load.paced();
+                delivery.hold(None);
+                self.rates.admit(&pass, rate, ids.len(), &self.stop).await?
+            } else {
+                ids.len()
             };
             delivery.hold(Some(self.slots.one(some as u32).await));
             let rest = ids.split_off(some);

@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn an_end_is_of_one_run_and_one_batch_and_nothing_else() {
         let end = encode_end("tea", 3);
-        assert_eq!(hex(&end), "4d530212f1f6e5f00374656103");
+        assert_eq!(hex(&end), "4d5302124b22e34c0374656103");
         assert!(is_end(&end, "tea", 3));
         assert!(!is_end(&end, "tea", 4) && !is_end(&end, "te", 3));
         assert_eq!(decode_ids::<u64>(&end), Err(EnvelopeFault::Codec { codec: END }));
