@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::moment::{length, shown};
 use crate::records::{PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
-use crate::replay::copy_others;
+use crate::replay::{check_selected, copy_others};
 use crate::seal::Proof;
 use crate::sink::{Drawn, SinkCounts, SinkPlan, sink};
 use crate::stop::Stop;
@@ -132,6 +132,7 @@ impl Rebuild<'_> {
         match &pass.covers {
             Some(covers) => {
                 let Self { store, run, record, published, .. } = self;
+                check_selected(store, run, covers).await?;
                 copy_others(store, run, pass.pass, covers, record.batch_ids, published).await
             }
             None => Ok(()),

@@ -24,7 +24,7 @@ use crate::stop::Stop;
 use crate::store::Store;
 use crate::tables::Selection;
 
-pub(crate) use complete::{copy_others, take_over};
+pub(crate) use complete::{check_selected, copy_others, take_over};
 
 /// Batches whose selected ids are read at once, and ids that those may have together.
 const READ_AT_ONCE: (u32, u32) = (64, 500_000);
@@ -158,7 +158,7 @@ impl Replay<'_> {
             return Err(Error::NothingSelected { run, selection: covers.selection });
         }
         covers.selected = Some(selected);
-        complete::check_selected(self.store, self.run, &covers).await?;
+        check_selected(self.store, self.run, &covers).await?;
         Ok(covers)
     }
 
@@ -170,7 +170,7 @@ impl Replay<'_> {
         batch_ids: u32,
     ) -> Result<Replayed, Error> {
         self.broker.ensure_replay_consumer(self.run, pass).await?;
-        complete::check_selected(self.store, self.run, covers).await?;
+        check_selected(self.store, self.run, covers).await?;
         let batches = self.store.selected_batches(self.run.as_str(), covers).await?;
         let mut ids = 0;
         let at_once = (READ_AT_ONCE.1 / batch_ids.max(1)).clamp(1, READ_AT_ONCE.0);

@@ -30,27 +30,15 @@ pub(crate) async fn take_over(
             return Ok(false);
         }
     }
-    copy(store, run, pass, covers, batch_ids, published).await?;
+    copy_others(store, run, pass, covers, batch_ids, published).await?;
     Ok(true)
 }
 
-/// Copies the rows of all ids that the pass does not cover.
+/// Copies the rows of all ids that the pass does not cover, by a selection that was checked.
 ///
 /// # Errors
-/// As of [`take_over`], but for what is not computed yet.
+/// ClickHouse's.
 pub(crate) async fn copy_others(
-    store: &Store,
-    run: &RunName,
-    pass: u32,
-    covers: &Covers,
-    batch_ids: u32,
-    published: &Published,
-) -> Result<(), Error> {
-    check_selected(store, run, covers).await?;
-    copy(store, run, pass, covers, batch_ids, published).await
-}
-
-async fn copy(
     store: &Store,
     run: &RunName,
     pass: u32,
@@ -73,7 +61,10 @@ fn pieces(batch_ids: u32, published: &Published) -> impl Iterator<Item = [u32; 2
 }
 
 /// Makes sure that the selection is what it was when the pass was begun.
-pub(super) async fn check_selected(store: &Store, run: &RunName, covers: &Covers) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Unstable`]; ClickHouse's.
+pub(crate) async fn check_selected(store: &Store, run: &RunName, covers: &Covers) -> Result<(), Error> {
     let Some(before) = covers.selected else { return Ok(()) };
     let after = store.selected(run.as_str(), covers).await?;
     if after == before {
