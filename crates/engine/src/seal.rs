@@ -202,7 +202,12 @@ impl Sealer {
             return Ok(());
         }
         if let Some(covers) = covers {
-            take_over(&self.store, run, pass, covers, record.batch_ids, &published).await?;
+            let taking_over = take_over(&self.store, run, pass, covers, record.batch_ids, &published);
+            // Of a selection that is another each time only a person can say what to do.
+            if let Err(error) = taking_over.await {
+                watch.set_back();
+                return Err(error);
+            }
         }
         let proof = self.prove(run, pass, &published).await?;
         if !proof.is_clean() {
