@@ -48,7 +48,7 @@ impl Repair {
 /// Verifies a pass, and repairs what is found.
 ///
 /// # Errors
-/// As of [`verify`] and [`repair`].
+/// As of [`verify`](super::verify()) and [`repair`].
 pub async fn heal<I: Id>(
     broker: &Broker,
     records: &Records,
