@@ -91,7 +91,7 @@ pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
                 && other.doing.role() == report.doing.role()
         };
         if let Some(before) = before.iter().find(same) {
-            report.doing = report.doing.since(&before.doing);
+            report.doing.take_off(&before.doing);
         }
         report
     });
@@ -99,9 +99,9 @@ pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
 }
 
 impl Doing {
-    fn since(&self, before: &Self) -> Self {
-        let mut after = self.clone();
-        match (&mut after, before) {
+    /// Counts its total from an earlier one.
+    fn take_off(&mut self, before: &Self) {
+        match (self, before) {
             (Self::Work { total, .. }, Self::Work { total: before, .. }) => *total = total.since(*before),
             (Self::Sink { total, .. }, Self::Sink { total: before, .. }) => *total = total.since(*before),
             (Self::Produce { total, .. }, Self::Produce { total: before, .. }) => {
@@ -109,7 +109,6 @@ impl Doing {
             }
             _ => {}
         }
-        after
     }
 
     /// All that its total comes to.

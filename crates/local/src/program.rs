@@ -85,7 +85,7 @@ impl Program {
         let how = match outcome.await {
             Ok(Ok(())) => return Ok(running),
             // Free when we looked, and not any more when the server did.
-            Ok(Err(how)) => match self.ports().find(|port| self.says_taken(*port, said_before)) {
+            Ok(Err(how)) => match self.taken(said_before) {
                 Some(port) => return Err(Error::Port { server: self.server, port }),
                 None => how,
             },
@@ -105,13 +105,14 @@ impl Program {
         [self.port].into_iter().chain(monitor)
     }
 
-    /// Whether the log says, after its first so many bytes, that the port is taken. All three servers end such a line
-    /// with the text of `EADDRINUSE` and name the address in it.
-    fn says_taken(&self, port: u16, said_before: u64) -> bool {
+    /// The port that is taken, as the log says after its first so many bytes. All three servers end such a line with the
+    /// text of `EADDRINUSE` and name the address in it.
+    fn taken(&self, said_before: u64) -> Option<u16> {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let from = usize::try_from(said_before).unwrap_or(usize::MAX);
         // A shorter log was begun anew.
-        is_said_taken(&String::from_utf8_lossy(log.get(from..).unwrap_or(&log)), port)
+        let said = String::from_utf8_lossy(log.get(from..).unwrap_or(&log));
+        self.ports().find(|port| is_said_taken(&said, *port))
     }
 
     /// The end of the server's log.
