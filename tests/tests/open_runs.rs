@@ -225,3 +225,28 @@ fn a_feed_without_ids_makes_no_closed_run() {
     );
     host.call(&["produce", "--ids", "1..=5", "--follow"]).expect(2);
 }
+
+#[test]
+fn a_row_beyond_the_end_is_removed_and_the_run_can_be_replayed() {
+    let host = tame();
+    let up = host.up();
+    let lines: String = (1..=30).map(|id| format!("{id}\n")).collect();
+    let follow = ["produce", "--stdin", "--follow", "--run", "feed", "--batch", "10"];
+    host.call_with_input(&follow, lines.as_bytes()).expect(0);
+    expect_sealed(&host, &up, 1..=30);
+    let _services = ["work", "sink"].map(|name| host.start(name, &[name]));
+    // In the place of the end, which is all that the stream has there.
+    up.ask("INSERT INTO millstream.trial_rows SELECT * REPLACE (3 AS batch, 99 AS id) FROM millstream.trial_rows LIMIT 1");
+    let report = host.call(&["verify", "feed", "--repair", "--json"]).json();
+    assert_eq!(report["wrong"], serde_json::json!([3]), "{report}");
+    wait_until("a run that is as it should be", SOON, || match host.call(&["verify", "feed"]) {
+        called if called.code == 0 => Ok(()),
+        called => Err(called.stdout),
+    });
+    host.call(&["replay", "feed"]).expect(0);
+    wait_until("a second pass", SOON, || {
+        let status = host.status("feed");
+        let sealed = status["pass"] == 2 && status["state"] == "sealed";
+        if sealed { Ok(()) } else { Err(status.to_string()) }
+    });
+}
