@@ -45,6 +45,11 @@ impl Slots {
         (self.cores * 2 / self.cost(batch_ids)) as usize
     }
 
+    /// Cores for which batches could be drawn now.
+    pub fn free(&self) -> usize {
+        self.room.available_permits()
+    }
+
     /// Waits for room for one batch.
     pub async fn one(&self, batch_ids: u32) -> OwnedSemaphorePermit {
         let room = self.room.clone().acquire_many_owned(self.cost(batch_ids));

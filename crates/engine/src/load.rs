@@ -16,6 +16,10 @@ use crate::share::PassKey;
 
 /// How often it is sampled what idle cores wait for.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
+/// What idle cores wait for: places in [`WorkLoad::idle`].
+const IDS: usize = 0;
+const ROOM: usize = 1;
+const RATE: usize = 2;
 /// "Now" is this many reports long.
 pub(crate) const RECENT: usize = 4;
 
@@ -30,7 +34,7 @@ pub struct CoreTimes {
     pub encoding: f64,
     /// Without ids.
     pub waiting_for_ids: f64,
-    /// With rows that the broker did not take yet.
+    /// Without room for another batch, because of rows that the broker did not take yet.
     pub waiting_for_room: f64,
     /// Held back by a run's rate limit.
     pub held_by_rate: f64,
@@ -323,15 +327,17 @@ impl WorkLoad {
         Under::begin(&self.paced, 1)
     }
 
-    /// Notes what cores without ids wait for at this moment.
-    pub(crate) fn sample(&self) {
+    /// Notes what cores without ids wait for at this moment, when batches could be drawn for `free` cores: rows on
+    /// their way keep nobody waiting who has room for another batch.
+    pub(crate) fn sample(&self, free: usize) {
         let idle = self.cores.saturating_sub(self.occupied.load(Ordering::Relaxed));
-        let why = match () {
-            () if self.publishing.load(Ordering::Relaxed) > 0 => 1,
-            () if self.paced.load(Ordering::Relaxed) > 0 => 2,
-            () => 0,
+        let for_room = match self.publishing.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => idle.saturating_sub(free),
         };
-        self.idle[why].fetch_add(idle as u64, Ordering::Relaxed);
+        let otherwise = if self.paced.load(Ordering::Relaxed) > 0 { RATE } else { IDS };
+        self.idle[ROOM].fetch_add(for_room as u64, Ordering::Relaxed);
+        self.idle[otherwise].fetch_add((idle - for_room) as u64, Ordering::Relaxed);
     }
 
     /// Where the cores' time went in `elapsed`: the parts of [`CoreTimes`].
@@ -353,8 +359,8 @@ impl WorkLoad {
             true => (all - busy) * idle[which] / samples,
             false => 0.0,
         };
-        let ids = all - busy - part(1) - part(2);
-        [busy - encoding, encoding, ids, part(1), part(2)]
+        let ids = all - busy - part(ROOM) - part(RATE);
+        [busy - encoding, encoding, ids, part(ROOM), part(RATE)]
     }
 
     /// What is done for each pass that is open.
@@ -423,15 +429,30 @@ mod tests {
         load.spent(Spent { computing: Duration::from_millis(1200), encoding: Duration::from_millis(300) });
         {
             let _rows = load.publishing();
-            load.sample();
+            load.sample(0);
         }
-        load.sample();
+        load.sample(0);
         let times = CoreTimes::from(load.sums(SECOND));
         assert!((times.all - 2.0).abs() < 1e-9, "{times:?}");
         let parts = [times.computing, times.encoding, times.waiting_for_ids, times.waiting_for_room];
         for (part, expected) in parts.into_iter().zip([1.2, 0.3, 0.25, 0.25]) {
             assert!((part - expected).abs() < 1e-9, "{times:?}");
         }
+    }
+
+    #[test]
+    fn rows_on_their_way_keep_only_those_waiting_who_have_no_room() {
+        let waited = |free, publishing: bool| {
+            let load = WorkLoad::new(4);
+            let _one = load.computing(1);
+            let _rows = publishing.then(|| load.publishing());
+            load.sample(free);
+            load.idle.each_ref().map(|waiting| waiting.load(Ordering::Relaxed))
+        };
+        assert_eq!(waited(0, true), [0, 3, 0]);
+        assert_eq!(waited(1, true), [1, 2, 0]);
+        assert_eq!(waited(6, true), [3, 0, 0]);
+        assert_eq!(waited(0, false), [3, 0, 0]);
     }
 
     #[test]

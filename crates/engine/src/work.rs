@@ -106,9 +106,9 @@ pub async fn work<P: Pipeline>(
     let WorkPlan { threads, place, limits, .. } = plan.clone();
     let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
     let cores = Cores::start(pipeline, columns, threads, place, limits, counts.clone(), load.clone())?;
-    tell(records, open.clone(), load.clone(), rates.clone(), stop);
-    let held = Held::start(broker.clone(), stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
+    tell(records, open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
+    let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
         blank: blank_of(columns),
@@ -135,11 +135,18 @@ pub async fn work<P: Pipeline>(
 }
 
 /// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
-fn tell(records: Records, open: watch::Receiver<Open>, load: Arc<WorkLoad>, rates: Arc<Rates>, stop: &Stop) {
+fn tell(
+    records: Records,
+    open: watch::Receiver<Open>,
+    load: Arc<WorkLoad>,
+    slots: Slots,
+    rates: Arc<Rates>,
+    stop: &Stop,
+) {
     let (sampling, stopping) = (load.clone(), stop.clone());
     stop.spawn(async move {
         while !stopping.taking_stopped() {
-            sampling.sample();
+            sampling.sample(slots.free());
             tokio::select! {
                 () = tokio::time::sleep(SAMPLE) => {}
                 () = stopping.no_more_taking() => {}
