@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use benches::{Heavy, ROUNDS, Up, mix};
 use bytes::Bytes;
 use collatz::Collatz;
-use millstream::Pipeline;
-use millstream_engine::compute::{BatchKey, Pool};
+use millstream::{Pipeline, check};
+use millstream_engine::compute::{BatchKey, Function, Pool};
 use millstream_engine::{Store, StoreAddress};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -154,9 +154,9 @@ fn bare_insert(ids: u64) -> f64 {
 }
 
 async fn encode_groups(ids: u64) -> Vec<Bytes> {
-    let columns = millstream::check::<Collatz>().expect("sound");
+    let function = Function::of(Arc::new(Collatz)).expect("sound");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pool = Pool::start(Arc::new(Collatz), &columns, cores).expect("threads");
+    let pool = Pool::start(function, cores).expect("threads");
     let mut groups = Vec::new();
     for (batch, first) in (1..=ids).step_by(GROUP as usize).enumerate() {
         let list: Vec<u64> = (first..=ids.min(first + GROUP - 1)).collect();
@@ -206,8 +206,8 @@ fn against_rayon(ids: u64, cores: usize) {
 
 /// The compute pool with two batches in its hands, as a worker keeps it, and no server anywhere.
 fn pool_seconds<P: Pipeline<Id = u64>>(pipeline: P, ids: u64, batch_ids: u64, cores: usize) -> f64 {
-    let columns = millstream::check::<P>().expect("sound");
-    let pool = Pool::start(Arc::new(pipeline), &columns, cores).expect("threads");
+    let function = Function::of(Arc::new(pipeline)).expect("sound");
+    let pool = Pool::start(function, cores).expect("threads");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let begun = Instant::now();
     runtime.block_on(async {
@@ -319,7 +319,7 @@ async fn store_of(up: &Up) -> Store {
         database: "millstream".into(),
         origin: "the bench".into(),
     };
-    let store = Store::connect::<Collatz>(address).await.expect("connects");
+    let store = Store::connect(&check::<Collatz>().expect("sound"), address).await.expect("connects");
     store.setup().await.expect("tables");
     store
 }

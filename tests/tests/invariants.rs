@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use millstream::envelope::{RowBatch, encode_rows};
 use millstream::names::{Names, RunName};
-use millstream::{Id, Limits, Outcome, Pipeline, frame};
+use millstream::{Id, Limits, Outcome, Pipeline, check, frame};
 use millstream_engine::broker::Written;
-use millstream_engine::compute::{BatchKey, Place, Pool};
+use millstream_engine::compute::{BatchKey, Function, Place, Pool};
 use millstream_engine::records::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
@@ -80,7 +80,7 @@ impl Scene {
             database: "millstream".into(),
             origin: "test".into(),
         };
-        let store = Store::connect::<Trial>(address).await.expect("ClickHouse");
+        let store = Store::connect(&check::<Trial>().expect("sound"), address).await.expect("ClickHouse");
         store.setup().await.expect("tables");
         let records = broker.records().await.expect("bucket");
         let nats = Nats::connect(&up.nats);
@@ -217,11 +217,10 @@ impl Drop for Service {
 fn start_work(broker: &Broker, pipeline: Signed, threads: usize) -> (Service, Arc<WorkCounts>) {
     let counts = Arc::new(WorkCounts::default());
     let (broker, counted) = (broker.clone(), counts.clone());
-    let columns = millstream::check::<Signed>().expect("sound");
+    let function = Function::of(Arc::new(pipeline)).expect("sound");
     let plan = WorkPlan { threads, drain: SOON, place: Place::Here, limits: Limits::DEFAULT };
-    let service = Service::start(|stop| async move {
-        Box::pin(work(Arc::new(pipeline), &columns, &broker, &plan, counted, &stop)).await
-    });
+    let service =
+        Service::start(|stop| async move { Box::pin(work(function, &broker, &plan, counted, &stop)).await });
     (service, counts)
 }
 
@@ -242,8 +241,8 @@ fn hold_merges(up: &Up) {
 
 /// Ids `batch * each ..` computed and encoded as a worker does.
 async fn frames(run: &str, pass: u32, batch: u32, each: u32, by: u64) -> (Vec<u8>, u64) {
-    let columns = millstream::check::<Signed>().expect("sound");
-    let pool = Pool::start(Arc::new(Signed::new(by, |_| ())), &columns, 2).expect("threads");
+    let function = Function::of(Arc::new(Signed::new(by, |_| ()))).expect("sound");
+    let pool = Pool::start(function, 2).expect("threads");
     let first = u64::from(batch) * u64::from(each);
     let key = BatchKey { run: name(run), pass, batch, ids: each };
     let computed = pool.compute(key, (first..first + u64::from(each)).collect(), true).await;

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millstream::names::{Names, RunName};
-use millstream::{Id, Limits, Pipeline};
-use millstream_engine::compute::Place;
+use millstream::{Id, Limits, Pipeline, check};
+use millstream_engine::compute::{Function, Place};
 use millstream_engine::publish::{Submission, submit};
 use millstream_engine::records::{PassState, Records};
 use millstream_engine::seal::seal_passes;
@@ -217,11 +217,12 @@ impl Scene {
     fn start_work<I: Id>(&self, broker: &Broker, pipeline: Bulky<I>) -> (Service, Arc<WorkCounts>) {
         let counts = Arc::new(WorkCounts::default());
         let (broker, counted) = (broker.clone(), counts.clone());
-        let columns = millstream::check::<Bulky<I>>().expect("sound");
+        let function = Function::of(Arc::new(pipeline)).expect("sound");
         let plan = WorkPlan { threads: 2, drain: SOON, place: Place::Here, limits: Limits::DEFAULT };
-        let service = Service::start(|stop| async move {
-            Box::pin(work(Arc::new(pipeline), &columns, &broker, &plan, counted, &stop)).await
-        });
+        let service =
+            Service::start(
+                |stop| async move { Box::pin(work(function, &broker, &plan, counted, &stop)).await },
+            );
         (service, counts)
     }
 
@@ -318,7 +319,7 @@ async fn store<I: Id>(url: &str) -> Store {
         database: "millstream".into(),
         origin: "test".into(),
     };
-    Store::connect::<Bulky<I>>(address).await.expect("ClickHouse")
+    Store::connect(&check::<Bulky<I>>().expect("sound"), address).await.expect("ClickHouse")
 }
 
 /// A durable with a short `ack_wait`: made before anybody needs it, it is left as it is.

@@ -24,10 +24,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use millstream::Pipeline;
 use millstream::names::{NameFault, RunName};
-use millstream::schema::ColumnType;
+use millstream::{Id, Spec};
 use millstream_engine::Stop;
+use millstream_engine::compute::{AnyFunction, Function};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Cli, Command};
@@ -37,12 +37,10 @@ use crate::session::{Holder, Servers};
 use crate::{Ended, Usage};
 
 /// What every command has.
-pub(crate) struct Context<P> {
-    pub pipeline: Arc<P>,
-    pub columns: Vec<ColumnType>,
+pub(crate) struct Context {
+    pub spec: Arc<Spec>,
     pub config: Config,
     pub progress: Progress,
-    command: Command,
 }
 
 /// Which signal asked to stop.
@@ -54,16 +52,16 @@ pub(crate) enum Signal {
     Terminate,
 }
 
-impl<P: Pipeline> Context<P> {
+impl Context {
     /// Reads the configuration and starts logging.
-    pub fn start(pipeline: P, columns: Vec<ColumnType>, cli: Cli) -> anyhow::Result<Self> {
+    pub fn start(spec: Arc<Spec>, cli: &Cli) -> anyhow::Result<Self> {
         let threads = match &cli.command {
             Command::Run(args) => args.work.threads,
             Command::Work(args) => args.threads,
             Command::Tune(args) => args.threads,
             _ => None,
         };
-        let config = Config::read(&cli.options, threads, P::LIMITS)?;
+        let config = Config::read(&cli.options, threads, spec.limits)?;
         let progress = Progress::new();
         // Short commands have a result to show; what the log would say of the way there is noise.
         let quiet = matches!(
@@ -86,45 +84,48 @@ impl<P: Pipeline> Context<P> {
         let filter =
             if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
         crate::logs::start(filter, &progress.lines().clone());
-        Ok(Self { pipeline: Arc::new(pipeline), columns, config, progress, command: cli.command })
+        Ok(Self { spec, config, progress })
     }
 
     /// Runs the command to its end.
-    pub fn run(self) -> anyhow::Result<Ended> {
+    pub fn run(self, function: AnyFunction, command: &Command) -> anyhow::Result<Ended> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2) // it does I/O only: the cores belong to the compute pool
             .enable_all()
             .build()
             .context("failed to start the I/O threads")?;
-        runtime.block_on(Box::pin(self.dispatch()))
+        match function {
+            AnyFunction::Numbers(function) => runtime.block_on(Box::pin(self.dispatch(&function, command))),
+            AnyFunction::Texts(function) => runtime.block_on(Box::pin(self.dispatch(&function, command))),
+        }
     }
 
-    async fn dispatch(self) -> anyhow::Result<Ended> {
-        match &self.command {
-            Command::Run(args) => run::run(&self, args).await,
+    async fn dispatch<I: Id>(&self, function: &Function<I>, command: &Command) -> anyhow::Result<Ended> {
+        match command {
+            Command::Run(args) => run::run(self, function, args).await,
             #[cfg(feature = "local")]
-            Command::Up(args) => up::up(&self, args).await,
+            Command::Up(args) => up::up(self, args).await,
             #[cfg(not(feature = "local"))]
             Command::Up(_) => Err(Usage("this build has no local stack".into()).into()),
-            Command::Produce(args) if args.follow => follow::follow(&self, args).await,
-            Command::Produce(args) => produce::produce(&self, args).await,
-            Command::Work(_) => service::work(&self).await,
-            Command::Sink => service::sink(&self).await,
-            Command::Setup => setup::setup(&self).await,
-            Command::Runs(args) => runs::runs(&self, args.json).await,
-            Command::Status(args) => status::status(&self, args).await,
-            Command::Pause(args) => steer::steer(&self, args, steer::Word::Pause).await,
-            Command::Resume(args) => steer::steer(&self, args, steer::Word::Resume).await,
-            Command::Cancel(args) => steer::steer(&self, args, steer::Word::Cancel).await,
-            Command::Set(args) => steer::set(&self, args).await,
-            Command::Verify(args) => verify::verify(&self, args).await,
-            Command::Dead(args) => dead::dead(&self, args).await,
-            Command::Replay(args) => replay::replay(&self, args).await,
-            Command::Forget(args) => forget::forget(&self, args).await,
-            Command::Rebuild(args) => rebuild::rebuild(&self, args).await,
-            Command::Sql(args) => sql::sql(&self, args).await,
-            Command::Doctor(args) => doctor::doctor(&self, args.json).await,
-            Command::Tune(args) => tune::tune(&self, args).await,
+            Command::Produce(args) if args.follow => follow::follow(self, function, args).await,
+            Command::Produce(args) => produce::produce(self, function, args).await,
+            Command::Work(_) => service::work(self, function).await,
+            Command::Sink => service::sink::<I>(self).await,
+            Command::Setup => setup::setup(self).await,
+            Command::Runs(args) => runs::runs(self, args.json).await,
+            Command::Status(args) => status::status(self, args).await,
+            Command::Pause(args) => steer::steer(self, args, steer::Word::Pause).await,
+            Command::Resume(args) => steer::steer(self, args, steer::Word::Resume).await,
+            Command::Cancel(args) => steer::steer(self, args, steer::Word::Cancel).await,
+            Command::Set(args) => steer::set(self, args).await,
+            Command::Verify(args) => verify::verify::<I>(self, args).await,
+            Command::Dead(args) => dead::dead(self, args).await,
+            Command::Replay(args) => replay::replay::<I>(self, args).await,
+            Command::Forget(args) => forget::forget(self, args).await,
+            Command::Rebuild(args) => rebuild::rebuild(self, args).await,
+            Command::Sql(args) => sql::sql(self, args).await,
+            Command::Doctor(args) => doctor::doctor(self, args.json).await,
+            Command::Tune(args) => tune::tune(self, function, args).await,
         }
     }
 

@@ -25,8 +25,9 @@ mod show;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
-use millstream::Pipeline;
 use millstream::schema::Faults;
+use millstream::{Pipeline, SchemaFault};
+use millstream_engine::compute::{AnyFunction, child_main};
 
 use args::Cli;
 use command::Context;
@@ -53,15 +54,20 @@ pub(crate) struct Usage(pub String);
 ///
 /// Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters, 130 interrupted.
 pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
+    start(P::NAME, AnyFunction::of(pipeline))
+}
+
+/// Compiled once, not for each pipeline.
+fn start(name: &'static str, function: Result<AnyFunction, Vec<SchemaFault>>) -> ExitCode {
     #[cfg(feature = "local")]
     if let Some(code) = millstream_local::child_main() {
         return code;
     }
-    let pipeline = match child(pipeline) {
-        Ok(code) => return code,
-        Err(pipeline) => pipeline,
-    };
-    let command = args::command_line(P::NAME).about(about::<P>());
+    // Of a pipeline that has faults no child is ever started.
+    if let Some(code) = function.as_ref().ok().and_then(child_main) {
+        return code;
+    }
+    let command = args::command_line(name).about(about(name));
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
@@ -70,16 +76,17 @@ pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    let columns = match millstream::check::<P>() {
-        Ok(columns) => columns,
+    let function = match function {
+        Ok(function) => function,
         Err(faults) => {
             let faults: Vec<String> = Faults(&faults).to_string().lines().map(str::to_owned).collect();
             let hint = "make COLUMNS and the fields of the row type agree, in their order too";
-            show::error(&format!("failed to use pipeline `{}`", P::NAME), &faults, Some(hint));
+            show::error(&format!("failed to use pipeline `{name}`"), &faults, Some(hint));
             return ExitCode::from(2);
         }
     };
-    let outcome = Context::start(pipeline, columns, cli).and_then(|context| context.run());
+    let context = Context::start(function.spec().clone(), &cli);
+    let outcome = context.and_then(|context| context.run(function, &cli.command));
     match outcome {
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::Badly) => ExitCode::from(1),
@@ -93,20 +100,10 @@ pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
     }
 }
 
-/// If this process is to compute for a worker, does so until that worker is done with it.
-fn child<P: Pipeline>(pipeline: P) -> Result<ExitCode, P> {
-    match millstream::check::<P>() {
-        Ok(columns) => millstream_engine::compute::child_main(pipeline, &columns),
-        // The command that started nothing yet says what is wrong.
-        Err(_) => Err(pipeline),
-    }
-}
-
-fn about<P: Pipeline>() -> String {
+fn about(pipeline: &str) -> String {
     format!(
-        "Computes pipeline `{}` over lists of ids on every core of every host, stores every row in ClickHouse, and \
-         proves it.",
-        P::NAME
+        "Computes pipeline `{pipeline}` over lists of ids on every core of every host, stores every row in ClickHouse, and \
+         proves it."
     )
 }
 

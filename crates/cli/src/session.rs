@@ -1,7 +1,7 @@
 //! The servers of one command: those that are named, and the local stack for the others.
 
 use anyhow::Context as _;
-use millstream::Pipeline;
+use millstream::Spec;
 use millstream::names::Names;
 use millstream_engine::records::Records;
 use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
@@ -116,10 +116,10 @@ impl Servers {
     }
 
     /// Connects to both.
-    pub async fn connect<P: Pipeline>(&self, role: &str) -> anyhow::Result<(Broker, Store)> {
+    pub async fn connect(&self, spec: &Spec, role: &str) -> anyhow::Result<(Broker, Store)> {
         let nats = self.nats.as_ref().context("no NATS server is known to this command")?;
-        let broker = Broker::connect(nats, Names::new(P::NAME)?, role).await?;
-        Ok((broker, Store::connect::<P>(self.store.clone()).await?))
+        let broker = Broker::connect(nats, Names::new(spec.name)?, role).await?;
+        Ok((broker, Store::connect(spec, self.store.clone()).await?))
     }
 
     /// Stops what was started for this command.
@@ -163,8 +163,8 @@ pub(crate) async fn open_stack(
 
 impl Session {
     /// Connects to both servers; `None` where nothing has been set up for this pipeline.
-    pub async fn find<P: Pipeline>(servers: &Servers, role: &str) -> anyhow::Result<Option<Self>> {
-        let (broker, store) = servers.connect::<P>(role).await?;
+    pub async fn find(servers: &Servers, spec: &Spec, role: &str) -> anyhow::Result<Option<Self>> {
+        let (broker, store) = servers.connect(spec, role).await?;
         if !broker.is_set_up().await? || !store.is_set_up().await? {
             return Ok(None);
         }
@@ -173,14 +173,14 @@ impl Session {
     }
 
     /// The same for a command about a run, which there cannot be where nothing has been set up.
-    pub async fn of_run<P: Pipeline>(servers: &Servers, role: &str, run: &str) -> anyhow::Result<Self> {
-        let found = Self::find::<P>(servers, role).await?;
+    pub async fn of_run(servers: &Servers, spec: &Spec, role: &str, run: &str) -> anyhow::Result<Self> {
+        let found = Self::find(servers, spec, role).await?;
         Ok(found.ok_or_else(|| Error::NoSuchRun { run: run.to_owned(), known: Vec::new() })?)
     }
 
     /// The same for a run whose tables may be gone: those are created.
-    pub async fn of_tables<P: Pipeline>(servers: &Servers, role: &str, run: &str) -> anyhow::Result<Self> {
-        let (broker, store) = servers.connect::<P>(role).await?;
+    pub async fn of_tables(servers: &Servers, spec: &Spec, role: &str, run: &str) -> anyhow::Result<Self> {
+        let (broker, store) = servers.connect(spec, role).await?;
         if !broker.is_set_up().await? {
             return Err(Error::NoSuchRun { run: run.to_owned(), known: Vec::new() }.into());
         }
@@ -190,8 +190,8 @@ impl Session {
     }
 
     /// Connects to both servers and creates there what is missing.
-    pub async fn set_up<P: Pipeline>(servers: &Servers, config: &Config, role: &str) -> anyhow::Result<Self> {
-        let (broker, store) = servers.connect::<P>(role).await?;
+    pub async fn set_up(servers: &Servers, spec: &Spec, config: &Config, role: &str) -> anyhow::Result<Self> {
+        let (broker, store) = servers.connect(spec, role).await?;
         // The table first: a pipeline whose columns do not fit leaves no streams behind.
         store.setup().await?;
         store.check_summary().await?;

@@ -13,6 +13,7 @@ mod apart;
 mod child;
 mod cores;
 mod frames;
+mod function;
 mod order;
 mod row;
 mod watch;
@@ -22,12 +23,10 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millstream::names::RunName;
-use millstream::rowbinary::write_row;
-use millstream::schema::ColumnType;
-use millstream::{Failure, Outcome, Pipeline};
+use millstream::{Failure, Id, Outcome};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tokio::sync::oneshot;
@@ -38,6 +37,7 @@ use watch::Hand;
 
 pub use child::child_main;
 pub use cores::{Cores, Place};
+pub use function::{AnyFunction, Function};
 pub(crate) use row::{row_prefix, write_dead};
 
 /// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
@@ -47,25 +47,13 @@ const MAX_PIECE: usize = 1024;
 /// A piece whose rows come to more than this is ended early.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// A core-sized pool with the pipeline that it computes. Clones are the same.
-pub struct Pool<P: Pipeline> {
+/// A core-sized pool with the function that it computes. Clones are the same.
+#[derive(Clone)]
+pub struct Pool<I> {
     threads: Arc<ThreadPool>,
-    pipeline: Arc<P>,
-    /// What a dead letter holds in the pipeline's own columns.
-    blank: Arc<[u8]>,
+    function: Function<I>,
     /// One for each thread.
     hands: Arc<[Hand]>,
-}
-
-impl<P: Pipeline> Clone for Pool<P> {
-    fn clone(&self) -> Self {
-        Self {
-            threads: self.threads.clone(),
-            pipeline: self.pipeline.clone(),
-            blank: self.blank.clone(),
-            hands: self.hands.clone(),
-        }
-    }
 }
 
 /// Which batch the ids belong to: what every one of its rows begins with.
@@ -186,12 +174,12 @@ pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-impl<P: Pipeline> Pool<P> {
+impl<I: Id> Pool<I> {
     /// Starts `threads` threads.
     ///
     /// # Errors
     /// [`Error::Pool`] when the system gives none.
-    pub fn start(pipeline: Arc<P>, columns: &[ColumnType], threads: usize) -> Result<Self, Error> {
+    pub fn start(function: Function<I>, threads: usize) -> Result<Self, Error> {
         install_panic_hook();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -199,7 +187,7 @@ impl<P: Pipeline> Pool<P> {
             .build()
             .map_err(|source| Error::Pool { threads, source })?;
         let hands = (0..threads).map(|_| Hand::default()).collect();
-        Ok(Self { threads: Arc::new(pool), pipeline, blank: blank_of(columns), hands })
+        Ok(Self { threads: Arc::new(pool), function, hands })
     }
 
     /// How many threads there are.
@@ -210,7 +198,7 @@ impl<P: Pipeline> Pool<P> {
     /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
     ///
     /// Dropping the future forgets the result, and leaves out the ids that are not begun.
-    pub async fn compute(&self, key: BatchKey, ids: Vec<P::Id>, last: bool) -> Computed<P::Id> {
+    pub async fn compute(&self, key: BatchKey, ids: Vec<I>, last: bool) -> Computed<I> {
         let (sender, receiver) = oneshot::channel();
         let (this, off) = (self.clone(), Off::default());
         let switch = off.0.clone();
@@ -232,8 +220,8 @@ impl<P: Pipeline> Pool<P> {
     }
 
     /// Computes an order on all threads, and hands over each piece as it is done, in any order.
-    fn grind(&self, order: &Order<P::Id>, done: &(impl Fn(Piece<P::Id>) + Sync)) {
-        let rows = RowWriter::new(&order.key, &self.blank);
+    fn grind(&self, order: &Order<I>, done: &(impl Fn(Piece<I>) + Sync)) {
+        let rows = RowWriter::new(&order.key, &self.function.blank);
         let pieces = self.threads() * PIECES_PER_CORE;
         let size = order.ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
         order.ids.par_chunks(size).enumerate().for_each(|(number, piece)| {
@@ -243,76 +231,21 @@ impl<P: Pipeline> Pool<P> {
 
     fn grind_piece(
         &self,
-        order: &Order<P::Id>,
+        order: &Order<I>,
         rows: &RowWriter<'_>,
         mut from: u32,
-        mut ids: &[P::Id],
-        done: &impl Fn(Piece<P::Id>),
+        mut ids: &[I],
+        done: &impl Fn(Piece<I>),
     ) {
         let hand = &self.hands[rayon::current_thread_index().unwrap_or(0)];
         let before = hand.take(order.number);
         while !ids.is_empty() && !order.is_off() {
-            let piece = self.grind_some(hand, order, rows, from, ids);
+            let piece = self.function.typed.grind_some(hand, order, rows, from, ids);
             (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
             done(piece);
         }
         hand.put_back(before);
     }
-
-    /// Computes from the first of `ids` on, to the last, or until the rows are many bytes or nobody wants them.
-    fn grind_some(
-        &self,
-        hand: &Hand,
-        order: &Order<P::Id>,
-        rows: &RowWriter<'_>,
-        from: u32,
-        ids: &[P::Id],
-    ) -> Piece<P::Id> {
-        let begun = Instant::now();
-        let mut out = Rows::with_room(ids.len() * rows.usual_len());
-        let mut piece = Piece { from, count: 0, computed: Computed::default(), again_at: Vec::new() };
-        for id in ids {
-            if order.is_off() {
-                break;
-            }
-            let at = from + piece.count;
-            hand.begin(at);
-            match guarded(|| self.pipeline.compute(id)) {
-                Err(Failure::Retry(reason)) if !order.last => {
-                    piece.again_at.push(at);
-                    piece.computed.again.push((id.clone(), reason));
-                }
-                outcome => write::<P>(rows, id, outcome, &mut out),
-            }
-            piece.count += 1;
-            if out.bytes >= PIECE_BYTES {
-                break;
-            }
-        }
-        out.frames.flush();
-        // By the piece, not by the id: a look at the clock costs as much as a light id.
-        let all = begun.elapsed();
-        let encoding = out.encoding().min(all);
-        piece.computed.take_rows(out);
-        piece.computed.spent = Spent { computing: all - encoding, encoding };
-        piece
-    }
-}
-
-/// What dead letters hold in the pipeline's own columns.
-pub(crate) fn blank_of(columns: &[ColumnType]) -> Arc<[u8]> {
-    let mut blank = Vec::new();
-    columns.iter().for_each(|column| column.write_blank(&mut blank));
-    blank.into()
-}
-
-/// Appends the id's one row.
-fn write<P: Pipeline>(rows: &RowWriter<'_>, id: &P::Id, outcome: Outcome<P::Row>, out: &mut Rows) {
-    out.write(|out| match outcome {
-        Ok(row) => rows.ok(id, |raw| write_row(&row, raw), out),
-        Err(Failure::Reject(reason)) => rows.dead(id, &reason, out),
-        Err(Failure::Retry(reason)) => rows.dead(id, &row::gave_up(&reason), out),
-    });
 }
 
 /// All pieces as one, in the order of their ids.
@@ -374,7 +307,7 @@ fn install_panic_hook() {
 
 #[cfg(test)]
 mod tests {
-    use millstream::frame;
+    use millstream::{Pipeline, frame};
     use serde::ser::SerializeStruct;
     use serde::{Deserialize, Serialize};
 
@@ -434,17 +367,16 @@ mod tests {
 
     #[tokio::test]
     async fn writing_rows_counts_as_encoding() {
-        let columns = millstream::check::<Slow>().expect("sound");
-        let pool = Pool::start(Arc::new(Slow), &columns, 2).expect("two threads");
+        let pool = pool_of(Slow);
         let Computed { lengths, spent, .. } = pool.compute(key(100), (0..100).collect(), true).await;
         // A thread sleeps no shorter than it was told to, and the rows that are not timed count like those that are.
         assert_eq!(lengths.len(), 100);
         assert!(spent.encoding >= std::time::Duration::from_millis(200), "{spent:?}");
     }
 
-    fn pool() -> Pool<Picky> {
-        let columns = millstream::check::<Picky>().expect("sound");
-        Pool::start(Arc::new(Picky), &columns, 2).expect("two threads")
+    fn pool_of<P: Pipeline>(pipeline: P) -> Pool<P::Id> {
+        let function = Function::of(Arc::new(pipeline)).expect("sound");
+        Pool::start(function, 2).expect("two threads")
     }
 
     fn key(ids: usize) -> BatchKey {
@@ -475,7 +407,7 @@ mod tests {
     #[tokio::test]
     async fn every_id_yields_one_row() {
         let ids: Vec<u64> = (0..5000).collect();
-        let computed = pool().compute(key(ids.len()), ids.clone(), true).await;
+        let computed = pool_of(Picky).compute(key(ids.len()), ids.clone(), true).await;
         let rows = rows(&computed);
         assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), ids);
         assert_eq!(computed.dead, 15);
@@ -488,14 +420,14 @@ mod tests {
 
     #[tokio::test]
     async fn ids_that_ask_for_another_attempt_have_no_row_yet() {
-        let computed = pool().compute(key(10), (0..10).collect(), false).await;
+        let computed = pool_of(Picky).compute(key(10), (0..10).collect(), false).await;
         assert_eq!(computed.again, [(3, "not yet".to_owned())]);
         assert_eq!(rows(&computed).len(), 9);
     }
 
     #[tokio::test]
     async fn panics_do_not_shrink_the_pool() {
-        let pool = pool();
+        let pool = pool_of(Picky);
         for _ in 0..100 {
             assert_eq!(pool.compute(key(1), vec![1], false).await.dead, 1);
         }

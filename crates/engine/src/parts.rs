@@ -342,7 +342,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::compute::{Pool, blank_of};
+    use crate::compute::{Function, Pool};
 
     const MAX_PAYLOAD: usize = 40_000;
 
@@ -396,13 +396,13 @@ mod tests {
     }
 
     async fn encoded(ids: &[String]) -> Encoded<String> {
-        let columns = millstream::check::<Noisy>().expect("sound");
-        let pool = Pool::start(Arc::new(Noisy::default()), &columns, 2).expect("threads");
+        let function = Function::of(Arc::new(Noisy::default())).expect("sound");
+        let pool = Pool::start(function.clone(), 2).expect("threads");
         let key = key(ids.len() as u32);
         let mut computed = pool.compute(key.clone(), ids.to_vec(), false).await;
         let again = std::mem::take(&mut computed.again).into_iter().map(|(id, _)| id).collect();
         computed.append(pool.compute(key.clone(), again, true).await);
-        Encoded::new(&key, computed, blank_of(&columns), MAX_PAYLOAD)
+        Encoded::new(&key, computed, function.blank, MAX_PAYLOAD)
     }
 
     fn numbers(count: u64) -> Vec<String> {

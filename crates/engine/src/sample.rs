@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use millstream::schema::ColumnType;
-use millstream::{Id, MAX_BATCH_IDS, Pipeline};
+use millstream::{Id, MAX_BATCH_IDS};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::compute::{BatchKey, Computed, Cores, usable_cores};
+use crate::compute::{BatchKey, Computed, Cores, Function, usable_cores};
 use crate::error::{Error, full_cause};
 use crate::load::WorkLoad;
 use crate::publish::max_ids_bytes;
@@ -151,11 +150,10 @@ pub(crate) fn blind_size(ids: u64) -> u32 {
 ///
 /// # Errors
 /// [`Error::Stopped`].
-pub async fn choose<P: Pipeline>(
-    pipeline: &Arc<P>,
-    columns: &[ColumnType],
+pub async fn choose<I: Id>(
+    function: &Function<I>,
     plan: &WorkPlan,
-    sample: Sample<P::Id>,
+    sample: Sample<I>,
     limits: &Limits,
     stop: &Stop,
 ) -> Result<Choice, Error> {
@@ -166,7 +164,7 @@ pub async fn choose<P: Pipeline>(
     let threads = plan.threads.min(usable_cores());
     let (counts, place) = (Arc::<WorkCounts>::default(), plan.place.clone());
     let load = Arc::new(WorkLoad::new(threads));
-    let cores = Cores::start(pipeline.clone(), columns, threads, place, plan.limits, counts, load)?;
+    let cores = Cores::start(function.clone(), threads, place, plan.limits, counts, load)?;
     let timed = tokio::select! {
         timed = Timer::new(&cores, threads, sample).time(limits) => timed,
         () = stop.no_more_taking() => return Err(Error::Stopped),
@@ -179,10 +177,10 @@ pub async fn choose<P: Pipeline>(
 }
 
 /// Keeps cores busy with a sample, and counts.
-struct Timer<'a, P: Pipeline> {
-    cores: &'a Cores<P>,
+struct Timer<'a, I: Id> {
+    cores: &'a Cores<I>,
     threads: usize,
-    sample: Sample<P::Id>,
+    sample: Sample<I>,
     begun: Instant,
     /// When the first ids were done.
     first: Option<Instant>,
@@ -196,8 +194,8 @@ struct Timer<'a, P: Pipeline> {
     raw_bytes: u64,
 }
 
-impl<'a, P: Pipeline> Timer<'a, P> {
-    fn new(cores: &'a Cores<P>, threads: usize, sample: Sample<P::Id>) -> Self {
+impl<'a, I: Id> Timer<'a, I> {
+    fn new(cores: &'a Cores<I>, threads: usize, sample: Sample<I>) -> Self {
         let begun = Instant::now();
         Self {
             cores,
@@ -241,7 +239,7 @@ impl<'a, P: Pipeline> Timer<'a, P> {
         Ok((self.ids == 0 || self.dead < self.ids).then(|| self.timing()))
     }
 
-    fn count(&mut self, (ids, computed): (Vec<P::Id>, Computed<P::Id>)) {
+    fn count(&mut self, (ids, computed): (Vec<I>, Computed<I>)) {
         self.ids += ids.len() as u64;
         self.id_bytes += ids.iter().map(|id| id.wire_size() as u64).sum::<u64>();
         self.dead += u64::from(computed.dead);
@@ -290,10 +288,7 @@ impl<'a, P: Pipeline> Timer<'a, P> {
 }
 
 /// Computes some ids of a sample as a worker does.
-pub(crate) async fn compute<P: Pipeline>(
-    cores: &Cores<P>,
-    ids: Vec<P::Id>,
-) -> Result<(Vec<P::Id>, Computed<P::Id>), Error> {
+pub(crate) async fn compute<I: Id>(cores: &Cores<I>, ids: Vec<I>) -> Result<(Vec<I>, Computed<I>), Error> {
     let run = "sample".parse().expect("a legal name");
     let key = BatchKey { run, pass: 1, batch: 0, ids: ids.len() as u32 };
     // For the last time: nothing here waits before it tries an id again.
@@ -312,7 +307,7 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::Mutex;
 
-    use millstream::{Failure, Outcome};
+    use millstream::{Failure, Outcome, Pipeline};
 
     use super::*;
     use crate::compute::Place;
@@ -376,12 +371,12 @@ mod tests {
 
     async fn choose_for(cost: fn(u64) -> Outcome<Duration>, ids: u64) -> (Choice, HashSet<u64>) {
         let pipeline = Arc::new(Costly { cost, seen: Mutex::default() });
-        let columns = millstream::check::<Costly>().expect("sound");
+        let function = Function::of(pipeline.clone()).expect("sound");
         let (survey, sample) = Input::Range { first: 1, last: ids }.survey::<u64>().expect("sound");
         let (place, limits) = (Place::Here, millstream::Limits::DEFAULT);
         let plan = WorkPlan { threads: usable_cores(), place, limits, drain: Duration::ZERO };
         let limits = Limits { ids: survey.ids, threads: 2, max_payload: 8 << 20 };
-        let choice = choose(&pipeline, &columns, &plan, sample, &limits, &Stop::new()).await.expect("chosen");
+        let choice = choose(&function, &plan, sample, &limits, &Stop::new()).await.expect("chosen");
         let seen = pipeline.seen.lock().expect("no panic").clone();
         (choice, seen)
     }

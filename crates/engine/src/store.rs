@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clickhouse::{Client, Compression, RowOwned, RowRead};
-use millstream::Pipeline;
+use millstream::Spec;
 use millstream::names::check_database;
 
 use crate::broker::without_password;
@@ -118,7 +118,7 @@ impl Store {
     /// # Errors
     /// [`Error::Name`] for a database whose name is none; [`Error::Store`] when the server does not answer, or not to
     /// this user.
-    pub async fn connect<P: Pipeline>(address: StoreAddress) -> Result<Self, Error> {
+    pub async fn connect(spec: &Spec, address: StoreAddress) -> Result<Self, Error> {
         check_database(&address.database)?;
         let mut client = Client::default()
             .with_url(&address.url)
@@ -130,7 +130,7 @@ impl Store {
         }
         let mut store = Self {
             client,
-            tables: Arc::new(Tables::of::<P>(&address.database)),
+            tables: Arc::new(Tables::of(spec, &address.database)),
             address: Arc::new(address),
             insert_settings: Arc::new([]),
             order_settings: Arc::new([]),

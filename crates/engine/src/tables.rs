@@ -5,7 +5,7 @@ mod forget;
 mod selected;
 
 use millstream::schema::OWN_COLUMNS;
-use millstream::{Id, Pipeline};
+use millstream::{Id, Spec};
 
 use crate::records::{Published, RunRecord};
 use crate::store::Portion;
@@ -82,18 +82,19 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The tables of `P` in `database`.
-    pub fn of<P: Pipeline>(database: &str) -> Self {
-        let columns = P::COLUMNS
+    /// A pipeline's tables in `database`.
+    pub fn of(spec: &Spec, database: &str) -> Self {
+        let columns = spec
+            .columns
             .iter()
             .map(|(name, kind)| Column { name: (*name).to_owned(), kind: (*kind).to_owned() })
             .collect();
         Self {
             database: database.to_owned(),
-            pipeline: P::NAME.to_owned(),
-            id_type: P::Id::CLICKHOUSE,
+            pipeline: spec.name.to_owned(),
+            id_type: spec.id_type,
             columns,
-            summary: P::SUMMARY,
+            summary: spec.summary,
         }
     }
 

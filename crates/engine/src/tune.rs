@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use millstream::schema::ColumnType;
-use millstream::{MAX_BATCH_IDS, Pipeline};
+use millstream::{Id, MAX_BATCH_IDS};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::compute::Cores;
+use crate::compute::{Cores, Function};
 use crate::consume::Slots;
 use crate::error::Error;
 use crate::load::WorkLoad;
@@ -41,11 +40,10 @@ pub struct Measured {
 ///
 /// # Errors
 /// [`Error::Stopped`] when it was told to stop, [`Error::Child`] when no process can be started.
-pub async fn tune<P: Pipeline>(
-    pipeline: &Arc<P>,
-    columns: &[ColumnType],
+pub async fn tune<I: Id>(
+    function: &Function<I>,
     plan: &WorkPlan,
-    sample: &Sample<P::Id>,
+    sample: &Sample<I>,
     time: Duration,
     stop: &Stop,
     mut measured: impl FnMut(Measured),
@@ -55,7 +53,7 @@ pub async fn tune<P: Pipeline>(
     for threads in all_threads {
         let (counts, place) = (Arc::<WorkCounts>::default(), plan.place.clone());
         let load = Arc::new(WorkLoad::new(threads));
-        let cores = Cores::start(pipeline.clone(), columns, threads, place, plan.limits, counts, load)?;
+        let cores = Cores::start(function.clone(), threads, place, plan.limits, counts, load)?;
         cores.ready().await?;
         for batch_ids in &sizes {
             let one = measure(&cores, threads, *batch_ids, sample.clone(), each);
@@ -72,11 +70,11 @@ pub async fn tune<P: Pipeline>(
 }
 
 /// Keeps the cores as busy as a worker does; `None` when no batch is done in the time.
-async fn measure<P: Pipeline>(
-    cores: &Cores<P>,
+async fn measure<I: Id>(
+    cores: &Cores<I>,
     threads: usize,
     batch_ids: u32,
-    mut sample: Sample<P::Id>,
+    mut sample: Sample<I>,
     time: Duration,
 ) -> Result<Option<Measured>, Error> {
     let (begun, at_once) = (Instant::now(), Slots::new(threads).batches(batch_ids));

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids, is_end};
 use millstream::names::batch_of;
-use millstream::schema::ColumnType;
-use millstream::{Limits, Pipeline};
+use millstream::{Id, Limits};
 
 use tokio::sync::{Semaphore, watch};
 
 use crate::aside::set_aside;
 use crate::board::{self, Open};
 use crate::broker::{Broker, host_name};
-use crate::compute::{BatchKey, Computed, Cores, Place, Spent, blank_of};
+use crate::compute::{BatchKey, Computed, Cores, Function, Place, Spent};
 use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
@@ -73,8 +72,8 @@ pub struct WorkCounts {
     pub set_aside: AtomicU64,
 }
 
-struct Worker<P: Pipeline> {
-    cores: Cores<P>,
+struct Worker<I> {
+    cores: Cores<I>,
     /// What a dead letter holds in the pipeline's own columns.
     blank: Arc<[u8]>,
     limits: Limits,
@@ -93,9 +92,8 @@ struct Worker<P: Pipeline> {
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; afterwards failures are waited out.
-pub async fn work<P: Pipeline>(
-    pipeline: Arc<P>,
-    columns: &[ColumnType],
+pub async fn work<I: Id>(
+    function: Function<I>,
     broker: &Broker,
     plan: &WorkPlan,
     counts: Arc<WorkCounts>,
@@ -105,13 +103,14 @@ pub async fn work<P: Pipeline>(
     let open = board::follow(&records, stop).await?;
     let WorkPlan { threads, place, limits, .. } = plan.clone();
     let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
-    let cores = Cores::start(pipeline, columns, threads, place, limits, counts.clone(), load.clone())?;
+    let blank = function.blank.clone();
+    let cores = Cores::start(function, threads, place, limits, counts.clone(), load.clone())?;
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     tell(records, open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
-        blank: blank_of(columns),
+        blank,
         limits,
         slots: slots.clone(),
         waiting,
@@ -176,7 +175,7 @@ fn tell(
     });
 }
 
-impl<P: Pipeline> Worker<P> {
+impl<I: Id> Worker<I> {
     /// Ends the delivery: with an ack once the rows are stored, else with a nak that says when to come again.
     async fn handle(&self, drawn: Drawn) {
         let Drawn { pass, mut delivery, charge } = drawn;
@@ -226,7 +225,7 @@ impl<P: Pipeline> Worker<P> {
         &self,
         pass: &PassRecord,
         key: &BatchKey,
-        ids: Vec<P::Id>,
+        ids: Vec<I>,
         delivery: &mut Delivery,
     ) -> Result<Spent, Error> {
         failpoint::pass("work-before-compute");
@@ -271,8 +270,7 @@ impl<P: Pipeline> Worker<P> {
     }
 
     /// The ids of a batch; `None` where an open run ends.
-    #[expect(clippy::type_complexity, reason = "a name would say no more")]
-    fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<Option<(BatchKey, Vec<P::Id>)>, Error> {
+    fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<Option<(BatchKey, Vec<I>)>, Error> {
         let (subject, payload) = (delivery.subject(), delivery.payload());
         if batch_of(subject).is_some_and(|batch| is_end(payload, &pass.run, batch)) {
             return Ok(None);
@@ -296,9 +294,9 @@ impl<P: Pipeline> Worker<P> {
         &self,
         pass: &PassRecord,
         key: &BatchKey,
-        ids: Vec<P::Id>,
+        ids: Vec<I>,
         delivery: &mut Delivery,
-    ) -> Result<Computed<P::Id>, Error> {
+    ) -> Result<Computed<I>, Error> {
         let mut whole = Computed::default();
         let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
         let suspect = delivery.deliveries() >= SUSPECT;
@@ -324,10 +322,10 @@ impl<P: Pipeline> Worker<P> {
     async fn grind(
         &self,
         key: &BatchKey,
-        ids: Vec<P::Id>,
+        ids: Vec<I>,
         last: bool,
         suspect: bool,
-    ) -> Result<Computed<P::Id>, Error> {
+    ) -> Result<Computed<I>, Error> {
         let _computing = self.load.computing(ids.len() as u32);
         self.cores.compute(key, ids, last, suspect).await
     }
@@ -336,9 +334,9 @@ impl<P: Pipeline> Worker<P> {
     async fn grind_slowly(
         &self,
         key: &BatchKey,
-        mut ids: Vec<P::Id>,
+        mut ids: Vec<I>,
         (last, suspect): (bool, bool),
-        whole: &mut Computed<P::Id>,
+        whole: &mut Computed<I>,
         delivery: &mut Delivery,
     ) -> Result<(), Error> {
         let pass = (key.run.clone(), key.pass);
@@ -374,7 +372,7 @@ impl<P: Pipeline> Worker<P> {
         Ok(())
     }
 
-    async fn publish(&self, key: &BatchKey, computed: Computed<P::Id>) -> Result<(), Error> {
+    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<(), Error> {
         let dead = parts::publish(&self.broker, self.blank.clone(), key, computed, &self.stop).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);

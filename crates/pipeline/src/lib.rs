@@ -28,7 +28,7 @@ pub mod schema;
 pub use id::Id;
 pub use limits::Limits;
 pub use pipeline::{Failure, Outcome, Pipeline};
-pub use schema::{SchemaFault, check};
+pub use schema::{SchemaFault, Spec, check};
 
 /// The most ids one batch may hold: a batch is inserted whole, and one INSERT is atomic only as one block, for which
 /// 500,000 rows is the bound that we keep (ClickHouse's own default is 1,048,449).

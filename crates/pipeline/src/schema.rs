@@ -8,8 +8,8 @@ mod shape;
 
 use std::fmt;
 
-use crate::Pipeline;
 use crate::names::{NameFault, Names};
+use crate::{Id, Limits, Pipeline};
 
 pub use column::{ColumnType, TypeFault};
 pub use shape::Shape;
@@ -86,11 +86,28 @@ fn named(field: &Option<&'static str>) -> String {
     field.map_or_else(|| "missing".to_owned(), |name| format!("`{name}`"))
 }
 
+/// What a pipeline declares, found sound: all that code needs which does not compute.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// [`Pipeline::NAME`].
+    pub name: &'static str,
+    /// The ClickHouse type of the ids.
+    pub id_type: &'static str,
+    /// [`Pipeline::COLUMNS`].
+    pub columns: &'static [(&'static str, &'static str)],
+    /// Their types, read.
+    pub types: Vec<ColumnType>,
+    /// [`Pipeline::LIMITS`].
+    pub limits: Limits,
+    /// [`Pipeline::SUMMARY`].
+    pub summary: Option<&'static str>,
+}
+
 /// Compares a pipeline's row type with its columns and checks its names.
 ///
 /// # Errors
 /// Every fault there is, not just the first.
-pub fn check<P: Pipeline>() -> Result<Vec<ColumnType>, Vec<SchemaFault>> {
+pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
     let mut faults: Vec<SchemaFault> = Names::new(P::NAME).err().map(SchemaFault::from).into_iter().collect();
     let types = check_columns(P::COLUMNS, &mut faults);
     match shape::fields_of::<P::Row>() {
@@ -101,7 +118,17 @@ pub fn check<P: Pipeline>() -> Result<Vec<ColumnType>, Vec<SchemaFault>> {
     if P::SUMMARY.is_some_and(|query| !query.contains("{rows}")) {
         faults.push(SchemaFault::Summary);
     }
-    if faults.is_empty() { Ok(types.into_iter().flatten().collect()) } else { Err(faults) }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    Ok(Spec {
+        name: P::NAME,
+        id_type: P::Id::CLICKHOUSE,
+        columns: P::COLUMNS,
+        types: types.into_iter().flatten().collect(),
+        limits: P::LIMITS,
+        summary: P::SUMMARY,
+    })
 }
 
 fn check_columns(
@@ -218,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_row_of_every_shape_fits_its_columns() {
-        assert_eq!(check::<Good>().map(|types| types.len()), Ok(9));
+        assert_eq!(check::<Good>().map(|spec| spec.types.len()), Ok(9));
     }
 
     #[derive(Serialize, Deserialize)]

@@ -1,6 +1,5 @@
 //! `dead`: a run's dead letters.
 
-use millstream::Pipeline;
 use millstream::names::RunName;
 use millstream_engine::tables::Letters;
 use serde_json::json;
@@ -13,11 +12,11 @@ use crate::{Ended, show};
 /// Errors that are counted apart.
 const KINDS: u64 = 20;
 
-pub(super) async fn dead<P: Pipeline>(context: &Context<P>, args: &DeadArgs) -> anyhow::Result<Ended> {
+pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run::<P>(&servers, "dead", run.as_str()).await?;
+            let session = Session::of_run(&servers, &context.spec, "dead", run.as_str()).await?;
             session.records.known_run(&run).await?;
             let (pass, which) = (whole_pass(&session, &run).await?, letters(&args.letters));
             let total = session.store.dead_rows(run.as_str(), pass, &which).await?;

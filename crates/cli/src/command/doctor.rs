@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream::Pipeline;
+use millstream::Spec;
 use millstream_engine::broker::Kept;
 use millstream_engine::moment::length;
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
@@ -41,12 +41,12 @@ fn failed(what: &'static str, error: &anyhow::Error) -> Check {
     Check { what, verdict: Verdict::Fail, found: told.join(": "), hint: show::hint(error) }
 }
 
-pub(super) async fn doctor<P: Pipeline>(context: &Context<P>, as_json: bool) -> anyhow::Result<Ended> {
+pub(super) async fn doctor(context: &Context, as_json: bool) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let mut checks = vec![check_pipeline::<P>(), check_cores(context)];
-            checks.extend(check_nats::<P>(&servers, &context.config.limits).await);
-            checks.extend(check_store::<P>(&servers).await);
+            let mut checks = vec![check_pipeline(&context.spec), check_cores(context)];
+            checks.extend(check_nats(&servers, &context.spec, &context.config.limits).await);
+            checks.extend(check_store(&servers, &context.spec).await);
             if as_json {
                 show::json(&json!({ "checks": checks }));
             } else {
@@ -71,12 +71,12 @@ fn tell(check: &Check) {
 }
 
 /// The schema was checked before the command began.
-fn check_pipeline<P: Pipeline>() -> Check {
-    let columns: Vec<String> = P::COLUMNS.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
-    check("pipeline", Verdict::Ok, format!("`{}`: {}", P::NAME, columns.join(", ")), None)
+fn check_pipeline(spec: &Spec) -> Check {
+    let columns: Vec<String> = spec.columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    check("pipeline", Verdict::Ok, format!("`{}`: {}", spec.name, columns.join(", ")), None)
 }
 
-fn check_cores<P: Pipeline>(context: &Context<P>) -> Check {
+fn check_cores(context: &Context) -> Check {
     let (threads, cores) = (context.config.work.threads, compute::usable_cores());
     let found = format!("{threads} compute threads on {cores} usable cores");
     match threads {
@@ -90,8 +90,8 @@ fn check_cores<P: Pipeline>(context: &Context<P>) -> Check {
     }
 }
 
-async fn check_nats<P: Pipeline>(servers: &Servers, limits: &StreamLimits) -> Vec<Check> {
-    let names = match millstream::names::Names::new(P::NAME) {
+async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Vec<Check> {
+    let names = match millstream::names::Names::new(spec.name) {
         Ok(names) => names,
         Err(fault) => return vec![failed("NATS", &fault.into())],
     };
@@ -179,8 +179,8 @@ fn told_kept(what: &'static str, unlimited: &str, kept: &Kept, wanted: Duration)
     check(what, Verdict::Ok, found, None)
 }
 
-async fn check_store<P: Pipeline>(servers: &Servers) -> Vec<Check> {
-    let store = match Store::connect::<P>(servers.store.clone()).await {
+async fn check_store(servers: &Servers, spec: &Spec) -> Vec<Check> {
+    let store = match Store::connect(spec, servers.store.clone()).await {
         Ok(store) => store,
         Err(error) => return vec![failed("ClickHouse", &error.into())],
     };

@@ -1,23 +1,24 @@
 //! What comes once a run is over: its summary, and the command that was to follow it.
 
 use anyhow::Context as _;
-use millstream::Pipeline;
 use millstream_engine::status::Status;
 use millstream_engine::verdict::{Span, verdict};
 use serde_json::{Value, json};
 
+use super::Context;
 use crate::{Ended, show};
 
 /// Shows what the run came to, then runs the command with it in its environment.
 ///
 /// # Errors
 /// When the command cannot be started, or does not end well.
-pub(super) async fn finish<P: Pipeline>(
+pub(super) async fn finish(
+    context: &Context,
     last: &Status,
     then: Option<&str>,
     as_json: bool,
 ) -> anyhow::Result<Ended> {
-    summarize::<P>(last, as_json);
+    summarize(last, context.spec.name, as_json);
     if let Some(command) = then {
         follow_up(last, command).await?;
     }
@@ -51,7 +52,7 @@ async fn follow_up(last: &Status, command: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn summarize<P: Pipeline>(last: &Status, as_json: bool) {
+fn summarize(last: &Status, name: &str, as_json: bool) {
     let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, summary, .. } = last;
     let sealed = *state == "sealed";
     // Of a run that was over before anybody reported nothing is known.
@@ -68,11 +69,10 @@ fn summarize<P: Pipeline>(last: &Status, as_json: bool) {
             "run `{run}` was cancelled: {} of {} ids have rows, in `{}_live`",
             show::grouped(*done),
             show::grouped(*ids),
-            P::NAME
+            name
         ));
         return;
     }
-    let name = P::NAME;
     let summary = summary.as_deref().map(summary_table).filter(|table| !table.is_empty());
     show::line(&format!(
         "run      {run} (pass {pass})\nids      {}\nrows     {}\ndead     {}\nseconds  {seconds:.1}\nids/s    {}\n\

@@ -1,6 +1,7 @@
 //! `produce --stdin --follow`: publishes ids as they come, and closes the run when they end.
 
-use millstream::Pipeline;
+use millstream::Id;
+use millstream_engine::compute::Function;
 use millstream_engine::follow::{End, Feed, Followed, follow as follow_feed};
 use millstream_engine::records::Published;
 use millstream_engine::sample::{Limits, choose};
@@ -14,22 +15,26 @@ use crate::input::Words;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-pub(super) async fn follow<P: Pipeline>(context: &Context<P>, args: &PublishArgs) -> anyhow::Result<Ended> {
+pub(super) async fn follow<I: Id>(
+    context: &Context,
+    function: &Function<I>,
+    args: &PublishArgs,
+) -> anyhow::Result<Ended> {
     let Words { run, batch_ids, priority, rate, .. } = Words::check(&args.produce)?;
     let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate };
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Session { broker, store, records } =
-                Session::set_up::<P>(&servers, &context.config, "produce").await?;
+                Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let stop = Stop::new();
             let progress = context.progress.clone();
             on_signal(&stop, move |_| {
                 progress.note("publishing what is held; a second signal leaves at once")
             })?;
             context.progress.note(&format!("following standard input into run `{}`", feed_of.run));
-            let lines = feed::<P::Id>(std::io::stdin())
+            let lines = feed::<I>(std::io::stdin())
                 .map_err(|source| Error::Input { input: "standard input".into(), source })?;
-            let time = async |sample| size(context, &broker, sample, &stop).await;
+            let time = async |sample| size(context, function, &broker, sample, &stop).await;
             let following = follow_feed(&broker, &records, &store, &feed_of, lines, time, &stop);
             let followed = Box::pin(following).await?;
             report(feed_of.run.as_str(), followed, args.produce.json)
@@ -38,16 +43,17 @@ pub(super) async fn follow<P: Pipeline>(context: &Context<P>, args: &PublishArgs
 }
 
 /// Times the first ids, and says which size of batches that makes.
-async fn size<P: Pipeline>(
-    context: &Context<P>,
+async fn size<I: Id>(
+    context: &Context,
+    function: &Function<I>,
     broker: &Broker,
-    sample: Sample<P::Id>,
+    sample: Sample<I>,
     stop: &Stop,
 ) -> Option<u32> {
-    let Context { pipeline, columns, config, progress, .. } = context;
+    let Context { config, progress, .. } = context;
     // How many there will be nobody knows.
     let limits = Limits { ids: u64::MAX, threads: config.work.threads, max_payload: broker.max_payload() };
-    let choice = choose(pipeline, columns, &config.work, sample, &limits, stop).await.ok()?;
+    let choice = choose(function, &config.work, sample, &limits, stop).await.ok()?;
     progress.note(&show::choice(&choice));
     Some(choice.batch_ids)
 }

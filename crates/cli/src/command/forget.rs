@@ -1,6 +1,5 @@
 //! `forget`: removes a run, or one pass of it.
 
-use millstream::Pipeline;
 use millstream_engine::forget::{Forgotten, forget as remove};
 use serde_json::json;
 
@@ -9,12 +8,12 @@ use crate::args::ForgetArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-pub(super) async fn forget<P: Pipeline>(context: &Context<P>, args: &ForgetArgs) -> anyhow::Result<Ended> {
+pub(super) async fn forget(context: &Context, args: &ForgetArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Session { broker, store, records } =
-                Session::of_run::<P>(&servers, "forget", run.as_str()).await?;
+                Session::of_run(&servers, &context.spec, "forget", run.as_str()).await?;
             let forgotten = remove(&broker, &records, &store, &run, args.pass).await?;
             report(run.as_str(), args.pass, &forgotten, args.json)?;
             Ok(Ended::Well)

@@ -1,6 +1,7 @@
 //! `produce`: publishes a run.
 
-use millstream::Pipeline;
+use millstream::Id;
+use millstream_engine::compute::Function;
 use millstream_engine::publish::{Progress, Submission, Submitted, is_new, submit};
 use millstream_engine::sample::{Choice, Limits, choose};
 use millstream_engine::{Broker, Error, Stop};
@@ -14,28 +15,30 @@ use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-pub(super) async fn produce<P: Pipeline>(
-    context: &Context<P>,
+pub(super) async fn produce<I: Id>(
+    context: &Context,
+    function: &Function<I>,
     published: &PublishArgs,
 ) -> anyhow::Result<Ended> {
     let args = &published.produce;
     let waits = published.wait || args.then.is_some();
     let words = Words::check(args)?;
-    let read = words.read::<P::Id>(args, &context.progress).await?;
+    let read = words.read::<I>(args, &context.progress).await?;
     let stop = Stop::new();
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::set_up::<P>(&servers, &context.config, "produce").await?;
+            let session = Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let progress = context.progress.clone();
             on_signal(&stop, move |_| {
                 progress.note("stopping: started again with the same words, it resumes")
             })?;
             let ids = match read {
                 Some(ids) => ids,
-                None => words.ask::<P::Id>(args, &session.store, &context.progress).await?,
+                None => words.ask::<I>(args, &session.store, &context.progress).await?,
             };
             let line = context.progress.publishing(&words.run, ids.survey.ids);
-            let publishing = publish(context, &session, &words, &ids, &stop, |done| line.show(done));
+            let publishing =
+                publish(context, function, &session, &words, &ids, &stop, |done| line.show(done));
             let submitted = Box::pin(publishing).await;
             drop(line);
             match submitted {
@@ -62,15 +65,15 @@ pub(super) async fn produce<P: Pipeline>(
 }
 
 /// Waits until others have computed and stored all of it.
-async fn wait<P: Pipeline>(
-    context: &Context<P>,
+async fn wait(
+    context: &Context,
     session: &Session,
     words: &Words,
     args: &ProduceArgs,
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
     match Box::pin(watch(context, session, &words.run, stop)).await {
-        Ok(last) => finish::<P>(&last, args.then.as_deref(), args.json).await,
+        Ok(last) => finish(context, &last, args.then.as_deref(), args.json).await,
         Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) => {
             show::note(&format!("run `{}` is published, and goes on without being waited for", words.run));
             Ok(Ended::Interrupted)
@@ -80,38 +83,42 @@ async fn wait<P: Pipeline>(
 }
 
 /// Publishes ids that were read, in batches of a size that is chosen here where nobody named it before.
-pub(super) async fn publish<P: Pipeline>(
-    context: &Context<P>,
+pub(super) async fn publish<I: Id>(
+    context: &Context,
+    function: &Function<I>,
     session: &Session,
     words: &Words,
-    ids: &Ids<P::Id>,
+    ids: &Ids<I>,
     stop: &Stop,
     progress: impl Fn(Progress),
 ) -> Result<(Submitted, Option<Choice>), Error> {
     let Session { broker, records, store } = session;
     let chosen = match words.batch_ids {
-        None if is_new(records, store, &words.run).await? => Some(size(context, broker, ids, stop).await?),
+        None if is_new(records, store, &words.run).await? => {
+            Some(size(context, function, broker, ids, stop).await?)
+        }
         _ => None,
     };
     let Words { run, batch_ids, priority, rate, .. } = words.clone();
     let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
     let submission = Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate };
-    let submitted = submit::<P::Id>(broker, records, store, &submission, stop, progress).await?;
+    let submitted = submit::<I>(broker, records, store, &submission, stop, progress).await?;
     Ok((submitted, chosen))
 }
 
 /// Times the ids, and says which size that makes.
-async fn size<P: Pipeline>(
-    context: &Context<P>,
+async fn size<I: Id>(
+    context: &Context,
+    function: &Function<I>,
     broker: &Broker,
-    ids: &Ids<P::Id>,
+    ids: &Ids<I>,
     stop: &Stop,
 ) -> Result<Choice, Error> {
-    let Context { pipeline, columns, config, progress, .. } = context;
+    let Context { config, progress, .. } = context;
     let (threads, max_payload) = (config.work.threads, broker.max_payload());
     let limits = Limits { ids: ids.survey.ids, threads, max_payload };
     let step = progress.step("timing a sample of the ids");
-    let choice = choose(pipeline, columns, &config.work, ids.sample.clone(), &limits, stop).await?;
+    let choice = choose(function, &config.work, ids.sample.clone(), &limits, stop).await?;
     drop(step);
     progress.note(&show::choice(&choice));
     Ok(choice)

@@ -1,6 +1,5 @@
 //! `rebuild`: inserts the rows of a sealed run again, from the stream that keeps them.
 
-use millstream::Pipeline;
 use millstream_engine::rebuild::{Rebuilt, rebuild as bring_back};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
@@ -10,12 +9,12 @@ use crate::args::RebuildArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-pub(super) async fn rebuild<P: Pipeline>(context: &Context<P>, args: &RebuildArgs) -> anyhow::Result<Ended> {
+pub(super) async fn rebuild(context: &Context, args: &RebuildArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Session { broker, store, records } =
-                Session::of_tables::<P>(&servers, "rebuild", run.as_str()).await?;
+                Session::of_tables(&servers, &context.spec, "rebuild", run.as_str()).await?;
             let stop = Stop::new();
             on_signal(&stop, |_| show::note("inserting what is held; a second Ctrl-C leaves at once"))?;
             let plan = context.config.sink.clone();

@@ -1,6 +1,6 @@
 //! `replay`: a new pass over a run, or over some of its ids.
 
-use millstream::Pipeline;
+use millstream::Id;
 use millstream_engine::moment::Moment;
 use millstream_engine::records::now_ms;
 use millstream_engine::replay::{Replayed, replay as begin};
@@ -15,18 +15,18 @@ use crate::input::parse_range;
 use crate::session::{Holder, Session};
 use crate::{Ended, Usage, show};
 
-pub(super) async fn replay<P: Pipeline>(context: &Context<P>, args: &ReplayArgs) -> anyhow::Result<Ended> {
+pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyhow::Result<Ended> {
     let (run, selection) = (run_name(&args.run)?, selection(args)?);
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Session { broker, store, records } =
-                Session::of_run::<P>(&servers, "replay", run.as_str()).await?;
+                Session::of_run(&servers, &context.spec, "replay", run.as_str()).await?;
             let stop = Stop::new();
             on_signal(&stop, {
                 let stop = stop.clone();
                 move |_| stop.give_up()
             })?;
-            match begin::<P::Id>(&broker, &records, &store, &run, selection.as_ref(), &stop).await {
+            match begin::<I>(&broker, &records, &store, &run, selection.as_ref(), &stop).await {
                 Ok(replayed) => {
                     report(run.as_str(), &replayed, args.json);
                     Ok(Ended::Well)

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use millstream::Pipeline;
+use millstream::Id;
 use millstream::names::RunName;
+use millstream_engine::compute::Function;
 use millstream_engine::hosts::since;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
@@ -31,12 +32,16 @@ const FIRST_LOOK: Duration = Duration::from_millis(100);
 /// How long the stages may take to finish what they hold after Ctrl-C.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 
-pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> anyhow::Result<Ended> {
+pub(super) async fn run<I: Id>(
+    context: &Context,
+    function: &Function<I>,
+    args: &RunArgs,
+) -> anyhow::Result<Ended> {
     let words = Words::check(&args.produce)?;
-    let read = words.read::<P::Id>(&args.produce, &context.progress).await?;
+    let read = words.read::<I>(&args.produce, &context.progress).await?;
     context
         .on_servers(Holder::Run, |servers| async move {
-            let session = Session::set_up::<P>(&servers, &context.config, "run").await?;
+            let session = Session::set_up(&servers, &context.spec, &context.config, "run").await?;
             if servers.own {
                 // An earlier `run` that was killed may hold batches still, in the broker's view.
                 session.broker.reclaim(&session.records.passes().await?).await?;
@@ -50,10 +55,10 @@ pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> an
             })?;
             let ids = match read {
                 Some(ids) => ids,
-                None => words.ask::<P::Id>(&args.produce, &session.store, &context.progress).await?,
+                None => words.ask::<I>(&args.produce, &session.store, &context.progress).await?,
             };
-            match Box::pin(drive(context, &session, &words, &ids, &stop)).await {
-                Ok(last) => finish::<P>(&last, args.produce.then.as_deref(), args.produce.json).await,
+            match Box::pin(drive(context, function, &session, &words, &ids, &stop)).await {
+                Ok(last) => finish(context, &last, args.produce.then.as_deref(), args.produce.json).await,
                 Err(error)
                     if matches!(error.downcast_ref(), Some(Error::Stopped))
                         && interrupted.load(Ordering::Relaxed) =>
@@ -71,16 +76,17 @@ pub(super) async fn run<P: Pipeline>(context: &Context<P>, args: &RunArgs) -> an
 }
 
 /// Starts the stages, publishes, waits for the seal, ends the stages.
-async fn drive<P: Pipeline>(
-    context: &Context<P>,
+async fn drive<I: Id>(
+    context: &Context,
+    function: &Function<I>,
     session: &Session,
     words: &Words,
-    ids: &Ids<P::Id>,
+    ids: &Ids<I>,
     stop: &Stop,
 ) -> anyhow::Result<Status> {
-    let mut stages = start_stages(context, session, stop);
+    let mut stages = start_stages(context, function, session, stop);
     // The first ids are computed while the last are published, so both are watched from the start.
-    let publishing = async { Ok(publish(context, session, words, ids, stop, |_| {}).await?) };
+    let publishing = async { Ok(publish(context, function, session, words, ids, stop, |_| {}).await?) };
     let both = async { tokio::try_join!(publishing, watch(context, session, &words.run, stop)) };
     let outcome = tokio::select! {
         outcome = both => outcome.map(|(_, last)| last),
@@ -95,27 +101,25 @@ async fn drive<P: Pipeline>(
     outcome
 }
 
-fn start_stages<P: Pipeline>(
-    context: &Context<P>,
+fn start_stages<I: Id>(
+    context: &Context,
+    function: &Function<I>,
     session: &Session,
     stop: &Stop,
 ) -> JoinSet<Result<(), Error>> {
     let mut stages = JoinSet::new();
     let sinking = Arc::new(Notify::new());
     let hurry = sinking.clone();
-    let (pipeline, columns, plan) =
-        (context.pipeline.clone(), context.columns.clone(), context.config.work.clone());
+    let (function, plan) = (function.clone(), context.config.work.clone());
     let (broker, stage) = (session.broker.clone(), stop.child());
-    stages.spawn(async move {
-        work(pipeline, &columns, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await
-    });
+    stages.spawn(async move { work(function, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
     let (broker, store, plan, stage) =
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
     stages.spawn(
         async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), sinking, &stage).await },
     );
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes::<P::Id>(&broker, &store, hurry, &stage).await });
+    stages.spawn(async move { seal_passes::<I>(&broker, &store, hurry, &stage).await });
     stages
 }
 
@@ -132,8 +136,8 @@ fn stage_ended(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> anyh
 ///
 /// # Errors
 /// [`Error::Stopped`] when no more work is to be taken.
-pub(super) async fn watch<P: Pipeline>(
-    context: &Context<P>,
+pub(super) async fn watch(
+    context: &Context,
     session: &Session,
     run: &RunName,
     stop: &Stop,

@@ -1,6 +1,5 @@
 //! `runs`: all runs, a line each.
 
-use millstream::Pipeline;
 use millstream_engine::records::RunRecord;
 use millstream_engine::status::state_of;
 use serde_json::json;
@@ -9,10 +8,10 @@ use super::Context;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-pub(super) async fn runs<P: Pipeline>(context: &Context<P>, as_json: bool) -> anyhow::Result<Ended> {
+pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let Some(session) = Session::find::<P>(&servers, "runs").await? else {
+            let Some(session) = Session::find(&servers, &context.spec, "runs").await? else {
                 show::line(if as_json {
                     "[]"
                 } else {

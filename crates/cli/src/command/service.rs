@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use millstream::Pipeline;
+use millstream::Id;
 use millstream_engine::Stop;
+use millstream_engine::compute::Function;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
 use millstream_engine::work::WorkCounts;
@@ -19,10 +20,10 @@ use crate::{Ended, show};
 /// How often a service says what it did.
 const REPORT: Duration = Duration::from_secs(30);
 
-pub(super) async fn work<P: Pipeline>(context: &Context<P>) -> anyhow::Result<Ended> {
+pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Service, |servers| async move {
-            let session = Session::set_up::<P>(&servers, &context.config, "work").await?;
+            let session = Session::set_up(&servers, &context.spec, &context.config, "work").await?;
             let (stop, how) = stop_on_signal()?;
             let counts = Arc::new(WorkCounts::default());
             let counted = counts.clone();
@@ -44,18 +45,17 @@ pub(super) async fn work<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
                 );
                 batches
             });
-            let (pipeline, plan) = (context.pipeline.clone(), &context.config.work);
-            millstream_engine::work::work(pipeline, &context.columns, &session.broker, plan, counts, &stop)
-                .await?;
+            let (function, plan) = (function.clone(), &context.config.work);
+            millstream_engine::work::work(function, &session.broker, plan, counts, &stop).await?;
             Ok(how.ended())
         })
         .await
 }
 
-pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<Ended> {
+pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Service, |servers| async move {
-            let session = Session::set_up::<P>(&servers, &context.config, "sink").await?;
+            let session = Session::set_up(&servers, &context.spec, &context.config, "sink").await?;
             let (stop, how) = stop_on_signal()?;
             let counts = Arc::new(SinkCounts::default());
             let counted = counts.clone();
@@ -70,7 +70,7 @@ pub(super) async fn sink<P: Pipeline>(context: &Context<P>) -> anyhow::Result<En
             let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
             let sinking = Arc::new(Notify::new());
             let hurry = sinking.clone();
-            let sealer = async move { seal_passes::<P::Id>(&broker, &store, hurry, &sealing).await };
+            let sealer = async move { seal_passes::<I>(&broker, &store, hurry, &sealing).await };
             let plan = context.config.sink.clone();
             let sink =
                 millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);

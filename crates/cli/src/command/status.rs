@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use millstream::Pipeline;
 use millstream::names::RunName;
 use millstream_engine::hosts::{Doing, HostReport};
 use millstream_engine::status::{Status, status as read_status};
@@ -15,13 +14,13 @@ use crate::{Ended, show};
 
 const LOOK: Duration = Duration::from_secs(1);
 
-pub(super) async fn status<P: Pipeline>(context: &Context<P>, args: &StatusArgs) -> anyhow::Result<Ended> {
+pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Result<Ended> {
     let asked = args.run.as_deref().map(run_name).transpose()?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = match &asked {
-                Some(run) => Session::of_run::<P>(&servers, "status", run.as_str()).await?,
-                None => Session::find::<P>(&servers, "status").await?.ok_or_else(no_runs)?,
+                Some(run) => Session::of_run(&servers, &context.spec, "status", run.as_str()).await?,
+                None => Session::find(&servers, &context.spec, "status").await?.ok_or_else(no_runs)?,
             };
             let run = match asked {
                 Some(run) => run,

@@ -1,6 +1,5 @@
 //! `pause`, `resume`, `cancel`, `set`: what a person says of a run while it is computed.
 
-use millstream::Pipeline;
 use millstream_engine::status::state_of;
 use millstream_engine::steer::{self, Settings};
 use serde_json::json;
@@ -44,15 +43,11 @@ impl Word {
     }
 }
 
-pub(super) async fn steer<P: Pipeline>(
-    context: &Context<P>,
-    args: &RunJsonArgs,
-    word: Word,
-) -> anyhow::Result<Ended> {
+pub(super) async fn steer(context: &Context, args: &RunJsonArgs, word: Word) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run::<P>(&servers, word.name(), run.as_str()).await?;
+            let session = Session::of_run(&servers, &context.spec, word.name(), run.as_str()).await?;
             let records = &session.records;
             let changed = match word {
                 Word::Pause => steer::pause(records, &run).await?,
@@ -61,19 +56,19 @@ pub(super) async fn steer<P: Pipeline>(
             };
             match args.json {
                 true => show::json(&state(&session, &args.run, changed).await?),
-                false => show::line(&word.told(changed, P::NAME, run.as_str())),
+                false => show::line(&word.told(changed, context.spec.name, run.as_str())),
             }
             Ok(Ended::Well)
         })
         .await
 }
 
-pub(super) async fn set<P: Pipeline>(context: &Context<P>, args: &SetArgs) -> anyhow::Result<Ended> {
+pub(super) async fn set(context: &Context, args: &SetArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     let settings = Settings { priority: args.settings.priority, rate: args.settings.rate.map(|rate| rate.0) };
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run::<P>(&servers, "set", run.as_str()).await?;
+            let session = Session::of_run(&servers, &context.spec, "set", run.as_str()).await?;
             let changed = steer::set(&session.records, &run, settings).await?;
             let now = state(&session, &args.run, changed).await?;
             match args.json {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use millstream::Pipeline;
+use millstream::Id;
+use millstream_engine::compute::Function;
 use millstream_engine::sample::{Choice, Limits, choose};
 use millstream_engine::source::Sample;
 use millstream_engine::tune::{Measured, tune as measure};
@@ -19,52 +20,57 @@ const MAX_PAYLOAD: usize = 8 << 20;
 /// Symbols of the longest bar.
 const BAR: f64 = 40.0;
 
-pub(super) async fn tune<P: Pipeline>(context: &Context<P>, args: &TuneArgs) -> anyhow::Result<Ended> {
+pub(super) async fn tune<I: Id>(
+    context: &Context,
+    function: &Function<I>,
+    args: &TuneArgs,
+) -> anyhow::Result<Ended> {
     let TuneArgs { sampled: SampledArgs { ids, file }, column, seconds, json, .. } = args.clone();
     let source = SourceArgs { ids, file, stdin: false, query: None };
     let given =
         ProduceArgs { source, column, run: None, batch: "auto".to_owned(), json, ..ProduceArgs::default() };
-    let read = Words::check(&given)?.read::<P::Id>(&given, &context.progress).await?;
+    let read = Words::check(&given)?.read::<I>(&given, &context.progress).await?;
     let Some(ids) = read else { return Err(Usage("--ids or --file is needed".to_owned()).into()) };
     let stop = Stop::new();
     let progress = context.progress.clone();
     on_signal(&stop, move |_| progress.note("stopping; a second signal leaves at once"))?;
     let mut cells = Vec::new();
-    let outcome = look(context, &ids, Duration::from_secs(seconds), &stop, &mut cells).await;
+    let outcome = look(context, function, &ids, Duration::from_secs(seconds), &stop, &mut cells).await;
     let choice = match outcome {
         Ok(choice) => Some(choice),
         Err(Error::Stopped) => None,
         Err(error) => return Err(error.into()),
     };
-    report::<P>(&ids.input.shown(), &cells, choice.as_ref(), json);
+    report(context.spec.name, &ids.input.shown(), &cells, choice.as_ref(), json);
     Ok(if choice.is_some() { Ended::Well } else { Ended::Interrupted })
 }
 
 /// Measures, and chooses what `--batch auto` would.
-async fn look<P: Pipeline>(
-    context: &Context<P>,
-    ids: &Ids<P::Id>,
+async fn look<I: Id>(
+    context: &Context,
+    function: &Function<I>,
+    ids: &Ids<I>,
     time: Duration,
     stop: &Stop,
     cells: &mut Vec<Measured>,
 ) -> Result<Choice, Error> {
-    let Context { pipeline, columns, config, progress, .. } = context;
-    let (plan, sample): (_, &Sample<P::Id>) = (&config.work, &ids.sample);
+    let Context { config, progress, .. } = context;
+    let (plan, sample): (_, &Sample<I>) = (&config.work, &ids.sample);
     let _step = progress.step("computing a sample at several sizes of batches");
-    measure(pipeline, columns, plan, sample, time, stop, |cell| cells.push(cell)).await?;
+    measure(function, plan, sample, time, stop, |cell| cells.push(cell)).await?;
     let limits = Limits { ids: ids.survey.ids, threads: plan.threads, max_payload: MAX_PAYLOAD };
-    choose(pipeline, columns, plan, sample.clone(), &limits, stop).await
+    choose(function, plan, sample.clone(), &limits, stop).await
 }
 
-fn report<P: Pipeline>(source: &str, cells: &[Measured], choice: Option<&Choice>, as_json: bool) {
+fn report(pipeline: &str, source: &str, cells: &[Measured], choice: Option<&Choice>, as_json: bool) {
     let best = cells.iter().max_by(|a, b| a.ids_per_second.total_cmp(&b.ids_per_second));
     if as_json {
         return show::json(&json!({
-            "pipeline": P::NAME, "source": source, "measured": cells, "best": best, "auto": choice,
+            "pipeline": pipeline, "source": source, "measured": cells, "best": best, "auto": choice,
         }));
     }
     let Some(best) = best else { return show::line("nothing was measured: no id was done in the time") };
-    show::line(&format!("`{}` on {source}, computed and encoded, nothing stored\n", P::NAME));
+    show::line(&format!("`{pipeline}` on {source}, computed and encoded, nothing stored\n"));
     show::line(&plot(cells, best.ids_per_second));
     show::line(&format!(
         "\nbest: {}, batches of {}: {} ids/s",

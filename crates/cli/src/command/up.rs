@@ -1,6 +1,5 @@
 //! `up`: the local stack alone.
 
-use millstream::Pipeline;
 use millstream_engine::Stop;
 use millstream_local::Owner;
 
@@ -9,7 +8,7 @@ use crate::args::UpArgs;
 use crate::session::{Needs, open_stack};
 use crate::{Ended, show};
 
-pub(super) async fn up<P: Pipeline>(context: &Context<P>, args: &UpArgs) -> anyhow::Result<Ended> {
+pub(super) async fn up(context: &Context, args: &UpArgs) -> anyhow::Result<Ended> {
     let config = &context.config;
     // It is asked for by name: servers that are named for other commands do not matter.
     let needs = Needs { nats: true, clickhouse: true };

@@ -1,7 +1,7 @@
 //! `verify`: the proof batch by batch, and the repair.
 
-use millstream::Pipeline;
 use millstream::names::RunName;
+use millstream::{Id, Spec};
 use millstream_engine::verify::{Repair, Report, repair, verify as prove};
 use millstream_engine::{Error, Store};
 use serde_json::json;
@@ -14,14 +14,14 @@ use crate::{Ended, show};
 /// Batch numbers that are shown to a person.
 const SHOWN: usize = 20;
 
-pub(super) async fn verify<P: Pipeline>(context: &Context<P>, args: &VerifyArgs) -> anyhow::Result<Ended> {
+pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let verified = proven::<P>(&servers, &run, args.repair).await;
+            let verified = proven::<I>(&servers, &context.spec, &run, args.repair).await;
             let (report, repaired) = match verified {
                 Ok(verified) => verified,
-                Err(error) => return Err(remembered::<P>(&servers, &run, error).await),
+                Err(error) => return Err(remembered(&servers, &context.spec, &run, error).await),
             };
             let hint = hint(&report, repaired.as_ref());
             if args.json {
@@ -41,29 +41,30 @@ pub(super) async fn verify<P: Pipeline>(context: &Context<P>, args: &VerifyArgs)
         .await
 }
 
-async fn proven<P: Pipeline>(
+async fn proven<I: Id>(
     servers: &Servers,
+    spec: &Spec,
     run: &RunName,
     and_repair: bool,
 ) -> anyhow::Result<(Report, Option<Repair>)> {
-    let Session { broker, store, records } = Session::of_run::<P>(servers, "verify", run.as_str()).await?;
-    let report = prove::<P::Id>(&broker, &records, &store, run).await?;
+    let Session { broker, store, records } = Session::of_run(servers, spec, "verify", run.as_str()).await?;
+    let report = prove::<I>(&broker, &records, &store, run).await?;
     if !and_repair || report.is_clean() {
         return Ok((report, None));
     }
     let repaired = repair(&broker, &records, &store, &report).await?;
     // What merging alone has healed is well now.
     let healed = repaired.duplicates_merged > 0 && report.complete;
-    let report = if healed { prove::<P::Id>(&broker, &records, &store, run).await? } else { report };
+    let report = if healed { prove::<I>(&broker, &records, &store, run).await? } else { report };
     Ok((report, Some(repaired)))
 }
 
 /// A run that is unknown to NATS alone was lost with its volume.
-async fn remembered<P: Pipeline>(servers: &Servers, run: &RunName, error: anyhow::Error) -> anyhow::Error {
+async fn remembered(servers: &Servers, spec: &Spec, run: &RunName, error: anyhow::Error) -> anyhow::Error {
     if !matches!(error.downcast_ref(), Some(Error::NoSuchRun { .. })) {
         return error;
     }
-    let kept = match Store::connect::<P>(servers.store.clone()).await {
+    let kept = match Store::connect(spec, servers.store.clone()).await {
         Ok(store) => store.run_record(run.as_str()).await,
         Err(_) => return error,
     };

@@ -2,7 +2,8 @@
 //! id's doing. The protocol is [`millstream::child`]'s.
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use millstream::child::{self as wire, Answer, frame};
-use millstream::{Id, Limits, Pipeline};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use millstream::{Id, Limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -43,8 +44,16 @@ const NO_MEMORY: &str = "memory allocation of ";
 /// How long the last words of a dead child are waited for: a process that it started may hold the pipe.
 const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 
-pub(super) struct Alone<P: Pipeline> {
-    program: PathBuf,
+/// What a child is started from.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    pub path: PathBuf,
+    /// What it has to say that it computes.
+    pub pipeline: &'static str,
+}
+
+pub(super) struct Alone<I> {
+    program: Program,
     limits: Limits,
     /// What one child may take, with what an id may.
     memory: u64,
@@ -55,7 +64,7 @@ pub(super) struct Alone<P: Pipeline> {
     threads: usize,
     /// Children without a batch, no more than seats.
     idle: Mutex<Vec<Kid>>,
-    pipeline: std::marker::PhantomData<fn() -> P>,
+    ids: PhantomData<fn(I)>,
 }
 
 /// A child process that has said hello.
@@ -79,9 +88,9 @@ enum End {
     Ended(String),
 }
 
-impl<P: Pipeline> Alone<P> {
+impl<I: Id> Alone<I> {
     pub fn new(
-        program: PathBuf,
+        program: Program,
         threads: usize,
         limits: Limits,
         blank: Arc<[u8]>,
@@ -89,23 +98,16 @@ impl<P: Pipeline> Alone<P> {
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
         let (seats, idle) = (Semaphore::new(threads), Mutex::default());
-        let pipeline = std::marker::PhantomData;
-        Self { program, limits, memory, blank, counts, seats, threads, idle, pipeline }
+        Self { program, limits, memory, blank, counts, seats, threads, idle, ids: PhantomData }
     }
 
-    pub async fn compute(
-        &self,
-        key: &BatchKey,
-        ids: Vec<P::Id>,
-        last: bool,
-    ) -> Result<Computed<P::Id>, Error> {
+    pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Computed<I>, Error> {
         self.counts.alone.fetch_add(1, Ordering::Relaxed);
         let size = ids.len().div_ceil(self.threads * 4).clamp(1, CHUNK);
-        let chunks: Vec<&[P::Id]> = ids.chunks(size).collect();
+        let chunks: Vec<&[I]> = ids.chunks(size).collect();
         let next = AtomicUsize::new(0);
         let lanes = (0..self.threads.min(chunks.len())).map(|_| self.lane(key, &chunks, &next, last));
-        let mut parts: Vec<(usize, Computed<P::Id>)> =
-            try_join_all(lanes).await?.into_iter().flatten().collect();
+        let mut parts: Vec<(usize, Computed<I>)> = try_join_all(lanes).await?.into_iter().flatten().collect();
         parts.sort_unstable_by_key(|(number, _)| *number);
         Ok(parts.into_iter().fold(Computed::default(), |mut whole, (_, part)| {
             whole.append(part);
@@ -117,10 +119,10 @@ impl<P: Pipeline> Alone<P> {
     async fn lane(
         &self,
         key: &BatchKey,
-        chunks: &[&[P::Id]],
+        chunks: &[&[I]],
         next: &AtomicUsize,
         last: bool,
-    ) -> Result<Vec<(usize, Computed<P::Id>)>, Error> {
+    ) -> Result<Vec<(usize, Computed<I>)>, Error> {
         let _seat = self.seats.acquire().await.expect("the semaphore is never closed");
         let mut kid = self.idle().pop();
         let mut parts = Vec::new();
@@ -142,9 +144,9 @@ impl<P: Pipeline> Alone<P> {
         &self,
         kid: &mut Option<Kid>,
         key: &BatchKey,
-        mut ids: &[P::Id],
+        mut ids: &[I],
         last: bool,
-    ) -> Result<Computed<P::Id>, Error> {
+    ) -> Result<Computed<I>, Error> {
         let (rows, out, computed) = (RowWriter::new(key, &self.blank), Rows::default(), Computed::default());
         let mut part = Part { rows, out, computed, last };
         let mut killed = 0;
@@ -189,8 +191,8 @@ impl<P: Pipeline> Alone<P> {
         &self,
         child: &mut Kid,
         key: &BatchKey,
-        ids: &[P::Id],
-        part: &mut Part<'_, P::Id>,
+        ids: &[I],
+        part: &mut Part<'_, I>,
     ) -> (usize, End) {
         let (mut sent, mut answered) = (0, 0);
         let mut age = Age::new();
@@ -234,7 +236,7 @@ impl<P: Pipeline> Alone<P> {
     }
 
     /// Why the child must end, if the id in flight is beyond a hard limit. It is killed when it is dropped.
-    fn overrun(&self, child: &mut Kid, key: &BatchKey, id: &P::Id, age: &mut Age) -> Option<String> {
+    fn overrun(&self, child: &mut Kid, key: &BatchKey, id: &I, age: &mut Age) -> Option<String> {
         age.grow();
         let Limits { soft, hard, .. } = self.limits;
         if soft.is_some_and(|soft| age.time >= soft) && !std::mem::replace(&mut age.told, true) {
@@ -249,7 +251,7 @@ impl<P: Pipeline> Alone<P> {
     }
 
     async fn start(&self) -> Result<Kid, Error> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.program.path);
         command.args([wire::ARGUMENT, &self.memory.to_string()]).stderr(Stdio::piped());
         let (mut process, stdin, stdout) = start_child(&self.program, command)?;
         let last_words = Arc::new(Mutex::default());
@@ -258,7 +260,7 @@ impl<P: Pipeline> Alone<P> {
             listening.spawn(listen(stderr, last_words.clone()));
         }
         let mut frames = Frames::new(stdout);
-        check_hello::<P, _>(&self.program, &mut frames).await?;
+        check_hello(&self.program, &mut frames).await?;
         let base = resident(&process).unwrap_or(0);
         Ok(Kid { process, stdin, frames, last_words, listening, base })
     }
@@ -383,7 +385,7 @@ async fn listen(mut stderr: ChildStderr, last_words: Arc<Mutex<Vec<u8>>>) {
 
 /// Starts a child that computes, with its pipes.
 pub(super) fn start_child(
-    program: &Path,
+    program: &Program,
     mut command: Command,
 ) -> Result<(Child, ChildStdin, ChildStdout), Error> {
     // A group of its own: Ctrl-C at a terminal is for the worker.
@@ -396,17 +398,14 @@ pub(super) fn start_child(
 }
 
 /// Waits until a child says that it computes this pipeline.
-pub(super) async fn check_hello<P: Pipeline, R: AsyncRead + Unpin>(
-    program: &Path,
-    frames: &mut Frames<R>,
-) -> Result<(), Error> {
+pub(super) async fn check_hello(program: &Program, frames: &mut Frames<ChildStdout>) -> Result<(), Error> {
     let hello = tokio::time::timeout(HELLO_WITHIN, frames.next()).await;
     let hello = hello.map_err(|_| no_child(program, "it did not say hello in two minutes"))?;
     let (kind, body) = hello
         .map_err(|source| no_child(program, source))?
         .ok_or_else(|| no_child(program, "it ended before it said hello; its stderr may say why"))?;
     match Answer::read(kind, &body) {
-        Ok(Answer::Hello { version: wire::VERSION, pipeline }) if pipeline == P::NAME => Ok(()),
+        Ok(Answer::Hello { version: wire::VERSION, pipeline }) if pipeline == program.pipeline => Ok(()),
         Ok(Answer::Hello { version, pipeline }) => {
             Err(no_child(program, format!("it speaks version {version} for pipeline `{pipeline}`")))
         }
@@ -415,8 +414,8 @@ pub(super) async fn check_hello<P: Pipeline, R: AsyncRead + Unpin>(
     }
 }
 
-fn no_child(program: &Path, source: impl Into<Source>) -> Error {
-    Error::Child { program: program.display().to_string(), source: source.into() }
+fn no_child(program: &Program, source: impl Into<Source>) -> Error {
+    Error::Child { program: program.path.display().to_string(), source: source.into() }
 }
 
 /// Memory that a process has in RAM, in bytes.

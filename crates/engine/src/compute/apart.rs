@@ -3,20 +3,19 @@
 //! Pieces come back as they are done, so when the process dies only what was in hand is in doubt.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::{Limits, Pipeline};
+use millstream::{Id, Limits};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::alone::{check_hello, resident, start_child};
+use super::alone::{Program, check_hello, resident, start_child};
 use super::frames::Frames;
 use super::order::{self, CALL_OFF, LOOKS, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode, encode_order};
 use super::{BatchKey, Computed, Piece, Spent, whole};
@@ -88,19 +87,19 @@ enum End {
     One(u64),
 }
 
-pub(super) struct Apart<P: Pipeline> {
-    program: PathBuf,
+pub(super) struct Apart<I> {
+    program: Program,
     threads: usize,
     limits: Limits,
     counts: Arc<WorkCounts>,
     load: Load,
-    live: tokio::sync::Mutex<Option<Live<P::Id>>>,
+    live: tokio::sync::Mutex<Option<Live<I>>>,
     orders: AtomicU64,
 }
 
-impl<P: Pipeline> Apart<P> {
+impl<I: Id> Apart<I> {
     pub fn new(
-        program: PathBuf,
+        program: Program,
         threads: usize,
         limits: Limits,
         counts: Arc<WorkCounts>,
@@ -110,7 +109,7 @@ impl<P: Pipeline> Apart<P> {
         Self { program, threads, limits, counts, load, live, orders: AtomicU64::new(0) }
     }
 
-    pub async fn compute(&self, key: &BatchKey, ids: Vec<P::Id>, last: bool) -> Result<Ground<P::Id>, Error> {
+    pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Ground<I>, Error> {
         let number = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
         let frame = encode_order(number, key, &ids, last);
         let (answer, answered) = oneshot::channel();
@@ -127,7 +126,7 @@ impl<P: Pipeline> Apart<P> {
     }
 
     /// The process that lives, or a new one.
-    async fn keep_alive<'a>(&self, live: &'a mut Option<Live<P::Id>>) -> Result<&'a Live<P::Id>, Error> {
+    async fn keep_alive<'a>(&self, live: &'a mut Option<Live<I>>) -> Result<&'a Live<I>, Error> {
         if live.as_ref().is_none_or(|live| live.shared.open().is_none()) {
             *live = Some(self.start().await?);
         }
@@ -138,8 +137,8 @@ impl<P: Pipeline> Apart<P> {
     async fn place(
         &self,
         number: u64,
-        order: Order<P::Id>,
-    ) -> Result<(Waiting<P::Id>, mpsc::Sender<(u64, Vec<u8>)>), Error> {
+        order: Order<I>,
+    ) -> Result<(Waiting<I>, mpsc::Sender<(u64, Vec<u8>)>), Error> {
         let mut live = self.live.lock().await;
         let there = self.keep_alive(&mut live).await?;
         match &mut *there.shared.open() {
@@ -153,16 +152,16 @@ impl<P: Pipeline> Apart<P> {
         Ok((Waiting { number, shared: there.shared.clone() }, there.sender.clone()))
     }
 
-    async fn start(&self) -> Result<Live<P::Id>, Error> {
+    async fn start(&self) -> Result<Live<I>, Error> {
         let millis = |limit: Option<Duration>| limit.map_or(0, |limit| limit.as_millis()).to_string();
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.program.path);
         command
             .arg(order::ARGUMENT)
             .args([self.threads.to_string(), millis(self.limits.soft), millis(self.limits.hard)])
             .stderr(Stdio::inherit());
         let (child, stdin, stdout) = start_child(&self.program, command)?;
         let mut frames = Frames::new(stdout);
-        check_hello::<P, _>(&self.program, &mut frames).await?;
+        check_hello(&self.program, &mut frames).await?;
         let room = self.limits.memory.map(|bytes| bytes.saturating_mul(self.threads as u64));
         let most = room.unwrap_or_else(host_memory).saturating_add(resident(&child).unwrap_or(0));
         let shared = Arc::new(Shared {
@@ -202,12 +201,7 @@ async fn write<I>(
 }
 
 /// Takes what the process sends until it is over, and then tells everybody who waits.
-async fn read<I: millstream::Id>(
-    mut child: Child,
-    mut frames: Frames<ChildStdout>,
-    shared: Arc<Shared<I>>,
-    most: u64,
-) {
+async fn read<I: Id>(mut child: Child, mut frames: Frames<ChildStdout>, shared: Arc<Shared<I>>, most: u64) {
     let mut look = tokio::time::interval(LOOK);
     let end = loop {
         tokio::select! {
@@ -261,7 +255,7 @@ impl<I> Shared<I> {
     }
 }
 
-impl<I: millstream::Id> Shared<I> {
+impl<I: Id> Shared<I> {
     /// Takes a frame; the order for which the process must end, if it brings such news.
     fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
         match kind {
@@ -345,13 +339,13 @@ impl<I: Clone> Order<I> {
 }
 
 /// Says that an id takes long. Rare by what a soft limit is for, so each is told.
-pub(super) fn slow<I: millstream::Id>(key: &BatchKey, id: &I) {
+pub(super) fn slow<I: Id>(key: &BatchKey, id: &I) {
     let BatchKey { run, batch, .. } = key;
     tracing::warn!(%run, batch, id = shown(id), "an id takes longer than its soft limit");
 }
 
 /// An id fit for a log.
-pub(super) fn shown<I: millstream::Id>(id: &I) -> String {
+pub(super) fn shown<I: Id>(id: &I) -> String {
     id.to_string().chars().take(80).collect()
 }
 

@@ -12,17 +12,15 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use millstream::Id;
 use millstream::child::{self as wire, Answer, Frame, split};
 use millstream::names::RunName;
-use millstream::rowbinary::write_row;
-use millstream::schema::ColumnType;
-use millstream::{Failure, Id, Pipeline};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::order::{self, LOOKS, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
-use super::{BatchKey, Off, Order, Pool, guarded, install_panic_hook};
+use super::{AnyFunction, BatchKey, Function, Off, Order, Pool, install_panic_hook};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -36,17 +34,24 @@ const OOM_SCORE: &str = "800";
 /// If this process was started as a computing child, does that child's work and returns its exit code.
 ///
 /// Must come before anything that starts threads, reads stdin or writes to stdout. `None` in every other process.
-pub fn child_main<P: Pipeline>(pipeline: P, columns: &[ColumnType]) -> Result<ExitCode, P> {
+pub fn child_main(function: &AnyFunction) -> Option<ExitCode> {
+    match function {
+        AnyFunction::Numbers(function) => child(function),
+        AnyFunction::Texts(function) => child(function),
+    }
+}
+
+fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let ended = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [wire::ARGUMENT, memory] => alone(&pipeline, number(memory)),
+        [wire::ARGUMENT, memory] => alone(function, number(memory)),
         [order::ARGUMENT, threads, soft, hard] => {
-            pool(pipeline, columns, number(threads) as usize, [soft, hard].map(limit))
+            pool(function, number(threads) as usize, [soft, hard].map(limit))
         }
-        _ => return Err(pipeline),
+        _ => return None,
     };
     // Whoever started it sees the pipe's end; what went wrong is on stderr.
-    Ok(ended.map_or_else(
+    Some(ended.map_or_else(
         |error| {
             complain(&error);
             ExitCode::FAILURE
@@ -70,7 +75,7 @@ fn limit(text: &str) -> Option<Duration> {
 }
 
 /// One id at a time.
-fn alone<P: Pipeline>(pipeline: &P, memory: u64) -> io::Result<()> {
+fn alone<I: Id>(function: &Function<I>, memory: u64) -> io::Result<()> {
     let mut out = take_stdout()?;
     leave_signals_to_the_worker()?;
     install_panic_hook();
@@ -79,39 +84,27 @@ fn alone<P: Pipeline>(pipeline: &P, memory: u64) -> io::Result<()> {
         limit_memory(memory)?;
     }
     let mut bytes = Vec::new();
-    Answer::Hello { version: wire::VERSION, pipeline: P::NAME }.write(&mut bytes);
+    Answer::Hello { version: wire::VERSION, pipeline: function.spec().name }.write(&mut bytes);
     out.write_all(&bytes)?;
     for (kind, body) in frames {
-        let id = P::Id::from_bytes(&body).filter(|_| kind == b'C');
+        let id = I::from_bytes(&body).filter(|_| kind == b'C');
         let id = id.ok_or_else(|| io::Error::other("the worker sent no id"))?;
         bytes.clear();
-        answer(pipeline, &id, &mut bytes);
+        function.typed.answer(&id, &mut bytes);
         out.write_all(&bytes)?;
     }
     Ok(())
 }
 
-fn answer<P: Pipeline>(pipeline: &P, id: &P::Id, out: &mut Vec<u8>) {
-    let mut row = Vec::new();
-    let outcome = guarded(|| pipeline.compute(id));
-    match outcome.map(|value| write_row(&value, &mut row)) {
-        Ok(Ok(())) => Answer::Row(&row).write(out),
-        Ok(Err(fault)) => Answer::Reject(&format!("row cannot be encoded: {fault}")).write(out),
-        Err(Failure::Reject(reason)) => Answer::Reject(&reason).write(out),
-        Err(Failure::Retry(reason)) => Answer::Again(&reason).write(out),
-    }
-}
-
 /// All ids of an order at once, on every core.
-fn pool<P: Pipeline>(
-    pipeline: P,
-    columns: &[ColumnType],
+fn pool<I: Id>(
+    function: &Function<I>,
     threads: usize,
     [soft, hard]: [Option<Duration>; 2],
 ) -> io::Result<()> {
     let out = Arc::new(Mutex::new(take_stdout()?));
     leave_signals_to_the_worker()?;
-    let pool = Pool::start(Arc::new(pipeline), columns, threads).map_err(io::Error::other)?;
+    let pool = Pool::start(function.clone(), threads).map_err(io::Error::other)?;
     let (hands, watched) = (pool.hands.clone(), out.clone());
     let mut watch = Watch::new(threads, soft, hard);
     std::thread::Builder::new().name("watch".into()).spawn(move || {
@@ -128,7 +121,7 @@ fn pool<P: Pipeline>(
         }
     })?;
     let mut hello = Vec::new();
-    Answer::Hello { version: wire::VERSION, pipeline: P::NAME }.write(&mut hello);
+    Answer::Hello { version: wire::VERSION, pipeline: function.spec().name }.write(&mut hello);
     send(&out, &hello);
     let open: Arc<Mutex<HashMap<u64, Off>>> = Arc::default();
     for (kind, body) in incoming()? {
@@ -159,16 +152,11 @@ fn pool<P: Pipeline>(
     Ok(())
 }
 
-fn grind<P: Pipeline>(
-    pool: &Pool<P>,
-    body: &[u8],
-    off: Arc<AtomicBool>,
-    out: &Mutex<File>,
-) -> io::Result<()> {
+fn grind<I: Id>(pool: &Pool<I>, body: &[u8], off: Arc<AtomicBool>, out: &Mutex<File>) -> io::Result<()> {
     let frame: OrderFrame<'_> = postcard::from_bytes(body).map_err(io::Error::other)?;
     let OrderFrame { order: number, run, pass, batch, batch_ids, last, codec, count, block } = frame;
     let run: RunName = run.parse().map_err(io::Error::other)?;
-    let ids = P::Id::unpack(codec, block, count).map_err(io::Error::other)?;
+    let ids = I::unpack(codec, block, count).map_err(io::Error::other)?;
     let key = BatchKey { run, pass, batch, ids: batch_ids };
     let order = Order { number, key, ids, last, off };
     pool.grind(&order, &|piece| send(out, &encode_piece(number, &piece)));

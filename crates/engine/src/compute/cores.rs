@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use millstream::schema::ColumnType;
-use millstream::{Limits, Pipeline};
+use millstream::{Id, Limits};
 
-use super::alone::Alone;
+use super::alone::{Alone, Program};
 use super::apart::{Apart, Ground};
-use super::{BatchKey, Computed, Pool, blank_of};
+use super::{BatchKey, Computed, Function, Pool};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
@@ -24,31 +23,30 @@ pub enum Place {
 }
 
 /// The cores of this host.
-pub struct Cores<P: Pipeline> {
-    kind: Kind<P>,
+pub struct Cores<I> {
+    kind: Kind<I>,
     load: Load,
 }
 
-enum Kind<P: Pipeline> {
-    Here(Pool<P>),
-    Apart(Box<Processes<P>>),
+enum Kind<I> {
+    Here(Pool<I>),
+    Apart(Box<Processes<I>>),
 }
 
-struct Processes<P: Pipeline> {
-    pool: Apart<P>,
-    alone: Alone<P>,
+struct Processes<I> {
+    pool: Apart<I>,
+    alone: Alone<I>,
     isolate: bool,
     load: Load,
 }
 
-impl<P: Pipeline> Cores<P> {
+impl<I: Id> Cores<I> {
     /// Takes `threads` cores. Processes are started when there is something to compute.
     ///
     /// # Errors
     /// [`Error::Pool`] when the system gives no threads.
     pub fn start(
-        pipeline: Arc<P>,
-        columns: &[ColumnType],
+        function: Function<I>,
         threads: usize,
         place: Place,
         limits: Limits,
@@ -56,13 +54,16 @@ impl<P: Pipeline> Cores<P> {
         load: Load,
     ) -> Result<Self, Error> {
         let kind = match place {
-            Place::Here => Kind::Here(Pool::start(pipeline, columns, threads)?),
-            Place::Apart(program) => Kind::Apart(Box::new(Processes {
-                pool: Apart::new(program.clone(), threads, limits, counts.clone(), load.clone()),
-                alone: Alone::new(program, threads, limits, blank_of(columns), counts),
-                isolate: limits.isolate,
-                load: load.clone(),
-            })),
+            Place::Here => Kind::Here(Pool::start(function, threads)?),
+            Place::Apart(path) => {
+                let program = Program { path, pipeline: function.spec().name };
+                Kind::Apart(Box::new(Processes {
+                    pool: Apart::new(program.clone(), threads, limits, counts.clone(), load.clone()),
+                    alone: Alone::new(program, threads, limits, function.blank, counts),
+                    isolate: limits.isolate,
+                    load: load.clone(),
+                }))
+            }
         };
         Ok(Self { kind, load })
     }
@@ -88,10 +89,10 @@ impl<P: Pipeline> Cores<P> {
     pub async fn compute(
         &self,
         key: &BatchKey,
-        ids: Vec<P::Id>,
+        ids: Vec<I>,
         last: bool,
         suspect: bool,
-    ) -> Result<Computed<P::Id>, Error> {
+    ) -> Result<Computed<I>, Error> {
         let computed = match &self.kind {
             Kind::Here(pool) => pool.compute(key.clone(), ids, last).await,
             Kind::Apart(processes) => processes.compute(key, ids, last, suspect).await?,
@@ -101,14 +102,14 @@ impl<P: Pipeline> Cores<P> {
     }
 }
 
-impl<P: Pipeline> Processes<P> {
+impl<I: Id> Processes<I> {
     async fn compute(
         &self,
         key: &BatchKey,
-        ids: Vec<P::Id>,
+        ids: Vec<I>,
         last: bool,
         suspect: bool,
-    ) -> Result<Computed<P::Id>, Error> {
+    ) -> Result<Computed<I>, Error> {
         if suspect || self.isolate {
             return self.alone(key, ids, last).await;
         }
@@ -124,7 +125,7 @@ impl<P: Pipeline> Processes<P> {
         Ok(whole)
     }
 
-    async fn alone(&self, key: &BatchKey, ids: Vec<P::Id>, last: bool) -> Result<Computed<P::Id>, Error> {
+    async fn alone(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Computed<I>, Error> {
         let computed = self.alone.compute(key, ids, last).await?;
         self.load.alone(computed.spent.computing);
         Ok(computed)

@@ -158,7 +158,8 @@ impl Wire {
             database: "millstream".to_owned(),
             origin: "the fault suite".to_owned(),
         };
-        self.runtime.block_on(Store::connect::<Trial>(address)).expect("an old server is good enough")
+        let spec = millstream::check::<Trial>().expect("sound");
+        self.runtime.block_on(Store::connect(&spec, address)).expect("an old server is good enough")
     }
 
     /// An insert whose body stops half-way, in a thread of its own, once the server executes it.
