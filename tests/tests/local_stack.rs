@@ -230,41 +230,43 @@ fn a_port_that_someone_else_took_in_between_is_replaced() {
 
 #[test]
 fn a_port_that_someone_takes_while_the_server_starts_is_replaced() {
-    // Who is faster, the thief or the server, is not ours to say: until the thief was once.
-    let stolen = (0..20).any(|_| {
-        let (_temp, data) = data();
-        thread::scope(|scope| {
-            let thief = scope.spawn(|| steal_monitor_port(&data.join("kept.json")));
-            let (probe, _) = Probe::open(&data, "run", &["nats"]);
-            let stolen = thief.join().expect("it ends");
-            let kept = monitor_port(&data.join("kept.json")).expect("kept");
-            if let Some(stolen) = &stolen {
-                assert_ne!(stolen.local_addr().expect("its address").port(), kept);
-            }
-            assert!(TcpListener::bind(("127.0.0.1", kept)).is_err(), "nobody listens on {kept}");
-            probe.stop();
-            stolen.is_some()
-        })
-    });
-    assert!(stolen, "the port was never taken before the server listened");
+    for (server, name) in [("nats", "nats_http_port"), ("clickhouse", "clickhouse_port")] {
+        // Who is faster, the thief or the server, is not ours to say: until the thief was once.
+        let stolen = (0..20).any(|_| {
+            let (_temp, data) = data();
+            thread::scope(|scope| {
+                let thief = scope.spawn(|| steal_port(&data.join("kept.json"), name));
+                let (probe, _) = Probe::open(&data, "run", &[server]);
+                let stolen = thief.join().expect("it ends");
+                let kept = kept_port(&data.join("kept.json"), name).expect("kept");
+                if let Some(stolen) = &stolen {
+                    assert_ne!(stolen.local_addr().expect("its address").port(), kept);
+                }
+                assert!(TcpListener::bind(("127.0.0.1", kept)).is_err(), "nobody listens on {kept}");
+                probe.stop();
+                stolen.is_some()
+            })
+        });
+        assert!(stolen, "the {server} port was never taken before the server listened");
+    }
 }
 
 /// As soon as it is written down, which is before the server starts.
-fn steal_monitor_port(kept: &Path) -> Option<TcpListener> {
+fn steal_port(kept: &Path, name: &str) -> Option<TcpListener> {
     let limit = Instant::now() + OPEN_WITHIN;
     let port = loop {
-        match monitor_port(kept) {
+        match kept_port(kept, name) {
             Some(port) => break port,
-            None => assert!(Instant::now() < limit, "no port in {}", kept.display()),
+            None => assert!(Instant::now() < limit, "no {name} in {}", kept.display()),
         }
     };
     TcpListener::bind(("127.0.0.1", port)).ok()
 }
 
-fn monitor_port(kept: &Path) -> Option<u16> {
+fn kept_port(kept: &Path, name: &str) -> Option<u16> {
     let text = fs::read_to_string(kept).ok()?;
     let kept: serde_json::Value = serde_json::from_str(&text).ok()?;
-    kept["nats_http_port"].as_u64().and_then(|port| port.try_into().ok())
+    kept[name].as_u64().and_then(|port| port.try_into().ok())
 }
 
 #[test]

@@ -105,8 +105,8 @@ impl Program {
         [self.port].into_iter().chain(monitor)
     }
 
-    /// The port that is taken, as the log says after its first so many bytes. All three servers end such a line with the
-    /// text of `EADDRINUSE` and name the address in it.
+    /// The port that is taken, as the log says after its first so many bytes: all three servers name the address and say
+    /// the text of `EADDRINUSE`.
     fn taken(&self, said_before: u64) -> Option<u16> {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let from = usize::try_from(said_before).unwrap_or(usize::MAX);
@@ -222,11 +222,14 @@ impl Running {
 
 fn is_said_taken(said: &str, port: u16) -> bool {
     let address = format!("127.0.0.1:{port}");
-    said.lines().any(|line| {
-        let after = line.split(&address).skip(1);
-        let names_it = after.into_iter().any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()));
-        names_it && line.to_ascii_lowercase().contains("address already in use")
-    })
+    let names_it = |line: &str| {
+        line.split(&address).skip(1).any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+    };
+    let says_why = |line: &str| line.to_ascii_lowercase().contains("address already in use");
+    let lines: Vec<&str> = said.lines().collect();
+    let mut here = lines.iter().enumerate().filter(|(_, line)| names_it(line));
+    // The engine, which is ours, puts a cause on a line of its own.
+    here.any(|(at, line)| says_why(line) || lines.get(at + 1).is_some_and(|next| says_why(next)))
 }
 
 fn describe(status: std::io::Result<ExitStatus>) -> String {
@@ -249,10 +252,12 @@ mod tests {
     #[test]
     fn a_server_that_found_its_port_taken_is_understood() {
         let nats = "[FTL] Can't start monitoring: can't listen to the monitor port: listen tcp 127.0.0.1:21570: bind: address already in use\n";
-        let engine = "error: failed to listen on 127.0.0.1:2157: Address already in use (os error 98)\n";
+        let engine = "error: failed to listen on 127.0.0.1:2157\n  Address already in use (os error 98)\nhint: another process…\n";
+        let server = "<Error> Application: Listen [127.0.0.1]:2157 failed: Net Exception: Address already in use: 127.0.0.1:2157\n";
         assert!(is_said_taken(nats, 21570));
         assert!(!is_said_taken(nats, 2157));
-        assert!(is_said_taken(engine, 2157));
+        assert!(is_said_taken(engine, 2157) && is_said_taken(server, 2157));
+        assert!(!is_said_taken(engine, 215) && !is_said_taken(engine, 21570));
         assert!(!is_said_taken("[FTL] cannot read 127.0.0.1:2157\n", 2157));
     }
 }
