@@ -23,7 +23,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Enough for anything that is not a first fetch of the servers, on a busy machine.
-pub const SOON: Duration = Duration::from_secs(120);
+pub const SOON: Duration = Duration::from_secs(300);
 
 /// Squares, with ids that misbehave: `n % 1000` of 901 rejects, 902 panics, 903 asks for another attempt for ever.
 pub struct Trial;
@@ -66,7 +66,7 @@ impl Rogue {
             101 => Some("panicked at "),
             102 => Some("crashed: signal 6"),
             103 => Some("crashed: signal 11"),
-            104 | 106 => Some("timed out after 3 s"),
+            104 | 106 => Some("timed out after 5 s"),
             105 => Some("out of memory: limit 256 MB"),
             _ if id % 100 == 97 => Some("gave up after every attempt: "),
             _ => None,
@@ -79,7 +79,7 @@ impl Pipeline for Rogue {
     const COLUMNS: &'static [(&'static str, &'static str)] = &[("squared", "UInt64")];
     // Long enough that a machine which is busy with other things blames no other id.
     const LIMITS: Limits =
-        Limits { hard: Some(Duration::from_secs(3)), memory: Some(256 << 20), ..Limits::DEFAULT };
+        Limits { hard: Some(Duration::from_secs(5)), memory: Some(256 << 20), ..Limits::DEFAULT };
     type Id = u64;
     type Row = Squared;
 

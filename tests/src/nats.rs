@@ -8,8 +8,6 @@ use serde_json::{Value, json};
 
 use crate::{SOON, wait_until};
 
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-
 /// The first line that nats-server says.
 ///
 /// # Errors
@@ -66,7 +64,7 @@ impl Nats {
     pub fn connect(url: &str) -> Self {
         let stream =
             TcpStream::connect(url.trim_start_matches("nats://").trim_end_matches('/')).expect("NATS");
-        stream.set_read_timeout(Some(ANSWER_WITHIN)).expect("a timeout");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
         let mut nats = Self { reader: BufReader::new(stream), asked: 0 };
         let options = json!({ "verbose": false, "headers": true, "no_responders": true, "protocol": 1 });
         nats.write(format!("CONNECT {options}\r\nSUB answer.{}.* 1\r\n", std::process::id()).as_bytes());

@@ -673,7 +673,7 @@ fn is_bad(id: u64) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn permits_before_pull() {
     // A batch that occupies both cores: one runs, one is ahead. Of batches of one id, two run and two are ahead.
-    for (ids, batch, nap_ms, most) in [("0..400", "10", 20, 2), ("0..80", "1", 100, 4)] {
+    for (ids, batch, nap_ms, most) in [("0..4000", "10", 20, 2), ("0..800", "1", 100, 4)] {
         let mut scene = Scene::new().await;
         scene.host.call(&["produce", "--ids", ids, "--run", "a", "--batch", batch]).expect(0);
         let slow = || Signed::new(1, move |_| std::thread::sleep(Duration::from_millis(nap_ms)));
@@ -683,19 +683,18 @@ async fn permits_before_pull() {
         };
         let (one, first) = start_work(&scene.broker, slow(), 2);
         let mut peak = 0;
-        wait_until("ten batches of one host", SOON, || {
+        wait_until("ten batches of one host, with one ahead of each that runs", SOON, || {
             let (now, consumer) = held();
             assert!(now <= most, "one host of two cores holds {now}: {consumer:?}");
             assert!(consumer.pending > 0, "nothing was left to be hoarded: {consumer:?}");
             peak = peak.max(now);
             match first.batches.load(Ordering::Relaxed) {
-                computed @ 0..10 => Err(format!("{computed}")),
-                _ => Ok(()),
+                10.. if peak == most => Ok(()),
+                computed => Err(format!("{computed}, at most {peak} at once")),
             }
         });
-        assert_eq!(peak, most, "one batch is ahead of each that runs");
         let (two, second) = start_work(&scene.broker, slow(), 2);
-        wait_until("a batch of the second host", Duration::from_secs(5), || {
+        wait_until("a batch of the second host", SOON, || {
             let (now, consumer) = held();
             assert!(now <= 2 * most, "two hosts hold {now}: {consumer:?}");
             if second.batches.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err(format!("{consumer:?}")) }
@@ -709,7 +708,7 @@ async fn permits_before_pull() {
 /// asks for work all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn progress_outside_the_pool() {
-    const ACK_WAIT: Duration = Duration::from_secs(20);
+    const ACK_WAIT: Duration = Duration::from_secs(30);
     let mut scene = Scene::new().await;
     scene.make_work_consumer("a", ACK_WAIT);
     scene.host.call(&["produce", "--ids", "0..2", "--run", "a", "--batch", "1"]).expect(0);

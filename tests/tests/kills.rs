@@ -14,7 +14,7 @@ use tests::nats::{nats_info, stream_messages};
 use tests::{Host, Process, SOON, Up, wait_until};
 
 /// Long enough for whatever a killed sink held to be delivered again (120 s) and proven, on a busy machine.
-const SEALED_WITHIN: Duration = Duration::from_secs(400);
+const SEALED_WITHIN: Duration = Duration::from_secs(900);
 /// Rows go to ClickHouse this often, so that a short run has many inserts to be hit.
 const GROUP_MS: u64 = 200;
 
@@ -72,7 +72,8 @@ fn killed_workers_lose_nothing_and_double_nothing() {
 fn killed_sinks_lose_nothing_and_double_nothing() {
     let mut scene = Scene::new("sinks", 200);
     scene.publish("a", 120_000, 500);
-    scene.start(&["work-1", "work-2", "sink-1", "sink-2", "sink-3"]);
+    // One worker, so that there are rows to come until the last kill.
+    scene.start(&["work-1", "sink-1", "sink-2", "sink-3"]);
     scene.wait_rows("a", 1);
     for kill in 0..12 {
         match kill % 4 {
@@ -95,6 +96,7 @@ fn a_killed_nats_server_loses_nothing_and_doubles_nothing() {
         scene.host.start("produce", &["produce", "--ids", "1..=30000", "--run", "b", "--batch", "10"]);
     scene.publish("a", 250_000, 1000);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    scene.wait_up();
     scene.wait_rows("a", 1);
     for kill in 0..10 {
         sleep(scene.dice.pause(200, 1200));
@@ -116,7 +118,9 @@ fn a_killed_nats_server_loses_nothing_and_doubles_nothing() {
 fn a_killed_clickhouse_loses_nothing_and_doubles_nothing() {
     let mut scene = Scene::new("clickhouse", 200);
     scene.publish("a", 250_000, 1000);
-    scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    // One worker, so that there are rows to come until the last kill.
+    scene.start(&["work-1", "sink-1", "sink-2"]);
+    scene.wait_up();
     scene.wait_rows("a", 1);
     for kill in 0..10 {
         if kill % 2 == 0 {
@@ -190,9 +194,14 @@ fn an_interrupted_run_says_130_and_goes_on_with_the_same_words() {
 
 #[test]
 fn a_terminated_worker_finishes_or_hands_back_what_it_holds() {
-    let mut scene = Scene::new("drain", 2000);
-    // A batch is two seconds of a core: less than the time to drain, and one thread holds two of them.
-    scene.publish("short", 12_000, 1000);
+    let mut scene = Scene::new("drain", 5000);
+    let config = scene.host.path().join("millstream.toml");
+    let may_drain = |seconds: u32| {
+        fs::write(&config, format!("work.drain_seconds = {seconds}\n")).expect("a file is written");
+    };
+    // A batch is five seconds of a core: less than the time to drain, and one thread holds two of them.
+    may_drain(300);
+    scene.publish("short", 4000, 1000);
     let mut worker = scene.host.start("work-1", &["work", "--threads", "1"]);
     scene.wait_held("short", 2);
     worker.signal("TERM");
@@ -200,17 +209,17 @@ fn a_terminated_worker_finishes_or_hands_back_what_it_holds() {
     assert_eq!(scene.host.status("short")["in_flight"], 0, "held batches were neither acked nor handed back");
     scene.serve("work-2", &["work"]);
     scene.serve("sink", &["sink"]);
-    scene.finish(&[("short", 12_000)]);
+    scene.finish(&[("short", 4000)]);
 
-    // A batch is 20 seconds of a core, and there are three seconds to drain: both are handed back, unfinished.
+    // A batch is 50 seconds of a core, and there are three seconds to drain: both are handed back, unfinished.
     scene.dismiss("work");
-    fs::write(scene.host.path().join("millstream.toml"), "work.drain_seconds = 3\n")
-        .expect("a file is written");
+    may_drain(3);
     scene.publish("long", 20_000, 10_000);
     let mut worker = scene.host.start("work-3", &["work", "--threads", "1"]);
     scene.wait_held("long", 2);
     worker.signal("TERM");
     assert_eq!(worker.wait(SOON).code(), Some(0), "{}", scene.host.log("work-3"));
+    may_drain(300);
     let mut worker = scene.host.start("work-4", &["work", "--threads", "1"]);
     // What was handed back comes to somebody else at once; what was not would after 60 s.
     wait_until("batches delivered again", Duration::from_secs(45), || {
@@ -296,6 +305,17 @@ impl Scene {
                 Some("work") => self.serve(name, &["work", "--threads", "1"]),
                 command => self.serve(name, &[command.unwrap_or(name)]),
             }
+        }
+    }
+
+    /// Waits until every worker and sink has found its servers: one that starts while a server is away says so and ends.
+    fn wait_up(&self) {
+        let services = self.services.iter().map(|service| service.name.as_str());
+        for name in services.filter(|name| ["work", "sink"].iter().any(|kind| name.starts_with(kind))) {
+            wait_until(&format!("{name} at work"), SOON, || match self.host.log(name) {
+                log if log.contains(" working") || log.contains(" sinking") => Ok(()),
+                log => Err(log),
+            });
         }
     }
 

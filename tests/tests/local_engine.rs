@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -552,13 +553,18 @@ fn a_kill_9_in_mid_insert_leaves_whole_inserts_only() {
         assert!(kept >= acked, "{kept} batches are left of {acked}");
         let query = format!("query={}", escaped("INSERT INTO t FORMAT RowBinary"));
         let port = engine.port;
+        let landed = AtomicU64::new(0);
         let sent = std::thread::scope(|scope| {
             let writers: Vec<_> = (0..2_u64)
                 .map(|writer| {
-                    let query = &query;
-                    scope.spawn(move || insert_until_it_fails(port, query, (round * 2 + writer) * 1000, ROWS))
+                    let (query, landed, first) = (&query, &landed, (round * 2 + writer) * 1000);
+                    scope.spawn(move || insert_until_it_fails(port, query, first, ROWS, landed))
                 })
                 .collect();
+            let begun = Instant::now();
+            while landed.load(Ordering::Relaxed) == 0 && begun.elapsed() < tests::SOON {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             std::thread::sleep(Duration::from_millis(300 + 170 * round));
             engine.child.kill().expect("killed");
             engine.wait();
@@ -577,7 +583,7 @@ fn a_kill_9_in_mid_insert_leaves_whole_inserts_only() {
 }
 
 /// How many of the batches from `first` on were acknowledged before the server went away.
-fn insert_until_it_fails(port: u16, query: &str, first: u64, rows: u64) -> u64 {
+fn insert_until_it_fails(port: u16, query: &str, first: u64, rows: u64, landed: &AtomicU64) -> u64 {
     for batch in first.. {
         let body: Vec<u8> = (0..rows).flat_map(|id| [batch, id]).flat_map(u64::to_le_bytes).collect();
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return batch - first };
@@ -586,6 +592,7 @@ fn insert_until_it_fails(port: u16, query: &str, first: u64, rows: u64) -> u64 {
         if sent.is_err() || !answer.starts_with(b"HTTP/1.1 200") {
             return batch - first;
         }
+        landed.fetch_add(1, Ordering::Relaxed);
     }
     unreachable!("the server is killed")
 }

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 /// Enough for a first fetch.
 const OPEN_WITHIN: Duration = Duration::from_secs(300);
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(180);
 
 /// A process with an open stack.
 struct Probe {

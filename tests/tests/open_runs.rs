@@ -131,7 +131,7 @@ fn lines_become_rows_while_the_run_is_open() {
 fn producers_come_and_go_and_the_end_of_input_closes() {
     let host = tame();
     let up = host.up();
-    let batches_of_100 = ["--batch", "100", "--linger", "1min"];
+    let batches_of_100 = ["--batch", "100", "--linger", "10min"];
     let mut killed = Feeder::start(&host, "killed", &batches_of_100);
     killed.write_ids(1..=1000);
     wait_pending(&host, 10);

@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use wire::{Fate, Proxy};
 
 /// A batch comes again this soon after the process that held it died.
-const ACK_WAIT: Duration = Duration::from_secs(5);
+const ACK_WAIT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_larger_than_a_message_land_in_parts() {
@@ -84,6 +84,11 @@ async fn parts_of_string_ids_are_asked_about_by_their_first_and_last() {
     wait_done(&counts, 1);
     scene.proxy.inserts_meet(&[Fate::LoseAnswer]);
     let sink = scene.start_sink_of::<String>(SinkPlan::default());
+    // A sealer tells the sink to wait no longer, and it must have all parts by then.
+    wait_until("an insert", SOON, || match scene.proxy.inserts().len() {
+        0 => Err("none".to_owned()),
+        _ => Ok(()),
+    });
     let sealer = scene.start_sealer_of::<String>();
     scene.wait_sealed("a").await;
     scene.assert_rows::<String>(ids, &[1]);

@@ -1,5 +1,6 @@
 //! A run, or some of its ids, computed again as a new pass: readers see the pass before until the new one is whole.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -320,7 +321,7 @@ fn a_replay_that_is_killed_goes_on_with_the_same_words() {
             std::thread::sleep(dice.pause(1, 600));
             replay.kill();
         }
-        // Nothing of it is in its hands yet or any more, so nobody waits two minutes for a redelivery.
+        // With nothing in its hands, as far as can be told: nobody waits two minutes for a redelivery.
         wait_until("a sink at rest", SOON, || match scene.host.status(RUN)["to_store"].as_u64() {
             Some(0) => Ok(()),
             left => Err(format!("{left:?}")),
@@ -329,7 +330,8 @@ fn a_replay_that_is_killed_goes_on_with_the_same_words() {
         scene.sink = scene.host.start("sink", &["sink"]);
         // One that got through may be sealed by now, and the same words begin another.
         scene.replay(words);
-        wait_until("a sealed pass", SOON, || {
+        // Rows that came to the sink after that look are delivered again two minutes later.
+        wait_until("a sealed pass", SOON * 3, || {
             let status = scene.host.status(RUN);
             let newer = status["pass"].as_u64() > Some(pass);
             if newer && status["state"] == "sealed" { Ok(()) } else { Err(status.to_string()) }
@@ -354,17 +356,18 @@ fn readers_see_one_pass_or_the_next_and_never_a_mixture() {
     host.env.push(("TRIAL_TAME".into(), "1".into()));
     let _work = host.start("work", &["work"]);
 
-    let done = AtomicBool::new(false);
+    let (done, looked) = (AtomicBool::new(false), Barrier::new(4));
     let steps: [&[&str]; 2] = [&["--where", "status = 'dead' AND id % 2 = 1"], &[]];
     let seen = std::thread::scope(|scope| {
         // A pass is told by its rows, its distinct ids and their sum: what a mixture had, none of them has.
         let questions =
             ["count(), uniqExact(id), sum(id)", "count(), sum(id)", "countIf(id = 1), countIf(id = 1901)"];
         let readers = questions.map(|question| {
-            let (up, done) = (&up, &done);
+            let (up, done, looked) = (&up, &done, &looked);
             let reader = move || {
                 let look = || up.ask(&format!("SELECT {question} FROM millstream.trial WHERE run = '{RUN}'"));
                 let (mut seen, mut looks) = (vec![look()], 1);
+                looked.wait();
                 loop {
                     // Once more after the last seal.
                     let last = done.load(Ordering::Relaxed);
@@ -380,6 +383,7 @@ fn readers_see_one_pass_or_the_next_and_never_a_mixture() {
             };
             scope.spawn(reader)
         });
+        looked.wait();
         for (pass, words) in (2..).zip(steps) {
             let begun = Instant::now();
             host.call(&[&["replay", RUN], words].concat()).expect(0);

@@ -110,7 +110,10 @@ pub(crate) async fn consume(
             () = stop.no_more_taking() => return,
         };
         let (choice, permits) = turn;
-        let pulled = pull_pass(broker, &mut consumers, &choice.key, permits.len()).await;
+        let Some(pulled) = pull_pass(broker, &mut consumers, &shares, &choice.key, permits.len()).await
+        else {
+            continue;
+        };
         let pending = pulled.last().and_then(|message| Some(message.info().ok()?.pending));
         shares.drawn(&choice.key, pulled.len(), pending);
         for (message, permit) in pulled.into_iter().zip(permits) {
@@ -142,26 +145,28 @@ async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphoreP
     }
 }
 
-/// What the pass has for us now. A failure is told, and leaves the pass for its next turn.
+/// What the pass has for us now. A failure is told, and leaves the pass for its next turn; `None` without a consumer.
 async fn pull_pass(
     broker: &Broker,
     consumers: &mut HashMap<PassKey, PullConsumer>,
+    shares: &Shares,
     key: &PassKey,
     most: usize,
-) -> Vec<Message> {
+) -> Option<Vec<Message>> {
     let (run, pass) = key;
     if !consumers.contains_key(key) {
         match broker.work_consumer(run, *pass).await {
             Ok(Some(consumer)) => drop(consumers.insert(key.clone(), consumer)),
             Ok(None) => {
-                tracing::warn!(%run, pass, "the pass has no consumer: a sink makes it again, or `verify {run} --repair`");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                return Vec::new();
+                if shares.absent(key) {
+                    tracing::warn!(%run, pass, "the pass has no consumer: a sink makes it again, or `verify {run} --repair`");
+                }
+                return None;
             }
             Err(error) => {
                 tracing::warn!(%run, pass, %error, "the pass cannot be pulled from, trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                return Vec::new();
+                return Some(Vec::new());
             }
         }
     }
@@ -172,7 +177,7 @@ async fn pull_pass(
         tracing::warn!(%run, pass, %error, "a pull failed, trying again");
         consumers.remove(key);
     }
-    messages
+    Some(messages)
 }
 
 /// Asks for what is there now, and does not wait for more.

@@ -4,7 +4,7 @@
 //! what idle cores wait for is sampled as often from what the worker holds.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -200,8 +200,8 @@ impl<const N: usize> Drop for Phase<'_, N> {
 #[derive(Debug)]
 pub struct WorkLoad {
     cores: usize,
-    /// Looks at the pool's hands, and hands that had an id, summed over them.
-    looks: AtomicU64,
+    /// Whether the pool's hands are watched, and nanoseconds for which they had an id.
+    watched: AtomicBool,
     busy: AtomicU64,
     computing: AtomicU64,
     encoding: AtomicU64,
@@ -271,7 +271,7 @@ impl WorkLoad {
     pub fn new(cores: usize) -> Self {
         Self {
             cores,
-            looks: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
             busy: AtomicU64::new(0),
             computing: AtomicU64::new(0),
             encoding: AtomicU64::new(0),
@@ -288,10 +288,10 @@ impl WorkLoad {
         self.cores
     }
 
-    /// The pool looked at its hands.
-    pub(crate) fn looked(&self, looks: u32, busy: u32) {
-        self.looks.fetch_add(u64::from(looks), Ordering::Relaxed);
-        self.busy.fetch_add(u64::from(busy), Ordering::Relaxed);
+    /// The pool's hands had an id for so long, summed over them, since this was last said.
+    pub(crate) fn busy(&self, time: Duration) {
+        self.watched.store(true, Ordering::Relaxed);
+        self.busy.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Cores were used.
@@ -344,11 +344,11 @@ impl WorkLoad {
     pub(crate) fn sums(&self, elapsed: Duration) -> [f64; 5] {
         let number = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
         let all = elapsed.as_secs_f64() * self.cores as f64;
-        let (computing, encoding) = (number(&self.computing) / 1e9, number(&self.encoding) / 1e9);
-        let looks = number(&self.looks) * self.cores as f64;
+        let seconds = |nanos: &AtomicU64| number(nanos) / 1e9;
+        let (computing, encoding) = (seconds(&self.computing), seconds(&self.encoding));
         // Without a watch (a pool in this very process) what was measured piece by piece has to do.
-        let busy = match looks > 0.0 {
-            true => number(&self.busy) / looks * all + number(&self.alone) / 1e9,
+        let busy = match self.watched.load(Ordering::Relaxed) {
+            true => seconds(&self.busy) + seconds(&self.alone),
             false => computing + encoding,
         };
         let busy = busy.min(all);
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn what_cores_did_adds_up() {
         let load = WorkLoad::new(2);
-        load.looked(10, 15);
+        load.busy(Duration::from_millis(1500));
         load.spent(Spent { computing: Duration::from_millis(1200), encoding: Duration::from_millis(300) });
         {
             let _rows = load.publishing();
@@ -438,6 +438,17 @@ mod tests {
         for (part, expected) in parts.into_iter().zip([1.2, 0.3, 0.25, 0.25]) {
             assert!((part - expected).abs() < 1e-9, "{times:?}");
         }
+    }
+
+    /// The pool's process, and its watch with it, begins with the first batch.
+    #[test]
+    fn time_before_the_first_batch_was_idle() {
+        let load = WorkLoad::new(2);
+        load.sample(4);
+        load.busy(SECOND * 2);
+        load.spent(Spent { computing: SECOND * 2, encoding: Duration::ZERO });
+        let times = CoreTimes::from(load.sums(SECOND * 100));
+        assert_eq!((times.computing, times.waiting_for_ids), (2.0, 198.0));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::failpoint;
 use crate::hosts::{self, Doing};
 use crate::load::{Phases, Recent};
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
+use crate::retry::patiently;
 use crate::sample::{Choice, blind_size};
 use crate::source::{Input, Survey};
 use crate::stop::Stop;
@@ -152,7 +153,7 @@ pub async fn submit<I: Id>(
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
-    let record = close_run(records, run, published.clone()).await?;
+    let record = patiently(run, stop, || close_run(records, run, published.clone())).await?;
     failpoint::pass("produce-after-close");
     keep(store, &record).await;
     let repair = match before {

@@ -1,7 +1,12 @@
-//! How long to wait before trying again.
+//! Trying again, and how long to wait before.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+
+use millstream::names::RunName;
+
+use crate::error::{Error, full_cause};
+use crate::stop::Stop;
 
 /// Exponential waits with jitter, from `first` up to `most`, for as long as it takes.
 #[derive(Debug, Clone)]
@@ -28,6 +33,31 @@ impl Backoff {
     /// Begins anew after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
+    }
+}
+
+/// Pauses between questions to a broker that does not answer.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Asks the broker for as long as it takes, where what is held here is nowhere else yet.
+///
+/// # Errors
+/// [`Error::Stopped`]; whatever is no failure of the broker.
+pub(crate) async fn patiently<T, F>(run: &RunName, stop: &Stop, ask: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut pause = Backoff::new(ASK_AGAIN.0, ASK_AGAIN.1);
+    loop {
+        match ask().await {
+            Err(error @ (Error::Broker { .. } | Error::BrokerSilent { .. })) => {
+                tracing::warn!(%run, error = full_cause(&error), "trying again");
+            }
+            answer => return answer,
+        }
+        if !stop.pause(pause.wait()).await {
+            return Err(Error::Stopped);
+        }
     }
 }
 

@@ -263,11 +263,12 @@ impl Sealer {
             // Rows landed since the proof.
             Ok(repair) if repair == Repair::default() => {}
             Ok(repair) => {
-                watch.repairs += 1;
+                // What has to wait for its input again is no attempt.
+                watch.repairs += u32::from(repair.batches_again + repair.duplicates_merged > 0);
                 told(run, pass, &repair);
             }
             Err(error) => {
-                watch.repairs += 1;
+                watch.repairs += u32::from(!error.is_nobody());
                 let (error, hint) =
                     (full_cause(&error), format!("`verify {run} --repair`, by a user with more rights"));
                 tracing::error!(%run, pass, error, hint, "the pass is not complete, and cannot be repaired from here");
@@ -365,12 +366,14 @@ impl Sealer {
             return self.take_back_if_cancelled(run, pass).await;
         }
         tracing::info!(%run, pass, ids = published.ids, dead = sealed.dead, "sealed");
-        failpoint::pass("seal-before-tidy");
-        self.tidy(run, pass).await?;
-        failpoint::pass("seal-after-tidy");
         let announcement = Announcement { run: run.as_str(), pass, ids: published.ids, sealed: &sealed };
         let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
-        self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await
+        let announced =
+            self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await;
+        failpoint::pass("seal-before-tidy");
+        let tidied = self.tidy(run, pass).await;
+        failpoint::pass("seal-after-tidy");
+        announced.and(tidied)
     }
 
     /// A pass that was cancelled while it was proven is not for readers. Of any other the next proof writes the same row.

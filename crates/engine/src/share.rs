@@ -21,6 +21,8 @@ use crate::retry::Backoff;
 
 /// How soon a pass that had nothing is asked again.
 const IDLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
+/// A consumer that is missing for longer is told of, as often.
+const ABSENT: Duration = Duration::from_secs(2);
 /// How much of the cost of an id the latest batch says; the rest is what those before it said.
 const LATEST: f64 = 0.25;
 /// Batches that are drawn ahead of free cores only while more of them wait, if they take longer than [`LONG`]: otherwise
@@ -50,6 +52,8 @@ struct Account {
     empty: bool,
     ask_again: Instant,
     pause: Backoff,
+    /// Since when it has had no consumer, or since that was last told.
+    absent: Option<Instant>,
 }
 
 /// Which pass to draw from, and how.
@@ -75,7 +79,17 @@ impl Account {
     fn new(record: PassRecord, used: f64) -> Self {
         let pause = Backoff::new(IDLE.0, IDLE.1);
         let ask_again = Instant::now();
-        Self { record, used, per_id: None, held: 0, pending: u64::MAX, empty: false, ask_again, pause }
+        Self {
+            record,
+            used,
+            per_id: None,
+            held: 0,
+            pending: u64::MAX,
+            empty: false,
+            ask_again,
+            pause,
+            absent: None,
+        }
     }
 
     /// Its share against that of a pass of priority 0: each step doubles it.
@@ -146,6 +160,7 @@ impl Shares {
         let mut accounts = self.open();
         let level = least_used(&accounts);
         let Some(account) = accounts.get_mut(key) else { return };
+        account.absent = None;
         if brought == 0 {
             account.empty = true;
             account.ask_again = Instant::now() + account.pause.wait();
@@ -159,6 +174,20 @@ impl Shares {
         account.empty = false;
         account.pause.reset();
         account.pending = pending.unwrap_or(u64::MAX);
+    }
+
+    /// Takes note that a pass has no consumer to draw from; whether it is time to say so. A pass that has just begun gets
+    /// its consumer a moment after its record.
+    pub fn absent(&self, key: &PassKey) -> bool {
+        let (mut accounts, now) = (self.open(), Instant::now());
+        let Some(account) = accounts.get_mut(key) else { return false };
+        account.ask_again = now + account.pause.wait();
+        let since = *account.absent.get_or_insert(now);
+        let is_due = now - since >= ABSENT;
+        if is_due {
+            account.absent = Some(now);
+        }
+        is_due
     }
 
     /// Charges a pass with a batch that was drawn from it.
@@ -277,6 +306,17 @@ mod tests {
         shares.drawn(&empty, 1, Some(1000));
         let got = play(&shares, 100, |_| 1.0);
         assert!((49.0..=51.0).contains(&got["empty"]), "{got:?}");
+    }
+
+    #[test]
+    fn a_run_without_its_consumer_keeps_no_other_waiting() {
+        let shares = Shares::default();
+        shares.follow(&[pass("a", 0), pass("b", 0)].into());
+        let first = shares.next(2).expect("one").key;
+        assert!(!shares.absent(&first), "its record is a moment older than its consumer");
+        assert_ne!(shares.next(2).expect("the other").key, first);
+        shares.open().get_mut(&first).expect("it runs").absent = Instant::now().checked_sub(ABSENT);
+        assert!(shares.absent(&first) && !shares.absent(&first), "told once in so long");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use tests::{SOON, signal, wait_until};
 
+use crate::netns::install;
+
 /// The calls by which a part gets its name.
 pub const RENAMES: &str = "rename,renameat,renameat2";
 /// The calls by which its files are brought to the disk.
@@ -24,7 +26,7 @@ pub struct Strace {
 impl Strace {
     /// Attaches to a process and all of its threads. `fault` is what stands behind `inject=CALLS:`.
     pub fn attach(pid: u32, calls: &str, fault: &str, log: PathBuf) -> Self {
-        install();
+        install(&[("strace", "strace")]);
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "strace", "-f", "-y", "-p", &pid.to_string()])
             .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{fault}"), "-o"])
@@ -62,15 +64,4 @@ impl Drop for Strace {
             assert!(std::thread::panicking(), "strace does not end: {error}");
         }
     }
-}
-
-/// Debian's `strace`, where it is missing.
-fn install() {
-    let there = Command::new("strace").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if there.is_ok_and(|status| status.success()) {
-        return;
-    }
-    let installed =
-        Command::new("apt-get").args(["install", "-y", "-qq", "strace"]).stdout(Stdio::null()).status();
-    assert!(installed.is_ok_and(|status| status.success()), "`strace` is missing and cannot be installed");
 }

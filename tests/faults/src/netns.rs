@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::{CloneFlags, setns};
 use tests::Launch;
@@ -259,9 +260,16 @@ impl Drop for Netns {
     }
 }
 
+/// apt-get refuses to run twice at once, and scenarios are played beside each other.
+pub fn one_apt_at_once() -> MutexGuard<'static, ()> {
+    static APT: Mutex<()> = Mutex::new(());
+    APT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Installs what is missing of these programs, given with their Debian packages, and says so.
 #[expect(clippy::print_stderr, reason = "nobody should be surprised by packages that a test installs")]
 pub fn install(programs: &[(&str, &str)]) {
+    let _alone = one_apt_at_once();
     let missing: Vec<&str> =
         programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {

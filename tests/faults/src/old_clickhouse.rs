@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tests::{SOON, signal, wait_until};
 
-use crate::netns::run;
+use crate::netns::{one_apt_at_once, run};
 
 const VERSION: &str = "18.16.1";
 /// The server and the libraries of Debian 12 that no other package here brings.
@@ -198,6 +198,7 @@ pub fn free_port() -> u16 {
 
 /// Unpacks the packages into the cache, once: into a directory beside, which is then moved into place whole.
 fn fetch() -> PathBuf {
+    let _alone = one_apt_at_once();
     let cache = std::env::var_os("HOME").map(PathBuf::from).expect("a home directory").join(".cache");
     let done = cache.join(format!("millstream-faults/clickhouse-server-{VERSION}"));
     if done.is_dir() {

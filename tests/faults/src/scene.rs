@@ -23,7 +23,7 @@ const RESTART_AFTER: Duration = Duration::from_secs(2);
 /// Long enough for whatever a killed sink held to be delivered again (120 s), twice, and proven, on a busy machine.
 const SEALED_WITHIN: Duration = Duration::from_secs(900);
 /// Whatever comes of itself has come by then, on a machine that is busy with other things, too.
-const PATIENCE: Duration = Duration::from_secs(480);
+pub const PATIENCE: Duration = Duration::from_secs(480);
 /// How often raw duplicates are counted while a seal is waited for.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
@@ -201,7 +201,11 @@ impl Scene {
     pub fn publish(&mut self, run: &str, ids: u64, batch: u32) {
         let launch = self.submission(run, ids, batch);
         let words: Vec<&str> = launch.words.iter().map(String::as_str).collect();
-        self.host.call(&words).expect(0);
+        // Started again with the same words, it goes on.
+        self.wait(&format!("run `{run}` published"), SOON, |scene| match scene.host.call(&words) {
+            called if called.code == 0 => Ok(()),
+            called => Err(called.stderr),
+        });
         self.keep_raw_rows();
     }
 
@@ -223,11 +227,12 @@ impl Scene {
         self.serve(&format!("produce-{run}"), launch);
     }
 
-    /// Has another run published while fewer than two are under way, so that there is work for as long as faults go on,
-    /// and little of it when they end.
+    /// Has another run published while fewer than two have a quarter of their rows to come, so that there is work for as
+    /// long as faults go on, and little of it when they end.
     pub fn keep_load(&mut self, ids: u64, batch: u32) {
         const UNDER_WAY: usize = 2;
-        let open = self.submitted.iter().filter(|submitted| !self.checker.is_sealed(&submitted.run)).count();
+        let is_open = |Submitted { run, last }: &&Submitted| self.checker.rows(run) < last / 4 * 3;
+        let open = self.submitted.iter().filter(is_open).count();
         for _ in open..UNDER_WAY {
             let run = format!("r{}", self.submitted.len());
             self.submit(&run, ids, batch);
@@ -252,7 +257,14 @@ impl Scene {
         }
     }
 
-    /// Starts a service with a trap in its first life: `sink-before-insert=kill@3`.
+    /// Waits until every worker and sink has found its servers: one that starts while a server is away says so and ends.
+    pub fn wait_up(&mut self) {
+        for (kind, says) in [("work-", " working"), ("sink-", " sinking")] {
+            self.names(kind).iter().for_each(|name| self.wait_log(name, says));
+        }
+    }
+
+    /// Starts a service with a trap until it has sprung: `sink-before-insert=kill@3`.
     pub fn trap(&mut self, name: &str, trap: &str) {
         self.serve(name, trapped(usual(name), trap));
     }
@@ -372,8 +384,10 @@ impl Scene {
 
     fn revive(&mut self, name: &str) {
         let mut launch = self.service(name).launch.clone();
-        // A trap is for one life.
-        launch.env.retain(|(variable, _)| variable != TRAP);
+        // A trap springs once.
+        if self.host.log(name).contains("failpoint") {
+            launch.env.retain(|(variable, _)| variable != TRAP);
+        }
         let process = self.host.start_as(name, &launch);
         let service = self.service(name);
         (service.launch, service.process) = (launch, process);
@@ -535,6 +549,13 @@ impl Scene {
         Report { found, raw_seen: self.raw_seen, recovered, proofs: self.proofs.clone() }
     }
 
+    /// The same, and every worker and sink must have lived through it.
+    pub fn finish_well(&mut self) -> Report {
+        let report = self.finish();
+        self.nobody_ended();
+        report
+    }
+
     /// Waits until every run is sealed; how long after the last fault that was.
     pub fn wait_sealed(&mut self) -> Duration {
         let runs: Vec<String> = self.submitted.iter().map(|submitted| submitted.run.clone()).collect();
@@ -565,10 +586,14 @@ impl Scene {
 
     /// The engine's own proof must agree with the checker's.
     pub fn verified(&mut self) {
-        for Submitted { run, last } in &self.submitted {
-            let report = self.host.call(&["verify", run, "--json"]).json();
+        for Submitted { run, last } in self.submitted.clone() {
+            // A server that takes its time may not answer at once.
+            let report: Value = self.wait(&format!("the proof of `{run}`"), SOON, |scene| {
+                let called = scene.host.call(&["verify", &run, "--json"]);
+                serde_json::from_str(&called.stdout).map_err(|_| called.stderr)
+            });
             assert_eq!((&report["sealed"], &report["complete"]), (&true.into(), &true.into()), "{report}");
-            assert_eq!((&report["ids"], &report["rows"]), (&(*last).into(), &(*last).into()), "{report}");
+            assert_eq!((&report["ids"], &report["rows"]), (&last.into(), &last.into()), "{report}");
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::alone::{Program, check_hello, resident, start_child};
 use super::frames::Frames;
-use super::order::{self, CALL_OFF, LOOKS, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode, encode_order};
+use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode, encode_order};
 use super::{BatchKey, Computed, Piece, Spent, whole};
 use crate::error::Error;
 use crate::load::Load;
@@ -270,9 +270,8 @@ impl<I: Id> Shared<I> {
                 }
                 Ok(frame.hard.then_some(frame.order))
             }
-            LOOKS => {
-                let (looks, busy) = postcard::from_bytes(body).map_err(|fault| fault.to_string())?;
-                self.load.looked(looks, busy);
+            BUSY => {
+                self.load.busy(postcard::from_bytes(body).map_err(|fault| fault.to_string())?);
                 Ok(None)
             }
             _ => Err(format!("it sent a frame of kind {kind:#04x}")),

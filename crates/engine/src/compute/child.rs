@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millstream::Id;
 use millstream::child::{self as wire, Answer, Frame, split};
@@ -18,13 +18,13 @@ use millstream::names::RunName;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::order::{self, LOOKS, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
+use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
 use super::{AnyFunction, BatchKey, Function, Off, Order, Pool, install_panic_hook};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// Looks after which the worker is told how many threads had an id.
+/// Looks after which the worker is told for how long threads had an id.
 const LOOKS_TOLD: u32 = 10;
 /// Frames read ahead of computing.
 const AHEAD: usize = 64;
@@ -109,7 +109,7 @@ fn pool<I: Id>(
     let mut watch = Watch::new(threads, soft, hard);
     std::thread::Builder::new().name("watch".into()).spawn(move || {
         loop {
-            let mut busy = 0;
+            let (begun, mut busy) = (Instant::now(), 0);
             for _ in 0..LOOKS_TOLD {
                 std::thread::sleep(LOOK);
                 for Overdue { order, at, hard } in watch.look(&hands, LOOK) {
@@ -117,7 +117,8 @@ fn pool<I: Id>(
                 }
                 busy += hands.iter().filter(|hand| hand.is_busy()).count() as u32;
             }
-            send(&watched, &encode(LOOKS, &(LOOKS_TOLD, busy)));
+            let looks = f64::from(LOOKS_TOLD);
+            send(&watched, &encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks)));
         }
     })?;
     let mut hello = Vec::new();

@@ -19,8 +19,8 @@ pub(super) const ORDER: u8 = b'O';
 pub(super) const CALL_OFF: u8 = b'X';
 /// Pool: some ids of an order are done.
 pub(super) const PIECE: u8 = b'P';
-/// Pool: so often it looked at its threads since it last said so, and found so many with an id.
-pub(super) const LOOKS: u8 = b'U';
+/// Pool: for so long its threads had an id since it last said so, summed over them.
+pub(super) const BUSY: u8 = b'U';
 /// Pool: an id takes long.
 pub(super) const OVERDUE: u8 = b'L';
 

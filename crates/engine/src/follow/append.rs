@@ -1,7 +1,5 @@
 //! Putting batches, and the end, behind what an open run has in the stream.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::envelope::{decode_ids, encode_end, is_end};
@@ -10,19 +8,17 @@ use millstream::{Id, MAX_BATCH_IDS};
 
 use super::{Producer, SOURCE};
 use crate::broker::{Broker, Written};
-use crate::error::{Error, full_cause};
+use crate::error::Error;
 use crate::failpoint;
 use crate::publish::{Batch, Stored, WAITING_FOR_BROKER, digest, keep, look_up};
 use crate::records::{Change, Entry, Published, RunRecord, now_ms};
-use crate::retry::Backoff;
+use crate::retry::patiently;
 use crate::source::Cut;
 
 /// After so many batches the run's record says what there is, so that a later start has little to read back.
 const NOTED_EVERY: u32 = 256;
 /// Batches that are read back at once.
 const READ_AT_ONCE: usize = 32;
-/// Pauses between questions to a broker that does not answer.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 impl<I: Id> Producer<'_, I> {
     /// Publishes a batch under the first number that is free, unless the run is closed.
@@ -183,23 +179,12 @@ impl<I: Id> Producer<'_, I> {
         }
     }
 
-    /// Asks the broker for as long as it takes: what is held here is nowhere else yet.
+    /// Asks the broker for as long as it takes.
     async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
-        loop {
-            match ask().await {
-                Err(error @ (Error::Broker { .. } | Error::BrokerSilent { .. })) => {
-                    tracing::warn!(run = %self.feed.run, error = full_cause(&error), "trying again");
-                }
-                answer => return answer,
-            }
-            if !self.stop.pause(pause.wait()).await {
-                return Err(Error::Stopped);
-            }
-        }
+        patiently(&self.feed.run, self.stop, ask).await
     }
 }
 

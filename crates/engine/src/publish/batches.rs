@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::load::Phases;
 use crate::records::{Published, RunRecord, now_ms};
+use crate::retry::patiently;
 use crate::source::{Cut, Cutter, Input};
 use crate::stop::Stop;
 
@@ -157,7 +158,8 @@ async fn publish_batch<I: Id>(
     stop: &Stop,
 ) -> Result<(Batch, Written), Error> {
     let subject = broker.names().ids_subject(run, batch.number);
-    if lookup == Lookup::First && is_stored::<I>(broker, run, &subject, &batch).await? {
+    let is_there = || is_stored::<I>(broker, run, &subject, &batch);
+    if lookup == Lookup::First && patiently(run, stop, is_there).await? {
         return Ok((batch, Written::Already));
     }
     loop {
@@ -165,7 +167,7 @@ async fn publish_batch<I: Id>(
         let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
         failpoint::pass("produce-after-publish");
         // Somebody stored a batch of that number: an earlier start of this run, or a run of other ids.
-        if written == Written::First || is_stored::<I>(broker, run, &subject, &batch).await? {
+        if written == Written::First || patiently(run, stop, is_there).await? {
             return Ok((batch, written));
         }
         if !stop.pause(Duration::from_millis(100)).await {

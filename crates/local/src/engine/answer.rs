@@ -29,8 +29,9 @@ use super::running::Reader;
 const PIECE: usize = 1 << 18;
 /// As much of a result is held back, so that an early error still has a status of its own.
 const HELD: usize = 1 << 18;
-/// How long the tail of a failed answer has to leave before the connection is broken.
-const TAIL_LEAVES: Duration = Duration::from_millis(50);
+/// How long the tail of a failed answer has to leave before the connection is broken: what a client has not read by then,
+/// up to half a MB, is lost with it.
+const TAIL_LEAVES: Duration = Duration::from_secs(2);
 
 /// The outcome of a statement that runs on a blocking thread.
 pub(super) type Outcome = JoinHandle<Result<Done, Exception>>;

@@ -19,6 +19,7 @@ pub fn killed_under_load(plan: Plan) -> Report {
     scene.keep_raw_rows();
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     // What starts while the server is away says so and ends; from here on, whoever ends has a fault.
+    scene.wait_up();
     scene.keep_load(60_000, 100);
     scene.wait_landed();
     for kill in IDLE..KILLS {

@@ -71,9 +71,11 @@ pub fn commit_unheard<T>(scene: &mut Scene, lose_answers: impl FnOnce() -> T) ->
 pub fn answers_lost(plan: Plan) -> Report {
     let mut net = Net::new(plan, &Setup::new("answers-lost"));
     net.scene.publish("a", 100_000, 500);
-    net.scene.start(&["work-1", "work-2"]);
+    // One worker, so that the run lasts until the last trap.
+    net.scene.start(&["work-1"]);
     let launch = net.spoke.launch(usual("sink-1"), &net.scene.nats, &net.scene.clickhouse);
     net.scene.serve("sink-1", trapped(launch, &UNHEARD.join(",")));
+    net.scene.wait_up();
     let server = net.clickhouse_port();
     for _ in UNHEARD {
         let (rows, cut) = commit_unheard(&mut net.scene, || net.spoke.cut(server, Lost::Answers));

@@ -17,7 +17,7 @@ use crate::Plan;
 use crate::checker::{Checker, Submitted};
 use crate::old_clickhouse::OldClickHouse;
 use crate::scenarios::net::{UNHEARD, commit_unheard};
-use crate::scene::{Report, Scene, Setup, host};
+use crate::scene::{PATIENCE, Report, Scene, Setup, host};
 use tests::proxy::{Mode, Proxy};
 
 /// A local stack, whose NATS is used, an old ClickHouse beside it, and a proxy before that.
@@ -47,6 +47,7 @@ impl Old {
     fn under_load(plan: Plan, name: &'static str) -> Self {
         let mut old = Self::new(plan, name);
         old.scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+        old.scene.wait_up();
         old.scene.wait_rows("a", 1);
         old
     }
@@ -54,7 +55,7 @@ impl Old {
     /// Waits until the server executes an insert.
     fn wait_insert(&mut self) {
         let server = &self.server;
-        self.scene.wait("an insert under way", SOON, |_| match server.number(INSERTS) {
+        self.scene.wait("an insert under way", PATIENCE, |_| match server.number(INSERTS) {
             0 => Err("none".to_owned()),
             _ => Ok(()),
         });
@@ -62,9 +63,7 @@ impl Old {
 
     fn finish(mut self) -> Report {
         self.scene.must_go_on("a");
-        let report = self.scene.finish();
-        self.scene.nobody_ended();
-        report
+        self.scene.finish_well()
     }
 }
 
@@ -73,8 +72,10 @@ const INSERTS: &str = "SELECT count() FROM system.processes WHERE query LIKE 'IN
 /// Answers vanish, and then connections, when rows have been committed.
 pub fn answers_lost(plan: Plan) -> Report {
     let mut old = Old::new(plan, "old-answers-lost");
-    old.scene.start(&["work-1", "work-2"]);
+    // One worker, so that the run lasts until the last trap.
+    old.scene.start(&["work-1"]);
     old.scene.trap("sink-1", &UNHEARD.join(","));
+    old.scene.wait_up();
     for _ in UNHEARD {
         let proxy = &old.proxy;
         let (rows, dropped) = commit_unheard(&mut old.scene, || {
@@ -101,6 +102,7 @@ pub fn killed_in_insert(plan: Plan) -> Report {
     const KILLS: usize = 5;
     let mut old = Old::under_load(plan, "old-killed");
     for _ in 0..KILLS {
+        old.scene.keep_load(60_000, 200);
         old.wait_insert();
         old.server.kill();
         old.scene.fault("clickhouse-server killed while it executed an insert");
@@ -108,7 +110,7 @@ pub fn killed_in_insert(plan: Plan) -> Report {
         old.server.revive();
         old.scene.wait_landed();
     }
-    old.finish()
+    old.scene.finish_well()
 }
 
 /// SIGTERM under load, and started again.

@@ -37,13 +37,14 @@ pub fn clickhouse_away(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &large_rows("clickhouse-away"));
     let proxy = scene.before_clickhouse();
     scene.host.call(&["setup"]).expect(0);
+    scene.keep_raw_rows();
     limit(&scene, "trial_rows", 8 * MB);
     // The ids of half of the batches: ids stay for replay, so a person has to give room for the other half.
     limit(&scene, "trial_ids", 6_000);
     scene.submit("a", 20_000, 100);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
+    scene.wait_up();
     scene.wait_rows("a", 1);
-    scene.keep_raw_rows();
     proxy.set(Mode::Refuse);
     scene.fault("ClickHouse refuses every connection");
     scene.wait_log("produce-a", FULL);
@@ -164,6 +165,7 @@ pub fn old_data(plan: Plan) -> Report {
 pub fn rows_at_limit(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &large_rows("rows-at-limit"));
     scene.host.call(&["setup"]).expect(0);
+    scene.keep_raw_rows();
     limit(&scene, "trial_rows", 8 * MB);
     scene.publish("a", 16_000, 100);
     scene.start(&["work-1", "work-2"]);

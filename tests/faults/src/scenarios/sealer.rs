@@ -23,10 +23,7 @@ pub fn killed_in_seal(plan: Plan) -> Report {
         let seen = scene.checker.number(&format!("SELECT count() FROM millstream.trial WHERE run = '{run}'"));
         let expected = if place == "seal-before-row" { 0 } else { 10_000 };
         assert_eq!(seen, expected, "readers of `{run}` after {place}");
-        scene.wait("the seal", SOON, |scene| {
-            let status = scene.host.status(run);
-            if status["state"] == "sealed" { Ok(()) } else { Err(status.to_string()) }
-        });
+        scene.wait_status(run, "the seal", |status| status["state"] == "sealed");
         scene.dismiss("sink");
     }
     scene.start(&["sink-9"]);
@@ -43,10 +40,7 @@ pub fn killed_in_repair(plan: Plan) -> Report {
     for (run, place) in places {
         scene.publish(run, 10_000, 500);
         scene.start(&["sink-1"]);
-        scene.wait("the seal", SOON, |scene| {
-            let status = scene.host.status(run);
-            if status["state"] == "sealed" { Ok(()) } else { Err(status.to_string()) }
-        });
+        scene.wait_status(run, "the seal", |status| status["state"] == "sealed");
         // No sink repairs of its own accord before the command does.
         scene.dismiss("sink");
         scene.checker.ask(&format!(

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tests::SOON;
+
 use crate::Plan;
 use crate::scene::{Report, Scene, Setup, is_stopped};
 
@@ -77,6 +79,12 @@ fn paused_at(plan: Plan, place: &str, passage: u32) -> Report {
     let said = scene.host.log("sink-1").len();
     wake(&mut scene, "sink-1");
     let raw = watch_zombie(&mut scene);
+    scene.wait("the zombie's insert", SOON, |scene| {
+        match scene.host.log("sink-1")[said..].contains("insert") {
+            true => Ok(()),
+            false => Err("nothing was said of it".to_owned()),
+        }
+    });
     scene.note(format!("the zombie says:\n{}", &scene.host.log("sink-1")[said..]));
     let found = scene.look();
     assert!(found.is_right(), "while the zombie's rows are there: {found:?}");
