@@ -35,7 +35,7 @@ pub fn killed_in_insert(plan: Plan) -> Report {
     scene.wait_up();
     for _ in 0..KILLS {
         // Computing goes on while it is away.
-        scene.keep_load(60_000, 200);
+        scene.keep_load(20_000, 100);
         scene.wait_insert();
         scene.kill_clickhouse();
     }

@@ -102,7 +102,7 @@ pub fn killed_in_insert(plan: Plan) -> Report {
     const KILLS: usize = 5;
     let mut old = Old::under_load(plan, "old-killed");
     for _ in 0..KILLS {
-        old.scene.keep_load(60_000, 200);
+        old.scene.keep_load(20_000, 100);
         old.wait_insert();
         old.server.kill();
         old.scene.fault("clickhouse-server killed while it executed an insert");
