@@ -20,10 +20,10 @@ pub fn killed_under_load(plan: Plan) -> Report {
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     // What starts while the server is away says so and ends; from here on, whoever ends has a fault.
     scene.wait_up();
-    scene.keep_load(60_000, 100);
+    scene.keep_load(30_000, 100);
     scene.wait_landed();
     for kill in IDLE..KILLS {
-        scene.keep_load(60_000, 100);
+        scene.keep_load(30_000, 100);
         // Half of them while a run is published or rows are, half when acks are on their way.
         if kill % 2 == 0 {
             scene.wait_landed()
