@@ -153,7 +153,11 @@ pub async fn submit<I: Id>(
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
-    let record = patiently(run, stop, || close_run(records, run, published.clone())).await?;
+    // A broker that is away is waited for until somebody says not to: the same words close the run later.
+    let record = tokio::select! {
+        record = patiently(run, stop, || close_run(records, run, published.clone())) => record?,
+        () = stop.no_more_taking() => return Err(Error::Stopped),
+    };
     failpoint::pass("produce-after-close");
     keep(store, &record).await;
     let repair = match before {
