@@ -22,9 +22,7 @@ pub fn killed_idle(plan: Plan) -> Report {
     let mut scene = scene(plan, "clickhouse-idle");
     scene.kill_clickhouse();
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// Six times when an insert is under way.
@@ -39,9 +37,7 @@ pub fn killed_in_insert(plan: Plan) -> Report {
         scene.wait_insert();
         scene.kill_clickhouse();
     }
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// The part is written under its temporary name and never gets another.
@@ -66,9 +62,7 @@ pub fn killed_at_rename(plan: Plan) -> Report {
     }
     assert!(!hits.is_empty(), "no kill came between a part and its name");
     scene.must_go_on("a");
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// While it merges the parts of the run.
@@ -89,9 +83,7 @@ pub fn killed_in_merge(plan: Plan) -> Report {
     }
     assert_eq!(killed, KILLS as u64, "merges were over before the kill");
     scene.must_go_on("a");
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// Kills ClickHouse while it merges all parts; whether the merge was not over by then.
@@ -126,9 +118,7 @@ pub fn full_disk(plan: Plan) -> Report {
     scene.pass(FULL_FOR);
     scene.disk().clear();
     scene.must_go_on("a");
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// The files of every part cannot be brought to the disk, for a while.
@@ -156,7 +146,5 @@ fn full_at(plan: Plan, calls: &str) -> Report {
     scene.fault(format!("{} calls failed, as {:?}", hits.len(), hits.first()));
     drop(strace);
     scene.must_go_on("a");
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }

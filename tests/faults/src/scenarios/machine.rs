@@ -225,9 +225,7 @@ pub fn few_files(plan: Plan) -> Report {
         assert!(line.contains(&FILES.to_string()), "{name}: {line}");
         scene.fault(format!("{name}: {line}"));
     }
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// What worker and sink log is lost, since its disk is full.
@@ -265,7 +263,5 @@ pub fn read_only_etc(plan: Plan) -> Report {
         scene.wait_log(name, "read-only /etc");
         scene.fault(format!("{name} cannot write under /etc"));
     }
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }

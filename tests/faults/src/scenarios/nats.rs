@@ -34,9 +34,7 @@ pub fn killed_under_load(plan: Plan) -> Report {
     }
     let runs = scene.runs();
     scene.note(format!("{runs} runs"));
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// The last blocks are taken while a run is published.

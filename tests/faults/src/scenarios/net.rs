@@ -90,9 +90,7 @@ pub fn answers_lost(plan: Plan) -> Report {
         ));
     }
     net.scene.must_go_on("a");
-    let report = net.scene.finish();
-    net.scene.nobody_ended();
-    report
+    net.scene.finish_well()
 }
 
 /// Row 11: nobody resets anything, and the sink waits until its patience ends.
@@ -125,9 +123,7 @@ fn silent(plan: Plan, name: &'static str, lost: Lost, lasting: Duration) -> Repo
     assert!(packets > 0, "no packet was dropped");
     net.scene.fault(format!("{packets} packets dropped in {} s: {lost:?}", lasting.as_secs()));
     net.scene.must_go_on("a");
-    let report = net.scene.finish();
-    net.scene.nobody_ended();
-    report
+    net.scene.finish_well()
 }
 
 /// Row 22: workers lose NATS.
@@ -178,9 +174,7 @@ fn partitioned(plan: Plan, mut net: Net, progress: impl Fn(&Scene) -> u64) -> Re
         net.scene.note(format!("goes on after {:.1} s", healed.elapsed().as_secs_f64()));
     }
     net.scene.must_go_on("a");
-    let report = net.scene.finish();
-    net.scene.nobody_ended();
-    report
+    net.scene.finish_well()
 }
 
 fn goes_on(scene: &mut Scene, progress: &impl Fn(&Scene) -> u64, from: u64) {
@@ -222,9 +216,7 @@ pub fn bad_weather(plan: Plan) -> Report {
         scene.must_go_on("a");
     }
     link.set(CLEAR);
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 fn counted(link: &Link) -> [u64; 3] {
@@ -262,9 +254,7 @@ pub fn resets(plan: Plan) -> Report {
         assert!(late < &(early + FLAT_KIB), "{name} grew from {early} to {late} KiB");
     }
     net.scene.must_go_on("a");
-    let report = net.scene.finish();
-    net.scene.nobody_ended();
-    report
+    net.scene.finish_well()
 }
 
 /// KiB of memory that each service has.

@@ -54,9 +54,7 @@ pub fn clickhouse_away(plan: Plan) -> Report {
     proxy.set(Mode::Pass);
     scene.fault(format!("ClickHouse is back; meanwhile memory grew: {grown}"));
     limit(&scene, "trial_ids", 64 * MB);
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// Watches the memory of all processes; fails the scenario when one grows.
@@ -119,9 +117,7 @@ pub fn too_many_parts(plan: Plan) -> Report {
     scene.checker.ask(
         "ALTER TABLE millstream.trial_rows MODIFY SETTING parts_to_delay_insert = 3000, parts_to_throw_insert = 3000",
     );
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// A backup from before a run is put back after the run was sealed: the proof says so, and a repair brings it back.
@@ -172,9 +168,7 @@ pub fn rows_at_limit(plan: Plan) -> Report {
     scene.wait_log("work-1", FULL);
     scene.fault("the rows stream is full, and a worker is refused");
     scene.start(&["sink-1"]);
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// The ids stream is full: the producer waits until a person gives it room, since ids stay for replay.
@@ -189,9 +183,7 @@ pub fn ids_at_limit(plan: Plan) -> Report {
     scene.fault("the ids stream is full, and the producer is refused");
     scene.pass(FULL_FOR);
     limit(&scene, "trial_ids", 64 * MB);
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }
 
 /// Everybody's connections hang for a while.
@@ -211,7 +203,5 @@ pub fn nats_paused(plan: Plan) -> Report {
     scene.wait_landed();
     scene.note(format!("rows land again {:?} after it woke", woken.elapsed()));
     scene.must_go_on("a");
-    let report = scene.finish();
-    scene.nobody_ended();
-    report
+    scene.finish_well()
 }

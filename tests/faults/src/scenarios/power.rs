@@ -141,9 +141,7 @@ pub fn nats_loses_power(plan: Plan) -> Report {
         scene.lose_power();
     }
     scene.scene.must_go_on("a");
-    let report = scene.scene.finish();
-    scene.scene.nobody_ended();
-    report
+    scene.scene.finish_well()
 }
 
 /// Row 28, the control: a server that syncs every two minutes has acked what it then loses.
@@ -220,9 +218,7 @@ pub fn clickhouse_loses_power(plan: Plan) -> Report {
         scene.lose_power();
     }
     scene.scene.must_go_on("a");
-    let report = scene.scene.finish();
-    scene.scene.nobody_ended();
-    report
+    scene.scene.finish_well()
 }
 
 /// Row 29, the control: without fsync, rows that were asked for and acked are gone.
