@@ -5,22 +5,27 @@
 //! 3. peak memory of producer, worker and sink as the number of ids grows;
 //! 4. end-to-end time with batches of the size that `--batch auto` chooses against the best size of a sweep, for `collatz`
 //!    and for `factor`, whose ids are of very uneven cost;
-//! 5. what it costs the pool to know where its time goes, in looks at the clock.
+//! 5. what it costs the pool to know where its time goes, in looks at the clock;
+//! 6. another build of `bench-collatz`, whose path `MILLSTREAM_BEFORE` gives, against this one, run by run: ids/s, and CPU of
+//!    the ClickHouse process a row.
 //!
-//! `cargo bench` runs all of them; `cargo bench -- insert rayon memory batch looks` chooses. `FIGURES_SCALE=0.01` is for trying it
+//! `cargo bench` runs all of them; `cargo bench -- insert rayon memory batch looks before` chooses. `FIGURES_SCALE=0.01` is for trying it
 //! out. Nothing asserts a time: the machine is what it is, and the ratios are printed.
 
 #![expect(clippy::print_stdout, reason = "printing figures is what it does")]
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use benches::{Heavy, ROUNDS, Up, mix};
 use bytes::Bytes;
 use collatz::Collatz;
+use millstream::envelope::{Rows, decode_rows};
 use millstream::{Pipeline, check};
-use millstream_engine::compute::{BatchKey, Function, Pool};
+use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
+use millstream_engine::parts::whole_message;
 use millstream_engine::{Store, StoreAddress};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -57,6 +62,9 @@ fn main() {
     }
     if wanted("memory") {
         memory(&[scaled(1_000_000), scaled(10_000_000), scaled(100_000_000)]);
+    }
+    if let (true, Some(before)) = (wanted("before"), std::env::var_os("MILLSTREAM_BEFORE")) {
+        against_before(Path::new(&before), scaled(10_000_000));
     }
     if wanted("looks") {
         cost_of_looks();
@@ -135,6 +143,72 @@ fn against_insert(ids: u64) {
     println!("  ratio         {:8.2}    (target: at least 0.40)\n", rate(run) / rate(bare));
 }
 
+/// Both builds in turn, so that what disturbs one disturbs the other.
+fn against_before(before: &Path, ids: u64) {
+    let mut sides = [(before, Vec::new()), (Path::new(COLLATZ), Vec::new())];
+    for _ in 0..RUNS {
+        for (program, runs) in &mut sides {
+            runs.push(run_with_cpu(program, ids));
+        }
+    }
+    println!("collatz, {ids} ids, another build and this one in turn, {RUNS} runs each");
+    println!("  {:>8} {:>24} {:>24}", "", "seconds", "server CPU, us a row");
+    let [(_, before), (_, now)] = &sides;
+    for (name, runs) in [("before", before), ("now", now)] {
+        let figures = |of: fn(&(f64, f64)) -> f64| {
+            let all: Vec<String> = runs.iter().map(|run| format!("{:.2}", of(run))).collect();
+            all.join(" ")
+        };
+        println!("  {name:>8} {:>24} {:>24}", figures(|run| run.0), figures(|run| run.1));
+    }
+    let least = |runs: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| runs.iter().map(of).fold(f64::INFINITY, f64::min);
+    println!("  speed    {:8.2}    (target: at least 1.8)", least(before, |run| run.0) / least(now, |run| run.0));
+    println!("  CPU      {:8.2}    (target: at most 0.5)\n", least(now, |run| run.1) / least(before, |run| run.1));
+}
+
+/// Seconds of a run on a fresh local stack from its first batch to its seal, and microseconds of CPU that the ClickHouse
+/// process had taken for each row when the run ended.
+fn run_with_cpu(program: &Path, ids: u64) -> (f64, f64) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let child = Command::new(program)
+        .args(["run", "--json", "--log", "error", "--ids", &format!("1..={ids}")])
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    let (data, pid) = (dir.path().to_string_lossy().into_owned(), child.id());
+    let watch = std::thread::spawn(move || {
+        let mut cpu = 0.0f64;
+        while Path::new(&format!("/proc/{pid}/exe")).exists() {
+            cpu = cpu.max(engine_cpu(&data));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        cpu
+    });
+    let output = child.wait_with_output().expect("it ends");
+    let summary: Value = serde_json::from_slice(&output.stdout).expect("a summary");
+    assert_eq!(summary["rows"], ids);
+    let cpu = watch.join().expect("no panic");
+    (summary["seconds"].as_f64().expect("seconds"), cpu * 1e6 / ids as f64)
+}
+
+/// Seconds of CPU that the ClickHouse process of a data directory has taken so far.
+fn engine_cpu(data: &str) -> f64 {
+    const TICKS: f64 = 100.0;
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let engine = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains("__local-engine") && line.contains(data) && !line.contains("__local-guard")
+    });
+    let stat = engine.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()).unwrap_or_default();
+    let fields: Vec<f64> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // The state, which is no number, comes before them; user and system time are the 14th and 15th of all.
+    fields.get(10).zip(fields.get(11)).map_or(0.0, |(user, system)| (user + system) / TICKS)
+}
+
 /// The same rows, computed and encoded before the clock starts, inserted as the sink does, and nothing else.
 fn bare_insert(ids: u64) -> f64 {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -156,25 +230,42 @@ fn bare_insert(ids: u64) -> f64 {
 async fn encode_groups(ids: u64) -> Vec<Bytes> {
     let function = Function::of(Arc::new(Collatz)).expect("sound");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pool = Pool::start(function, cores).expect("threads");
+    let pool = Pool::start(function.clone(), cores).expect("threads");
     let mut groups = Vec::new();
     for (batch, first) in (1..=ids).step_by(GROUP as usize).enumerate() {
         let list: Vec<u64> = (first..=ids.min(first + GROUP - 1)).collect();
-        let run = "bare".parse().expect("legal");
-        let key = BatchKey { run, pass: 1, batch: batch as u32, ids: list.len() as u32 };
-        groups.push(Bytes::from(pool.compute(key, list, true).await.frames));
+        let message = compute_message(&function, &pool, batch, list).await;
+        let Ok(Rows::Batch(rows)) = decode_rows(&message) else { panic!("no rows") };
+        groups.push(message.slice_ref(rows.rows));
     }
     groups
+}
+
+/// Computes a batch and packs it as a worker does.
+async fn compute_message(
+    function: &Function<u64>,
+    pool: &Pool<u64>,
+    batch: usize,
+    ids: Vec<u64>,
+) -> Bytes {
+    let key =
+        BatchKey { run: "bare".parse().expect("legal"), pass: 1, batch: batch as u32, ids: ids.len() as u32 };
+    let computed = pool.compute(ids, true).await;
+    let schema = function.spec().schema.clone();
+    let maker = Arc::new(Maker { host: "bench".into(), build: "bench".into() });
+    let packed = tokio::task::spawn_blocking(move || whole_message(&key, computed, &schema, &maker));
+    packed.await.expect("packing does not panic")
 }
 
 async fn insert_groups(store: &Store, groups: &[Bytes]) {
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {
         let (store, groups) = (store.clone(), groups.to_vec());
+        let schema = check::<Collatz>().expect("sound").schema;
         writers.spawn(async move {
             for (index, group) in groups.iter().enumerate().skip(writer).step_by(WRITERS) {
                 store
-                    .insert_rows(&format!("bare-{index}"), std::slice::from_ref(group))
+                    .insert_rows(&format!("bare-{index}"), &schema, false, std::slice::from_ref(group))
                     .await
                     .expect("inserted");
             }
@@ -207,21 +298,15 @@ fn against_rayon(ids: u64, cores: usize) {
 /// The compute pool with two batches in its hands, as a worker keeps it, and no server anywhere.
 fn pool_seconds<P: Pipeline<Id = u64>>(pipeline: P, ids: u64, batch_ids: u64, cores: usize) -> f64 {
     let function = Function::of(Arc::new(pipeline)).expect("sound");
-    let pool = Pool::start(function, cores).expect("threads");
+    let pool = Pool::start(function.clone(), cores).expect("threads");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let begun = Instant::now();
     runtime.block_on(async {
         let mut batches = tokio::task::JoinSet::new();
         for (batch, first) in (1..=ids).step_by(batch_ids as usize).enumerate() {
             let list: Vec<u64> = (first..=ids.min(first + batch_ids - 1)).collect();
-            let key = BatchKey {
-                run: "r".parse().expect("legal"),
-                pass: 1,
-                batch: batch as u32,
-                ids: list.len() as u32,
-            };
-            let pool = pool.clone();
-            batches.spawn(async move { pool.compute(key, list, true).await.raw_bytes });
+            let (function, pool) = (function.clone(), pool.clone());
+            batches.spawn(async move { compute_message(&function, &pool, batch, list).await.len() });
             if batches.len() == 2 {
                 batches.join_next().await;
             }

@@ -6,6 +6,7 @@
 pub mod dice;
 pub mod nats;
 pub mod proxy;
+pub mod variants;
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -268,6 +269,12 @@ impl Host {
     /// Runs a command to its end.
     pub fn call(&self, args: &[&str]) -> Called {
         Called::from(self.command(args).output().expect("the binary starts"), args)
+    }
+
+    /// The same for a process that is not started as the others are.
+    pub fn call_as(&self, launch: &Launch) -> Called {
+        let words: Vec<&str> = launch.words.iter().map(String::as_str).collect();
+        Called::from(self.launch(launch).output().expect("the binary starts"), &words)
     }
 
     /// Runs a command with this on its standard input.

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use millstream::envelope::{RowBatch, encode_rows};
+use millstream::envelope::{Rows, decode_rows};
 use millstream::names::{Names, RunName};
+use millstream::schema::Schema;
 use millstream::{Id, Limits, Outcome, Pipeline, check, frame};
 use millstream_engine::broker::Written;
-use millstream_engine::compute::{BatchKey, Function, Place, Pool};
+use millstream_engine::compute::{BatchKey, Function, Maker, Place, Pool};
+use millstream_engine::parts;
 use millstream_engine::records::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
@@ -100,7 +102,7 @@ impl Scene {
     async fn stage(&self, run: &str, batches: Range<u32>, each: u32) -> Vec<Vec<u8>> {
         let mut staged = Vec::new();
         for batch in batches {
-            let (message, frames) = rows_message(run, batch, each, 0).await;
+            let (message, frames) = message(run, 1, batch, each, 0).await;
             let subject = self.broker.names().rows_subject(&name(run), 1, batch);
             assert_eq!(self.write(&subject, message).await, Written::First);
             staged.push(frames);
@@ -117,7 +119,8 @@ impl Scene {
 
     async fn insert(&self, query_id: &str, bodies: &[Vec<u8>]) {
         let bodies: Vec<_> = bodies.iter().map(|body| body.clone().into()).collect();
-        self.store.insert_rows(query_id, &bodies).await.expect("inserted");
+        let schema = Schema::parse(Trial::COLUMNS).expect("sound");
+        self.store.insert_rows(query_id, &schema, false, &bodies).await.expect("inserted");
     }
 
     /// Every message of the sinks' consumer is taken and handed back: its next delivery is not its first.
@@ -239,21 +242,21 @@ fn hold_merges(up: &Up) {
     up.ask("ALTER TABLE millstream.trial_rows MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1");
 }
 
-/// Ids `batch * each ..` computed and encoded as a worker does.
-async fn frames(run: &str, pass: u32, batch: u32, each: u32, by: u64) -> (Vec<u8>, u64) {
+/// Ids `batch * each ..` computed and packed as a worker does: the message, and the rows in it.
+async fn message(run: &str, pass: u32, batch: u32, each: u32, by: u64) -> (Vec<u8>, Vec<u8>) {
     let function = Function::of(Arc::new(Signed::new(by, |_| ()))).expect("sound");
-    let pool = Pool::start(function, 2).expect("threads");
+    let pool = Pool::start(function.clone(), 2).expect("threads");
     let first = u64::from(batch) * u64::from(each);
     let key = BatchKey { run: name(run), pass, batch, ids: each };
-    let computed = pool.compute(key, (first..first + u64::from(each)).collect(), true).await;
-    (computed.frames, computed.raw_bytes)
+    let computed = pool.compute((first..first + u64::from(each)).collect(), true).await;
+    let maker = Arc::new(Maker { host: "test".into(), build: by.to_string() });
+    let message = parts::whole_message(&key, computed, &function.spec().schema, &maker);
+    let Ok(Rows::Batch(rows)) = decode_rows(&message) else { panic!("no rows") };
+    (message.to_vec(), rows.rows.to_vec())
 }
 
-/// A message of the rows stream, and the rows in it.
-async fn rows_message(run: &str, batch: u32, each: u32, by: u64) -> (Vec<u8>, Vec<u8>) {
-    let (frames, raw_bytes) = frames(run, 1, batch, each, by).await;
-    let rows = RowBatch { run, pass: 1, batch, ids: each, dead: 0, raw_bytes, rows: &frames };
-    (encode_rows(&rows), frames)
+async fn frames(run: &str, pass: u32, batch: u32, each: u32, by: u64) -> Vec<u8> {
+    message(run, pass, batch, each, by).await.1
 }
 
 /// Asks until it is so.
@@ -527,7 +530,7 @@ fn no_dedup_tokens() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_dedup_tokens_so_the_same_bytes_are_stored_again() {
     let scene = Scene::new().await;
-    let body = [frames("a", 1, 0, 1000, 1).await.0];
+    let body = [frames("a", 1, 0, 1000, 1).await];
     scene.insert("first", &body).await;
     scene.up.ask("TRUNCATE TABLE millstream.trial_rows");
     scene.insert("second", &body).await;
@@ -590,10 +593,10 @@ async fn one_insert_one_part_whatever_its_size() {
     scene.hold_merges();
     let mut largest = Vec::new();
     for batch in 0..10 {
-        largest.push(frames("a", 1, batch, 50_000, 1).await.0);
+        largest.push(frames("a", 1, batch, 50_000, 1).await);
     }
     scene.insert("largest", &largest).await;
-    scene.insert("smallest", &[frames("a", 2, 0, 1, 1).await.0]).await;
+    scene.insert("smallest", &[frames("a", 2, 0, 1, 1).await]).await;
     let parts = "SELECT rows FROM system.parts WHERE database = 'millstream' AND table = 'trial_rows' AND active \
                  ORDER BY rows";
     assert_eq!(scene.up.ask(parts).split_whitespace().collect::<Vec<_>>(), ["1", "500000"]);
@@ -613,7 +616,7 @@ fn assert_one_part_each(scene: &Scene) {
 async fn one_insert_one_part_and_many_runs_few_partitions() {
     let scene = Scene::new().await;
     for run in 0..40 {
-        scene.insert(&format!("{run}"), &[frames(&format!("run-{run}"), 1, 0, 10, 1).await.0]).await;
+        scene.insert(&format!("{run}"), &[frames(&format!("run-{run}"), 1, 0, 10, 1).await]).await;
     }
     let partitions = scene.up.number(
         "SELECT uniqExact(partition) FROM system.parts WHERE database = 'millstream' AND table = 'trial_rows' AND active",
@@ -754,7 +757,7 @@ async fn readers_see_sealed_passes_only() {
     let (worker, _) = start_work(&scene.broker, Signed::new(1, |_| ()), 2);
     let (sink, _) = scene.start_sink(SinkPlan::default());
     scene.wait_acked(10);
-    let twice = [frames("a", 1, 3, 1000, 1).await.0];
+    let twice = [frames("a", 1, 3, 1000, 1).await];
     scene.insert("by hand", &twice).await;
     let count =
         |scene: &Scene, table: &str| scene.up.number(&format!("SELECT count() FROM millstream.{table}"));
@@ -784,7 +787,7 @@ async fn readers_see_sealed_passes_only() {
         (10_000, 10_000, 10_000)
     );
     // Rows of a second pass that nobody has sealed.
-    scene.insert("second pass", &[frames("a", 2, 0, 1000, 2).await.0]).await;
+    scene.insert("second pass", &[frames("a", 2, 0, 1000, 2).await]).await;
     assert_eq!((count(&scene, "trial"), count(&scene, "trial_live")), (10_000, 11_000));
     assert_eq!(scene.up.number("SELECT max(squared) FROM millstream.trial"), 1);
 }

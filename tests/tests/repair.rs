@@ -155,7 +155,22 @@ fn a_message_of_rows_that_cannot_be_read_is_set_aside_and_its_batch_computed_aga
     for subject in ["trial.rows.a.1.3", "trial.rows.junk", "trial.rows.nobody.1.0"] {
         scene.publish(subject, format!("junk of {subject}").as_bytes());
     }
-    let other = RowBatch { run: "a", pass: 1, batch: 5, ids: 1000, dead: 0, raw_bytes: 0, rows: b"" };
+    let other = RowBatch {
+        run: "a",
+        pass: 1,
+        batch: 5,
+        batch_ids: 1000,
+        from: 0,
+        ids: 1000,
+        first: "",
+        last: "",
+        dead: 0,
+        raw_bytes: 0,
+        schema: 0,
+        columns: "",
+        build: "",
+        rows: b"",
+    };
     scene.publish("trial.rows.a.1.6", &encode_rows(&other));
     let _services = scene.services();
     scene.host.wait_sealed("a", SOON);

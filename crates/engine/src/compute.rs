@@ -1,7 +1,7 @@
 //! Computing ids: on a rayon pool, in a process of its own, or one id at a time in child processes.
 //!
-//! A batch is split over the cores in short pieces; each id is computed behind a panic guard; each piece is encoded and
-//! compressed where it was computed. What comes back is bytes that ClickHouse takes as they are.
+//! A batch is split over the cores in short pieces; each id is computed behind a panic guard; its row goes into typed
+//! columns where it was computed. The worker puts the pieces of a batch together and packs them into one block (`block`).
 //!
 //! A thread cannot be killed, so the pool stands in a child process (`apart`): an id that crashes it or overruns its
 //! limits costs that process, not the worker. What was in it is then computed by children that have one id at a time
@@ -10,6 +10,7 @@
 
 mod alone;
 mod apart;
+pub(crate) mod block;
 mod child;
 mod cores;
 mod frames;
@@ -26,19 +27,21 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use millstream::names::RunName;
+use millstream::schema::Schema;
 use millstream::{Failure, Id, Outcome};
 use rayon::ThreadPool;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use row::{RowWriter, Rows};
 use watch::Hand;
 
+pub use block::Maker;
 pub use child::child_main;
 pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
-pub(crate) use row::{row_prefix, write_dead};
+pub use row::Rows;
 
 /// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
 const PIECES_PER_CORE: usize = 16;
@@ -72,14 +75,10 @@ pub struct BatchKey {
 /// What computing some ids of a batch came to.
 #[derive(Debug)]
 pub struct Computed<I> {
-    /// Rows as compressed frames, in the order of the ids. A row lies in one of them.
-    pub frames: Vec<u8>,
-    /// Size of every row before compression, in the same order.
-    pub lengths: Vec<u32>,
-    /// Size of the rows before compression.
-    pub raw_bytes: u64,
-    /// Rows among them that are dead letters.
-    pub dead: u32,
+    /// The ids that have a row, in the order of the rows.
+    pub ids: Vec<I>,
+    /// Their rows.
+    pub rows: Rows,
     /// Ids that asked to be tried again, with their reasons. They have no row yet.
     pub again: Vec<(I, String)>,
     /// What they took of the cores.
@@ -87,11 +86,11 @@ pub struct Computed<I> {
 }
 
 /// Time of cores, summed over them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
     /// In the user's function.
     pub computing: Duration,
-    /// In writing and compressing rows.
+    /// In writing rows into columns, and packing them.
     pub encoding: Duration,
 }
 
@@ -102,51 +101,74 @@ impl std::ops::AddAssign for Spent {
     }
 }
 
-impl<I> Default for Computed<I> {
-    fn default() -> Self {
-        let (frames, lengths, again) = (Vec::new(), Vec::new(), Vec::new());
-        Self { frames, lengths, raw_bytes: 0, dead: 0, again, spent: Spent::default() }
+impl<I> Computed<I> {
+    /// No ids yet.
+    pub fn none(schema: &Schema) -> Self {
+        let rows = Rows::with_room(schema, 0);
+        Self { ids: Vec::new(), rows, again: Vec::new(), spent: Spent::default() }
+    }
+
+    /// Appends other ids of the same batch.
+    pub fn append(&mut self, mut more: Self) {
+        self.ids.append(&mut more.ids);
+        self.rows.append(more.rows);
+        self.again.append(&mut more.again);
+        self.spent += more.spent;
     }
 }
 
-impl<I> Computed<I> {
-    /// Appends another part of the same batch.
-    pub fn append(&mut self, mut part: Self) {
-        self.frames.append(&mut part.frames);
-        self.lengths.append(&mut part.lengths);
-        self.raw_bytes += part.raw_bytes;
-        self.dead += part.dead;
-        self.again.append(&mut part.again);
-        self.spent += part.spent;
-    }
-
-    /// Takes the rows that were written.
-    fn take_rows(&mut self, rows: Rows) {
-        let (mut frames, raw_bytes) = rows.frames.finish();
-        self.frames.append(&mut frames);
-        self.raw_bytes += raw_bytes;
-        self.lengths.extend(rows.lengths);
-        self.dead += rows.dead;
+impl<I: Id> Computed<I> {
+    /// The pieces of an order over these ids, in the order of the ids.
+    fn whole(schema: &Schema, ids: &[I], mut pieces: Vec<Piece>) -> Self {
+        pieces.sort_unstable_by_key(|piece| piece.from);
+        let mut whole = Self::none(schema);
+        for Piece { from, count, rows, again, spent } in pieces {
+            let mut later = again.into_iter().peekable();
+            for (at, id) in (from..).zip(&ids[from as usize..(from + count) as usize]) {
+                match later.next_if(|(place, _)| *place == at) {
+                    Some((_, reason)) => whole.again.push((id.clone(), reason)),
+                    None => whole.ids.push(id.clone()),
+                }
+            }
+            whole.rows.append(rows);
+            whole.spent += spent;
+        }
+        whole
     }
 }
 
 /// Neighbouring ids that were computed together.
-#[derive(Debug)]
-struct Piece<I> {
-    /// Place of the first among the ids that were to be computed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Piece {
+    /// Place of the first among the ids of the order.
     from: u32,
     /// Ids that it covers, whether they have a row or not.
     count: u32,
-    computed: Computed<I>,
-    /// Places of the ids in `computed.again`.
-    again_at: Vec<u32>,
+    /// A row for each of them, but for those that are to be tried again.
+    rows: Rows,
+    /// Places within the order of ids that asked to be tried again, in order, and why.
+    again: Vec<(u32, String)>,
+    /// What they took of the cores.
+    spent: Spent,
+}
+
+impl Piece {
+    /// Whether a piece that another process sent is of an order of so many ids, with rows of these columns.
+    fn is_sound(&self, schema: &Schema, ids: usize) -> bool {
+        let places = self.from..self.from.saturating_add(self.count);
+        let again = self.again.iter().map(|(at, _)| *at);
+        let rows = (self.count as usize).checked_sub(self.again.len());
+        places.end as usize <= ids
+            && again.clone().is_sorted_by(|a, b| a < b)
+            && again.clone().all(|at| places.contains(&at))
+            && rows.is_some_and(|rows| self.rows.is_sound(schema, rows))
+    }
 }
 
 /// Ids to be computed together.
 struct Order<I> {
     /// Tells it from others in the same pool.
     number: u64,
-    key: BatchKey,
     ids: Vec<I>,
     last: bool,
     off: Arc<AtomicBool>,
@@ -198,16 +220,17 @@ impl<I: Id> Pool<I> {
     /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
     ///
     /// Dropping the future forgets the result, and leaves out the ids that are not begun.
-    pub async fn compute(&self, key: BatchKey, ids: Vec<I>, last: bool) -> Computed<I> {
+    pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
         let (sender, receiver) = oneshot::channel();
         let (this, off) = (self.clone(), Off::default());
         let switch = off.0.clone();
         self.threads.spawn(move || {
             let pieces = Mutex::new(Vec::new());
-            let order = Order { number: 0, key, ids, last, off: switch };
+            let order = Order { number: 0, ids, last, off: switch };
             this.grind(&order, &|piece| pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece));
-            // The receiver is gone when work was given up: the result is then of no use to anybody.
-            let _forgotten = sender.send(whole(pieces.into_inner().unwrap_or_else(PoisonError::into_inner)));
+            let pieces = pieces.into_inner().unwrap_or_else(PoisonError::into_inner);
+            // The receiver is gone when work was given up: then the result has no use.
+            let _forgotten = sender.send(Computed::whole(&this.function.spec().schema, &order.ids, pieces));
         });
         let computed = receiver.await.expect("pieces catch panics, so a result is always sent");
         drop(off);
@@ -220,41 +243,24 @@ impl<I: Id> Pool<I> {
     }
 
     /// Computes an order on all threads, and hands over each piece as it is done, in any order.
-    fn grind(&self, order: &Order<I>, done: &(impl Fn(Piece<I>) + Sync)) {
-        let rows = RowWriter::new(&order.key, &self.function.blank);
+    fn grind(&self, order: &Order<I>, done: &(impl Fn(Piece) + Sync)) {
         let pieces = self.threads() * PIECES_PER_CORE;
         let size = order.ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
         order.ids.par_chunks(size).enumerate().for_each(|(number, piece)| {
-            self.grind_piece(order, &rows, (number * size) as u32, piece, done);
+            self.grind_piece(order, (number * size) as u32, piece, done);
         });
     }
 
-    fn grind_piece(
-        &self,
-        order: &Order<I>,
-        rows: &RowWriter<'_>,
-        mut from: u32,
-        mut ids: &[I],
-        done: &impl Fn(Piece<I>),
-    ) {
+    fn grind_piece(&self, order: &Order<I>, mut from: u32, mut ids: &[I], done: &impl Fn(Piece)) {
         let hand = &self.hands[rayon::current_thread_index().unwrap_or(0)];
         let before = hand.take(order.number);
         while !ids.is_empty() && !order.is_off() {
-            let piece = self.function.typed.grind_some(hand, order, rows, from, ids);
+            let piece = self.function.typed.grind_some(hand, order, from, ids);
             (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
             done(piece);
         }
         hand.put_back(before);
     }
-}
-
-/// All pieces as one, in the order of their ids.
-fn whole<I>(mut pieces: Vec<Piece<I>>) -> Computed<I> {
-    pieces.sort_unstable_by_key(|piece| piece.from);
-    pieces.into_iter().fold(Computed::default(), |mut whole, piece| {
-        whole.append(piece.computed);
-        whole
-    })
 }
 
 thread_local! {
@@ -310,12 +316,11 @@ fn install_panic_hook() {
 
 #[cfg(test)]
 mod tests {
-    use millstream::{Pipeline, frame};
+    use millstream::Pipeline;
     use serde::ser::SerializeStruct;
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::tables::{STATUS_DEAD, STATUS_OK};
 
     struct Picky;
 
@@ -371,9 +376,9 @@ mod tests {
     #[tokio::test]
     async fn writing_rows_counts_as_encoding() {
         let pool = pool_of(Slow);
-        let Computed { lengths, spent, .. } = pool.compute(key(100), (0..100).collect(), true).await;
+        let Computed { rows, spent, .. } = pool.compute((0..100).collect(), true).await;
         // A thread sleeps no shorter than it was told to, and the rows that are not timed count like those that are.
-        assert_eq!(lengths.len(), 100);
+        assert_eq!(rows.len(), 100);
         assert!(spent.encoding >= std::time::Duration::from_millis(200), "{spent:?}");
     }
 
@@ -382,50 +387,25 @@ mod tests {
         Pool::start(function, 2).expect("two threads")
     }
 
-    fn key(ids: usize) -> BatchKey {
-        BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 7, ids: ids as u32 }
-    }
-
-    /// `(id, status, error)` of every row.
-    fn rows(computed: &Computed<u64>) -> Vec<(u64, u8, String)> {
-        let mut raw = Vec::new();
-        let mut frames = &computed.frames[..];
-        while let Some(length) = frame::frame_len(frames).expect("frames") {
-            frame::decompress(&frames[..length], &mut raw).expect("sound frame");
-            frames = &frames[length..];
-        }
-        assert_eq!(raw.len() as u64, computed.raw_bytes);
-        let (mut rows, mut rest) = (Vec::new(), &raw[..]);
-        while !rest.is_empty() {
-            assert_eq!(&rest[..6], [1, b'r', 1, 0, 0, 0]);
-            let id = u64::from_le_bytes(rest[14..22].try_into().expect("eight"));
-            let (status, length) = (rest[22], usize::from(rest[23]));
-            let error = String::from_utf8(rest[24..24 + length].to_vec()).expect("text");
-            rows.push((id, status, error));
-            rest = &rest[24 + length + 8..];
-        }
-        rows
-    }
-
     #[tokio::test]
     async fn every_id_yields_one_row() {
         let ids: Vec<u64> = (0..5000).collect();
-        let computed = pool_of(Picky).compute(key(ids.len()), ids.clone(), true).await;
-        let rows = rows(&computed);
-        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), ids);
-        assert_eq!(computed.dead, 15);
-        assert_eq!((rows[0].1, rows[1].1, rows[2].1), (STATUS_OK, STATUS_DEAD, STATUS_DEAD));
-        assert!(rows[1001].2.starts_with("panicked at "), "{}", rows[1001].2);
-        assert!(rows[1001].2.ends_with(": odd one: 1001"), "{}", rows[1001].2);
-        assert_eq!(rows[2].2, "never");
-        assert_eq!(rows[3].2, "gave up after every attempt: not yet");
+        let computed = pool_of(Picky).compute(ids.clone(), true).await;
+        assert_eq!((computed.ids, computed.rows.len()), (ids, 5000));
+        let dead: Vec<u32> = computed.rows.dead.iter().map(|(at, _)| *at).collect();
+        let wanted: Vec<u32> = (0..5000).filter(|id| (1..=3).contains(&(id % 1000))).collect();
+        assert_eq!(dead, wanted);
+        let [panicked, rejected, gave_up] = [3, 4, 5].map(|dead| computed.rows.dead[dead].1.as_str());
+        assert!(panicked.starts_with("panicked at ") && panicked.ends_with(": odd one: 1001"), "{panicked}");
+        assert_eq!((rejected, gave_up), ("never", "gave up after every attempt: not yet"));
     }
 
     #[tokio::test]
     async fn ids_that_ask_for_another_attempt_have_no_row_yet() {
-        let computed = pool_of(Picky).compute(key(10), (0..10).collect(), false).await;
+        let computed = pool_of(Picky).compute((0..10).collect(), false).await;
         assert_eq!(computed.again, [(3, "not yet".to_owned())]);
-        assert_eq!(rows(&computed).len(), 9);
+        assert_eq!(computed.ids, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(computed.rows.len(), 9);
     }
 
     /// A thread that waits inside the user's function may be given another piece.
@@ -445,8 +425,8 @@ mod tests {
     async fn panics_do_not_shrink_the_pool() {
         let pool = pool_of(Picky);
         for _ in 0..100 {
-            assert_eq!(pool.compute(key(1), vec![1], false).await.dead, 1);
+            assert_eq!(pool.compute(vec![1], false).await.rows.dead.len(), 1);
         }
-        assert_eq!(pool.compute(key(4), vec![4, 5, 6, 7], false).await.dead, 0);
+        assert_eq!(pool.compute(vec![4, 5, 6, 7], false).await.rows.dead.len(), 0);
     }
 }

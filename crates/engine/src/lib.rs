@@ -22,6 +22,7 @@
 pub mod aside;
 pub mod board;
 pub mod broker;
+pub mod build;
 pub mod compute;
 pub mod consume;
 pub mod delivery;
@@ -33,7 +34,7 @@ pub mod hosts;
 pub mod load;
 pub mod moment;
 mod pace;
-mod parts;
+pub mod parts;
 pub mod publish;
 mod rate;
 pub mod rebuild;

@@ -1,33 +1,29 @@
 //! Publishing a batch's rows: in one message, or in parts where one would be larger than the server takes.
 //!
 //! The subject of a batch holds either its rows or a cut, which says into which ranges its ids, in their order, are cut.
-//! Each range has a subject of its own, and that holds again either rows or a cut. All of these messages are written by
-//! whoever comes first. A worker that finds a cut goes by it, with rows of its own, and writes what is missing: so each id
-//! has its row in one message, whatever a function returns the second time and whoever died between two parts. Should a
-//! worker's rows be too large for a part that another one cut, that part is cut again.
-//!
-//! While a batch is cut there are in memory its compressed rows, its ids and twelve bytes for each, one frame's rows, and
-//! one part.
+//! Each range has a subject of its own, and that holds again either rows or a cut. The first worker to write one of these
+//! messages wins. A worker that finds a cut goes by it, with rows of its own, and writes what is missing: so each id
+//! has its row in one message, whatever a function returns the second time and whichever worker died between two parts.
+//! Should a worker's rows be too large for a part that another one cut, that part is cut again.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream::Id;
-use millstream::envelope::{
-    EnvelopeFault, RowBatch, RowCut, RowPart, Rows, decode_rows, encode_cut, encode_part, encode_rows,
-};
-use millstream::frame::{self, FrameWriter};
+use millstream::envelope::{EnvelopeFault, RowBatch, RowCut, Rows, decode_rows, encode_cut, encode_rows};
+use millstream::schema::Schema;
 
 use crate::broker::{Broker, Written};
-use crate::compute::{BatchKey, Computed, row_prefix, write_dead};
+use crate::compute::block::{Head, Packed, pack};
+use crate::compute::{self, BatchKey, Computed, Maker};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::records::now_ms;
 use crate::retry::Backoff;
 use crate::sink::MAX_INSERT_BYTES;
 use crate::stop::Stop;
-use crate::tables::STATUS_DEAD;
 
 /// What a message carries beside its payload, which counts for the server's limit.
 const HEADERS: usize = 4 << 10;
@@ -36,36 +32,55 @@ const MAX_PARTS: u64 = 1000;
 /// Pauses between looks at a subject that was taken and holds nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
-/// Stores the rows of a batch, all or those that nobody stored; returns how many of them are dead letters.
+/// What publishing a batch came to.
+pub(crate) struct Published {
+    /// How many of its rows are dead letters.
+    pub dead: u32,
+    /// How long its rows were packed, on a thread beside those that compute.
+    pub packing: Duration,
+}
+
+/// Stores the rows of a batch, all or those that no worker stored before.
 ///
 /// # Errors
 /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
 pub(crate) async fn publish<I: Id>(
     broker: &Broker,
-    blank: Arc<[u8]>,
+    schema: &Arc<Schema>,
+    maker: &Arc<Maker>,
     key: &BatchKey,
     computed: Computed<I>,
     stop: &Stop,
-) -> Result<u32, Error> {
-    let mut dead = computed.dead;
-    let rows = Arc::new(Encoded::new(key, computed, blank, broker.max_payload()));
+) -> Result<Published, Error> {
+    let mut published = Published { dead: computed.rows.dead.len() as u32, packing: Duration::ZERO };
+    let encoded = Encoded::new(key, computed, schema.clone(), maker.clone(), broker.max_payload());
+    let rows = Arc::new(encoded);
     let all = 0..key.ids;
     let mut left = vec![all];
     while let Some(places) = left.pop() {
-        let message = match rows.whole(&places) {
-            Some(message) => message,
-            None => {
-                let (rows, places) = (rows.clone(), places.clone());
-                // Megabytes are packed anew: not for a thread that does I/O.
-                let packed = tokio::task::spawn_blocking(move || rows.message(&places));
-                packed.await.expect("packing does not panic")
-            }
-        };
-        dead += u32::from(message.too_large);
+        let (packer, wanted) = (rows.clone(), places.clone());
+        // Megabytes are compressed: not for a thread that does I/O.
+        let packed = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            (packer.message(&wanted), begun.elapsed())
+        });
+        let (message, took) = packed.await.expect("packing does not panic");
+        published.packing += took;
+        published.dead += u32::from(message.too_large);
         let parts = store(broker, key, &places, message, stop).await?;
         left.extend(parts.into_iter().rev());
     }
-    Ok(dead)
+    Ok(published)
+}
+
+/// The message that a worker stores of a batch whose rows are no more than one message may carry.
+pub fn whole_message<I: Id>(
+    key: &BatchKey,
+    computed: Computed<I>,
+    schema: &Arc<Schema>,
+    maker: &Arc<Maker>,
+) -> Bytes {
+    Encoded::new(key, computed, schema.clone(), maker.clone(), usize::MAX).message(&(0..key.ids)).bytes
 }
 
 /// Stores a message unless its subject holds one; returns the parts into which what is stored there is cut.
@@ -132,76 +147,69 @@ impl Message {
     }
 }
 
-/// The rows of a batch.
+/// The rows of a batch, in the order of its ids.
 pub(crate) struct Encoded<I> {
     key: BatchKey,
-    computed: Computed<I>,
-    blank: Arc<[u8]>,
-    /// Bytes of a row before its id.
-    prefix: usize,
-    max_payload: usize,
-    order: OnceLock<Order<I>>,
-}
-
-/// Where the rows of which ids lie.
-struct Order<I> {
-    /// The ids, sorted.
     ids: Vec<I>,
-    /// For each row as it lies in the frames, the place of its id.
-    places: Vec<u32>,
-    frames: Vec<Frame>,
-}
-
-struct Frame {
-    bytes: Range<usize>,
-    rows: Range<usize>,
-}
-
-/// Some rows, compressed.
-struct Body {
-    frames: Vec<u8>,
-    raw_bytes: u64,
-    dead: u32,
+    rows: compute::Rows,
+    schema: Arc<Schema>,
+    columns: String,
+    maker: Arc<Maker>,
+    computed_ms: u64,
+    max_payload: usize,
 }
 
 impl<I: Id> Encoded<I> {
-    pub(crate) fn new(key: &BatchKey, computed: Computed<I>, blank: Arc<[u8]>, max_payload: usize) -> Self {
-        let prefix = row_prefix(key).len();
-        Self { key: key.clone(), computed, blank, prefix, max_payload, order: OnceLock::new() }
+    pub(crate) fn new(
+        key: &BatchKey,
+        computed: Computed<I>,
+        schema: Arc<Schema>,
+        maker: Arc<Maker>,
+        max_payload: usize,
+    ) -> Self {
+        let (ids, rows) = in_order(computed);
+        let (columns, computed_ms) = (schema.to_text(), now_ms());
+        Self { key: key.clone(), ids, rows, schema, columns, maker, computed_ms, max_payload }
     }
 
     fn limit(&self) -> usize {
         self.max_payload.saturating_sub(HEADERS)
     }
 
-    fn fits(&self, message: &[u8], raw_bytes: u64) -> bool {
-        message.len() <= self.limit() && raw_bytes <= MAX_INSERT_BYTES
-    }
-
-    /// What is stored of nearly every batch: all of its rows, as they are.
-    pub(crate) fn whole(&self, places: &Range<u32>) -> Option<Message> {
-        let Computed { frames, raw_bytes, dead, .. } = &self.computed;
-        if *places != (0..self.key.ids) || frames.len() > self.limit() {
-            return None;
-        }
-        let message = self.encode_all(frames, *raw_bytes, *dead);
-        self.fits(&message, *raw_bytes).then(|| Message::rows(message))
-    }
-
     /// The rows of the ids at these places; where they are too large, a cut; where there is but one, a dead letter.
     pub(crate) fn message(&self, places: &Range<u32>) -> Message {
-        if *places == (0..self.key.ids) && places.len() > 1 {
-            return self.cut(places, self.computed.frames.len(), self.computed.raw_bytes);
+        let (ids, range) = (self.ids(places), places.start as usize..places.end as usize);
+        let some = (*places != (0..self.key.ids)).then(|| self.rows.slice(range));
+        let rows = some.as_ref().unwrap_or(&self.rows);
+        let raw_bytes = rows.bytes() as u64;
+        if raw_bytes > MAX_INSERT_BYTES && places.len() > 1 {
+            return self.cut(places, 0, raw_bytes);
         }
-        let body = self.body(places);
-        let message = self.encode(places, &body);
-        if self.fits(&message, body.raw_bytes) {
+        let packed = self.pack(ids, rows);
+        let message = self.encode(places, &packed);
+        if message.len() <= self.limit() && packed.raw_bytes <= MAX_INSERT_BYTES {
             return Message::rows(message);
         }
         if places.len() > 1 {
-            return self.cut(places, message.len(), body.raw_bytes);
+            return self.cut(places, message.len(), packed.raw_bytes);
         }
-        Message { too_large: true, ..Message::rows(self.encode(places, &self.dead_letter(&body))) }
+        let reason = format!(
+            "row of {} bytes is larger than a message may be ({} bytes): return less for one id, or raise max_payload \
+             of nats-server",
+            packed.raw_bytes, self.max_payload
+        );
+        let mut dead = compute::Rows::with_room(&self.schema, 1);
+        dead.dead(&self.schema, &reason);
+        Message { too_large: true, ..Message::rows(self.encode(places, &self.pack(ids, &dead))) }
+    }
+
+    fn ids(&self, places: &Range<u32>) -> &[I] {
+        &self.ids[places.start as usize..places.end as usize]
+    }
+
+    fn pack(&self, ids: &[I], rows: &compute::Rows) -> Packed {
+        let head = Head { key: &self.key, maker: &self.maker, computed_ms: self.computed_ms };
+        pack(&head, &self.schema, ids, rows)
     }
 
     /// Parts of as many ids each, whose rows take half of what a message may have: another worker's may be larger.
@@ -217,120 +225,40 @@ impl<I: Id> Encoded<I> {
         Message { bytes: encode_cut(&cut).into(), parts, too_large: false }
     }
 
-    fn encode(&self, places: &Range<u32>, body: &Body) -> Vec<u8> {
-        if *places == (0..self.key.ids) {
-            return self.encode_all(&body.frames, body.raw_bytes, body.dead);
-        }
-        let ids = &self.order().ids[places.start as usize..places.end as usize];
-        let text = |id: Option<&I>| id.map(ToString::to_string).unwrap_or_default();
-        encode_part(&RowPart {
+    fn encode(&self, places: &Range<u32>, packed: &Packed) -> Vec<u8> {
+        let whole = *places == (0..self.key.ids);
+        let ids = self.ids(places);
+        let text = |id: Option<&I>| id.filter(|_| !whole).map(ToString::to_string).unwrap_or_default();
+        encode_rows(&RowBatch {
             run: self.key.run.as_str(),
             pass: self.key.pass,
             batch: self.key.batch,
             batch_ids: self.key.ids,
             from: places.start,
-            ids: ids.len() as u32,
+            ids: places.len() as u32,
             first: &text(ids.first()),
             last: &text(ids.last()),
-            dead: body.dead,
-            raw_bytes: body.raw_bytes,
-            rows: &body.frames,
+            dead: packed.dead,
+            raw_bytes: packed.raw_bytes,
+            schema: self.schema.fingerprint(),
+            columns: &self.columns,
+            build: &self.maker.build,
+            rows: &packed.frames,
         })
-    }
-
-    fn encode_all(&self, frames: &[u8], raw_bytes: u64, dead: u32) -> Vec<u8> {
-        let BatchKey { run, pass, batch, ids } = &self.key;
-        encode_rows(&RowBatch {
-            run: run.as_str(),
-            pass: *pass,
-            batch: *batch,
-            ids: *ids,
-            dead,
-            raw_bytes,
-            rows: frames,
-        })
-    }
-
-    /// Rows are taken as they lie: ClickHouse sorts what it inserts.
-    fn body(&self, places: &Range<u32>) -> Body {
-        let order = self.order();
-        let wanted = |row: usize| places.contains(&order.places[row]);
-        let (mut rows, mut raw, mut dead) = (FrameWriter::default(), Vec::new(), 0);
-        for frame in order.frames.iter().filter(|frame| frame.rows.clone().any(wanted)) {
-            self.open(frame, &mut raw);
-            let mut rest = &raw[..];
-            for row in frame.rows.clone() {
-                let (bytes, after) = rest.split_at(self.computed.lengths[row] as usize);
-                rest = after;
-                if wanted(row) {
-                    dead += u32::from(self.split(bytes).1.first() == Some(&STATUS_DEAD));
-                    rows.raw.extend_from_slice(bytes);
-                    rows.end_row();
-                }
-            }
-        }
-        let (frames, raw_bytes) = rows.finish();
-        Body { frames, raw_bytes, dead }
-    }
-
-    /// In place of the one row in `body`.
-    fn dead_letter(&self, body: &Body) -> Body {
-        let mut row = Vec::new();
-        frame::decompress(&body.frames, &mut row).expect("a frame of our own");
-        let (size, head) = (row.len(), row.len() - self.split(&row).1.len());
-        row.truncate(head);
-        let reason = format!(
-            "row of {size} bytes is larger than a message may be ({} bytes): return less for one id, or raise max_payload \
-             of nats-server",
-            self.max_payload
-        );
-        write_dead(&reason, &self.blank, &mut row);
-        let mut frames = Vec::new();
-        frame::compress(&row, &mut frames);
-        Body { frames, raw_bytes: row.len() as u64, dead: 1 }
-    }
-
-    fn order(&self) -> &Order<I> {
-        self.order.get_or_init(|| {
-            let Computed { frames: bytes, lengths, .. } = &self.computed;
-            let (mut frames, mut ids) = (Vec::new(), Vec::with_capacity(lengths.len()));
-            let (mut begin, mut raw) = (0, Vec::new());
-            while let Some(length) = frame::frame_len(&bytes[begin..]).expect("frames of our own") {
-                let mut frame = Frame { bytes: begin..begin + length, rows: ids.len()..ids.len() };
-                self.open(&frame, &mut raw);
-                let mut rest = &raw[..];
-                while !rest.is_empty() {
-                    let (row, after) = rest.split_at(lengths[ids.len()] as usize);
-                    ids.push(self.split(row).0);
-                    rest = after;
-                }
-                frame.rows.end = ids.len();
-                begin = frame.bytes.end;
-                frames.push(frame);
-            }
-            sorted(ids, frames)
-        })
-    }
-
-    fn open(&self, frame: &Frame, raw: &mut Vec<u8>) {
-        raw.clear();
-        frame::decompress(&self.computed.frames[frame.bytes.clone()], raw).expect("a frame of our own");
-    }
-
-    /// A row's id, and all that follows it.
-    fn split<'a>(&self, row: &'a [u8]) -> (I, &'a [u8]) {
-        I::read_rowbinary(&row[self.prefix..]).expect("a row of our own")
     }
 }
 
-fn sorted<I: Id>(ids: Vec<I>, frames: Vec<Frame>) -> Order<I> {
-    let mut rows: Vec<(I, u32)> = ids.into_iter().zip(0..).collect();
-    rows.sort_unstable();
-    let mut places = vec![0; rows.len()];
-    for (place, (_, row)) in (0..).zip(&rows) {
-        places[*row as usize] = place;
+/// Ids and rows, sorted by id. They nearly always are: ids that were tried again come last.
+fn in_order<I: Id>(computed: Computed<I>) -> (Vec<I>, compute::Rows) {
+    let Computed { ids, rows, .. } = computed;
+    if ids.is_sorted() {
+        return (ids, rows);
     }
-    Order { ids: rows.into_iter().map(|(id, _)| id).collect(), places, frames }
+    let mut order: Vec<(I, u32)> = ids.into_iter().zip(0..).collect();
+    order.sort_unstable();
+    let (ids, places): (Vec<I>, Vec<u32>) = order.into_iter().unzip();
+    let rows = rows.reordered(&places);
+    (ids, rows)
 }
 
 #[cfg(test)]
@@ -342,7 +270,9 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::compute::block::read;
     use crate::compute::{Function, Pool};
+    use crate::tables::STATUS_DEAD;
 
     const MAX_PAYLOAD: usize = 40_000;
 
@@ -399,10 +329,11 @@ mod tests {
         let function = Function::of(Arc::new(Noisy::default())).expect("sound");
         let pool = Pool::start(function.clone(), 2).expect("threads");
         let key = key(ids.len() as u32);
-        let mut computed = pool.compute(key.clone(), ids.to_vec(), false).await;
+        let mut computed = pool.compute(ids.to_vec(), false).await;
         let again = std::mem::take(&mut computed.again).into_iter().map(|(id, _)| id).collect();
-        computed.append(pool.compute(key.clone(), again, true).await);
-        Encoded::new(&key, computed, function.blank, MAX_PAYLOAD)
+        computed.append(pool.compute(again, true).await);
+        let maker = Arc::new(Maker { host: "here".into(), build: "1".into() });
+        Encoded::new(&key, computed, function.spec().schema.clone(), maker, MAX_PAYLOAD)
     }
 
     fn numbers(count: u64) -> Vec<String> {
@@ -416,7 +347,7 @@ mod tests {
         let all = 0..rows.key.ids;
         let (mut left, mut messages) = (vec![all], BTreeMap::new());
         while let Some(places) = left.pop() {
-            let message = rows.whole(&places).unwrap_or_else(|| rows.message(&places));
+            let message = rows.message(&places);
             left.extend(parts_of(&message.bytes, &places).expect("sound"));
             messages.insert((places.start, places.end), message.bytes.into());
         }
@@ -424,32 +355,16 @@ mod tests {
     }
 
     /// Each row's status and error by its id.
-    fn read_back(rows: &Encoded<String>, frames: &[u8]) -> BTreeMap<String, (u8, String)> {
-        let (mut raw, mut rest) = (Vec::new(), frames);
-        while let Some(length) = frame::frame_len(rest).expect("frames") {
-            frame::decompress(&rest[..length], &mut raw).expect("sound");
-            rest = &rest[length..];
-        }
-        let (mut found, mut rest) = (BTreeMap::new(), &raw[..]);
-        while !rest.is_empty() {
-            let (id, after) = rows.split(rest);
-            let (error, columns) = read_long(&after[1..]);
-            let (noise, next) = read_long(columns);
-            assert_eq!(noise.is_empty(), after[0] == STATUS_DEAD || noise_of(&id) == 0, "{id}");
-            found.insert(id, (after[0], String::from_utf8(error.to_vec()).expect("text")));
-            rest = next;
-        }
-        found
-    }
-
-    fn read_long(bytes: &[u8]) -> (&[u8], &[u8]) {
-        let (mut length, mut digits) = (0usize, 0);
-        while bytes[digits] & 0x80 != 0 {
-            length |= usize::from(bytes[digits] & 0x7f) << (7 * digits);
-            digits += 1;
-        }
-        length |= usize::from(bytes[digits]) << (7 * digits);
-        bytes[digits + 1..].split_at(length)
+    fn read_back(frames: &[u8]) -> BTreeMap<String, (u8, String)> {
+        let (rows, columns) = read::block(frames);
+        let row = |row| {
+            let (id, status) = (columns["id"].text(row), columns["status"].number(row) as u8);
+            let noise = columns["noise"].text(row);
+            let wanted = if status == STATUS_DEAD { 0 } else { noise_of(&id) };
+            assert_eq!(noise.len(), wanted, "{id}");
+            (id, (status, columns["error"].text(row)))
+        };
+        (0..rows).map(row).collect()
     }
 
     #[tokio::test]
@@ -461,20 +376,20 @@ mod tests {
         for ((start, end), message) in messages(&rows) {
             assert!(message.len() <= MAX_PAYLOAD - HEADERS, "{start}..{end}: {}", message.len());
             let part = match decode_rows(&message).expect("sound") {
-                Rows::Part(part) => part,
+                Rows::Batch(part) => part,
                 Rows::Cut(_) => {
                     cuts += 1;
                     continue;
                 }
-                Rows::Batch(_) => panic!("{start}..{end}: all rows are too large"),
             };
+            assert!(!part.is_whole(), "{start}..{end}: all rows are too large");
             assert_eq!((part.from, part.from + part.ids), (start, end));
             assert_eq!(start, next, "parts follow each other");
             next = end;
             let range = &ids[start as usize..end as usize];
             assert_eq!((part.first, part.last), (range[0].as_str(), range[range.len() - 1].as_str()));
             assert_eq!((part.run, part.pass, part.batch, part.batch_ids), ("r", 3, 9, 500));
-            let read = read_back(&rows, part.rows);
+            let read = read_back(part.rows);
             assert_eq!(read.keys().collect::<Vec<_>>(), range.iter().collect::<Vec<_>>());
             assert_eq!(read.values().filter(|row| row.0 == STATUS_DEAD).count(), part.dead as usize);
             found.extend(read);
@@ -484,7 +399,7 @@ mod tests {
         let dead: Vec<&String> =
             found.iter().filter(|(_, row)| row.0 == STATUS_DEAD).map(|(id, _)| id).collect();
         assert_eq!(dead, ["107", "207", "307", "407", "7"]);
-        assert!(found["107"].1.starts_with("row of 800"), "{}", found["107"].1);
+        assert!(found["107"].1.starts_with("row of 8"), "{}", found["107"].1);
         assert!(found["107"].1.contains(" bytes is larger than a message may be (40000 bytes): "));
     }
 
@@ -495,7 +410,9 @@ mod tests {
         let messages = messages(&rows);
         assert_eq!(messages.len(), 1);
         let Ok(Rows::Batch(batch)) = decode_rows(&messages[&(0, 7)]) else { panic!("not a whole batch") };
-        assert_eq!((batch.ids, batch.rows), (7, &rows.computed.frames[..]));
+        assert!(batch.is_whole());
+        assert_eq!((batch.ids, batch.first, batch.columns), (7, "", "`noise` String"));
+        assert_eq!(read_back(batch.rows).into_keys().collect::<Vec<_>>(), ids);
     }
 
     #[tokio::test]
@@ -504,7 +421,7 @@ mod tests {
         let messages = messages(&rows);
         let Ok(Rows::Batch(batch)) = decode_rows(&messages[&(0, 1)]) else { panic!("not a whole batch") };
         assert_eq!((batch.ids, batch.dead), (1, 1));
-        assert_eq!(read_back(&rows, batch.rows)["7"].0, STATUS_DEAD);
+        assert_eq!(read_back(batch.rows)["7"].0, STATUS_DEAD);
     }
 
     /// Two workers with other rows for the same ids: the second goes by the cuts of the first, and cuts once more.

@@ -180,7 +180,7 @@ impl Rebuild<'_> {
         }
         let mut whole = 0;
         let count = |batch: StoredBatch| whole += u64::from(batch.ids == batch.expected);
-        self.store.each_batch(self.run.as_str(), pass.pass, count).await?;
+        self.store.each_batch(self.run.as_str(), pass.pass, false, count).await?;
         let stream = self.broker.names().rows_stream();
         let why = match self.broker.kept(&stream).await? {
             Some(kept) => why(&kept, pass, now_ms()),

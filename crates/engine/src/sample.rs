@@ -14,7 +14,7 @@ use millstream::{Id, MAX_BATCH_IDS};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::compute::{BatchKey, Computed, Cores, Function, usable_cores};
+use crate::compute::{BatchKey, Computed, block, Cores, Function, usable_cores};
 use crate::error::{Error, full_cause};
 use crate::load::WorkLoad;
 use crate::publish::max_ids_bytes;
@@ -242,9 +242,10 @@ impl<'a, I: Id> Timer<'a, I> {
     fn count(&mut self, (ids, computed): (Vec<I>, Computed<I>)) {
         self.ids += ids.len() as u64;
         self.id_bytes += ids.iter().map(|id| id.wire_size() as u64).sum::<u64>();
-        self.dead += u64::from(computed.dead);
-        self.row_bytes += computed.frames.len() as u64;
-        self.raw_bytes += computed.raw_bytes;
+        let (row_bytes, raw_bytes) = block::sizes(self.cores.schema(), &computed.ids, &computed.rows);
+        self.dead += computed.rows.dead.len() as u64;
+        self.row_bytes += row_bytes;
+        self.raw_bytes += raw_bytes;
         if self.first.is_none() {
             (self.first, self.steady) = (Some(Instant::now()), (Instant::now(), self.ids));
         }

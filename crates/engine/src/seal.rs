@@ -60,16 +60,17 @@ impl Proof {
     /// # Errors
     /// [`Error::Store`].
     pub async fn take(store: &Store, run: &RunName, pass: u32, published: &Published) -> Result<Self, Error> {
-        let stored = store.stored(run.as_str(), pass).await?;
+        let stored = store.stored(run.as_str(), pass, true).await?;
         Ok(Self { published: published.clone(), stored })
     }
 
-    /// Whether every id of every batch is there.
+    /// Whether every id of every batch is there, with the values that were computed.
     pub fn is_complete(&self) -> bool {
         let Self { published, stored } = self;
         stored.batches == u64::from(published.batches)
             && stored.ids == published.ids
             && stored.digest == published.digest
+            && stored.values_at_fault.unwrap_or(0) == 0
     }
 
     /// Whether, besides, none is there twice.

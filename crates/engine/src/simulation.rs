@@ -275,7 +275,7 @@ impl World {
             }
             return;
         };
-        let message = rows.whole(&place.ids).unwrap_or_else(|| rows.message(&place.ids));
+        let message = rows.message(&place.ids);
         let fate = if self.troubled { self.dice.publish_fate() } else { Fate::Done };
         let taken = self.stream.rows(&place).cloned();
         if taken.is_none() && fate != Fate::NeverArrived {

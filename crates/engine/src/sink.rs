@@ -4,6 +4,7 @@
 //! knows, is made again from the same bytes.
 
 mod land;
+mod schemas;
 pub(crate) mod step;
 
 use std::collections::{HashMap, HashSet};
@@ -15,7 +16,8 @@ use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use millstream::envelope::{EnvelopeFault, RowBatch, RowPart, Rows, decode_rows};
+use millstream::envelope::{EnvelopeFault, RowBatch, Rows, decode_rows};
+use millstream::frame;
 use millstream::names::{Names, RunName};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -29,6 +31,7 @@ use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use crate::store::{Portion, Store};
+use schemas::Schemas;
 
 /// One INSERT carries no more than this, so that it stays one block and one part.
 const MAX_INSERT_ROWS: u64 = 500_000;
@@ -100,7 +103,14 @@ pub struct SinkCounts {
     pub set_aside: AtomicU64,
 }
 
-type PassKey = (RunName, u32);
+/// What rows of one INSERT have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct GroupKey {
+    run: RunName,
+    pass: u32,
+    /// The fingerprint of their columns: an INSERT names its columns once.
+    schema: u64,
+}
 
 /// One computed batch in our hands, or a part of one.
 struct Item {
@@ -108,6 +118,10 @@ struct Item {
     portion: Portion,
     ids: u64,
     raw_bytes: u64,
+    /// The columns, as the message names them.
+    columns: Bytes,
+    /// The build that computed it.
+    build: Bytes,
     body: Bytes,
 }
 
@@ -128,6 +142,8 @@ struct Sink {
     hurry: Arc<Notify>,
     stop: Stop,
     inserts: Semaphore,
+    /// What the table says of the columns that rows came with.
+    schemas: Schemas,
     /// Subjects of messages in our hands: one that arrives again meanwhile is not inserted twice.
     open: Mutex<HashSet<String>>,
     /// Tells this process's inserts from those of other sinks and earlier starts.
@@ -165,6 +181,7 @@ pub async fn sink(
         hurry,
         stop: stop.clone(),
         inserts: Semaphore::new(plan.inserts),
+        schemas: Schemas::default(),
         open: Mutex::default(),
         name: format!(
             "millstream-{}-{}-{}",
@@ -204,7 +221,7 @@ impl Sink {
 
     async fn gather(self: &Arc<Self>, mut consumer: PullConsumer) {
         let budget = Arc::new(Semaphore::new(self.plan.held_bytes));
-        let mut groups: HashMap<PassKey, Group> = HashMap::new();
+        let mut groups: HashMap<GroupKey, Group> = HashMap::new();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !self.stop.taking_stopped() {
             let Some(room) = self.make_room(&budget, &mut groups).await else { break };
@@ -233,7 +250,7 @@ impl Sink {
     async fn make_room(
         self: &Arc<Self>,
         budget: &Arc<Semaphore>,
-        groups: &mut HashMap<PassKey, Group>,
+        groups: &mut HashMap<GroupKey, Group>,
     ) -> Option<OwnedSemaphorePermit> {
         let least = (self.broker.max_payload() + MESSAGE_OVERHEAD).min(self.plan.held_bytes) as u32;
         let mut room = match budget.clone().try_acquire_many_owned(least) {
@@ -258,7 +275,7 @@ impl Sink {
         self: &Arc<Self>,
         consumer: &PullConsumer,
         mut room: OwnedSemaphorePermit,
-        groups: &mut HashMap<PassKey, Group>,
+        groups: &mut HashMap<GroupKey, Group>,
     ) -> Result<usize, Source> {
         // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
         let request = consumer
@@ -300,7 +317,7 @@ impl Sink {
         self: &Arc<Self>,
         message: Message,
         permit: OwnedSemaphorePermit,
-        groups: &mut HashMap<PassKey, Group>,
+        groups: &mut HashMap<GroupKey, Group>,
     ) {
         let delivery = self.held.take(message, permit);
         let read = read_rows(self.broker.names(), delivery.subject(), delivery.payload());
@@ -316,7 +333,7 @@ impl Sink {
         if !self.open().insert(delivery.subject().to_owned()) {
             return delivery.leave();
         }
-        let item = Item::new(delivery, rows);
+        let item = rows.with(delivery);
         let group = groups.entry(key.clone()).or_default();
         if !group.has_room_for(&item) {
             self.start(key.clone(), std::mem::take(group));
@@ -328,13 +345,13 @@ impl Sink {
     }
 
     /// Has the groups inserted that are ready.
-    fn flush(self: &Arc<Self>, groups: &mut HashMap<PassKey, Group>, ready: impl Fn(&Group) -> bool) {
+    fn flush(self: &Arc<Self>, groups: &mut HashMap<GroupKey, Group>, ready: impl Fn(&Group) -> bool) {
         for (key, group) in groups.extract_if(|_, group| ready(group)) {
             self.start(key, group);
         }
     }
 
-    fn start(self: &Arc<Self>, (run, pass): PassKey, group: Group) {
+    fn start(self: &Arc<Self>, key: GroupKey, group: Group) {
         if group.items.is_empty() {
             return;
         }
@@ -343,7 +360,7 @@ impl Sink {
             let subjects: Vec<String> =
                 group.items.iter().map(|item| item.delivery.subject().to_owned()).collect();
             let slot = this.inserts.acquire().await;
-            this.land(&run, pass, group.items).await;
+            this.land(&key, group.items).await;
             drop(slot);
             let mut open = this.open();
             for subject in subjects {
@@ -375,19 +392,21 @@ impl Group {
     }
 }
 
-impl Item {
-    fn new(delivery: Delivery, rows: Arrived) -> Self {
-        let Arrived { portion, ids, raw_bytes, body } = rows;
-        Self { delivery, portion, ids, raw_bytes, body }
-    }
-}
-
-/// Rows as a message brings them; the body shares its bytes.
+/// Rows as a message brings them. The bytes share the message's.
 struct Arrived {
     portion: Portion,
     ids: u64,
     raw_bytes: u64,
+    columns: Bytes,
+    build: Bytes,
     body: Bytes,
+}
+
+impl Arrived {
+    fn with(self, delivery: Delivery) -> Item {
+        let Self { portion, ids, raw_bytes, columns, build, body } = self;
+        Item { delivery, portion, ids, raw_bytes, columns, build, body }
+    }
 }
 
 /// The rows of a message, if it is one that has rows.
@@ -395,21 +414,24 @@ fn read_rows(
     names: &Names,
     subject: &str,
     payload: &Bytes,
-) -> Result<Option<(PassKey, Arrived)>, EnvelopeFault> {
+) -> Result<Option<(GroupKey, Arrived)>, EnvelopeFault> {
+    let Rows::Batch(rows) = decode_rows(payload)? else { return Ok(None) };
     let foreign = || EnvelopeFault::Foreign { length: payload.len() };
-    let (run, pass, portion, ids, raw_bytes, rows) = match decode_rows(payload)? {
-        Rows::Batch(RowBatch { run, pass, batch, ids, raw_bytes, rows, .. }) => {
-            (run, pass, Portion::all(batch, ids), ids, raw_bytes, rows)
-        }
-        Rows::Part(RowPart { run, pass, batch, batch_ids, ids, first, last, raw_bytes, rows, .. }) => {
-            (run, pass, Portion::between(batch, batch_ids, first, last), ids, raw_bytes, rows)
-        }
-        Rows::Cut(_) => return Ok(None),
+    let portion = match rows.is_whole() {
+        true => Portion::all(rows.batch, rows.batch_ids),
+        false => Portion::between(rows.batch, rows.batch_ids, rows.first, rows.last),
     };
-    let run = run.parse::<RunName>().map_err(|_| foreign())?;
+    let RowBatch { pass, ids, raw_bytes, schema, columns, build, rows: body, .. } = rows;
+    let run = rows.run.parse::<RunName>().map_err(|_| foreign())?;
     if !names.is_rows_subject(subject, &run, pass, portion.batch) {
         return Err(foreign());
     }
-    let body = payload.slice_ref(rows);
-    Ok(Some(((run, pass), Arrived { portion, ids: u64::from(ids), raw_bytes, body })))
+    // Behind each other in one INSERT, a body that ends early would take bytes of the next for its own.
+    if frame::raw_len(body) != Some(raw_bytes) {
+        return Err(EnvelopeFault::Body { length: payload.len() });
+    }
+    let [columns, build] = [columns, build].map(|text| payload.slice_ref(text.as_bytes()));
+    let body = payload.slice_ref(body);
+    let arrived = Arrived { portion, ids: u64::from(ids), raw_bytes, columns, build, body };
+    Ok(Some((GroupKey { run, pass, schema }, arrived)))
 }

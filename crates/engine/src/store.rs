@@ -1,6 +1,7 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
 mod dead;
+mod fit;
 mod forget;
 mod runs;
 mod selected;
@@ -13,11 +14,14 @@ use bytes::Bytes;
 use clickhouse::{Client, Compression, RowOwned, RowRead};
 use millstream::Spec;
 use millstream::names::check_database;
+use millstream::schema::Schema;
 
 use crate::broker::without_password;
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
-use crate::tables::{self, Column, IN_ORDER, INSERT_SETTINGS, Tables};
+use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
+
+pub use fit::Fit;
 
 /// How long a short question may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -58,7 +62,6 @@ pub struct Store {
     tables: Arc<Tables>,
     address: Arc<StoreAddress>,
     insert_settings: Arc<[(&'static str, &'static str)]>,
-    order_settings: Arc<[(&'static str, &'static str)]>,
 }
 
 /// A proof's view of a pass: what ClickHouse holds.
@@ -74,6 +77,8 @@ pub struct Stored {
     pub dead: u64,
     /// Rows that are there a second time.
     pub raw_duplicates: u64,
+    /// Batches that hold other values than those computed; `None` when values were not looked at.
+    pub values_at_fault: Option<u64>,
 }
 
 /// One batch as it is stored.
@@ -87,6 +92,8 @@ pub struct StoredBatch {
     pub expected: u64,
     /// Wrapping sum of `sipHash64(id)` over the distinct ids stored.
     pub digest: u64,
+    /// Whether it holds other values than those computed, as far as that was looked at.
+    pub values_at_fault: bool,
 }
 
 /// Ids of a batch that travel together: all of them, or those of one part.
@@ -133,13 +140,11 @@ impl Store {
             tables: Arc::new(Tables::of(spec, &address.database)),
             address: Arc::new(address),
             insert_settings: Arc::new([]),
-            order_settings: Arc::new([]),
         };
-        let names = INSERT_SETTINGS.iter().chain([&IN_ORDER]).map(|(name, _)| *name);
+        let names = INSERT_SETTINGS.iter().map(|(name, _)| *name);
         let known: Vec<String> = store.all("connect", &tables::known_settings("settings", names)).await?;
         let is_known = |name: &str| known.iter().any(|known| known == name);
         store.insert_settings = INSERT_SETTINGS.into_iter().filter(|(name, _)| is_known(name)).collect();
-        store.order_settings = [IN_ORDER].into_iter().filter(|(name, _)| is_known(name)).collect();
         Ok(store)
     }
 
@@ -202,17 +207,25 @@ impl Store {
         }
     }
 
-    /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**).
+    /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**). With `wider`, the
+    /// table has wider types than the rows, and the server converts; else a type that differs is refused.
     ///
     /// # Errors
     /// The fault, to be classed by the caller; only [`Self::ask`] tells whether the rows are there.
-    pub async fn insert_rows(&self, query_id: &str, bodies: &[Bytes]) -> Result<(), StoreFault> {
+    pub async fn insert_rows(
+        &self,
+        query_id: &str,
+        schema: &Schema,
+        wider: bool,
+        bodies: &[Bytes],
+    ) -> Result<(), StoreFault> {
         // The bodies are compressed already, so compression is off in the client and announced by hand.
         let mut insert = self
             .client
-            .insert_formatted_with(self.tables.insert_rows())
+            .insert_formatted_with(self.tables.insert_rows(schema))
             .with_setting("decompress", "1")
             .with_setting("query_id", query_id)
+            .with_setting("input_format_native_allow_types_conversion", if wider { "1" } else { "0" })
             .with_timeouts(Some(SEND_WITHIN), Some(INSERT_WITHIN));
         for (name, value) in self.insert_settings.iter() {
             insert = insert.with_setting(*name, *value);
@@ -280,18 +293,26 @@ impl Store {
         self.one("count rows", &self.tables.raw_count(run, pass)).await
     }
 
-    /// What is stored of a pass, counted from the rows themselves in bounded memory.
+    /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
+    /// compared with what workers computed.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn stored(&self, run: &str, pass: u32) -> Result<Stored, Error> {
-        let doing = "prove a pass";
-        let proof = self.client.query_raw(&self.tables.proof(run, pass)).fetch_one::<(u64, u64, u64, u64)>();
-        let (batches, ids, digest, dead) =
-            within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed(doing, fault))?;
+    pub async fn stored(&self, run: &str, pass: u32, values: bool) -> Result<Stored, Error> {
+        let schemas = self.schemas(values).await?;
+        let question = self.tables.proof(run, pass, &schemas.iter().collect::<Vec<_>>());
+        let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64)>();
+        let (batches, ids, digest, dead, fault) =
+            within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
         let raw = self.raw_rows(run, pass).await?;
         // Rows may be landing still: then the second count is the larger one, and the next proof sees them.
-        Ok(Stored { batches, ids, digest, dead, raw_duplicates: raw.saturating_sub(ids) })
+        let raw_duplicates = raw.saturating_sub(ids);
+        Ok(Stored { batches, ids, digest, dead, raw_duplicates, values_at_fault: values.then_some(fault) })
+    }
+
+    /// The schemas over whose columns a pass's digests may go; none when values are not looked at.
+    async fn schemas(&self, values: bool) -> Result<Vec<Schema>, Error> {
+        Ok(if values { vec![self.tables.schema().clone()] } else { Vec::new() })
     }
 
     /// How many ids a pass has more than once, in different batches.
@@ -303,7 +324,7 @@ impl Store {
         within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
     }
 
-    /// Calls `each` for every batch of a pass, in order.
+    /// Calls `each` for every batch of a pass, in order; with `values`, their values are looked at.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -311,20 +332,20 @@ impl Store {
         &self,
         run: &str,
         pass: u32,
+        values: bool,
         mut each: impl FnMut(StoredBatch),
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let mut query = self.client.query_raw(&self.tables.batches(run, pass));
-        for (name, value) in self.order_settings.iter() {
-            query = query.with_setting(*name, *value);
-        }
-        let cursor = query.fetch::<(u32, u64, u32, u64)>();
+        let schemas = self.schemas(values).await?;
+        let question = self.tables.batches(run, pass, &schemas.iter().collect::<Vec<_>>());
+        let cursor = self.client.query_raw(&question).fetch::<(u32, u64, u32, u64, u8)>();
         let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
-        while let Some((batch, ids, expected, digest)) =
+        while let Some((batch, ids, expected, digest, fault)) =
             within(PROOF_WITHIN, cursor.next()).await.map_err(failed)?
         {
-            each(StoredBatch { batch, ids, expected: u64::from(expected), digest });
+            let expected = u64::from(expected);
+            each(StoredBatch { batch, ids, expected, digest, values_at_fault: fault != 0 });
         }
         Ok(())
     }

@@ -3,8 +3,11 @@
 mod dead;
 mod forget;
 mod selected;
+mod values;
 
-use millstream::schema::OWN_COLUMNS;
+use std::sync::Arc;
+
+use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, Spec};
 
 use crate::records::{Published, RunRecord};
@@ -59,9 +62,6 @@ pub const INSERT_SETTINGS: [(&str, &str); 14] = [
     ("max_execution_time", "60"),
 ];
 
-/// Has the server aggregate in the order of the primary key, in bounded memory; sent where it is known.
-pub const IN_ORDER: (&str, &str) = ("optimize_aggregation_in_order", "1");
-
 /// A column as the server lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
@@ -77,6 +77,7 @@ pub struct Tables {
     database: String,
     pipeline: String,
     id_type: &'static str,
+    schema: Arc<Schema>,
     columns: Vec<Column>,
     summary: Option<&'static str>,
 }
@@ -84,18 +85,21 @@ pub struct Tables {
 impl Tables {
     /// A pipeline's tables in `database`.
     pub fn of(spec: &Spec, database: &str) -> Self {
-        let columns = spec
-            .columns
-            .iter()
-            .map(|(name, kind)| Column { name: (*name).to_owned(), kind: (*kind).to_owned() })
-            .collect();
+        let own = spec.schema.columns().iter();
+        let columns = own.map(|column| Column { name: column.name.clone(), kind: column.text.clone() }).collect();
         Self {
             database: database.to_owned(),
             pipeline: spec.name.to_owned(),
             id_type: spec.id_type,
+            schema: spec.schema.clone(),
             columns,
             summary: spec.summary,
         }
+    }
+
+    /// The pipeline's own columns.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// The database.
@@ -215,9 +219,13 @@ impl Tables {
             .into()
     }
 
-    /// An INSERT whose body is rows as workers encoded them.
-    pub fn insert_rows(&self) -> String {
-        format!("INSERT INTO {} ({}) FORMAT RowBinary", self.rows(), self.column_list())
+    /// An INSERT whose body is rows as workers encoded them: blocks of our own columns and those of a schema. Columns of
+    /// the table that the schema does not have get their defaults.
+    pub fn insert_rows(&self, schema: &Schema) -> String {
+        let own = OWN_COLUMNS.iter().map(|(name, _)| *name);
+        let names = own.chain(schema.columns().iter().map(|column| column.name.as_str()));
+        let names: Vec<String> = names.map(identifier).collect();
+        format!("INSERT INTO {} ({}) FORMAT Native", self.rows(), names.join(", "))
     }
 
     /// How many distinct ids of each of these batches are stored: `(batch, ids it should have, ids)`.
@@ -263,31 +271,9 @@ impl Tables {
         )
     }
 
-    /// What the proof needs of a pass: `(batches, ids, digest, dead)`.
-    ///
-    /// FINAL merges by the sorting key, which is `(run, pass, batch, id)`, so it counts distinct `(batch, id)` while it
-    /// reads in order: in bounded memory, whatever the number of rows.
-    pub fn proof(&self, run: &str, pass: u32) -> String {
-        format!(
-            "SELECT toUInt64(uniqExact(batch)), count(), sum(sipHash64(id)), countIf(status = 'dead') FROM {} FINAL \
-             WHERE {}",
-            self.rows(),
-            of_pass(run, pass),
-        )
-    }
-
     /// Rows of a pass as they lie in the parts: `(rows)`. The primary key alone answers it, but for its edges.
     pub fn raw_count(&self, run: &str, pass: u32) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
-    }
-
-    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest)`. [`IN_ORDER`] bounds its memory.
-    pub fn batches(&self, run: &str, pass: u32) -> String {
-        format!(
-            "SELECT batch, count(), max(batch_ids), sum(sipHash64(id)) FROM {} FINAL WHERE {} GROUP BY run, pass, batch ORDER BY batch",
-            self.rows(),
-            of_pass(run, pass),
-        )
     }
 
     /// How many ids a pass has more than once, in different batches: `(repeats)`. Spills to disk beyond 256 MB.
@@ -550,9 +536,9 @@ mod tests {
             tables.ask(text, 1, &[1, 2]),
             tables.remove_batches(text, 1, &[1, 2]),
             tables.count_dead(text, 1, &letters),
-            tables.proof(text, 1),
+            tables.proof(text, 1, &[]),
             tables.raw_count(text, 1),
-            tables.batches(text, 1),
+            tables.batches(text, 1, &[]),
             tables.repeated(text, 1),
             tables.insert_pass(text, 1, 1, 1, 1, 1, 1, 1),
             tables.insert_run(&record),

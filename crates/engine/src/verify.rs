@@ -46,8 +46,10 @@ pub struct Report {
     pub missing_batches: u64,
     /// Batches of which some rows are stored.
     pub short_batches: u64,
-    /// Batches that hold ids which are not theirs.
+    /// Batches that hold ids which are not theirs, or other values than those computed.
     pub wrong_batches: u64,
+    /// Batches that hold other values than those computed; `None` when values were not looked at.
+    pub values_at_fault: Option<u64>,
     /// Rows stored a second time.
     pub raw_duplicates: u64,
     /// Rows that are dead letters.
@@ -120,6 +122,7 @@ impl Walk {
             _ if self.batches.is_some_and(|batches| stored.batch >= batches) => self.wrong.note(stored.batch),
             Ordering::Less => self.short.note(stored.batch),
             Ordering::Greater => self.wrong.note(stored.batch),
+            Ordering::Equal if stored.values_at_fault => self.wrong.note(stored.batch),
             Ordering::Equal => self.digests.push((stored.batch, stored.digest)),
         }
     }
@@ -157,7 +160,7 @@ impl Report {
     }
 }
 
-/// Compares the newest pass of a run with the run's record.
+/// Compares the newest pass of a run with the run's record; with `values`, also what is stored with what workers computed.
 ///
 /// # Errors
 /// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
@@ -166,9 +169,10 @@ pub async fn verify<I: Id>(
     records: &Records,
     store: &Store,
     run: &RunName,
+    values: bool,
 ) -> Result<Report, Error> {
     let entry = records.newest_pass(run).await?;
-    examine::<I>(broker, records, store, run, entry).await
+    examine::<I>(broker, records, store, run, entry, values).await
 }
 
 async fn examine<I: Id>(
@@ -177,6 +181,7 @@ async fn examine<I: Id>(
     store: &Store,
     run: &RunName,
     entry: Option<Entry<PassRecord>>,
+    values: bool,
 ) -> Result<Report, Error> {
     let record = records.known_run(run).await?.record;
     let revision = entry.as_ref().map(|entry| entry.revision);
@@ -186,8 +191,8 @@ async fn examine<I: Id>(
     let sealed = pass.as_ref().and_then(|pass| pass.sealed.clone());
     let batches = record.published.as_ref().map(|published| published.batches);
     let mut walk = Walk { batches, ..Walk::default() };
-    store.each_batch(run.as_str(), number, |stored| walk.visit(stored)).await?;
-    let stored = store.stored(run.as_str(), number).await?;
+    store.each_batch(run.as_str(), number, values, |stored| walk.visit(stored)).await?;
+    let stored = store.stored(run.as_str(), number, values).await?;
     let published = record.published.clone();
     let batches = published.as_ref().map_or(walk.next, |published| published.batches);
     walk.skip_to(batches);
@@ -207,6 +212,7 @@ async fn examine<I: Id>(
         missing_batches: walk.missing.count,
         short_batches: walk.short.count,
         wrong_batches: walk.wrong.count,
+        values_at_fault: stored.values_at_fault,
         raw_duplicates: stored.raw_duplicates,
         dead: stored.dead,
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),

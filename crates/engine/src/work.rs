@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids, is_end};
 use millstream::names::batch_of;
+use millstream::schema::Schema;
 use millstream::{Id, Limits};
 
 use tokio::sync::{Semaphore, watch};
@@ -15,7 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::aside::set_aside;
 use crate::board::{self, Open};
 use crate::broker::{Broker, host_name};
-use crate::compute::{BatchKey, Computed, Cores, Function, Place, Spent};
+use crate::build;
+use crate::compute::{BatchKey, Computed, Cores, Function, Maker, Place, Spent};
 use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
@@ -74,8 +76,10 @@ pub struct WorkCounts {
 
 struct Worker<I> {
     cores: Cores<I>,
-    /// What a dead letter holds in the pipeline's own columns.
-    blank: Arc<[u8]>,
+    /// The columns that rows go into.
+    schema: Arc<Schema>,
+    /// What rows say of who computed them.
+    maker: Arc<Maker>,
     limits: Limits,
     slots: Slots,
     /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
@@ -103,14 +107,16 @@ pub async fn work<I: Id>(
     let open = board::follow(&records, stop).await?;
     let WorkPlan { threads, place, limits, .. } = plan.clone();
     let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
-    let blank = function.blank.clone();
+    let schema = function.spec().schema.clone();
+    let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
     let cores = Cores::start(function, threads, place, limits, counts.clone(), load.clone())?;
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     tell(records, open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
-        blank,
+        schema: schema.clone(),
+        maker,
         limits,
         slots: slots.clone(),
         waiting,
@@ -235,9 +241,9 @@ impl<I: Id> Worker<I> {
             () = self.unwanted(key) => return Err(Error::Stopped),
         };
         failpoint::pass("work-before-publish");
-        let spent = computed.spent;
+        let mut spent = computed.spent;
         let _publishing = self.load.publishing();
-        self.publish(key, computed).await?;
+        spent.encoding += self.publish(key, computed).await?;
         Ok(spent)
     }
 
@@ -297,7 +303,7 @@ impl<I: Id> Worker<I> {
         ids: Vec<I>,
         delivery: &mut Delivery,
     ) -> Result<Computed<I>, Error> {
-        let mut whole = Computed::default();
+        let mut whole = Computed::none(&self.schema);
         let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
         let suspect = delivery.deliveries() >= SUSPECT;
         let mut left = ids;
@@ -372,11 +378,15 @@ impl<I: Id> Worker<I> {
         Ok(())
     }
 
-    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<(), Error> {
-        let dead = parts::publish(&self.broker, self.blank.clone(), key, computed, &self.stop).await?;
+    /// Stores the rows, and returns how long they were packed.
+    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<Duration, Error> {
+        let Self { broker, schema, maker, stop, .. } = self;
+        let parts::Published { dead, packing } =
+            parts::publish(broker, schema, maker, key, computed, stop).await?;
+        self.load.spent(Spent { computing: Duration::ZERO, encoding: packing });
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
         self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
-        Ok(())
+        Ok(packing)
     }
 }

@@ -3,17 +3,16 @@
 //! ```text
 //! 'M' 'S' | version u8 | codec u8 | crc32 u32 LE, of version, codec and body | body: one postcard struct
 //! ```
-//! There is one struct per version, and a shipped one is never edited: postcard is not self-describing, so a field
-//! added would break what is stored. A version that this build does not know is not corrupt: a newer producer wrote it,
-//! and a newer worker will read it.
+//! There is one struct per version and codec, and a shipped one is never edited: postcard is not self-describing, so a
+//! field added would break what is stored. A version that this build does not know is not corrupt: a newer producer wrote
+//! it, and a newer worker will read it.
 //!
-//! | version | codec | body |
-//! |---|---|---|
-//! | 1 | those of [`crate::block`] | the ids of a batch |
-//! | 2 | [`END`] | [`encode_end`]: no ids, an open run ends before this batch |
-//! | 1 | [`ROWS_LZ4`] | [`RowBatch`]: all rows of a batch |
-//! | 2 | [`ROWS_LZ4`] | [`RowPart`]: the rows of some of its ids, where all are more than a message may carry |
-//! | 2 | [`CUT`] | [`RowCut`]: in which parts they come |
+//! | codec | body |
+//! |---|---|
+//! | those of [`crate::block`] | the ids of a batch |
+//! | [`END`] | [`encode_end`]: no ids, an open run ends before this batch |
+//! | [`ROWS_LZ4`] | [`RowBatch`]: the rows of a batch, all or those of neighbouring ids where all are more than a message may carry |
+//! | [`CUT`] | [`RowCut`]: in which messages the rows of a batch come |
 
 use std::ops::Range;
 
@@ -23,13 +22,11 @@ use crate::block::{Block, BlockFault};
 use crate::{Id, MAX_BATCH_IDS};
 
 const MAGIC: [u8; 2] = *b"MS";
-/// Ids of a batch; all its rows.
-const V1: u8 = 1;
-/// Rows in parts; the end of an open run.
-const V2: u8 = 2;
+/// The version of the format.
+pub const VERSION: u8 = 1;
 const HEADER: usize = 8;
 
-/// Rows as ClickHouse's compressed frames ([`crate::frame`]) of RowBinary. Codecs below 16 are those of ids
+/// Rows as ClickHouse's compressed frames ([`crate::frame`]) of one Native block. Codecs below 16 are those of ids
 /// ([`crate::block`]).
 pub const ROWS_LZ4: u8 = 16;
 /// No rows, but the parts that they come in.
@@ -48,28 +45,11 @@ pub struct IdBatch<I> {
     pub ids: Vec<I>,
 }
 
-/// One message of the rows stream: the encoded rows of one computed batch.
+/// One message of the rows stream: rows of one computed batch, all of them or those of ids that are neighbours in its
+/// order. The message names their schema (**rows-name-their-schema**), so that a sink knows without decoding a row
+/// whether its table takes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowBatch<'a> {
-    /// The run's name.
-    pub run: &'a str,
-    /// The pass that computed it, from 1.
-    pub pass: u32,
-    /// Number of the batch within the run.
-    pub batch: u32,
-    /// Ids of the batch: also the number of rows, as every id yields one.
-    pub ids: u32,
-    /// How many of the rows are dead letters.
-    pub dead: u32,
-    /// Size of the rows before compression, in bytes.
-    pub raw_bytes: u64,
-    /// The rows, ready to be sent to ClickHouse.
-    pub rows: &'a [u8],
-}
-
-/// One message of the rows stream: the encoded rows of some ids of a computed batch, which are neighbours in its order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowPart<'a> {
     /// The run's name.
     pub run: &'a str,
     /// The pass that computed it, from 1.
@@ -80,18 +60,31 @@ pub struct RowPart<'a> {
     pub batch_ids: u32,
     /// Place of the first id among the batch's, from 0.
     pub from: u32,
-    /// Ids of the part: also the number of rows.
+    /// Ids in this message: also the number of rows, as every id yields one.
     pub ids: u32,
-    /// The first id as text.
+    /// The first id as text; empty where the message has all ids of the batch.
     pub first: &'a str,
-    /// The last id as text.
+    /// The last id as text; empty where the message has all ids of the batch.
     pub last: &'a str,
     /// How many of the rows are dead letters.
     pub dead: u32,
     /// Size of the rows before compression, in bytes.
     pub raw_bytes: u64,
+    /// The fingerprint of the columns ([`Schema::fingerprint`](crate::schema::Schema::fingerprint)).
+    pub schema: u64,
+    /// The pipeline's own columns with their types ([`Schema::to_text`](crate::schema::Schema::to_text)).
+    pub columns: &'a str,
+    /// The build that computed the rows: a version and a hash of the program.
+    pub build: &'a str,
     /// The rows, ready to be sent to ClickHouse.
     pub rows: &'a [u8],
+}
+
+impl RowBatch<'_> {
+    /// Whether the message has all rows of the batch.
+    pub fn is_whole(&self) -> bool {
+        self.ids == self.batch_ids
+    }
 }
 
 /// One message of the rows stream that stands for rows: it says in which parts they come.
@@ -129,22 +122,20 @@ impl RowCut<'_> {
 /// What the rows stream holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rows<'a> {
-    /// All rows of a batch.
+    /// All rows of a batch, or those of some of its ids.
     Batch(RowBatch<'a>),
-    /// Those of some of its ids.
-    Part(RowPart<'a>),
     /// None, but how they are cut.
     Cut(RowCut<'a>),
 }
 
 #[derive(Serialize)]
-struct EndV2<'a> {
+struct End<'a> {
     run: &'a str,
     batch: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct IdsV1<'a> {
+struct Ids<'a> {
     run: &'a str,
     batch: u32,
     count: u32,
@@ -161,7 +152,7 @@ pub enum EnvelopeFault {
         length: usize,
     },
     /// Ours, from a later build: to be kept for one that knows it.
-    #[error("the message has format version {version}, this build knows {V2}")]
+    #[error("the message has format version {version}, this build knows {VERSION}")]
     NewerVersion {
         /// The version found.
         version: u8,
@@ -194,7 +185,7 @@ pub enum EnvelopeFault {
 /// Writes a message of the ids stream. `ids` are sorted and without repeats.
 pub fn encode_ids<I: Id>(run: &str, batch: u32, ids: &[I]) -> Vec<u8> {
     let Block { codec, bytes } = I::pack(ids);
-    seal(V1, codec, &IdsV1 { run, batch, count: ids.len() as u32, block: &bytes }, bytes.len())
+    seal(codec, &Ids { run, batch, count: ids.len() as u32, block: &bytes }, bytes.len())
 }
 
 /// Reads a message of the ids stream.
@@ -202,18 +193,18 @@ pub fn encode_ids<I: Id>(run: &str, batch: u32, ids: &[I]) -> Vec<u8> {
 /// # Errors
 /// [`EnvelopeFault`]; nothing larger than [`crate::MAX_BATCH_IDS`] ids is ever allocated.
 pub fn decode_ids<I: Id>(message: &[u8]) -> Result<IdBatch<I>, EnvelopeFault> {
-    let (version, codec, body) = open(message)?;
-    if version != V1 || codec == ROWS_LZ4 {
+    let (codec, body) = open(message)?;
+    if codec >= ROWS_LZ4 {
         return Err(EnvelopeFault::Codec { codec });
     }
-    let v1: IdsV1 = read(body)?;
-    Ok(IdBatch { run: v1.run.to_owned(), batch: v1.batch, ids: I::unpack(codec, v1.block, v1.count)? })
+    let Ids { run, batch, count, block } = read(body)?;
+    Ok(IdBatch { run: run.to_owned(), batch, ids: I::unpack(codec, block, count)? })
 }
 
 /// Writes the message of the ids stream that stands in the place of a batch which an open run does not have: the run
 /// ends before it. It is the same for whoever writes it.
 pub fn encode_end(run: &str, batch: u32) -> Vec<u8> {
-    seal(V2, END, &EndV2 { run, batch }, run.len())
+    seal(END, &End { run, batch }, run.len())
 }
 
 /// Whether a message of the ids stream says that this run ends before this batch.
@@ -221,19 +212,15 @@ pub fn is_end(message: &[u8], run: &str, batch: u32) -> bool {
     message == encode_end(run, batch)
 }
 
-/// Writes a message of the rows stream: all rows of a batch.
+/// Writes a message of the rows stream: rows of a batch.
 pub fn encode_rows(batch: &RowBatch<'_>) -> Vec<u8> {
-    seal(V1, ROWS_LZ4, batch, batch.rows.len())
-}
-
-/// Writes a message of the rows stream: the rows of some ids of a batch.
-pub fn encode_part(part: &RowPart<'_>) -> Vec<u8> {
-    seal(V2, ROWS_LZ4, part, part.first.len() + part.last.len() + part.rows.len())
+    let texts = [batch.run, batch.first, batch.last, batch.columns, batch.build];
+    seal(ROWS_LZ4, batch, batch.rows.len() + texts.map(str::len).iter().sum::<usize>())
 }
 
 /// Writes a message of the rows stream: how its rows are cut.
 pub fn encode_cut(cut: &RowCut<'_>) -> Vec<u8> {
-    seal(V2, CUT, cut, 5 * cut.parts.len())
+    seal(CUT, cut, 5 * cut.parts.len())
 }
 
 /// Reads a message of the rows stream, without copying the rows.
@@ -241,22 +228,27 @@ pub fn encode_cut(cut: &RowCut<'_>) -> Vec<u8> {
 /// # Errors
 /// [`EnvelopeFault`].
 pub fn decode_rows(message: &[u8]) -> Result<Rows<'_>, EnvelopeFault> {
-    let (version, codec, body) = open(message)?;
+    let (codec, body) = open(message)?;
     let malformed = EnvelopeFault::Body { length: body.len() };
-    match (version, codec) {
-        (V1, ROWS_LZ4) => read(body).map(Rows::Batch),
-        (V2, ROWS_LZ4) => read(body).map(Rows::Part),
-        (V2, CUT) => {
-            read(body).and_then(|cut: RowCut<'_>| cut.is_sound().then_some(Rows::Cut(cut)).ok_or(malformed))
+    match codec {
+        ROWS_LZ4 => {
+            let batch: RowBatch<'_> = read(body)?;
+            let end = batch.from.checked_add(batch.ids).filter(|end| *end <= batch.batch_ids);
+            let sound = batch.ids > 0 && batch.batch_ids <= MAX_BATCH_IDS && end.is_some();
+            sound.then_some(Rows::Batch(batch)).ok_or(malformed)
+        }
+        CUT => {
+            let cut: RowCut<'_> = read(body)?;
+            cut.is_sound().then_some(Rows::Cut(cut)).ok_or(malformed)
         }
         _ => Err(EnvelopeFault::Codec { codec }),
     }
 }
 
-fn seal<B: Serialize>(version: u8, codec: u8, body: &B, payload: usize) -> Vec<u8> {
+fn seal<B: Serialize>(codec: u8, body: &B, payload: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(payload + 128);
     message.extend_from_slice(&MAGIC);
-    message.extend_from_slice(&[version, codec, 0, 0, 0, 0]);
+    message.extend_from_slice(&[VERSION, codec, 0, 0, 0, 0]);
     let mut message =
         postcard::to_extend(body, message).expect("strings, numbers and bytes always fit a Vec");
     let crc = checksum(&message);
@@ -264,22 +256,22 @@ fn seal<B: Serialize>(version: u8, codec: u8, body: &B, payload: usize) -> Vec<u
     message
 }
 
-/// Version, codec and body.
-fn open(message: &[u8]) -> Result<(u8, u8, &[u8]), EnvelopeFault> {
+/// Codec and body.
+fn open(message: &[u8]) -> Result<(u8, &[u8]), EnvelopeFault> {
     let (header, body) = message
         .split_first_chunk::<HEADER>()
         .filter(|(header, _)| header.starts_with(&MAGIC))
         .ok_or(EnvelopeFault::Foreign { length: message.len() })?;
     let [_, _, version, codec, crc @ ..] = *header;
-    if version > V2 {
+    if version > VERSION {
         // A newer format may place its checksum elsewhere, so it is not looked at.
         return Err(EnvelopeFault::NewerVersion { version });
     }
     let (found, computed) = (u32::from_le_bytes(crc), checksum(message));
-    if found != computed || !(V1..=V2).contains(&version) {
+    if found != computed || version != VERSION {
         return Err(EnvelopeFault::Checksum { found, computed });
     }
-    Ok((version, codec, body))
+    Ok((codec, body))
 }
 
 fn checksum(message: &[u8]) -> u32 {
@@ -312,36 +304,29 @@ mod tests {
         assert_eq!(hex(&range), "4d530101167329c703746561030802e807");
         let strings = encode_ids("tea", 300, &["a".to_owned(), "bc".to_owned()]);
         assert_eq!(hex(&strings), "4d53010405764d4b03746561ac0202050161026263");
-        let rows =
-            RowBatch { run: "tea", pass: 2, batch: 3, ids: 8, dead: 1, raw_bytes: 500, rows: &[9, 8, 7] };
-        assert_eq!(hex(&encode_rows(&rows)), "4d5301104e72a6eb0374656102030801f40303090807");
-    }
-
-    /// What version 2 looks like on the wire, for ever.
-    #[test]
-    fn golden_bytes_of_version_2() {
-        assert_eq!(
-            hex(&encode_part(&part())),
-            "4d530210eb8b5597037465610203ac020408016102626301f40303090807"
-        );
+        let body = "03746561020380080408016102626301f403070a606e602055496e743332013903090807";
+        let rows = encode_rows(&some_rows());
+        assert_eq!((hex(&rows[..4]), hex(&rows[HEADER..])), ("4d530110".into(), body.into()));
         let message = encode_cut(&cut(5, &[300, 1]));
-        assert_eq!(hex(&message), "4d5302111ba7d1720374656102030502ac0201");
+        assert_eq!((hex(&message[..4]), hex(&message[HEADER..])), ("4d530111".into(), "0374656102030502ac0201".into()));
         assert_eq!(decode_rows(&message), Ok(Rows::Cut(cut(5, &[300, 1]))));
     }
 
-    fn part() -> RowPart<'static> {
-        let (first, last) = ("a", "bc");
-        RowPart {
+    fn some_rows() -> RowBatch<'static> {
+        RowBatch {
             run: "tea",
             pass: 2,
             batch: 3,
-            batch_ids: 300,
+            batch_ids: 1024,
             from: 4,
             ids: 8,
-            first,
-            last,
+            first: "a",
+            last: "bc",
             dead: 1,
             raw_bytes: 500,
+            schema: 7,
+            columns: "`n` UInt32",
+            build: "9",
             rows: &[9, 8, 7],
         }
     }
@@ -351,8 +336,18 @@ mod tests {
     }
 
     #[test]
-    fn a_part_comes_back() {
-        assert_eq!(decode_rows(&encode_part(&part())), Ok(Rows::Part(part())));
+    fn rows_come_back() {
+        assert_eq!(decode_rows(&encode_rows(&some_rows())), Ok(Rows::Batch(some_rows())));
+        assert!(!some_rows().is_whole());
+        for faulty in [
+            RowBatch { ids: 0, ..some_rows() },
+            RowBatch { from: 1020, ..some_rows() },
+            RowBatch { from: u32::MAX, ..some_rows() },
+            RowBatch { batch_ids: MAX_BATCH_IDS + 1, ..some_rows() },
+        ] {
+            let message = encode_rows(&faulty);
+            assert!(matches!(decode_rows(&message), Err(EnvelopeFault::Body { .. })), "{faulty:?}");
+        }
     }
 
     #[test]
@@ -370,7 +365,7 @@ mod tests {
     #[test]
     fn an_end_is_of_one_run_and_one_batch_and_nothing_else() {
         let end = encode_end("tea", 3);
-        assert_eq!(hex(&end), "4d5302124b22e34c0374656103");
+        assert_eq!((hex(&end[..4]), hex(&end[HEADER..])), ("4d530112".into(), "0374656103".into()));
         assert!(is_end(&end, "tea", 3));
         assert!(!is_end(&end, "tea", 4) && !is_end(&end, "te", 3));
         assert_eq!(decode_ids::<u64>(&end), Err(EnvelopeFault::Codec { codec: END }));
@@ -390,18 +385,17 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let mut message = encode_ids("tea", 3, &[1u64]);
-        message[2] = 3;
-        assert_eq!(decode_ids::<u64>(&message), Err(EnvelopeFault::NewerVersion { version: 3 }));
-        assert_eq!(decode_rows(&message), Err(EnvelopeFault::NewerVersion { version: 3 }));
+        message[2] = 2;
+        assert_eq!(decode_ids::<u64>(&message), Err(EnvelopeFault::NewerVersion { version: 2 }));
+        assert_eq!(decode_rows(&message), Err(EnvelopeFault::NewerVersion { version: 2 }));
     }
 
     #[test]
     fn the_streams_do_not_take_each_others_messages() {
         let ids = encode_ids("tea", 3, &[1u64]);
         assert_eq!(decode_rows(&ids), Err(EnvelopeFault::Codec { codec: crate::block::RANGE }));
-        let rows = RowBatch { run: "tea", pass: 1, batch: 3, ids: 1, dead: 0, raw_bytes: 0, rows: &[] };
-        assert_eq!(decode_ids::<u64>(&encode_rows(&rows)), Err(EnvelopeFault::Codec { codec: ROWS_LZ4 }));
-        assert_eq!(decode_ids::<u64>(&encode_part(&part())), Err(EnvelopeFault::Codec { codec: ROWS_LZ4 }));
+        let rows = encode_rows(&some_rows());
+        assert_eq!(decode_ids::<u64>(&rows), Err(EnvelopeFault::Codec { codec: ROWS_LZ4 }));
         assert_eq!(
             decode_ids::<u64>(&encode_cut(&cut(0, &[1, 1]))),
             Err(EnvelopeFault::Codec { codec: CUT })
@@ -418,7 +412,7 @@ mod tests {
 
         /// Random bodies behind a right header and checksum: what a faulty build could write.
         #[test]
-        fn random_bodies_never_panic(version in V1..=V2, codec in 0u8..20, body in vec(any::<u8>(), 0..300)) {
+        fn random_bodies_never_panic(version in 0..=VERSION, codec in 0u8..20, body in vec(any::<u8>(), 0..300)) {
             let mut message = vec![b'M', b'S', version, codec, 0, 0, 0, 0];
             message.extend(body);
             let crc = checksum(&message);

@@ -5,8 +5,6 @@
 //! Frames follow each other without anything between, so bodies that were compressed apart are sent together as they
 //! are: workers pay for compression, the sink only concatenates.
 
-use std::time::{Duration, Instant};
-
 use lz4_flex::block;
 
 const METHOD_LZ4: u8 = 0x82;
@@ -17,8 +15,6 @@ const HEADER: usize = 9;
 /// The largest frame that is read, in bytes before and after decompression: a sane reader does not trust a length.
 pub const MAX_FRAME: usize = 128 << 20;
 
-/// Rows are put into one frame until it has this many bytes before compression.
-const FRAME: usize = 1 << 20;
 /// LZ4 makes at most this much of one byte: a length goes on by 255 a byte
 /// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md>). So no size is believed, and no memory taken for it,
 /// that the block could not have.
@@ -58,51 +54,6 @@ pub enum FrameFault {
     },
 }
 
-/// Rows on their way into frames. A row lies in one frame, whatever its size.
-#[derive(Debug, Default)]
-pub struct FrameWriter {
-    /// Where rows are appended.
-    pub raw: Vec<u8>,
-    frames: Vec<u8>,
-    raw_bytes: u64,
-    compressing: Duration,
-}
-
-impl FrameWriter {
-    /// A row ends here: a frame may.
-    pub fn end_row(&mut self) {
-        if self.raw.len() >= FRAME {
-            self.end_frame();
-        }
-    }
-
-    /// Time that has gone into compression so far.
-    pub fn compressing(&self) -> Duration {
-        self.compressing
-    }
-
-    /// Ends the last frame.
-    pub fn flush(&mut self) {
-        if !self.raw.is_empty() {
-            self.end_frame();
-        }
-    }
-
-    /// The frames, and the size of what is in them.
-    pub fn finish(mut self) -> (Vec<u8>, u64) {
-        self.flush();
-        (self.frames, self.raw_bytes)
-    }
-
-    fn end_frame(&mut self) {
-        let begun = Instant::now();
-        compress(&self.raw, &mut self.frames);
-        self.compressing += begun.elapsed();
-        self.raw_bytes += self.raw.len() as u64;
-        self.raw.clear();
-    }
-}
-
 /// Appends `raw` to `out` as one LZ4 frame.
 pub fn compress(raw: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
@@ -130,6 +81,18 @@ pub fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameFault> {
         return Err(FrameFault::Size { size: packed });
     }
     Ok(Some(CHECKSUM + packed))
+}
+
+/// Size before compression of what these frames hold, by their headers alone; `None` if the bytes are not whole frames
+/// behind each other.
+pub fn raw_len(mut frames: &[u8]) -> Option<u64> {
+    let mut sum = 0;
+    while !frames.is_empty() {
+        let length = frame_len(frames).ok()??;
+        let frame = frames.split_off(..length)?;
+        sum += read_size(&frame[CHECKSUM + 5..CHECKSUM + HEADER]) as u64;
+    }
+    Some(sum)
 }
 
 /// Appends what the one frame that `bytes` holds was made from.
@@ -224,23 +187,15 @@ mod tests {
     }
 
     #[test]
-    fn rows_lie_in_one_frame_each() {
-        let mut writer = FrameWriter::default();
-        let rows: Vec<Vec<u8>> = [10, FRAME - 10, FRAME - 1, 3 * FRAME, 5].map(|size| vec![7; size]).into();
-        for row in &rows {
-            writer.raw.extend_from_slice(row);
-            writer.end_row();
+    fn the_size_of_what_frames_hold_is_in_their_headers() {
+        let mut frames = Vec::new();
+        [10usize, 70_000, 1].iter().for_each(|size| compress(&vec![7; *size], &mut frames));
+        assert_eq!(raw_len(&frames), Some(70_011));
+        assert_eq!(raw_len(&[]), Some(0));
+        for cut in 1..frames.len() {
+            assert_ne!(raw_len(&frames[..cut]), Some(70_011), "{cut}");
         }
-        let (frames, raw_bytes) = writer.finish();
-        let (mut rest, mut sizes) = (&frames[..], Vec::new());
-        while let Some(length) = frame_len(rest).expect("frames") {
-            let mut raw = Vec::new();
-            decompress(&rest[..length], &mut raw).expect("sound");
-            sizes.push(raw.len());
-            rest = &rest[length..];
-        }
-        assert_eq!(sizes, [FRAME, 4 * FRAME - 1, 5]);
-        assert_eq!(raw_bytes, sizes.iter().sum::<usize>() as u64);
+        assert_eq!(raw_len(&frames[..frames.len() - 1]), None);
     }
 
     #[test]

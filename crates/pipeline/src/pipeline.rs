@@ -41,10 +41,14 @@ pub trait Pipeline: Send + Sync + 'static {
     /// Names the streams and tables: `[a-z][a-z0-9_]*`, at most 32 characters.
     const NAME: &'static str;
 
-    /// The ClickHouse columns of [`Self::Row`], in the order of its fields: name and type.
+    /// The version of the function, for people: rows carry it beside a hash of the program. `env!("CARGO_PKG_VERSION")` is
+    /// a good one.
+    const VERSION: &'static str = "";
+
+    /// The ClickHouse columns of [`Self::Row`]: name and type. Fields go into columns by name.
     ///
-    /// [`check`](crate::check) compares them with the row type before any id is computed. The names `run`, `pass`,
-    /// `batch`, `batch_ids`, `id`, `status` and `error` are taken.
+    /// [`check`](crate::check) compares them with the row type before any id is computed. Names of
+    /// Millstream's own columns are taken ([`OWN_COLUMNS`](crate::schema::OWN_COLUMNS)).
     const COLUMNS: &'static [(&'static str, &'static str)];
 
     /// What each id may take: attempts, time, memory; and whether ids are computed alone.

@@ -1,7 +1,7 @@
 //! The messages of both streams.
 
 use millstream::envelope::{
-    EnvelopeFault, IdBatch, Rows, decode_ids, decode_rows, encode_cut, encode_ids, encode_part, encode_rows,
+    EnvelopeFault, IdBatch, Rows, VERSION, decode_ids, decode_rows, encode_cut, encode_ids, encode_rows,
 };
 use millstream::{Id, MAX_BATCH_IDS};
 
@@ -15,7 +15,7 @@ const CUT_NUMBER: usize = 3 * size_of::<u32>();
 
 /// Reads the input as a message of ids of both types: as it stands, and as a body behind a header that is right.
 pub fn ids(input: &[u8]) {
-    for message in [input, &sealed(1, input)] {
+    for message in [input, &sealed(input)] {
         read_ids::<u64>(message, MAX_BATCH_IDS as usize * size_of::<u64>());
         read_ids::<String>(message, message.len() * (1 + STRING_ID));
     }
@@ -35,7 +35,7 @@ fn read_ids<I: Id>(message: &[u8], limit: usize) {
 
 /// Reads the input as a message of rows: as it stands, and as a body behind a header that is right.
 pub fn rows(input: &[u8]) {
-    for message in [input, &sealed(1, input), &sealed(2, input)] {
+    for message in [input, &sealed(input)] {
         read_rows(message);
     }
 }
@@ -45,7 +45,6 @@ fn read_rows(message: &[u8]) {
     let Ok(batch) = bounded(message.len() * CUT_NUMBER, || decode_rows(message)) else { return };
     let (rows, again) = match &batch {
         Rows::Batch(batch) => (batch.rows, encode_rows(batch)),
-        Rows::Part(part) => (part.rows, encode_part(part)),
         Rows::Cut(cut) => (&[][..], encode_cut(cut)),
     };
     let within = message.as_ptr_range();
@@ -56,12 +55,12 @@ fn read_rows(message: &[u8]) {
 
 /// The first byte as the codec and the rest as the body of a message, with the magic number, this version and the
 /// checksum that they need: a fuzzer would not find those.
-fn sealed(version: u8, input: &[u8]) -> Vec<u8> {
+fn sealed(input: &[u8]) -> Vec<u8> {
     let (codec, body) = input.split_first().unwrap_or((&0, &[]));
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&[version, *codec]);
+    hasher.update(&[VERSION, *codec]);
     hasher.update(body);
-    let message = [b"MS", &[version, *codec][..], &hasher.finalize().to_le_bytes(), body].concat();
+    let message = [b"MS", &[VERSION, *codec][..], &hasher.finalize().to_le_bytes(), body].concat();
     let unsealed = matches!(
         decode_rows(&message),
         Err(EnvelopeFault::Foreign { .. }

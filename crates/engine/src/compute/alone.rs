@@ -1,7 +1,6 @@
 //! Children that compute one id at a time, from the worker's side: what an id does to its child is known to be that
 //! id's doing. The protocol is [`millstream::child`]'s.
 
-use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -12,6 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use millstream::child::{self as wire, Answer, frame};
+use millstream::columns::Columns;
+use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -20,8 +21,8 @@ use tokio::task::JoinSet;
 
 use super::apart::{host_memory, shown, slow};
 use super::frames::Frames;
-use super::row::{RowWriter, Rows, gave_up};
-use super::{BatchKey, Computed};
+use super::row::gave_up;
+use super::{BatchKey, Computed, Rows};
 use crate::error::{Error, Source};
 use crate::work::WorkCounts;
 
@@ -57,7 +58,7 @@ pub(super) struct Alone<I> {
     limits: Limits,
     /// What one child may take, with what an id may.
     memory: u64,
-    blank: Arc<[u8]>,
+    schema: Arc<Schema>,
     counts: Arc<WorkCounts>,
     /// One child a core, over all batches.
     seats: Semaphore,
@@ -93,12 +94,12 @@ impl<I: Id> Alone<I> {
         program: Program,
         threads: usize,
         limits: Limits,
-        blank: Arc<[u8]>,
+        schema: Arc<Schema>,
         counts: Arc<WorkCounts>,
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
         let (seats, idle) = (Semaphore::new(threads), Mutex::default());
-        Self { program, limits, memory, blank, counts, seats, threads, idle, ids: PhantomData }
+        Self { program, limits, memory, schema, counts, seats, threads, idle, ids: PhantomData }
     }
 
     pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Computed<I>, Error> {
@@ -109,7 +110,7 @@ impl<I: Id> Alone<I> {
         let lanes = (0..self.threads.min(chunks.len())).map(|_| self.lane(key, &chunks, &next, last));
         let mut parts: Vec<(usize, Computed<I>)> = try_join_all(lanes).await?.into_iter().flatten().collect();
         parts.sort_unstable_by_key(|(number, _)| *number);
-        Ok(parts.into_iter().fold(Computed::default(), |mut whole, (_, part)| {
+        Ok(parts.into_iter().fold(Computed::none(&self.schema), |mut whole, (_, part)| {
             whole.append(part);
             whole
         }))
@@ -147,8 +148,7 @@ impl<I: Id> Alone<I> {
         mut ids: &[I],
         last: bool,
     ) -> Result<Computed<I>, Error> {
-        let (rows, out, computed) = (RowWriter::new(key, &self.blank), Rows::default(), Computed::default());
-        let mut part = Part { rows, out, computed, last };
+        let mut part = Part { schema: &self.schema, computed: Computed::none(&self.schema), last };
         let mut killed = 0;
         while !ids.is_empty() {
             let mut child = match kid.take() {
@@ -180,10 +180,10 @@ impl<I: Id> Alone<I> {
             self.counts.ended.fetch_add(1, Ordering::Relaxed);
             let BatchKey { run, batch, .. } = key;
             tracing::warn!(%run, batch, id = shown(&ids[0]), reason, "an id ended its process: it is a dead letter");
-            part.rows.dead(&ids[0], &reason, &mut part.out);
+            part.dead(&ids[0], &reason);
             ids = &ids[1..];
         }
-        Ok(part.finish().await)
+        Ok(part.computed)
     }
 
     /// Has the child compute these ids; how many it answered, and why no more.
@@ -268,39 +268,33 @@ impl<I: Id> Alone<I> {
 
 /// Rows of a chunk, as they come.
 struct Part<'a, I> {
-    rows: RowWriter<'a>,
-    out: Rows,
+    schema: &'a Schema,
     computed: Computed<I>,
     last: bool,
 }
 
 impl<I: Id> Part<'_, I> {
     fn take(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<(), String> {
-        let whole = |raw: &mut Vec<u8>, row: &[u8]| -> Result<(), Infallible> {
-            raw.extend_from_slice(row);
-            Ok(())
-        };
         match Answer::read(kind, body).map_err(|fault| fault.to_string())? {
-            Answer::Row(row) => self.rows.ok(id, |raw| whole(raw, row), &mut self.out),
-            Answer::Reject(reason) => self.rows.dead(id, reason, &mut self.out),
-            Answer::Again(reason) if self.last => self.rows.dead(id, &gave_up(reason), &mut self.out),
+            Answer::Row(row) => {
+                let row: Columns = postcard::from_bytes(row).map_err(|fault| fault.to_string())?;
+                if !row.is_sound(self.schema, 1) {
+                    return Err("a row that is none of the pipeline's".to_owned());
+                }
+                self.computed.ids.push(id.clone());
+                self.computed.rows.ok_columns(self.schema, row);
+            }
+            Answer::Reject(reason) => self.dead(id, reason),
+            Answer::Again(reason) if self.last => self.dead(id, &gave_up(reason)),
             Answer::Again(reason) => self.computed.again.push((id.clone(), reason.to_owned())),
             Answer::Hello { .. } => return Err("hello a second time".to_owned()),
         }
         Ok(())
     }
 
-    /// What all of it came to.
-    async fn finish(mut self) -> Computed<I> {
-        // What is left to compress may be a large row: off the threads that do I/O.
-        let out = self.out;
-        let packed = tokio::task::spawn_blocking(move || {
-            let mut packed = Computed::<I>::default();
-            packed.take_rows(out);
-            packed
-        });
-        self.computed.append(packed.await.expect("compressing does not panic"));
-        self.computed
+    fn dead(&mut self, id: &I, reason: &str) {
+        self.computed.ids.push(id.clone());
+        self.computed.rows.dead(self.schema, reason);
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -17,8 +18,8 @@ use tokio::task::JoinSet;
 
 use super::alone::{Program, check_hello, resident, start_child};
 use super::frames::Frames;
-use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, PieceFrame, encode, encode_order};
-use super::{BatchKey, Computed, Piece, Spent, whole};
+use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
+use super::{BatchKey, Computed, Piece};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
@@ -41,7 +42,7 @@ pub(super) struct Ground<I> {
 struct Order<I> {
     key: BatchKey,
     ids: Vec<I>,
-    pieces: Vec<Piece<I>>,
+    pieces: Vec<Piece>,
     covered: u32,
     answer: oneshot::Sender<Ground<I>>,
 }
@@ -52,6 +53,7 @@ struct Shared<I> {
     /// Orders that nobody waits for any more, to be told to the process.
     off: Mutex<Vec<u64>>,
     call_off: Notify,
+    schema: Arc<Schema>,
     counts: Arc<WorkCounts>,
     load: Load,
 }
@@ -89,6 +91,7 @@ enum End {
 
 pub(super) struct Apart<I> {
     program: Program,
+    schema: Arc<Schema>,
     threads: usize,
     limits: Limits,
     counts: Arc<WorkCounts>,
@@ -100,18 +103,19 @@ pub(super) struct Apart<I> {
 impl<I: Id> Apart<I> {
     pub fn new(
         program: Program,
+        schema: Arc<Schema>,
         threads: usize,
         limits: Limits,
         counts: Arc<WorkCounts>,
         load: Load,
     ) -> Self {
         let live = tokio::sync::Mutex::default();
-        Self { program, threads, limits, counts, load, live, orders: AtomicU64::new(0) }
+        Self { program, schema, threads, limits, counts, load, live, orders: AtomicU64::new(0) }
     }
 
     pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Ground<I>, Error> {
         let number = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
-        let frame = encode_order(number, key, &ids, last);
+        let frame = encode_order(number, &ids, last);
         let (answer, answered) = oneshot::channel();
         let order = Order { key: key.clone(), ids, pieces: Vec::new(), covered: 0, answer };
         let (_waiting, sender) = self.place(number, order).await?;
@@ -145,7 +149,7 @@ impl<I: Id> Apart<I> {
             Some(orders) => drop(orders.insert(number, order)),
             // It died this very moment, before it was given anything.
             None => {
-                let left = Ground { done: Computed::default(), left: order.ids, suspect: false };
+                let left = Ground { done: Computed::none(&self.schema), left: order.ids, suspect: false };
                 let _gone = order.answer.send(left);
             }
         }
@@ -168,6 +172,7 @@ impl<I: Id> Apart<I> {
             orders: Mutex::new(Some(HashMap::new())),
             off: Mutex::default(),
             call_off: Notify::new(),
+            schema: self.schema.clone(),
             counts: self.counts.clone(),
             load: self.load.clone(),
         });
@@ -260,8 +265,8 @@ impl<I: Id> Shared<I> {
     fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
         match kind {
             PIECE => {
-                self.take_piece(postcard::from_bytes(body).map_err(|fault| fault.to_string())?);
-                Ok(None)
+                let (order, piece) = postcard::from_bytes(body).map_err(|fault| fault.to_string())?;
+                self.take_piece(order, piece).map(|()| None)
             }
             OVERDUE => {
                 let frame: OverdueFrame = postcard::from_bytes(body).map_err(|fault| fault.to_string())?;
@@ -278,26 +283,23 @@ impl<I: Id> Shared<I> {
         }
     }
 
-    fn take_piece(&self, frame: PieceFrame<'_>) {
+    fn take_piece(&self, number: u64, piece: Piece) -> Result<(), String> {
         let mut open = self.open();
-        let Some(orders) = &mut *open else { return };
-        let Some(order) = orders.get_mut(&frame.order) else { return };
-        let PieceFrame { from, count, raw_bytes, dead, again, frames, lengths, spent, .. } = frame;
-        let [computing, encoding] = spent;
-        let again_at = again.iter().map(|(at, _)| *at).collect();
-        let again =
-            again.into_iter().filter_map(|(at, why)| Some((order.ids.get(at as usize)?.clone(), why.into())));
-        let (frames, again, spent) = (frames.into(), again.collect(), Spent { computing, encoding });
-        let computed = Computed { frames, lengths, raw_bytes, dead, again, spent };
-        order.covered += count;
-        order.pieces.push(Piece { from, count, computed, again_at });
-        if order.covered as usize >= order.ids.len()
-            && let Some(order) = orders.remove(&frame.order)
-        {
-            // The receiver is gone when work was given up.
-            let _forgotten =
-                order.answer.send(Ground { done: whole(order.pieces), left: Vec::new(), suspect: false });
+        let Some(orders) = &mut *open else { return Ok(()) };
+        // One that was called off meanwhile.
+        let Some(order) = orders.get_mut(&number) else { return Ok(()) };
+        if !piece.is_sound(&self.schema, order.ids.len()) {
+            return Err("it sent rows that are none of the pipeline's".to_owned());
         }
+        order.covered += piece.count;
+        order.pieces.push(piece);
+        if order.covered as usize >= order.ids.len()
+            && let Some(order) = orders.remove(&number)
+        {
+            drop(open);
+            order.finish(&self.schema, Vec::new(), false);
+        }
+        Ok(())
     }
 
     fn warn(&self, frame: &OverdueFrame) {
@@ -316,12 +318,18 @@ impl<I: Id> Shared<I> {
                 End::One(overdue) => *overdue == number,
             };
             let left = order.left();
-            let _forgotten = order.answer.send(Ground { done: whole(order.pieces), left, suspect });
+            order.finish(&self.schema, left, suspect);
         }
     }
 }
 
-impl<I: Clone> Order<I> {
+impl<I: Id> Order<I> {
+    fn finish(self, schema: &Schema, left: Vec<I>, suspect: bool) {
+        let done = Computed::whole(schema, &self.ids, self.pieces);
+        // The receiver is gone when work was given up.
+        let _forgotten = self.answer.send(Ground { done, left, suspect });
+    }
+
     /// Ids that no piece covers.
     fn left(&self) -> Vec<I> {
         let mut covered: Vec<(u32, u32)> =
@@ -364,10 +372,14 @@ pub(super) fn host_memory() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::{Rows, Spent};
 
     #[test]
     fn what_no_piece_covers_is_left() {
-        let piece = |from, count| Piece { from, count, computed: Computed::default(), again_at: Vec::new() };
+        let schema = Schema::parse(&[("n", "UInt8")]).expect("sound");
+        let rows = Rows::with_room(&schema, 0);
+        let piece =
+            |from, count| Piece { from, count, rows: rows.clone(), again: Vec::new(), spent: Spent::default() };
         let (answer, _) = oneshot::channel::<Ground<u64>>();
         let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 10 };
         let pieces = vec![piece(6, 2), piece(1, 3)];

@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 
 use millstream::Id;
 use millstream::child::{self as wire, Answer, Frame, split};
-use millstream::names::RunName;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
-use super::{AnyFunction, BatchKey, Function, Off, Order, Pool, install_panic_hook};
+use super::{AnyFunction, Function, Off, Order, Pool, install_panic_hook};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -155,11 +154,9 @@ fn pool<I: Id>(
 
 fn grind<I: Id>(pool: &Pool<I>, body: &[u8], off: Arc<AtomicBool>, out: &Mutex<File>) -> io::Result<()> {
     let frame: OrderFrame<'_> = postcard::from_bytes(body).map_err(io::Error::other)?;
-    let OrderFrame { order: number, run, pass, batch, batch_ids, last, codec, count, block } = frame;
-    let run: RunName = run.parse().map_err(io::Error::other)?;
+    let OrderFrame { order: number, last, codec, count, block } = frame;
     let ids = I::unpack(codec, block, count).map_err(io::Error::other)?;
-    let key = BatchKey { run, pass, batch, ids: batch_ids };
-    let order = Order { number, key, ids, last, off };
+    let order = Order { number, ids, last, off };
     pool.grind(&order, &|piece| send(out, &encode_piece(number, &piece)));
     Ok(())
 }

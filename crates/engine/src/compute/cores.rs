@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use millstream::schema::Schema;
 use millstream::{Id, Limits};
 
 use super::alone::{Alone, Program};
@@ -25,6 +26,7 @@ pub enum Place {
 /// The cores of this host.
 pub struct Cores<I> {
     kind: Kind<I>,
+    schema: Arc<Schema>,
     load: Load,
 }
 
@@ -36,6 +38,7 @@ enum Kind<I> {
 struct Processes<I> {
     pool: Apart<I>,
     alone: Alone<I>,
+    schema: Arc<Schema>,
     isolate: bool,
     load: Load,
 }
@@ -53,19 +56,27 @@ impl<I: Id> Cores<I> {
         counts: Arc<WorkCounts>,
         load: Load,
     ) -> Result<Self, Error> {
+        let schema = function.spec().schema.clone();
         let kind = match place {
             Place::Here => Kind::Here(Pool::start(function, threads)?),
             Place::Apart(path) => {
                 let program = Program { path, pipeline: function.spec().name };
+                let (counted, pool_load) = (counts.clone(), load.clone());
                 Kind::Apart(Box::new(Processes {
-                    pool: Apart::new(program.clone(), threads, limits, counts.clone(), load.clone()),
-                    alone: Alone::new(program, threads, limits, function.blank, counts),
+                    pool: Apart::new(program.clone(), schema.clone(), threads, limits, counted, pool_load),
+                    alone: Alone::new(program, threads, limits, schema.clone(), counts),
+                    schema: schema.clone(),
                     isolate: limits.isolate,
                     load: load.clone(),
                 }))
             }
         };
-        Ok(Self { kind, load })
+        Ok(Self { kind, schema, load })
+    }
+
+    /// The columns that rows go into.
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// Waits until ids can be computed at once, as far as that can be known before there are any.
@@ -79,7 +90,7 @@ impl<I: Id> Cores<I> {
         }
     }
 
-    /// Computes and encodes `ids`, which are sorted. With `last`, ids that would be tried again become dead letters;
+    /// Computes `ids`, which are sorted. With `last`, ids that would be tried again become dead letters;
     /// with `suspect`, each is computed alone.
     ///
     /// Dropping the future forgets the result, and leaves out the ids that are not begun.
@@ -94,7 +105,7 @@ impl<I: Id> Cores<I> {
         suspect: bool,
     ) -> Result<Computed<I>, Error> {
         let computed = match &self.kind {
-            Kind::Here(pool) => pool.compute(key.clone(), ids, last).await,
+            Kind::Here(pool) => pool.compute(ids, last).await,
             Kind::Apart(processes) => processes.compute(key, ids, last, suspect).await?,
         };
         self.load.spent(computed.spent);
@@ -113,7 +124,7 @@ impl<I: Id> Processes<I> {
         if suspect || self.isolate {
             return self.alone(key, ids, last).await;
         }
-        let (mut whole, mut left) = (Computed::default(), ids);
+        let (mut whole, mut left) = (Computed::none(&self.schema), ids);
         while !left.is_empty() {
             let Ground { done, left: rest, suspect } = self.pool.compute(key, left, last).await?;
             whole.append(done);

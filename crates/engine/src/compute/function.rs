@@ -8,19 +8,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millstream::child::Answer;
-use millstream::rowbinary::write_row;
-use millstream::{Failure, Outcome, Pipeline, SchemaFault, Spec};
+use millstream::columns::Columns;
+use millstream::schema::Schema;
+use millstream::{Failure, Pipeline, SchemaFault, Spec};
 
-use super::row::{self, RowWriter, Rows};
+use super::row::{self, Rows};
 use super::watch::Hand;
-use super::{Computed, Order, PIECE_BYTES, Piece, Spent, guarded};
+use super::{Order, PIECE_BYTES, Piece, Spent, guarded};
 
 /// A pipeline's function over ids of this type, and what the pipeline declares. Clones are the same.
 #[derive(Clone)]
 pub struct Function<I> {
     spec: Arc<Spec>,
-    /// What a dead letter holds in the pipeline's own columns.
-    pub(crate) blank: Arc<[u8]>,
     pub(super) typed: Arc<dyn Typed<I>>,
 }
 
@@ -39,9 +38,8 @@ impl<I> Function<I> {
     /// All that [`check`](millstream::check) finds wrong with its declaration.
     pub fn of<P: Pipeline<Id = I>>(pipeline: Arc<P>) -> Result<Self, Vec<SchemaFault>> {
         let spec = millstream::check::<P>()?;
-        let mut blank = Vec::new();
-        spec.types.iter().for_each(|column| column.write_blank(&mut blank));
-        Ok(Self { spec: Arc::new(spec), blank: blank.into(), typed: pipeline })
+        let typed = Arc::new(WithSchema { pipeline, schema: spec.schema.clone() });
+        Ok(Self { spec: Arc::new(spec), typed })
     }
 
     /// What the pipeline declares.
@@ -74,77 +72,59 @@ impl AnyFunction {
 
 /// What needs the types of the pipeline.
 pub(super) trait Typed<I>: Send + Sync {
-    /// Computes from the first of `ids` on, to the last, or until the rows are many bytes or nobody wants them. The first is
-    /// at place `from` of the order.
-    fn grind_some(
-        &self,
-        hand: &Hand,
-        order: &Order<I>,
-        rows: &RowWriter<'_>,
-        from: u32,
-        ids: &[I],
-    ) -> Piece<I>;
+    /// Computes from the first of `ids` on, to the last, or until the rows are many bytes or the order is called off. The
+    /// first is at place `from` of the order.
+    fn grind_some(&self, hand: &Hand, order: &Order<I>, from: u32, ids: &[I]) -> Piece;
 
     /// Computes one id, and appends the answer of a child to its worker.
     fn answer(&self, id: &I, out: &mut Vec<u8>);
 }
 
-impl<P: Pipeline> Typed<P::Id> for P {
-    fn grind_some(
-        &self,
-        hand: &Hand,
-        order: &Order<P::Id>,
-        rows: &RowWriter<'_>,
-        from: u32,
-        ids: &[P::Id],
-    ) -> Piece<P::Id> {
+/// A pipeline with the columns that its rows go into.
+struct WithSchema<P> {
+    pipeline: Arc<P>,
+    schema: Arc<Schema>,
+}
+
+impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
+    fn grind_some(&self, hand: &Hand, order: &Order<P::Id>, from: u32, ids: &[P::Id]) -> Piece {
         let begun = Instant::now();
-        let mut out = Rows::with_room(ids.len() * rows.usual_len());
-        let mut piece = Piece { from, count: 0, computed: Computed::default(), again_at: Vec::new() };
+        let mut rows = Rows::with_room(&self.schema, ids.len());
+        let (mut count, mut again) = (0, Vec::new());
         for id in ids {
             if order.is_off() {
                 break;
             }
-            let at = from + piece.count;
+            let at = from + count;
             hand.begin(at);
-            match guarded(|| self.compute(id)) {
-                Err(Failure::Retry(reason)) if !order.last => {
-                    piece.again_at.push(at);
-                    piece.computed.again.push((id.clone(), reason));
-                }
-                outcome => write::<P>(rows, id, outcome, &mut out),
+            match guarded(|| self.pipeline.compute(id)) {
+                Err(Failure::Retry(reason)) if !order.last => again.push((at, reason)),
+                Ok(row) => rows.ok(&self.schema, &row),
+                Err(Failure::Reject(reason)) => rows.dead(&self.schema, &reason),
+                Err(Failure::Retry(reason)) => rows.dead(&self.schema, &row::gave_up(&reason)),
             }
-            piece.count += 1;
-            if out.bytes >= PIECE_BYTES {
+            count += 1;
+            if rows.bytes() >= PIECE_BYTES {
                 break;
             }
         }
-        out.frames.flush();
         // By the piece, not by the id: a look at the clock costs as much as a light id.
         let all = begun.elapsed();
-        let encoding = out.encoding().min(all);
-        piece.computed.take_rows(out);
-        piece.computed.spent = Spent { computing: all - encoding, encoding };
-        piece
+        let encoding = rows.encoding().min(all);
+        Piece { from, count, rows, again, spent: Spent { computing: all - encoding, encoding } }
     }
 
     fn answer(&self, id: &P::Id, out: &mut Vec<u8>) {
-        let mut row = Vec::new();
-        let outcome = guarded(|| self.compute(id));
-        match outcome.map(|value| write_row(&value, &mut row)) {
-            Ok(Ok(())) => Answer::Row(&row).write(out),
-            Ok(Err(fault)) => Answer::Reject(&format!("row cannot be encoded: {fault}")).write(out),
+        let mut columns = Columns::of(&self.schema);
+        let outcome = guarded(|| self.pipeline.compute(id));
+        match outcome.map(|row| columns.push(&self.schema, &row)) {
+            Ok(Ok(())) => {
+                let row = postcard::to_allocvec(&columns).expect("columns always fit a Vec");
+                Answer::Row(&row).write(out);
+            }
+            Ok(Err(fault)) => Answer::Reject(&row::unfit(&fault)).write(out),
             Err(Failure::Reject(reason)) => Answer::Reject(&reason).write(out),
             Err(Failure::Retry(reason)) => Answer::Again(&reason).write(out),
         }
     }
-}
-
-/// Appends the id's one row.
-fn write<P: Pipeline>(rows: &RowWriter<'_>, id: &P::Id, outcome: Outcome<P::Row>, out: &mut Rows) {
-    out.write(|out| match outcome {
-        Ok(row) => rows.ok(id, |raw| write_row(&row, raw), out),
-        Err(Failure::Reject(reason)) => rows.dead(id, &reason, out),
-        Err(Failure::Retry(reason)) => rows.dead(id, &row::gave_up(&reason), out),
-    });
 }

@@ -1,14 +1,12 @@
 //! What a worker and its pool process say to each other: frames as in [`millstream::child`], of other kinds. Both ends
 //! are the same build, so this is no format that anybody stores.
 
-use std::time::Duration;
-
 use millstream::Id;
 use millstream::block::Block;
 use millstream::child::frame;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchKey, Computed, Piece};
+use super::Piece;
 
 /// The first argument that makes a pipeline's binary a pool process; threads, soft and hard limit in milliseconds follow.
 pub(super) const ARGUMENT: &str = "__compute-pool";
@@ -28,33 +26,11 @@ pub(super) const OVERDUE: u8 = b'L';
 pub(super) struct OrderFrame<'a> {
     /// Tells orders apart, from 1.
     pub order: u64,
-    pub run: &'a str,
-    pub pass: u32,
-    pub batch: u32,
-    /// Ids of the whole batch.
-    pub batch_ids: u32,
     pub last: bool,
     pub codec: u8,
     /// Ids of this order.
     pub count: u32,
     pub block: &'a [u8],
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct PieceFrame<'a> {
-    pub order: u64,
-    /// Place of the piece's first id within the order.
-    pub from: u32,
-    /// Ids that the piece covers.
-    pub count: u32,
-    pub raw_bytes: u64,
-    pub dead: u32,
-    /// Places within the order, and reasons.
-    #[serde(borrow)]
-    pub again: Vec<(u32, &'a str)>,
-    pub frames: &'a [u8],
-    pub lengths: Vec<u32>,
-    pub spent: [Duration; 2],
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,29 +49,12 @@ pub(super) fn encode<B: Serialize>(kind: u8, body: &B) -> Vec<u8> {
 }
 
 /// The frame that orders these ids, which are sorted and without repeats.
-pub(super) fn encode_order<I: Id>(order: u64, key: &BatchKey, ids: &[I], last: bool) -> Vec<u8> {
+pub(super) fn encode_order<I: Id>(order: u64, ids: &[I], last: bool) -> Vec<u8> {
     let Block { codec, bytes } = I::pack(ids);
-    let (run, count) = (key.run.as_str(), ids.len() as u32);
-    let BatchKey { pass, batch, ids: batch_ids, .. } = *key;
-    encode(ORDER, &OrderFrame { order, run, pass, batch, batch_ids, last, codec, count, block: &bytes })
+    encode(ORDER, &OrderFrame { order, last, codec, count: ids.len() as u32, block: &bytes })
 }
 
-/// The frame that brings a piece.
-pub(super) fn encode_piece<I>(order: u64, piece: &Piece<I>) -> Vec<u8> {
-    let Computed { frames, lengths, raw_bytes, dead, spent, .. } = &piece.computed;
-    let again = piece.again_at.iter().zip(&piece.computed.again).map(|(at, (_, why))| (*at, why.as_str()));
-    encode(
-        PIECE,
-        &PieceFrame {
-            order,
-            from: piece.from,
-            count: piece.count,
-            raw_bytes: *raw_bytes,
-            dead: *dead,
-            again: again.collect(),
-            frames,
-            lengths: lengths.clone(),
-            spent: [spent.computing, spent.encoding],
-        },
-    )
+/// The frame that brings a piece: the number of its order, and the piece.
+pub(super) fn encode_piece(order: u64, piece: &Piece) -> Vec<u8> {
+    encode(PIECE, &(order, piece))
 }

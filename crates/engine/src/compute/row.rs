@@ -1,142 +1,134 @@
-//! One id's one row, ok or dead, as the bytes that ClickHouse ingests: **every-id-yields-one-row**.
+//! One id's one row, ok or dead: **every-id-yields-one-row**.
+//!
+//! Rows are columns from the start: each value goes into the builder of its column, where it is checked. A row that does
+//! not fit its columns is that id's dead letter (**a-bad-value-costs-one-id**).
 
-use std::fmt::Display;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use millstream::Id;
-use millstream::frame::FrameWriter;
-use millstream::rowbinary::write_string;
-
-use super::BatchKey;
-use crate::tables::{STATUS_DEAD, STATUS_OK};
+use millstream::columns::Columns;
+use millstream::schema::Schema;
+use serde::{Deserialize, Serialize};
 
 /// A dead letter's reason is cut to this many bytes.
 const MAX_REASON: usize = 4096;
-/// A row has at most this many bytes before compression: what no server takes in one message, and what a frame holds
-/// with room to spare.
+/// A row has at most this many bytes before compression: no server takes more in one message, and a frame between two
+/// processes holds it with room to spare.
 const MAX_ROW: usize = 64 << 20;
-
 /// One row in so many is timed while it is written: a look at the clock costs as much as a light row.
 const TIMED: usize = 128;
 
-/// Rows as they are written, with what has to be known of them.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    pub frames: FrameWriter,
-    /// Size of each.
-    pub lengths: Vec<u32>,
-    /// How many are dead letters.
-    pub dead: u32,
-    /// Size of all of them.
-    pub bytes: usize,
-    /// How long some of them were written, without compression, and how many of them.
+/// Rows of some ids of a batch, one for each, in the order of the ids.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rows {
+    /// The pipeline's own columns; a dead letter has blanks there.
+    pub columns: Columns,
+    /// Which of the rows are dead letters, by their place, in order; and why.
+    pub dead: Vec<(u32, String)>,
+    /// How long some of the rows were written, and how many of them.
+    #[serde(skip)]
     writing: (Duration, u32),
 }
 
 impl Rows {
-    /// None yet, with room for this many bytes.
-    pub fn with_room(bytes: usize) -> Self {
-        let mut rows = Self::default();
-        rows.frames.raw.reserve(bytes);
-        rows
+    /// No rows yet, with room for so many.
+    pub fn with_room(schema: &Schema, rows: usize) -> Self {
+        Self { columns: Columns::with_room(schema, rows), dead: Vec::new(), writing: Default::default() }
     }
 
-    /// Has one row written, and times it if it is its turn.
-    pub fn write(&mut self, row: impl FnOnce(&mut Self)) {
-        if !self.lengths.len().is_multiple_of(TIMED) {
-            return row(self);
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.columns.rows()
+    }
+
+    /// Their size before compression, without the columns that all pipelines have.
+    pub fn bytes(&self) -> usize {
+        self.columns.bytes()
+    }
+
+    /// Appends the row of an id; a dead letter if the row does not fit its columns, or is too large.
+    pub fn ok<R: Serialize>(&mut self, schema: &Schema, row: &R) {
+        if !self.len().is_multiple_of(TIMED) {
+            return self.write(schema, row);
         }
-        let (begun, before) = (Instant::now(), self.frames.compressing());
-        row(self);
-        let compressing = self.frames.compressing() - before;
-        let (time, rows) = self.writing;
-        self.writing = (time + begun.elapsed().saturating_sub(compressing), rows + 1);
+        let begun = Instant::now();
+        self.write(schema, row);
+        self.writing = (self.writing.0 + begun.elapsed(), self.writing.1 + 1);
     }
 
-    /// Time that went into writing and compressing all of them.
-    pub fn encoding(&self) -> Duration {
-        let (time, rows) = self.writing;
-        self.frames.compressing() + time.mul_f64(self.lengths.len() as f64 / f64::from(rows.max(1)))
+    fn write<R: Serialize>(&mut self, schema: &Schema, row: &R) {
+        let (rows, before) = (self.len(), self.bytes());
+        match self.columns.push(schema, row) {
+            Ok(()) if self.bytes() - before <= MAX_ROW => {}
+            Ok(()) => {
+                let length = self.bytes() - before;
+                self.columns.truncate(schema, rows);
+                self.dead(schema, &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"));
+            }
+            Err(fault) => self.dead(schema, &unfit(&fault)),
+        }
     }
 
-    fn end_row(&mut self, start: usize) {
-        let length = self.frames.raw.len() - start;
-        self.lengths.push(length as u32);
-        self.bytes += length;
-        self.frames.end_row();
-    }
-}
-
-/// Writes rows of one batch.
-pub(super) struct RowWriter<'a> {
-    prefix: Vec<u8>,
-    blank: &'a [u8],
-}
-
-impl<'a> RowWriter<'a> {
-    /// `blank` is what a dead letter holds in the pipeline's own columns.
-    pub fn new(key: &BatchKey, blank: &'a [u8]) -> Self {
-        Self { prefix: row_prefix(key), blank }
-    }
-
-    /// Bytes that a row of ordinary columns takes, for reserving room.
-    pub fn usual_len(&self) -> usize {
-        self.prefix.len() + 64
-    }
-
-    /// Appends the row of an id whose own columns `body` writes; a dead letter if it cannot, or if it is too large.
-    pub fn ok<I: Id, E: Display>(
-        &self,
-        id: &I,
-        body: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-        out: &mut Rows,
-    ) {
-        let raw = &mut out.frames.raw;
-        let start = raw.len();
-        self.begin(id, raw);
-        raw.push(STATUS_OK);
-        write_string(raw, "");
-        let written = body(raw);
-        let length = raw.len() - start;
-        let reason = match written {
-            Ok(()) if length <= MAX_ROW => return out.end_row(start),
-            Ok(()) => format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"),
-            Err(fault) => format!("row cannot be encoded: {fault}"),
-        };
-        raw.truncate(start);
-        self.dead(id, &reason, out);
+    /// Appends the one row that a process which computes one id at a time has made.
+    pub fn ok_columns(&mut self, schema: &Schema, row: Columns) {
+        let length = row.bytes();
+        if length <= MAX_ROW {
+            self.columns.append(row);
+        } else {
+            self.dead(schema, &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"));
+        }
     }
 
     /// Appends the row of a dead letter.
-    pub fn dead<I: Id>(&self, id: &I, reason: &str, out: &mut Rows) {
-        let start = out.frames.raw.len();
-        self.begin(id, &mut out.frames.raw);
-        write_dead(reason, self.blank, &mut out.frames.raw);
-        out.dead += 1;
-        out.end_row(start);
+    pub fn dead(&mut self, schema: &Schema, reason: &str) {
+        self.dead.push((self.len() as u32, shortened(reason).to_owned()));
+        self.columns.push_blank(schema);
     }
 
-    fn begin<I: Id>(&self, id: &I, raw: &mut Vec<u8>) {
-        raw.extend_from_slice(&self.prefix);
-        id.write_rowbinary(raw);
+    /// Appends rows of the same columns.
+    pub fn append(&mut self, more: Self) {
+        let rows = self.len() as u32;
+        self.dead.extend(more.dead.into_iter().map(|(at, reason)| (rows + at, reason)));
+        self.columns.append(more.columns);
+    }
+
+    /// Copies the rows at these places.
+    pub fn slice(&self, places: Range<usize>) -> Self {
+        let (start, end) = (places.start as u32, places.end as u32);
+        let dead = self.dead.iter().filter(|(at, _)| (start..end).contains(at));
+        let dead = dead.map(|(at, reason)| (at - start, reason.clone())).collect();
+        Self { columns: self.columns.slice(places), dead, writing: Default::default() }
+    }
+
+    /// Copies the rows in another order: the first is the one that was at place `order[0]`.
+    pub fn reordered(&self, order: &[u32]) -> Self {
+        let mut reasons: Vec<Option<&str>> = vec![None; self.len()];
+        for (at, reason) in &self.dead {
+            reasons[*at as usize] = Some(reason);
+        }
+        let dead = (0..).zip(order).filter_map(|(new, old)| Some((new, reasons[*old as usize]?.to_owned())));
+        let (columns, dead) = (self.columns.reordered(order), dead.collect());
+        Self { columns, dead, writing: Default::default() }
+    }
+
+    /// Whether rows that another process sent are so many rows of these columns.
+    pub fn is_sound(&self, schema: &Schema, rows: usize) -> bool {
+        let places = self.dead.iter().map(|(at, _)| *at);
+        self.columns.is_sound(schema, rows)
+            && places.clone().is_sorted_by(|a, b| a < b)
+            && places.last().is_none_or(|at| (at as usize) < rows)
+    }
+
+    /// Time that went into writing all of them.
+    pub fn encoding(&self) -> Duration {
+        let (time, rows) = self.writing;
+        time.mul_f64(self.len() as f64 / f64::from(rows.max(1)))
     }
 }
 
-/// The columns before `id`, alike in all rows of a batch.
-pub(crate) fn row_prefix(key: &BatchKey) -> Vec<u8> {
-    let mut prefix = Vec::new();
-    write_string(&mut prefix, key.run.as_str());
-    for number in [key.pass, key.batch, key.ids] {
-        prefix.extend_from_slice(&number.to_le_bytes());
-    }
-    prefix
-}
-
-/// Appends all that follows the id in the row of a dead letter.
-pub(crate) fn write_dead(reason: &str, blank: &[u8], raw: &mut Vec<u8>) {
-    raw.push(STATUS_DEAD);
-    write_string(raw, shortened(reason));
-    raw.extend_from_slice(blank);
+/// What a dead letter says of a row that does not fit its columns.
+pub(super) fn unfit(fault: &impl std::fmt::Display) -> String {
+    format!("the row does not fit its columns: {fault}")
 }
 
 /// What a dead letter says of an id that asked for another attempt for the last time.
@@ -152,26 +144,44 @@ fn shortened(reason: &str) -> &str {
 mod tests {
     use super::*;
 
+    #[derive(Serialize)]
+    struct Number {
+        n: u64,
+    }
+
+    fn schema() -> Schema {
+        Schema::parse(&[("n", "UInt32")]).expect("sound")
+    }
+
     #[test]
     fn reasons_are_cut_between_characters() {
         assert_eq!(shortened(&"ü".repeat(4000)).len(), MAX_REASON);
     }
 
     #[test]
-    fn a_row_that_cannot_be_written_becomes_a_dead_letter() {
-        let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 1 };
-        let (mut broken, mut dead) = (Rows::default(), Rows::default());
-        let rows = RowWriter::new(&key, &[7]);
-        rows.ok(
-            &1u64,
-            |raw| {
-                raw.push(9);
-                Err("no")
-            },
-            &mut broken,
-        );
-        rows.dead(&1u64, "row cannot be encoded: no", &mut dead);
-        assert_eq!((broken.dead, &broken.lengths), (1, &dead.lengths));
-        assert_eq!(broken.frames.finish(), dead.frames.finish());
+    fn a_value_that_its_column_cannot_hold_costs_one_id() {
+        let (schema, mut rows) = (schema(), Rows::with_room(&schema(), 3));
+        for n in [1, 1 << 40, 3] {
+            rows.ok(&schema, &Number { n });
+        }
+        assert_eq!((rows.len(), rows.dead.len(), rows.dead[0].0), (3, 1, 1));
+        let reason = &rows.dead[0].1;
+        assert!(reason.contains("column `n`") && reason.contains("1099511627776"), "{reason}");
+    }
+
+    #[test]
+    fn dead_letters_keep_their_place() {
+        let (schema, mut rows) = (schema(), Rows::with_room(&schema(), 4));
+        rows.ok(&schema, &Number { n: 1 });
+        rows.dead(&schema, "second");
+        let mut more = Rows::with_room(&schema, 2);
+        more.dead(&schema, "third");
+        more.ok(&schema, &Number { n: 4 });
+        rows.append(more);
+        assert!(rows.is_sound(&schema, 4) && !rows.is_sound(&schema, 5));
+        let dead = |rows: &Rows| rows.dead.iter().map(|(at, why)| format!("{at} {why}")).collect::<Vec<_>>();
+        assert_eq!(dead(&rows), ["1 second", "2 third"]);
+        assert_eq!(dead(&rows.slice(2..4)), ["0 third"]);
+        assert_eq!(dead(&rows.reordered(&[2, 0, 3, 1])), ["0 third", "3 second"]);
     }
 }

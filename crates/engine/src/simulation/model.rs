@@ -3,26 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use bytes::Bytes;
-use millstream::Id;
-use millstream::envelope::{Rows, decode_rows};
-use millstream::frame::{self, FrameWriter};
-use millstream::rowbinary::write_string;
+use std::sync::Arc;
 
-use crate::compute::{BatchKey, Computed, row_prefix};
+use bytes::Bytes;
+use millstream::envelope::{Rows, decode_rows};
+use millstream::schema::Schema;
+use serde::Serialize;
+
+use crate::compute::block::read;
+use crate::compute::{BatchKey, Computed, Maker};
 use crate::error::Class;
 use crate::parts::Encoded;
 use crate::sink::step::Seen;
 use crate::store::Portion;
-use crate::tables::STATUS_OK;
 
 /// Ids of each batch.
 pub const BATCHES: [u32; 4] = [1, 9, 14, 5];
 /// What an insert may run for, in seconds: `max_execution_time`.
 const INSERT_FOR: u64 = 60;
 /// Rows of a batch are larger than one message more often than not, and some row is by itself.
-const MAX_PAYLOAD: usize = (4 << 10) + 500;
-const LARGEST_ROW: u64 = 480;
+const MAX_PAYLOAD: usize = (4 << 10) + 1500;
+const LARGEST_ROW: u64 = 1150;
 
 /// xorshift64*, seeded by splitmix64.
 pub struct Dice(u64);
@@ -96,26 +97,26 @@ fn id_at(batch: u32, place: u32) -> u64 {
     u64::from(batch) * 100 + u64::from(place)
 }
 
-/// A batch as one worker computed it: no two workers return the same rows, and each signs its own.
+#[derive(Serialize)]
+struct Noise {
+    noise: String,
+}
+
+/// A batch as one worker computed it: no two workers return the same rows, and each signs its own with its build.
 pub fn encoded(batch: u32, dice: &mut Dice) -> Encoded<u64> {
     let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch, ids: BATCHES[batch as usize] };
-    let (prefix, signature) = (row_prefix(&key), dice.next().to_le_bytes());
+    let by = dice.next();
+    let schema = Arc::new(Schema::parse(&[("noise", "String")]).expect("sound"));
     let (first, later): (Vec<u32>, Vec<u32>) = (0..key.ids).partition(|_| !dice.one_in(4));
-    let (mut rows, mut lengths) = (FrameWriter::default(), Vec::new());
+    let mut computed = Computed::none(&schema);
     for place in first.into_iter().chain(later) {
-        let begin = rows.raw.len();
-        rows.raw.extend_from_slice(&prefix);
-        id_at(batch, place).write_rowbinary(&mut rows.raw);
-        rows.raw.push(STATUS_OK);
-        write_string(&mut rows.raw, "");
-        rows.raw.extend_from_slice(&signature);
-        let noise = dice.below(LARGEST_ROW) as usize;
-        rows.raw.extend((0..noise).map(|_| (dice.next() >> 56) as u8));
-        lengths.push((rows.raw.len() - begin) as u32);
+        let length = dice.below(LARGEST_ROW);
+        let noise = (0..length).map(|_| char::from(b'0' + (dice.next() >> 57) as u8 % 75)).collect();
+        computed.ids.push(id_at(batch, place));
+        computed.rows.ok(&schema, &Noise { noise });
     }
-    let (frames, raw_bytes) = rows.finish();
-    let computed = Computed { frames, lengths, raw_bytes, dead: 0, ..Computed::default() };
-    Encoded::new(&key, computed, signature.into(), MAX_PAYLOAD)
+    let maker = Arc::new(Maker { host: "h".into(), build: by.to_string() });
+    Encoded::new(&key, computed, schema, maker, MAX_PAYLOAD)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,14 +218,12 @@ impl Stream {
 
     /// What a message holds; `None` for a cut.
     pub fn read_rows(&self, place: Place, delivery: u64) -> Option<Arrived> {
-        let (portion, frames) = match decode_rows(self.rows(&place)?).expect("our own message") {
-            Rows::Batch(batch) => (Portion::all(batch.batch, batch.ids), batch.rows),
-            Rows::Part(part) => {
-                (Portion::between(part.batch, part.batch_ids, part.first, part.last), part.rows)
-            }
-            Rows::Cut(_) => return None,
+        let Rows::Batch(message) = decode_rows(self.rows(&place)?).expect("our own message") else { return None };
+        let portion = match message.is_whole() {
+            true => Portion::all(message.batch, message.batch_ids),
+            false => Portion::between(message.batch, message.batch_ids, message.first, message.last),
         };
-        let rows = read_back(&place, frames);
+        let rows = read_back(&place, message.rows);
         Some(Arrived { place, delivery, portion, rows })
     }
 
@@ -278,29 +277,14 @@ impl Stream {
     }
 }
 
+/// Each id with who computed its row.
 fn read_back(place: &Place, frames: &[u8]) -> Vec<(u64, u64)> {
-    let (mut raw, mut rest) = (Vec::new(), frames);
-    while let Some(length) = frame::frame_len(rest).expect("a frame") {
-        frame::decompress(&rest[..length], &mut raw).expect("a sound frame");
-        rest = &rest[length..];
-    }
-    // The run's name with its length, pass, batch, ids.
-    let prefix = [&[1, b'r', 1, 0, 0, 0][..], &place.batch.to_le_bytes()].concat();
-    let begins: Vec<usize> =
-        raw.windows(prefix.len()).enumerate().filter(|(_, w)| *w == prefix).map(|(at, _)| at).collect();
-    let number = |at: usize| u64::from_le_bytes(raw[at..at + 8].try_into().expect("eight bytes"));
-    begins
-        .into_iter()
-        .map(|begin| {
-            let status = begin + 2 + 3 * 4 + 8;
-            let error = match raw[status + 1] {
-                // A dead letter's reason has two bytes of length.
-                low @ 128.. => 2 + (usize::from(low & 127) | usize::from(raw[status + 2]) << 7),
-                low => 1 + usize::from(low),
-            };
-            (number(status - 8), number(status + 1 + error))
-        })
-        .collect()
+    let (rows, columns) = read::block(frames);
+    let row = |row| {
+        assert_eq!(columns["batch"].number(row), u128::from(place.batch));
+        (columns["id"].number(row) as u64, columns["build"].text(row).parse().expect("a signature"))
+    };
+    (0..rows).map(row).collect()
 }
 
 /// An insert under way.

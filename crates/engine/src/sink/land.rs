@@ -3,13 +3,17 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use millstream::names::RunName;
+use std::sync::Arc;
 
+use millstream::schema::Schema;
+
+use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
-use super::{ASKING, INSERTING, Item, SET_BACK, Sink};
+use super::{ASKING, GroupKey, INSERTING, Item, SET_BACK, Sink};
 use crate::error::StoreFault;
 use crate::failpoint;
 use crate::retry::Backoff;
+use crate::store::Fit;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -17,11 +21,16 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// After this an insert of ours is over by the server's own limit, `max_execution_time` in `INSERT_SETTINGS`.
 const INSERT_OVER: Duration = Duration::from_secs(90);
 
+/// Rows that the table does not take come again after this at the latest.
+const LEFT_AT_MOST: Duration = Duration::from_secs(600);
+
 /// A group on its way into ClickHouse.
 struct Landing<'a> {
     sink: &'a Sink,
-    run: &'a RunName,
-    pass: u32,
+    key: &'a GroupKey,
+    schema: Arc<Schema>,
+    /// Whether the table's types are wider than those of the rows, so that the server has to convert values.
+    wider: bool,
     items: Vec<Item>,
     pause: Backoff,
     /// Of the last insert.
@@ -32,12 +41,17 @@ struct Landing<'a> {
 
 impl Sink {
     /// Returns when every item is ended: acked after ClickHouse said that all of its ids are there, or handed back.
-    pub(super) async fn land(&self, run: &RunName, pass: u32, mut items: Vec<Item>) {
+    pub(super) async fn land(&self, key: &GroupKey, mut items: Vec<Item>) {
         // Batches come as workers finish them; in order, ClickHouse has nothing to sort.
         items.sort_unstable_by_key(|item| item.portion.batch);
+        let Some(Known { schema, fit }) = self.judge(key, &items).await else {
+            return hand_back(items, Duration::ZERO).await;
+        };
+        let (Some(schema), Fit::Exact | Fit::Wider) = (schema, &fit) else { return leave(items).await };
         let pause = Backoff::new(PAUSE.0, PAUSE.1);
+        let wider = fit == Fit::Wider;
         let mut landing =
-            Landing { sink: self, run, pass, items, pause, query_id: String::new(), fault: unconfirmed() };
+            Landing { sink: self, key, schema, wider, items, pause, query_id: String::new(), fault: unconfirmed() };
         let mut step = Step::Ask;
         loop {
             let seen = match step {
@@ -51,6 +65,25 @@ impl Sink {
                 Step::Done => return,
             };
             step = step.next(seen);
+        }
+    }
+
+    /// What the table says of the columns of these rows; `None` when work is given up before it answers.
+    async fn judge(&self, key: &GroupKey, items: &[Item]) -> Option<Known> {
+        let columns = &items.first()?.columns;
+        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        loop {
+            let fault = tokio::select! {
+                known = self.schemas.judge(&self.store, key.schema, columns) => match known {
+                    Ok(known) => return Some(known),
+                    Err(fault) => fault,
+                },
+                () = self.stop.given_up() => return None,
+            };
+            tracing::warn!(run = %key.run, pass = key.pass, %fault, "the table's columns cannot be asked about yet, trying again");
+            if !self.stop.pause(pause.wait()).await {
+                return None;
+            }
         }
     }
 }
@@ -79,7 +112,7 @@ impl Landing<'_> {
         failpoint::pass("sink-before-ask");
         let asking = self.sink.phases.begin(ASKING);
         let portions = self.items.iter().map(|item| &item.portion);
-        let stored = self.sink.store.ask(self.run.as_str(), self.pass, portions).await?;
+        let stored = self.sink.store.ask(self.key.run.as_str(), self.key.pass, portions).await?;
         drop(asking);
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
@@ -103,7 +136,7 @@ impl Landing<'_> {
         counts.inserts.fetch_add(1, Ordering::Relaxed);
         let begun = Instant::now();
         failpoint::pass("sink-before-insert");
-        let inserted = store.insert_rows(&self.query_id, &bodies).await;
+        let inserted = store.insert_rows(&self.query_id, &self.schema, self.wider, &bodies).await;
         failpoint::pass("sink-after-insert");
         let (took_ms, done) = (begun.elapsed().as_millis() as u64, inserted.is_ok());
         tracing::debug!(query_id = self.query_id, batches = bodies.len(), took_ms, done, "insert");
@@ -144,7 +177,7 @@ impl Landing<'_> {
     async fn wait(&mut self) -> Seen {
         let wait = self.pause.wait();
         let rows: u64 = self.items.iter().map(|item| item.ids).sum();
-        tracing::warn!(run = %self.run, pass = self.pass, batches = self.items.len(), rows, fault = %self.fault,
+        tracing::warn!(run = %self.key.run, pass = self.key.pass, batches = self.items.len(), rows, fault = %self.fault,
             retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
     }
@@ -152,10 +185,11 @@ impl Landing<'_> {
     /// One of these bodies is refused: alone, the others land.
     async fn apart(self) {
         if self.items.len() == 1 {
+            self.sink.schemas.doubt(self.key.schema);
             return reject(self.items, &self.fault).await;
         }
         for item in self.items {
-            Box::pin(self.sink.land(self.run, self.pass, vec![item])).await;
+            Box::pin(self.sink.land(self.key, vec![item])).await;
         }
     }
 }
@@ -170,12 +204,22 @@ async fn hand_back(items: Vec<Item>, delay: Duration) {
     }
 }
 
+/// Rows that this table does not take now: for another sink, or for later. The more often they came, the later.
+async fn leave(items: Vec<Item>) {
+    for item in items {
+        let times = u32::try_from(item.delivery.deliveries()).unwrap_or(u32::MAX);
+        item.delivery.nak(SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)).await;
+    }
+}
+
 async fn reject(items: Vec<Item>, fault: &StoreFault) {
     for item in &items {
         tracing::error!(
             subject = item.delivery.subject(),
+            build = %String::from_utf8_lossy(&item.build),
             %fault,
-            hint = "compare the table's columns with the pipeline's: `doctor` does",
+            hint = "`doctor` compares the table with the pipeline. If that build was at fault: deploy a mended one to the \
+                    workers, then `verify RUN --repair` has these ids computed again",
             "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
         );
     }

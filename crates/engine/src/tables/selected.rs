@@ -145,9 +145,10 @@ impl Tables {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
         let (columns, own) = (self.column_list(), self.own_list());
+        let digest = self.copied_digest(&self.schema);
         format!(
-            "INSERT INTO {rows} ({columns}) SELECT run, toUInt32({pass}), batch, batch_ids, id, status, error{own} \
-             FROM {rows} FINAL WHERE {} AND {range} AND NOT ({}) AND (batch, id) NOT IN (SELECT batch, id FROM {rows} \
+            "INSERT INTO {rows} ({columns}) SELECT run, toUInt32({pass}), batch, batch_ids, {digest}, id, status, error, \
+             host, build, computed_at{own} FROM {rows} FINAL WHERE {} AND {range} AND NOT ({}) AND (batch, id) NOT IN (SELECT batch, id FROM {rows} \
              WHERE {} AND {range})",
             of_pass(run, covers.base),
             covers.condition(),

@@ -65,7 +65,7 @@ pub async fn heal<I: Id>(
     if let Some(busy) = under_way(broker, run, pass, state.word()).await? {
         return Ok(Repair { busy: Some(busy), ..Repair::default() });
     }
-    let report = examine::<I>(broker, records, store, run, entry).await?;
+    let report = examine::<I>(broker, records, store, run, entry, true).await?;
     repair(broker, records, store, &report).await
 }
 

@@ -1,0 +1,65 @@
+//! SQL of the proof of values.
+//!
+//! Each message's rows carry one `batch_digest`: the sum of their hashes as the worker computed them before it sent them,
+//! and the fingerprint of the schema over whose columns the hashes go. The server computes the same from what is stored.
+
+use millstream::Id;
+use millstream::schema::Schema;
+
+use super::{Tables, of_pass};
+
+/// Aggregation spills to disk beyond this many bytes: a pass may have millions of batches.
+const SPILL: &str = "max_bytes_before_external_group_by = 268435456";
+
+impl Tables {
+    /// The hash of a row over the columns of a schema, as workers compute it.
+    fn row_hash(&self, schema: &Schema) -> String {
+        let id = if self.id_type == String::CLICKHOUSE { "xxHash64(id)" } else { "id" };
+        let own = [id, "toUInt8(status)", "xxHash64(error)"].map(str::to_owned);
+        let arguments: Vec<String> = own.into_iter().chain(schema.hash_arguments()).collect();
+        format!("cityHash64({})", arguments.join(", "))
+    }
+
+    /// Whether the rows of one digest are not those that it was computed from. Which of the schemas they were computed over
+    /// is in the digest alone.
+    fn is_at_fault(&self, schemas: &[&Schema]) -> String {
+        let sums = schemas.iter().map(|schema| format!("sum({}) + {}", self.row_hash(schema), schema.fingerprint()));
+        format!("batch_digest NOT IN ({})", sums.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Rows of a pass by batch and digest, each row once: FINAL merges by the sorting key, `(run, pass, batch, id)`.
+    fn by_digest(&self, run: &str, pass: u32, schemas: &[&Schema]) -> String {
+        let fault = if schemas.is_empty() { "0".to_owned() } else { self.is_at_fault(schemas) };
+        format!(
+            "SELECT batch, max(batch_ids) AS expected, count() AS found, sum(sipHash64(id)) AS digest, \
+             countIf(status = 'dead') AS dead, {fault} AS fault FROM {} FINAL WHERE {} GROUP BY batch, batch_digest",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// What the proof needs of a pass: `(batches, ids, digest, dead, batches whose values are not those computed)`. Without
+    /// schemas, values are not looked at.
+    pub fn proof(&self, run: &str, pass: u32, schemas: &[&Schema]) -> String {
+        format!(
+            "SELECT toUInt64(uniqExact(batch)), sum(found), sum(digest), sum(dead), toUInt64(uniqExactIf(batch, fault)) \
+             FROM ({}) SETTINGS {SPILL}",
+            self.by_digest(run, pass, schemas)
+        )
+    }
+
+    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest, whether its values are not those
+    /// computed)`.
+    pub fn batches(&self, run: &str, pass: u32, schemas: &[&Schema]) -> String {
+        format!(
+            "SELECT batch, sum(found), max(expected), sum(digest), toUInt8(max(fault)) FROM ({}) GROUP BY batch \
+             ORDER BY batch SETTINGS {SPILL}",
+            self.by_digest(run, pass, schemas)
+        )
+    }
+
+    /// The digest of rows that are copied from one pass to another, as an expression over all copied rows of a batch.
+    pub(super) fn copied_digest(&self, schema: &Schema) -> String {
+        format!("sum({}) OVER (PARTITION BY batch) + {}", self.row_hash(schema), schema.fingerprint())
+    }
+}

@@ -1,0 +1,185 @@
+//! Rows say what they are: columns go by name, a bad value costs one id, and rows know who computed them.
+
+use tests::variants::VARIABLE;
+use tests::{Called, Host, Launch, Process, SOON, Up, wait_until};
+
+struct Scene {
+    host: Host,
+    up: Up,
+}
+
+/// A command or service of one build.
+fn of(build: &str, words: &[&str]) -> Launch {
+    Launch { env: vec![(VARIABLE.into(), build.into())], ..Launch::from(words) }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut host = Host::new(env!("CARGO_BIN_EXE_variant"));
+        let up = host.up();
+        host.env.push(("NATS_URL".into(), up.nats.clone()));
+        host.env.push(("CLICKHOUSE_URL".into(), up.clickhouse.clone()));
+        Self { host, up }
+    }
+
+    fn call(&self, build: &str, words: &[&str]) -> Called {
+        self.host.call_as(&of(build, words))
+    }
+
+    fn start(&self, name: &str, build: &str, words: &[&str]) -> Process {
+        self.host.start_as(name, &of(build, words))
+    }
+
+    /// Rows of a run for which a condition holds, as they lie in the table.
+    fn rows(&self, run: &str, condition: &str) -> u64 {
+        self.up.number(&format!(
+            "SELECT count() FROM millstream.variant_rows FINAL WHERE run = '{run}' AND {condition}"
+        ))
+    }
+
+    /// A run of one build from its ids to its end, all in one process.
+    fn run(&self, build: &str, ids: &str, run: &str, code: i32) -> Called {
+        self.call(build, &["run", "--ids", ids, "--run", run]).expect(code)
+    }
+}
+
+/// Fields in another order after a deploy: an old worker, a new sink.
+#[test]
+fn columns_go_by_name_when_a_sink_has_them_in_another_order() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    let _worker = scene.start("work", "lohi", &["work"]);
+    let _sink = scene.start("sink", "hilo", &["sink"]);
+    scene.call("lohi", &["produce", "--ids", "1..=5000", "--run", "a"]).expect(0);
+    scene.host.wait_sealed("a", SOON);
+    assert_eq!(scene.rows("a", "lo = id AND hi = id + 1000"), 5000);
+    scene.call("hilo", &["verify", "a"]).expect(0);
+}
+
+#[test]
+fn columns_go_by_name_when_rows_are_inserted_once_more_by_another_build() {
+    let scene = Scene::new();
+    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n").expect("written");
+    scene.run("lohi", "1..=5000", "a", 0);
+    scene.up.ask("TRUNCATE TABLE millstream.variant_rows");
+    scene.call("hilo", &["rebuild", "a"]).expect(0);
+    assert_eq!(scene.rows("a", "lo = id AND hi = id + 1000"), 5000);
+}
+
+#[test]
+fn a_struct_in_a_named_tuple_goes_by_name() {
+    let scene = Scene::new();
+    scene.run("places", "1..=1000", "a", 0);
+    assert_eq!(scene.rows("a", "at.lat = id AND at.lon = -toFloat64(id)"), 1000);
+}
+
+#[test]
+fn a_value_that_an_enum_does_not_have_costs_one_id() {
+    let scene = Scene::new();
+    scene.run("kinds", "1..=1000", "a", 3);
+    assert_eq!(scene.rows("a", "status = 'dead'"), 200);
+    // Rows that cannot be read would fail this question.
+    let kinds = scene.up.ask("SELECT kind, name, count() FROM millstream.variant GROUP BY ALL ORDER BY kind");
+    assert_eq!(kinds, "low\thigh\t400\nhigh\thigh\t400\n");
+    for (id, column, value) in [(17, "`kind`", "9"), (18, "`name`", "middle")] {
+        let error = scene.up.ask(&format!("SELECT error FROM millstream.variant_dead WHERE id = {id}"));
+        assert!(error.contains(column) && error.contains(value), "{error}");
+    }
+}
+
+#[test]
+fn a_field_that_is_left_out_is_named_at_its_id() {
+    let scene = Scene::new();
+    scene.run("skips", "1..=100", "a", 3);
+    assert_eq!(scene.rows("a", "status = 'dead'"), 10);
+    assert_eq!(scene.rows("a", "status = 'dead' AND id % 10 = 0 AND position(error, '`lo`') > 0"), 10);
+}
+
+#[test]
+fn a_flattened_row_goes_by_name() {
+    let scene = Scene::new();
+    scene.run("flat", "1..=100", "a", 0);
+    assert_eq!(scene.rows("a", "lo = id AND hi = id"), 100);
+}
+
+#[test]
+fn a_row_that_serialises_to_something_else_than_it_reads_costs_its_ids() {
+    let scene = Scene::new();
+    scene.run("lies", "1..=400", "a", 3);
+    assert_eq!(scene.rows("a", "status = 'dead'"), 300);
+    assert_eq!(scene.rows("a", "status = 'ok' AND lo = 1 AND id % 4 = 3"), 100);
+    for (rest, part) in [(0, "text"), (1, "low"), (2, "-1")] {
+        let condition = format!("status = 'dead' AND id % 4 = {rest} AND position(error, '{part}') > 0");
+        assert_eq!(scene.rows("a", &condition), 100, "{part}");
+    }
+}
+
+/// A sink leaves rows whose columns its table does not have, names the columns, and holds up no other run.
+#[test]
+fn rows_of_a_schema_that_the_table_does_not_have_wait_and_are_named() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    let _sink = scene.start("sink", "lohi", &["sink"]);
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "foreign"]).expect(0);
+    let mut renamed = scene.start("renamed", "renamed", &["work"]);
+    wait_until("rows that are left", SOON, || match scene.host.log("sink") {
+        log if log.contains("rows of another schema are not stored") => Ok(log),
+        log => Err(log),
+    });
+    assert!(scene.host.log("sink").contains("`top`"), "{}", scene.host.log("sink"));
+    renamed.kill();
+    let _worker = scene.start("work", "lohi", &["work"]);
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "own"]).expect(0);
+    scene.host.wait_sealed("own", SOON);
+    assert_eq!(scene.rows("foreign", "1"), 0);
+    // Once the table has the column, they are stored by this very sink.
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD COLUMN top UInt64");
+    scene.host.wait_sealed("foreign", SOON);
+    assert_eq!(scene.rows("foreign", "lo = id AND top = id + 1000 AND hi = 0"), 1000);
+}
+
+/// Two versions that differ by an added column, side by side while a fleet is deployed.
+#[test]
+fn two_builds_work_on_one_run_while_a_column_is_added() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    let _old_sink = scene.start("old-sink", "lohi", &["sink"]);
+    let _old_worker = scene.start("old-work", "lohi", &["work"]);
+    scene.call("extra", &["setup", "--yes"]).expect(0);
+    let _new_sink = scene.start("new-sink", "extra", &["sink"]);
+    let _new_worker = scene.start("new-work", "extra", &["work"]);
+    // An old process can still be started.
+    let _late = scene.start("late-work", "lohi", &["work"]);
+    scene.call("extra", &["produce", "--ids", "1..=200000", "--run", "a", "--batch", "500"]).expect(0);
+    scene.host.wait_sealed("a", SOON);
+    assert_eq!(scene.rows("a", "lo = id AND hi = id + 1000 AND extra IN (0, 7)"), 200_000);
+    assert_eq!(scene.rows("a", "(extra = 7) = startsWith(build, '3+') AND host != '' AND computed_at > '2026-01-01'"), 200_000);
+    let report = scene.call("extra", &["verify", "a", "--values", "--json"]).expect(0).json();
+    assert_eq!(report["values_at_fault"], 0, "{report}");
+}
+
+/// An operator's constraint refuses what one build computes; a mended build is deployed.
+#[test]
+fn rows_that_clickhouse_refuses_are_computed_again_by_a_mended_build() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD CONSTRAINT small CHECK hi < 1000000");
+    let _sink = scene.start("sink", "lohi", &["sink"]);
+    let mut faulty = scene.start("faulty", "large", &["work"]);
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "a", "--batch", "100"]).expect(0);
+    wait_until("a refusal", SOON, || match scene.host.log("sink") {
+        log if log.contains("ClickHouse refuses this batch's rows") => Ok(()),
+        log => Err(log),
+    });
+    let log = scene.host.log("sink");
+    assert!(log.contains("5+") && log.contains("--recompute"), "{log}");
+    wait_until("all batches computed", SOON, || match scene.host.status("a") {
+        status if status["pending"] == 0 && status["in_flight"] == 0 => Ok(()),
+        status => Err(status.to_string()),
+    });
+    faulty.kill();
+    let _mended = scene.start("mended", "lohi", &["work"]);
+    scene.call("lohi", &["verify", "a", "--repair", "--recompute"]);
+    scene.host.wait_sealed("a", SOON);
+    assert_eq!(scene.rows("a", "hi = id + 1000 AND startsWith(build, '1+')"), 1000);
+}
