@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `H` hello | child, once, first | protocol version u8, then the pipeline's name |
 //! | `C` compute | worker | one id: eight bytes LE for `UInt64`, the text itself for `String` |
-//! | `R` row | child | the id's row: the pipeline's own columns as RowBinary |
+//! | `R` row | child | the id's row: [`Columns`](crate::columns::Columns) of one row, as postcard |
 //! | `J` reject | child | UTF-8: why the id becomes a dead letter |
 //! | `A` again | child | UTF-8: why the id is to be tried once more |
 //!

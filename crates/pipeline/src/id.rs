@@ -6,6 +6,7 @@ use std::hash::{Hash, Hasher};
 use siphasher::sip::SipHasher24;
 
 use crate::block::{self, Block, BlockFault};
+use crate::native;
 use crate::rowbinary::write_varint;
 
 /// The longest string id, in bytes. An id travels in a message and is named in logs.
@@ -35,6 +36,9 @@ pub trait Id:
 
     /// Appends the id as RowBinary.
     fn write_rowbinary(&self, out: &mut Vec<u8>);
+
+    /// Appends the column `id` of a Native block: its name, its type, and the ids ([`crate::native`]).
+    fn write_native_column(ids: &[Self], out: &mut Vec<u8>);
 
     /// The id as a child process is told it ([`crate::child`]).
     fn to_bytes(&self) -> Vec<u8>;
@@ -97,6 +101,12 @@ impl Id for u64 {
         out.extend_from_slice(&self.to_le_bytes());
     }
 
+    fn write_native_column(ids: &[Self], out: &mut Vec<u8>) {
+        native::begin_column(out, "id", Self::CLICKHOUSE);
+        out.reserve(size_of_val(ids));
+        ids.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         self.to_le_bytes().into()
     }
@@ -145,6 +155,10 @@ impl Id for String {
     fn write_rowbinary(&self, out: &mut Vec<u8>) {
         write_varint(out, self.len() as u64);
         out.extend_from_slice(self.as_bytes());
+    }
+
+    fn write_native_column(ids: &[Self], out: &mut Vec<u8>) {
+        native::texts(out, "id", ids.iter().map(String::as_str));
     }
 
     fn to_bytes(&self) -> Vec<u8> {

@@ -9,18 +9,21 @@
 //! | [`pipeline`], [`limits`] | the trait, the three outcomes of an id; what an id may take |
 //! | [`id`], [`block`] | id types; how a batch's ids are packed into bytes |
 //! | [`envelope`] | the messages of both streams, byte for byte |
-//! | [`schema`], [`rowbinary`] | row type against columns; rows as the bytes that ClickHouse ingests |
+//! | [`schema`] | the columns: their types, their text form; the row type against them |
+//! | [`columns`], [`native`] | rows as columns by name; the blocks that ClickHouse ingests |
 //! | [`frame`] | ClickHouse's compressed frames |
 //! | [`child`] | what a worker and a child process that computes say to each other |
 //! | [`names`] | the only place that spells subjects, streams, consumers, keys; the grammar of names |
 
 pub mod block;
 pub mod child;
+pub mod columns;
 pub mod envelope;
 pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod names;
+pub mod native;
 pub mod pipeline;
 pub mod rowbinary;
 pub mod schema;

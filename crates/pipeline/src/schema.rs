@@ -1,29 +1,47 @@
-//! The row type against the columns, before anything is computed.
-//!
-//! A type's shape is read off its `Deserialize`: every field asks a recording deserializer for what it wants and gets
-//! a blank. So no value is needed, and no macro of ours.
+//! The pipeline's own columns: their types, their text form, and the row type against them before anything is computed.
 
-mod column;
+mod check;
+mod kind;
+mod parse;
 mod shape;
 
 use std::fmt;
+use std::hash::Hasher as _;
 
-use crate::names::{NameFault, Names};
-use crate::{Id, Limits, Pipeline};
+use siphasher::sip::SipHasher24;
 
-pub use column::{ColumnType, TypeFault};
+use crate::columns::hash_arguments;
+use crate::names::NameFault;
+
+pub use check::{Spec, check};
+pub use kind::{ColumnType, EnumType, Int, Part};
+pub use parse::TypeFault;
 pub use shape::Shape;
 
+use parse::Parser;
+
 /// Columns that every rows table has before the pipeline's own, with their types; `id`'s is the id type's.
-pub const OWN_COLUMNS: [(&str, &str); 7] = [
+pub const OWN_COLUMNS: [(&str, &str); 11] = [
     ("run", "LowCardinality(String)"),
     ("pass", "UInt32"),
     ("batch", "UInt32"),
     ("batch_ids", "UInt32"),
+    ("batch_digest", "UInt64"),
     ("id", ""),
     ("status", "Enum8('ok' = 1, 'dead' = 2)"),
     ("error", "String"),
+    ("host", "LowCardinality(String)"),
+    ("build", "LowCardinality(String)"),
+    ("computed_at", "DateTime64(3, 'UTC')"),
 ];
+
+/// The most columns that a schema may have.
+pub const MAX_COLUMNS: usize = 1000;
+
+/// The longest text form of a schema, in bytes.
+pub const MAX_TEXT: usize = 256 << 10;
+
+const MAX_NAME: usize = 64;
 
 /// One way in which a pipeline's declaration is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,40 +54,59 @@ pub enum SchemaFault {
     ColumnName(String),
     /// A column has the name of one of ours.
     #[error("column `{0}`: the name is taken by Millstream's own column")]
-    Taken(&'static str),
+    Taken(String),
     /// Two columns share a name.
     #[error("column `{0}` is declared twice")]
-    Twice(&'static str),
+    Twice(String),
     /// A column's type is none that can be written.
     #[error("column `{column}`: {fault}")]
     Type {
         /// The column.
-        column: &'static str,
+        column: String,
         /// What is wrong with the type.
         fault: TypeFault,
     },
-    /// The field at a column's place has another name.
-    #[error("column `{column}`: the row's field at this place is {}", named(.found))]
-    Field {
-        /// The column as declared.
-        column: &'static str,
-        /// The field found, if there is one.
-        found: Option<&'static str>,
-    },
+    /// Text that is no schema's text form.
+    #[error("a schema cannot be read from `{0}`")]
+    Text(String),
+    /// More columns than a table should have.
+    #[error("{0} columns are more than {MAX_COLUMNS}")]
+    TooMany(usize),
+    /// A column that the row does not fill.
+    #[error(
+        "column `{0}`: the row has no field of that name (add one, or take the column out of COLUMNS; a field that is \
+         only written, not read, cannot be seen here)"
+    )]
+    Missing(String),
+    /// A field that the row leaves out now and then.
+    #[error(
+        "field `{0}`: the row leaves it out at times: take the `skip_serializing_if` away, a column needs a value"
+    )]
+    Skipped(String),
     /// The row has a field that no column takes.
-    #[error("field `{0}` of the row has no column")]
-    NoColumn(&'static str),
+    #[error("field `{0}` of the row has no column: add it to COLUMNS, or mark the field `#[serde(skip)]`")]
+    NoColumn(String),
     /// A field's Rust type does not write what the column reads.
-    #[error("column `{column}` of type {declared} takes a {expected}, found a {found} in the row")]
+    #[error("field `{field}`: its column is {declared} and takes {takes}, found {found} in the row")]
     Mismatch {
-        /// The column.
-        column: &'static str,
-        /// The field's shape in Rust terms.
-        found: Shape,
+        /// The field, with the parts within it.
+        field: String,
+        /// What the row has there, in Rust terms.
+        found: String,
         /// What would do.
-        expected: String,
-        /// The column's declared type.
-        declared: &'static str,
+        takes: String,
+        /// The type there.
+        declared: String,
+    },
+    /// A unit enum has a variant that the column does not know.
+    #[error("field `{field}`: its variant `{variant}` is not a value of {declared}")]
+    Variant {
+        /// The field, with the parts within it.
+        field: String,
+        /// The variant as it is written.
+        variant: String,
+        /// The type there.
+        declared: String,
     },
     /// A limit that no id could keep.
     #[error("LIMITS, {0}")]
@@ -77,104 +114,181 @@ pub enum SchemaFault {
     /// A summary of nothing.
     #[error("SUMMARY names no `{{rows}}`, which stands for the rows of the pass")]
     Summary,
-    /// The row is no struct, or holds something that has no shape (an enum, a `char`, a self-describing value).
-    #[error("the row type cannot be used: {0}")]
-    Shape(#[from] shape::ShapeFault),
+    /// The row is no struct.
+    #[error("the row type cannot be used: it must be a struct with named fields, found {0}")]
+    NoStruct(String),
 }
 
-fn named(field: &Option<&'static str>) -> String {
-    field.map_or_else(|| "missing".to_owned(), |name| format!("`{name}`"))
+/// One column as the table has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name; the columns of a `Nested` named `n` are `n.a`, `n.b`.
+    pub name: String,
+    /// The declared type as ClickHouse spells it in `system.columns`: `Decimal(18, 0)` for a `Decimal(18)`.
+    pub text: String,
+    /// The type.
+    pub kind: ColumnType,
 }
 
-/// What a pipeline declares, found sound: all that code needs which does not compute.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// [`Pipeline::NAME`].
-    pub name: &'static str,
-    /// The ClickHouse type of the ids.
-    pub id_type: &'static str,
-    /// [`Pipeline::COLUMNS`].
-    pub columns: &'static [(&'static str, &'static str)],
-    /// Their types, read.
-    pub types: Vec<ColumnType>,
-    /// [`Pipeline::LIMITS`].
-    pub limits: Limits,
-    /// [`Pipeline::SUMMARY`].
-    pub summary: Option<&'static str>,
+/// The pipeline's own columns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schema {
+    columns: Vec<Column>,
+    /// What the row's fields go into: a column, or the columns of a `Nested` as one `Array(Tuple(..))`.
+    fields: Vec<Part>,
+    /// Which of the fields are `Nested`.
+    nested: Vec<bool>,
 }
 
-/// Compares a pipeline's row type with its columns and checks its names.
-///
-/// # Errors
-/// Every fault there is, not just the first.
-pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
-    let mut faults: Vec<SchemaFault> = Names::new(P::NAME).err().map(SchemaFault::from).into_iter().collect();
-    let types = check_columns(P::COLUMNS, &mut faults);
-    match shape::fields_of::<P::Row>() {
-        Ok(fields) => check_fields(P::COLUMNS, &types, &fields, &mut faults),
-        Err(fault) => faults.push(fault.into()),
-    }
-    faults.extend(P::LIMITS.faults().into_iter().map(SchemaFault::Limits));
-    if P::SUMMARY.is_some_and(|query| !query.contains("{rows}")) {
-        faults.push(SchemaFault::Summary);
-    }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
-    Ok(Spec {
-        name: P::NAME,
-        id_type: P::Id::CLICKHOUSE,
-        columns: P::COLUMNS,
-        types: types.into_iter().flatten().collect(),
-        limits: P::LIMITS,
-        summary: P::SUMMARY,
-    })
-}
-
-fn check_columns(
-    columns: &[(&'static str, &'static str)],
-    faults: &mut Vec<SchemaFault>,
-) -> Vec<Option<ColumnType>> {
-    let mut types = Vec::with_capacity(columns.len());
-    for (index, (name, text)) in columns.iter().enumerate() {
-        if !is_column_name(name) {
-            faults.push(SchemaFault::ColumnName((*name).to_owned()));
-        } else if OWN_COLUMNS.iter().any(|(own, _)| own == name) {
-            faults.push(SchemaFault::Taken(name));
-        } else if columns[..index].iter().any(|(before, _)| before == name) {
-            faults.push(SchemaFault::Twice(name));
+impl Schema {
+    /// Reads declared columns: names and types.
+    ///
+    /// # Errors
+    /// Every fault there is, not just the first.
+    pub fn parse(columns: &[(&str, &str)]) -> Result<Self, Vec<SchemaFault>> {
+        let mut faults = Vec::new();
+        let mut schema = Self { columns: Vec::new(), fields: Vec::new(), nested: Vec::new() };
+        for (index, (name, text)) in columns.iter().enumerate() {
+            if !is_column_name(name) {
+                faults.push(SchemaFault::ColumnName(name.chars().take(80).collect()));
+            } else if OWN_COLUMNS.iter().any(|(own, _)| own == name) {
+                faults.push(SchemaFault::Taken((*name).to_owned()));
+            } else if columns[..index].iter().any(|(before, _)| before == name) {
+                faults.push(SchemaFault::Twice((*name).to_owned()));
+            }
+            match declared(text) {
+                Ok((kind, nested)) => schema.add((*name).to_owned(), kind, nested),
+                Err(fault) => faults.push(SchemaFault::Type { column: (*name).to_owned(), fault }),
+            }
         }
-        let parsed = ColumnType::parse(text);
-        types.push(parsed.map_err(|fault| faults.push(SchemaFault::Type { column: name, fault })).ok());
+        if schema.columns.len() > MAX_COLUMNS {
+            faults.push(SchemaFault::TooMany(schema.columns.len()));
+        }
+        if faults.is_empty() { Ok(schema) } else { Err(faults) }
     }
-    types
-}
 
-fn is_column_name(name: &str) -> bool {
-    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    begins && name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
-fn check_fields(
-    columns: &[(&'static str, &'static str)],
-    types: &[Option<ColumnType>],
-    fields: &[(&'static str, Shape)],
-    faults: &mut Vec<SchemaFault>,
-) {
-    for (index, ((column, declared), wanted)) in columns.iter().zip(types).enumerate() {
-        match fields.get(index) {
-            Some((name, found)) if name == column => {
-                if let Some(wanted) = wanted.as_ref().filter(|wanted| !wanted.takes(found)) {
-                    let expected = wanted.expected();
-                    faults.push(SchemaFault::Mismatch { column, found: found.clone(), expected, declared });
+    fn add(&mut self, name: String, kind: ColumnType, nested: bool) {
+        match &kind {
+            ColumnType::Array(held) if nested => {
+                if let ColumnType::Tuple(parts) = &**held {
+                    for part in parts {
+                        let kind = ColumnType::Array(Box::new(part.kind.clone()));
+                        let name = format!("{name}.{}", part.name);
+                        self.columns.push(Column { name, text: kind.to_string(), kind });
+                    }
                 }
             }
-            found => faults.push(SchemaFault::Field { column, found: found.map(|(name, _)| *name) }),
+            kind => {
+                let (name, text) = (name.clone(), kind.to_string());
+                self.columns.push(Column { name, text, kind: kind.clone() });
+            }
         }
+        self.fields.push(Part { name, kind });
+        self.nested.push(nested);
     }
-    for (name, _) in fields.iter().filter(|(name, _)| !columns.iter().any(|(column, _)| column == name)) {
-        faults.push(SchemaFault::NoColumn(name));
+
+    /// The columns as the table has them: a `Nested(a T, b U)` named `n` is `n.a Array(T)`, `n.b Array(U)`.
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
     }
+
+    /// What the row's fields go into.
+    pub(crate) fn fields(&self) -> &[Part] {
+        &self.fields
+    }
+
+    /// Which of the fields are a `Nested`.
+    pub(crate) fn nested(&self) -> &[bool] {
+        &self.nested
+    }
+
+    /// A hash of names, types and order: SipHash-2-4 with a zero key of [`Self::to_text`].
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = SipHasher24::new();
+        hasher.write(self.to_text().as_bytes());
+        hasher.finish()
+    }
+
+    /// SQL for what [`Columns::fold_hashes`](crate::columns::Columns::fold_hashes) continues a hash with: one expression for
+    /// each column, to be put behind the first arguments of `cityHash64`.
+    pub fn hash_arguments(&self) -> Vec<String> {
+        let argument = |column: &Column| hash_arguments(&format!("`{}`", column.name), &column.kind);
+        self.columns.iter().map(argument).collect()
+    }
+
+    /// The columns as text, such as "`steps` UInt32, `peak` UInt128".
+    pub fn to_text(&self) -> String {
+        let columns: Vec<String> =
+            self.columns.iter().map(|column| format!("`{}` {}", column.name, column.text)).collect();
+        columns.join(", ")
+    }
+
+    /// Reads what [`Self::to_text`] wrote. The text may come from anywhere.
+    ///
+    /// # Errors
+    /// [`SchemaFault`], for text that is too long, that names no columns, or whose columns a pipeline could not declare.
+    pub fn from_text(text: &str) -> Result<Self, Vec<SchemaFault>> {
+        let fault = || vec![SchemaFault::Text(text.chars().take(80).collect())];
+        if text.len() > MAX_TEXT {
+            return Err(fault());
+        }
+        let mut parser = Parser::new(text);
+        let mut columns = Vec::new();
+        while !parser.rest().is_empty() {
+            let name = parser.name().map_err(|_| fault())?;
+            let kind = parser.kind(0);
+            columns.push((
+                name,
+                kind.map_err(|fault| vec![SchemaFault::Type { column: name.to_owned(), fault }])?,
+            ));
+            if columns.len() > MAX_COLUMNS || (!parser.rest().is_empty() && !parser.take(',')) {
+                return Err(fault());
+            }
+        }
+        let declared = grouped(columns).ok_or_else(fault)?;
+        let declared: Vec<(&str, &str)> =
+            declared.iter().map(|(name, kind)| (&name[..], &kind[..])).collect();
+        Self::parse(&declared)
+    }
+}
+
+/// Declarations of columns as a table has them: neighbours `n.a`, `n.b` are one `Nested`.
+fn grouped(columns: Vec<(&str, ColumnType)>) -> Option<Vec<(String, String)>> {
+    let mut declared: Vec<(String, String)> = Vec::new();
+    let mut columns = columns.into_iter().peekable();
+    while let Some((name, kind)) = columns.next() {
+        let Some((outer, inner)) = name.split_once('.') else {
+            declared.push((name.to_owned(), kind.to_string()));
+            continue;
+        };
+        let mut parts = vec![nested_part(inner, &kind)?];
+        while let Some((name, kind)) =
+            columns.next_if(|(name, _)| name.split_once('.').is_some_and(|(next, _)| next == outer))
+        {
+            parts.push(nested_part(name.split_once('.')?.1, &kind)?);
+        }
+        declared.push((outer.to_owned(), format!("Nested({})", parts.join(", "))));
+    }
+    Some(declared)
+}
+
+fn nested_part(name: &str, kind: &ColumnType) -> Option<String> {
+    match kind {
+        ColumnType::Array(held) => Some(format!("{name} {held}")),
+        _ => None,
+    }
+}
+
+/// A declared type, and whether it is a `Nested`.
+fn declared(text: &str) -> Result<(ColumnType, bool), TypeFault> {
+    let nested =
+        text.trim_start().strip_prefix("Nested").is_some_and(|rest| rest.trim_start().starts_with('('));
+    Ok((ColumnType::parse(text)?, nested))
+}
+
+pub(crate) fn is_column_name(name: &str) -> bool {
+    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    begins && name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Faults one below the other, as they are shown.
@@ -187,99 +301,5 @@ impl fmt::Display for Faults<'_> {
             write!(f, "{}{fault}", if index == 0 { "" } else { "\n" })?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use serde::{Deserialize, Serialize};
-
-    use super::*;
-    use crate::{Failure, Outcome};
-
-    macro_rules! pipeline {
-        ($type:ident, $row:ty, $columns:expr) => {
-            struct $type;
-            impl Pipeline for $type {
-                const NAME: &'static str = "tea";
-                const COLUMNS: &'static [(&'static str, &'static str)] = $columns;
-                type Id = u64;
-                type Row = $row;
-                fn compute(&self, _: &u64) -> Outcome<$row> {
-                    Err(Failure::reject("never called"))
-                }
-            }
-        };
-    }
-
-    #[derive(Serialize, Deserialize)]
-    struct Wide {
-        steps: u32,
-        peak: u128,
-        factors: Vec<u64>,
-        at: i64,
-        note: Option<String>,
-        pair: (u8, f64),
-        tag: [u8; 4],
-        map: HashMap<String, Vec<i32>>,
-        flag: bool,
-    }
-
-    pipeline!(
-        Good,
-        Wide,
-        &[
-            ("steps", "UInt32"),
-            ("peak", "UInt128"),
-            ("factors", "Array(UInt64)"),
-            ("at", "DateTime64(3, 'UTC')"),
-            ("note", "LowCardinality(Nullable(String))"),
-            ("pair", "Tuple(a UInt8, Float64)"),
-            ("tag", "FixedString(4)"),
-            ("map", "Map(String, Array(Int32))"),
-            ("flag", "Bool"),
-        ]
-    );
-
-    #[test]
-    fn a_row_of_every_shape_fits_its_columns() {
-        assert_eq!(check::<Good>().map(|spec| spec.types.len()), Ok(9));
-    }
-
-    #[derive(Serialize, Deserialize)]
-    struct Small {
-        steps: u32,
-        peak: u64,
-        extra: String,
-    }
-
-    #[test]
-    fn every_fault_is_named_at_once() {
-        pipeline!(
-            Bad,
-            Small,
-            &[("steps", "Int32"), ("pick", "UInt64"), ("id", "String"), ("x", "Varchar"), ("steps", "UInt8")]
-        );
-        let faults = check::<Bad>().expect_err("five columns of faults");
-        let text = Faults(&faults).to_string();
-        for part in [
-            "column `steps` of type Int32 takes a i32, found a u32 in the row",
-            "column `pick`: the row's field at this place is `peak`",
-            "column `id`: the name is taken by Millstream's own column",
-            "column `x`: `Varchar` is not a column type that rows can be written to",
-            "column `steps` is declared twice",
-            "column `x`: the row's field at this place is missing",
-            "field `extra` of the row has no column",
-        ] {
-            assert!(text.contains(part), "`{part}` is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn a_row_that_is_no_struct_is_refused() {
-        pipeline!(Number, u64, &[("n", "UInt64")]);
-        assert_eq!(check::<Number>().expect_err("no struct").len(), 1);
     }
 }

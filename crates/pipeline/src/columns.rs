@@ -1,0 +1,213 @@
+//! Rows as columns by name: what a batch's rows are between the user's function and ClickHouse.
+//!
+//! A row is serialized field by field into the column of that name ([`Columns::push`]), and checked there: what the
+//! column cannot hold or read back is a [`ValueFault`], and nothing of the row stays. Values are kept in the form that
+//! the Native format has, so that [`Columns::write_native`] copies them.
+
+mod cell;
+mod compound;
+mod fault;
+mod hash;
+mod moment;
+mod row;
+mod scalar;
+mod sound;
+mod values;
+mod wide;
+mod write;
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::schema::{ColumnType, Schema};
+
+pub use fault::ValueFault;
+pub use hash::city_hash_of_numbers;
+pub(crate) use hash::hash_arguments;
+use row::RowCells;
+use values::Values;
+
+/// Rows of a pipeline's own columns. Postcard carries them between processes; what another process sent is asked
+/// [`is_sound`](Self::is_sound) before anything else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Columns {
+    rows: usize,
+    /// One for each of the schema's fields: a `Nested` is one of them.
+    values: Vec<Values>,
+}
+
+impl Columns {
+    /// No rows.
+    pub fn of(schema: &Schema) -> Self {
+        Self::with_room(schema, 0)
+    }
+
+    /// No rows, and room for `rows`.
+    pub fn with_room(schema: &Schema, rows: usize) -> Self {
+        Self { rows: 0, values: schema.fields().iter().map(|part| Values::of(&part.kind, rows)).collect() }
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes that the rows' values take in a block, about.
+    pub fn bytes(&self) -> usize {
+        self.values.iter().map(Values::bytes).sum()
+    }
+
+    /// Appends a row, each field to the column of its name. On an error, and when the row's `Serialize` panics, nothing of
+    /// the row stays.
+    ///
+    /// # Errors
+    /// [`ValueFault`]: a field that is missing, has no column, or holds what its column cannot.
+    #[inline]
+    pub fn push<R: Serialize + ?Sized>(&mut self, schema: &Schema, row: &R) -> Result<(), ValueFault> {
+        let rows = self.rows;
+        let unfinished = Unfinished { columns: self };
+        row.serialize(RowCells { parts: schema.fields(), values: &mut unfinished.columns.values, rows })?;
+        unfinished.columns.rows += 1;
+        std::mem::forget(unfinished);
+        Ok(())
+    }
+
+    /// Appends a row of blanks, which is what a dead letter has: zeros, empty values, NULLs, and an Enum's first.
+    pub fn push_blank(&mut self, schema: &Schema) {
+        for (values, part) in self.values.iter_mut().zip(schema.fields()) {
+            values.push_blank(&part.kind);
+        }
+        self.rows += 1;
+    }
+
+    /// Keeps the first `rows` rows.
+    pub fn truncate(&mut self, _: &Schema, rows: usize) {
+        self.rows = self.rows.min(rows);
+        self.values.iter_mut().for_each(|values| values.truncate(rows));
+    }
+
+    /// Appends the rows of `other`, which has the same schema.
+    pub fn append(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.values.iter_mut().zip(other.values).for_each(|(values, more)| values.append(more));
+    }
+
+    /// Some rows that follow each other.
+    ///
+    /// # Panics
+    /// When there are not that many.
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        let values = self.values.iter().map(|values| values.slice(rows.clone())).collect();
+        Self { rows: rows.len(), values }
+    }
+
+    /// The rows at the places of `order`, in that order.
+    ///
+    /// # Panics
+    /// When a place is beyond the last row.
+    pub fn reordered(&self, order: &[u32]) -> Self {
+        let order: Vec<usize> = order.iter().map(|place| *place as usize).collect();
+        Self { rows: order.len(), values: self.values.iter().map(|values| values.gather(&order)).collect() }
+    }
+
+    /// Whether these are `rows` rows of that schema, each value one that its column has. What is sound can be given to
+    /// every other function.
+    pub fn is_sound(&self, schema: &Schema, rows: usize) -> bool {
+        let fields = schema.fields();
+        self.rows == rows
+            && self.values.len() == fields.len()
+            && fields
+                .iter()
+                .zip(&self.values)
+                .all(|(part, values)| sound::are_sound(&part.kind, values, rows))
+    }
+
+    /// Continues each row's hash with its values, as ClickHouse's `cityHash64` of several arguments does: with
+    /// [`Schema::hash_arguments`] as further arguments the server has the same hashes. There are as many hashes as rows.
+    pub fn fold_hashes(&self, schema: &Schema, hashes: &mut [u64]) {
+        debug_assert_eq!(hashes.len(), self.rows);
+        for ((part, nested), values) in schema.fields().iter().zip(schema.nested()).zip(&self.values) {
+            match (&part.kind, values) {
+                (ColumnType::Array(held), Values::Array { ends, items }) if *nested => {
+                    if let (ColumnType::Tuple(parts), Values::Tuple(columns)) = (&**held, &**items) {
+                        let arrays = parts.iter().zip(columns);
+                        arrays.for_each(|(part, items)| hash::fold_array(&part.kind, ends, items, hashes));
+                    }
+                }
+                (kind, values) => hash::fold(kind, values, hashes),
+            }
+        }
+    }
+
+    /// Appends name, type and values of each column. A block's header goes before the first column
+    /// ([`native::begin_block`](crate::native::begin_block)).
+    pub fn write_native(&self, schema: &Schema, out: &mut Vec<u8>) {
+        for ((part, nested), values) in schema.fields().iter().zip(schema.nested()).zip(&self.values) {
+            match &part.kind {
+                ColumnType::Array(held) if *nested => {
+                    if let ColumnType::Tuple(parts) = &**held {
+                        write::write_nested(&part.name, parts, values, out);
+                    }
+                }
+                kind => write::write_column(&part.name, kind, values, out),
+            }
+        }
+    }
+}
+
+/// Takes back what a row that was not finished has left, also when the user's `Serialize` panics.
+struct Unfinished<'a> {
+    columns: &'a mut Columns,
+}
+
+impl Drop for Unfinished<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        let rows = self.columns.rows;
+        self.columns.values.iter_mut().for_each(|values| values.truncate(rows));
+    }
+}
+
+/// The Rust values that a column takes, in words.
+pub(crate) fn takes(kind: &ColumnType) -> String {
+    match kind {
+        ColumnType::Bool => "a bool".to_owned(),
+        ColumnType::Int(int) if int.width() == 32 => "text such as 0x2a or 42, or an integer".to_owned(),
+        ColumnType::Int(int) => {
+            let sign = if int.is_signed() { 'i' } else { 'u' };
+            format!("a {sign}{} or smaller", int.width() * 8)
+        }
+        ColumnType::Float32 => "a f32".to_owned(),
+        ColumnType::Float64 => "a f64 or f32".to_owned(),
+        ColumnType::Decimal { .. } => "text such as 12.50, or an integer scaled as the column is".to_owned(),
+        ColumnType::Date => "text such as 2024-12-31, or a u16 with the days".to_owned(),
+        ColumnType::Date32 => "text such as 2024-12-31, or an i32 with the days".to_owned(),
+        ColumnType::DateTime(_) => "text such as 2024-12-31T23:59:59Z, or a u32 with the seconds".to_owned(),
+        ColumnType::DateTime64(..) => {
+            "text such as 2024-12-31T23:59:59.123Z, or an i64 with the ticks".to_owned()
+        }
+        ColumnType::Enum(_) => "a unit variant or text with a value's name, or its number".to_owned(),
+        ColumnType::Uuid => {
+            "text such as 67e55044-10b1-426f-9247-bb680e5fe0c8, 16 bytes, or a u128".to_owned()
+        }
+        ColumnType::Ipv4 => "text such as 127.0.0.1, or a u32".to_owned(),
+        ColumnType::Ipv6 => "text such as ::1, 16 bytes, or a u128".to_owned(),
+        ColumnType::String => "text or a byte string".to_owned(),
+        ColumnType::FixedString(length) => {
+            format!("a [u8; {length}], or text or a byte string of {length} bytes")
+        }
+        ColumnType::Array(held) => format!("a list, each item {}", takes(held)),
+        ColumnType::Nullable(held) => format!("an Option of {}", takes(held)),
+        ColumnType::LowCardinality(held) => takes(held),
+        ColumnType::Tuple(parts) if parts.iter().any(|part| !part.name.is_empty()) => {
+            let names: Vec<&str> = parts.iter().map(|part| &part.name[..]).collect();
+            format!("a struct with the fields {}, or a tuple of {}", names.join(", "), parts.len())
+        }
+        ColumnType::Tuple(parts) => format!("a tuple of {}", parts.len()),
+        ColumnType::Map(pair) => format!("a map, each key {}, each value {}", takes(&pair.0), takes(&pair.1)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
