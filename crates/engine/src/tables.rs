@@ -495,7 +495,9 @@ mod tests {
 
     /// Every statement, with `text` wherever a name or a text goes in.
     fn statements_about(text: &str) -> Vec<String> {
+        let schema = Arc::new(Schema::parse(&[("n", "UInt8")]).expect("sound"));
         let tables = Tables {
+            schema: schema.clone(),
             database: text.to_owned(),
             pipeline: text.to_owned(),
             id_type: "String",
@@ -548,7 +550,7 @@ mod tests {
         // Of a run it says the partition only, a number.
         let heal = tables.heal("green");
         let summary = tables.summary(text, 1).expect("there is one");
-        let others = [summary, tables.insert_rows(), tables.describe_rows(), tables.existing(), heal];
+        let others = [summary, tables.insert_rows(&schema), tables.describe_rows(), tables.existing(), heal];
         let server = [
             known_settings("settings", [text, text].into_iter()),
             databases(text),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use siphasher::sip::SipHasher24;
+use twox_hash::XxHash64;
 
 use crate::block::{self, Block, BlockFault};
 use crate::native;
@@ -48,6 +49,9 @@ pub trait Id:
 
     /// Reads an id that [`Self::write_rowbinary`] wrote, and what follows it.
     fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])>;
+
+    /// The id as an argument of ClickHouse's `cityHash64`: itself if it is a number, else its `xxHash64`.
+    fn hash_argument(&self) -> u64;
 
     /// Packs ids, sorted and without repeats, into the smallest block.
     fn pack(ids: &[Self]) -> Block;
@@ -120,6 +124,10 @@ impl Id for u64 {
         Some((Self::from_le_bytes(*number), rest))
     }
 
+    fn hash_argument(&self) -> u64 {
+        *self
+    }
+
     fn pack(ids: &[Self]) -> Block {
         block::pack_u64(ids)
     }
@@ -172,6 +180,10 @@ impl Id for String {
     fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (text, rest) = block::read_string(bytes)?;
         Some((text.to_owned(), rest))
+    }
+
+    fn hash_argument(&self) -> u64 {
+        XxHash64::oneshot(0, self.as_bytes())
     }
 
     fn pack(ids: &[Self]) -> Block {

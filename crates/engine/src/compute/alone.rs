@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use super::apart::{host_memory, shown, slow};
 use super::frames::Frames;
 use super::row::gave_up;
-use super::{BatchKey, Computed, Rows};
+use super::{BatchKey, Computed};
 use crate::error::{Error, Source};
 use crate::work::WorkCounts;
 

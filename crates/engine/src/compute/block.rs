@@ -3,9 +3,10 @@
 //! The columns that all pipelines have come first, the pipeline's own behind them. What is the same in all rows of a
 //! message is written as a repeated value and compresses to almost nothing.
 
-use millstream::columns::Columns;
+use millstream::columns::{Columns, city_hash_of_numbers};
 use millstream::schema::{OWN_COLUMNS, Schema};
-use millstream::{Id, digest, frame, native};
+use millstream::{Id, frame, native};
+use twox_hash::XxHash64;
 
 use super::{BatchKey, Rows};
 use crate::tables::{STATUS_DEAD, STATUS_OK};
@@ -112,11 +113,11 @@ fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
 /// pipeline's own columns, and the schema's fingerprint, which says over which columns it goes. ClickHouse computes the
 /// same ([`Tables::values_at_fault`](crate::tables::Tables::values_at_fault)).
 fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u64 {
-    let mut hashes: Vec<u64> = ids.iter().map(Id::value_hash).collect();
-    for ((hash, status), error) in hashes.iter_mut().zip(statuses).zip(errors(rows)) {
-        *hash = digest::combine(*hash, digest::int_hash(u64::from(*status)));
-        *hash = digest::combine(*hash, digest::text_hash(error));
-    }
+    let heads = ids.iter().zip(statuses).zip(errors(rows));
+    let hash = |((id, status), error): ((&I, &u8), &str)| {
+        city_hash_of_numbers(&[id.hash_argument(), u64::from(*status), XxHash64::oneshot(0, error.as_bytes())])
+    };
+    let mut hashes: Vec<u64> = heads.map(hash).collect();
     rows.columns.fold_hashes(schema, &mut hashes);
     hashes.into_iter().fold(schema.fingerprint(), u64::wrapping_add)
 }

@@ -12,6 +12,8 @@ use crate::{Id, Limits, Pipeline};
 pub struct Spec {
     /// [`Pipeline::NAME`].
     pub name: &'static str,
+    /// [`Pipeline::VERSION`].
+    pub version: &'static str,
     /// The ClickHouse type of the ids.
     pub id_type: &'static str,
     /// [`Pipeline::COLUMNS`], read.
@@ -39,6 +41,7 @@ pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
     match schema {
         Some(schema) if faults.is_empty() => Ok(Spec {
             name: P::NAME,
+            version: P::VERSION,
             id_type: P::Id::CLICKHOUSE,
             schema: Arc::new(schema),
             limits: P::LIMITS,
