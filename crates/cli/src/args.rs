@@ -315,9 +315,20 @@ pub(crate) struct StatusArgs {
 pub(crate) struct VerifyArgs {
     /// The run
     pub run: String,
-    /// Merge raw duplicates away and have missing or short batches computed again
+    /// Prove the values too: that each row holds what a worker computed, column by column
+    ///
+    /// A sealed pass was proven so once. This does it again, from what ClickHouse holds now.
+    #[arg(long)]
+    pub values: bool,
+    /// Merge raw duplicates away and have missing, short or wrong batches computed again. Values are looked at too
     #[arg(long)]
     pub repair: bool,
+    /// Also have those batches computed again whose rows are computed and cannot be stored
+    ///
+    /// ClickHouse may refuse rows because of the build that computed them. Deploy a mended build to the workers first: the
+    /// computed rows are removed from their stream, and the ids are computed by the workers that run now.
+    #[arg(long, requires = "repair")]
+    pub recompute: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

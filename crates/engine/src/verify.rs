@@ -20,7 +20,7 @@ use crate::seal::Proof;
 use crate::store::{Store, StoredBatch};
 
 pub(crate) use repair::is_being_repaired;
-pub use repair::{Repair, heal, repair};
+pub use repair::{Repair, Unstored, heal, repair};
 
 /// Batch numbers that a report lists; there may be more of them.
 const LISTED: usize = 1000;

@@ -72,7 +72,8 @@ fn tell(check: &Check) {
 
 /// The schema was checked before the command began.
 fn check_pipeline(spec: &Spec) -> Check {
-    let columns: Vec<String> = spec.columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+    let columns = spec.schema.columns().iter();
+    let columns: Vec<String> = columns.map(|column| format!("{} {}", column.name, column.text)).collect();
     check("pipeline", Verdict::Ok, format!("`{}`: {}", spec.name, columns.join(", ")), None)
 }
 

@@ -2,7 +2,7 @@
 
 use millstream::names::RunName;
 use millstream::{Id, Spec};
-use millstream_engine::verify::{Repair, Report, repair, verify as prove};
+use millstream_engine::verify::{Repair, Report, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
 use serde_json::json;
 
@@ -18,7 +18,7 @@ pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyho
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let verified = proven::<I>(&servers, &context.spec, &run, args.repair).await;
+            let verified = proven::<I>(&servers, &context.spec, &run, args).await;
             let (report, repaired) = match verified {
                 Ok(verified) => verified,
                 Err(error) => return Err(remembered(&servers, &context.spec, &run, error).await),
@@ -45,17 +45,19 @@ async fn proven<I: Id>(
     servers: &Servers,
     spec: &Spec,
     run: &RunName,
-    and_repair: bool,
+    args: &VerifyArgs,
 ) -> anyhow::Result<(Report, Option<Repair>)> {
     let Session { broker, store, records } = Session::of_run(servers, spec, "verify", run.as_str()).await?;
-    let report = prove::<I>(&broker, &records, &store, run).await?;
-    if !and_repair || report.is_clean() {
+    let values = args.values || args.repair;
+    let report = prove::<I>(&broker, &records, &store, run, values).await?;
+    if !args.repair || report.is_clean() {
         return Ok((report, None));
     }
-    let repaired = repair(&broker, &records, &store, &report).await?;
+    let unstored = if args.recompute { Unstored::Recompute } else { Unstored::Wait };
+    let repaired = repair(&broker, &records, &store, &report, unstored).await?;
     // What merging alone has healed is well now.
     let healed = repaired.duplicates_merged > 0 && report.complete;
-    let report = if healed { prove::<I>(&broker, &records, &store, run).await? } else { report };
+    let report = if healed { prove::<I>(&broker, &records, &store, run, values).await? } else { report };
     Ok((report, Some(repaired)))
 }
 
@@ -90,6 +92,9 @@ fn told(report: &Report) -> String {
     let number = show::grouped;
     let verdict = match (report.published, report.is_clean(), report.sealed) {
         (false, ..) => "still being published",
+        (true, true, true) if report.values_at_fault.is_some() => {
+            "sealed: every id has its row, once, with the values that were computed"
+        }
         (true, true, true) => "sealed: every id has its row, once",
         (true, true, false) => "complete, and not sealed yet: a running sink seals it",
         (true, false, _) => "NOT complete",
@@ -106,7 +111,7 @@ fn told(report: &Report) -> String {
     format!(
         "run              {} (pass {})\nverdict          {verdict}\nbatches          {}\nids              {}\n\
          rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nwrong batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
-         digest           {}\ndead             {}{}{}",
+         digest           {}\nvalues           {}\ndead             {}{}{}",
         report.run,
         report.pass,
         number(report.batches),
@@ -121,10 +126,19 @@ fn told(report: &Report) -> String {
         number(report.raw_duplicates),
         number(report.repeated_ids),
         if report.digest_matches { "matches" } else { "differs" },
+        values_told(report),
         number(report.dead),
         lost("ids gone", &report.ids_gone),
         lost("ids damaged", &report.ids_damaged),
     )
+}
+
+fn values_told(report: &Report) -> String {
+    match report.values_at_fault {
+        None => "not looked at: --values does".to_owned(),
+        Some(0) => "as they were computed".to_owned(),
+        Some(batches) => format!("not as they were computed in {} batches", show::grouped(batches)),
+    }
 }
 
 fn repaired_told(repair: &Repair) -> String {

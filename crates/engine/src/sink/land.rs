@@ -219,7 +219,7 @@ async fn reject(items: Vec<Item>, fault: &StoreFault) {
             build = %String::from_utf8_lossy(&item.build),
             %fault,
             hint = "`doctor` compares the table with the pipeline. If that build was at fault: deploy a mended one to the \
-                    workers, then `verify RUN --repair` has these ids computed again",
+                    workers, then `verify RUN --repair --recompute` has these ids computed again",
             "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
         );
     }

@@ -17,6 +17,15 @@ use crate::store::Store;
 /// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
 const LEASE: Duration = Duration::from_secs(30);
 
+/// What a repair does about rows that are computed and not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unstored {
+    /// They are waited for: nothing counts as lost while a sink may still store it.
+    Wait,
+    /// They are removed, and their ids computed again: ClickHouse refuses them, and other workers run now.
+    Recompute,
+}
+
 /// What a repair did, and what it left to a person.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Repair {
@@ -62,11 +71,11 @@ pub async fn heal<I: Id>(
         return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
     }
     // Before the walk over all that is stored, which costs more than the question.
-    if let Some(busy) = under_way(broker, run, pass, state.word()).await? {
+    if let Some(busy) = under_way(broker, run, pass, state.word(), Unstored::Wait).await? {
         return Ok(Repair { busy: Some(busy), ..Repair::default() });
     }
     let report = examine::<I>(broker, records, store, run, entry, true).await?;
-    repair(broker, records, store, &report).await
+    repair(broker, records, store, &report, Unstored::Wait).await
 }
 
 /// Heals what a report found. Batches are computed again by whatever workers run; sinks seal the pass anew.
@@ -82,6 +91,7 @@ pub async fn repair(
     records: &Records,
     store: &Store,
     report: &Report,
+    unstored: Unstored,
 ) -> Result<Repair, Error> {
     let run: RunName = report.run.parse()?;
     let mut repair = Repair::default();
@@ -92,7 +102,7 @@ pub async fn repair(
     if !report.published {
         return Ok(repair);
     }
-    if let Some(busy) = under_way(broker, &run, report.pass, report.state).await? {
+    if let Some(busy) = under_way(broker, &run, report.pass, report.state, unstored).await? {
         return Ok(Repair { busy: Some(busy), ..repair });
     }
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
@@ -125,7 +135,13 @@ pub(crate) fn is_being_repaired(entry: &Entry<PassRecord>) -> bool {
 }
 
 /// What still has to come to rest before something counts as lost.
-async fn under_way(broker: &Broker, run: &RunName, pass: u32, state: &str) -> Result<Option<String>, Error> {
+async fn under_way(
+    broker: &Broker,
+    run: &RunName,
+    pass: u32,
+    state: &str,
+    unstored: Unstored,
+) -> Result<Option<String>, Error> {
     let open = |info: &async_nats::jetstream::consumer::Info| info.num_pending + info.num_ack_pending as u64;
     if [PassState::Paused, PassState::Cancelled].map(PassState::word).contains(&state) {
         return Ok(Some(format!("the pass is {state}")));
@@ -137,6 +153,9 @@ async fn under_way(broker: &Broker, run: &RunName, pass: u32, state: &str) -> Re
             return Ok(Some(format!("{computing} batches are still to be computed")));
         }
     }
+    if unstored == Unstored::Recompute {
+        return Ok(None);
+    }
     broker.ensure_sink_consumer().await?;
     let Some(sinks) = broker.sink_progress().await? else { return Ok(None) };
     let landing = open(&sinks);
@@ -146,7 +165,12 @@ async fn under_way(broker: &Broker, run: &RunName, pass: u32, state: &str) -> Re
     // Rows of other passes may never come to rest; all up to the floor are stored.
     let last = broker.last_rows(run, pass).await?;
     let landed = last.is_none_or(|last| last <= sinks.ack_floor.stream_sequence);
-    Ok((!landed).then(|| format!("{landing} computed batches are still to be stored")))
+    Ok((!landed).then(|| {
+        format!(
+            "{landing} computed batches are still to be stored. If the sink's log says that ClickHouse refuses them: deploy \
+             a mended build to the workers, then `verify {run} --repair --recompute`"
+        )
+    }))
 }
 
 /// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
