@@ -15,14 +15,18 @@ pub use column::{ColumnType, TypeFault};
 pub use shape::Shape;
 
 /// Columns that every rows table has before the pipeline's own, with their types; `id`'s is the id type's.
-pub const OWN_COLUMNS: [(&str, &str); 7] = [
+pub const OWN_COLUMNS: [(&str, &str); 11] = [
     ("run", "LowCardinality(String)"),
     ("pass", "UInt32"),
     ("batch", "UInt32"),
     ("batch_ids", "UInt32"),
+    ("batch_digest", "UInt64"),
     ("id", ""),
     ("status", "Enum8('ok' = 1, 'dead' = 2)"),
     ("error", "String"),
+    ("host", "LowCardinality(String)"),
+    ("build", "LowCardinality(String)"),
+    ("computed_at", "DateTime64(3, 'UTC')"),
 ];
 
 /// One way in which a pipeline's declaration is wrong.

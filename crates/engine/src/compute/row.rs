@@ -8,6 +8,7 @@ use millstream::frame::FrameWriter;
 use millstream::rowbinary::write_string;
 
 use super::BatchKey;
+use crate::records::now_ms;
 use crate::tables::{STATUS_DEAD, STATUS_OK};
 
 /// A dead letter's reason is cut to this many bytes.
@@ -96,6 +97,7 @@ impl<'a> RowWriter<'a> {
         self.begin(id, raw);
         raw.push(STATUS_OK);
         write_string(raw, "");
+        write_origin(raw);
         let written = body(raw);
         let length = raw.len() - start;
         let reason = match written {
@@ -129,13 +131,27 @@ pub(crate) fn row_prefix(key: &BatchKey) -> Vec<u8> {
     for number in [key.pass, key.batch, key.ids] {
         prefix.extend_from_slice(&number.to_le_bytes());
     }
+    prefix.extend_from_slice(&0u64.to_le_bytes());
     prefix
+}
+
+/// Appends host, build and moment.
+fn write_origin(raw: &mut Vec<u8>) {
+    write_string(raw, host());
+    write_string(raw, crate::build::build());
+    raw.extend_from_slice(&(now_ms() as i64).to_le_bytes());
+}
+
+fn host() -> &'static str {
+    static HOST: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    HOST.get_or_init(crate::broker::host_name)
 }
 
 /// Appends all that follows the id in the row of a dead letter.
 pub(crate) fn write_dead(reason: &str, blank: &[u8], raw: &mut Vec<u8>) {
     raw.push(STATUS_DEAD);
     write_string(raw, shortened(reason));
+    write_origin(raw);
     raw.extend_from_slice(blank);
 }
 

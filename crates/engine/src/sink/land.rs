@@ -7,15 +7,12 @@ use millstream::names::RunName;
 
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, INSERTING, Item, SET_BACK, Sink};
-use crate::error::StoreFault;
+use crate::error::{StoreFault, full_cause};
 use crate::failpoint;
 use crate::retry::Backoff;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// After this an insert of ours is over by the server's own limit, `max_execution_time` in `INSERT_SETTINGS`.
-const INSERT_OVER: Duration = Duration::from_secs(90);
 
 /// A group on its way into ClickHouse.
 struct Landing<'a> {
@@ -28,6 +25,8 @@ struct Landing<'a> {
     query_id: String,
     /// Why the last step failed.
     fault: StoreFault,
+    /// How the last insert failed, until it is known whether its rows are stored all the same.
+    failed: Option<StoreFault>,
 }
 
 impl Sink {
@@ -36,8 +35,16 @@ impl Sink {
         // Batches come as workers finish them; in order, ClickHouse has nothing to sort.
         items.sort_unstable_by_key(|item| item.portion.batch);
         let pause = Backoff::new(PAUSE.0, PAUSE.1);
-        let mut landing =
-            Landing { sink: self, run, pass, items, pause, query_id: String::new(), fault: unconfirmed() };
+        let mut landing = Landing {
+            sink: self,
+            run,
+            pass,
+            items,
+            pause,
+            query_id: String::new(),
+            fault: unconfirmed(),
+            failed: None,
+        };
         let mut step = Step::Ask;
         loop {
             let seen = match step {
@@ -47,7 +54,7 @@ impl Sink {
                 Step::Wait => landing.wait().await,
                 Step::Apart => return landing.apart().await,
                 Step::HandBack => return hand_back(landing.items, Duration::ZERO).await,
-                Step::SetBack => return hand_back(landing.items, INSERT_OVER).await,
+                Step::SetBack => return hand_back(landing.items, self.store.insert_over()).await,
                 Step::Done => return,
             };
             step = step.next(seen);
@@ -84,13 +91,37 @@ impl Landing<'_> {
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
         let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.ids, stored));
-        for item in self.items.extract_if(.., |item| landed(item)) {
+        let landed: Vec<Item> = self.items.extract_if(.., |item| landed(item)).collect();
+        // Before the ack: after a kill in between it is noted once more, and never lost.
+        self.note_views(&landed).await;
+        for item in landed {
             self.sink.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
             self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
             item.delivery.ack().await;
             failpoint::pass("sink-after-ack");
         }
         Ok(())
+    }
+
+    /// Rows that are stored although their insert failed may have come to no materialized view of the operator's.
+    async fn note_views(&mut self, landed: &[Item]) {
+        let store = &self.sink.store;
+        let Some(fault) = self.failed.take().filter(|_| !landed.is_empty()) else { return };
+        if fault.view().is_none() && !store.feeds_views() {
+            return;
+        }
+        let batches: Vec<u32> = landed.iter().map(|item| item.portion.batch).collect();
+        let (run, pass) = (self.run, self.pass);
+        match store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
+            Ok(views) if views.is_empty() => {}
+            Ok(views) => {
+                tracing::error!(%run, pass, batches = batches.len(), views = views.join(", "), %fault,
+                hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
+                "materialized views on the rows table did not get these rows")
+            }
+            Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
+                "materialized views on the rows table did not get these rows, and this could not be written down"),
+        }
     }
 
     /// An insert under way is never dropped: what became of it would not be known.
@@ -107,16 +138,14 @@ impl Landing<'_> {
         failpoint::pass("sink-after-insert");
         let (took_ms, done) = (begun.elapsed().as_millis() as u64, inserted.is_ok());
         tracing::debug!(query_id = self.query_id, batches = bodies.len(), took_ms, done, "insert");
-        let (fault, seen) = match inserted {
-            Ok(()) => (unconfirmed(), Seen::Accepted),
-            Err(fault) => {
-                counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
-                let class = fault.class();
-                (fault, Seen::Failed(class))
-            }
+        let Err(fault) = inserted else {
+            (self.fault, self.failed) = (unconfirmed(), None);
+            return Seen::Accepted;
         };
-        self.fault = fault;
-        seen
+        counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
+        let class = fault.class();
+        (self.fault, self.failed) = (fault.clone(), Some(fault));
+        Seen::Failed(class)
     }
 
     /// Returns when an insert of unknown outcome is over, or when work is given up.
