@@ -161,9 +161,16 @@ fn against_before(before: &Path, ids: u64) {
         };
         println!("  {name:>8} {:>24} {:>24}", figures(|run| run.0), figures(|run| run.1));
     }
-    let least = |runs: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| runs.iter().map(of).fold(f64::INFINITY, f64::min);
-    println!("  speed    {:8.2}    (target: at least 1.8)", least(before, |run| run.0) / least(now, |run| run.0));
-    println!("  CPU      {:8.2}    (target: at most 0.5)\n", least(now, |run| run.1) / least(before, |run| run.1));
+    let least =
+        |runs: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| runs.iter().map(of).fold(f64::INFINITY, f64::min);
+    println!(
+        "  speed    {:8.2}    (target: at least 1.8)",
+        least(before, |run| run.0) / least(now, |run| run.0)
+    );
+    println!(
+        "  CPU      {:8.2}    (target: at most 0.5)\n",
+        least(now, |run| run.1) / least(before, |run| run.1)
+    );
 }
 
 /// Seconds of a run on a fresh local stack from its first batch to its seal, and microseconds of CPU that the ClickHouse
@@ -202,9 +209,15 @@ fn engine_cpu(data: &str) -> f64 {
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         line.contains("__local-engine") && line.contains(data) && !line.contains("__local-guard")
     });
-    let stat = engine.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()).unwrap_or_default();
-    let fields: Vec<f64> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let stat =
+        engine.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()).unwrap_or_default();
+    let fields: Vec<f64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|field| field.parse().ok())
+        .collect();
     // The state, which is no number, comes before them; user and system time are the 14th and 15th of all.
     fields.get(10).zip(fields.get(11)).map_or(0.0, |(user, system)| (user + system) / TICKS)
 }
@@ -242,12 +255,7 @@ async fn encode_groups(ids: u64) -> Vec<Bytes> {
 }
 
 /// Computes a batch and packs it as a worker does.
-async fn compute_message(
-    function: &Function<u64>,
-    pool: &Pool<u64>,
-    batch: usize,
-    ids: Vec<u64>,
-) -> Bytes {
+async fn compute_message(function: &Function<u64>, pool: &Pool<u64>, batch: usize, ids: Vec<u64>) -> Bytes {
     let key =
         BatchKey { run: "bare".parse().expect("legal"), pass: 1, batch: batch as u32, ids: ids.len() as u32 };
     let computed = pool.compute(ids, true).await;

@@ -192,7 +192,8 @@ fn noise(seed: u64, size: usize) -> String {
     (0..size).map(|_| next()).collect()
 }
 
-fn micros(variable: &str) -> Duration {
+/// A time in microseconds from the environment; none where it is not set.
+pub fn micros(variable: &str) -> Duration {
     Duration::from_micros(std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
@@ -275,6 +276,13 @@ impl Host {
     pub fn call_as(&self, launch: &Launch) -> Called {
         let words: Vec<&str> = launch.words.iter().map(String::as_str).collect();
         Called::from(self.launch(launch).output().expect("the binary starts"), &words)
+    }
+
+    /// Runs a command to its end, with this in its environment.
+    pub fn call_with_env(&self, args: &[&str], env: &[(&str, &str)]) -> Called {
+        let mut command = self.command(args);
+        command.envs(env.iter().copied());
+        Called::from(command.output().expect("the binary starts"), args)
     }
 
     /// Runs a command with this on its standard input.

@@ -44,6 +44,13 @@ pub fn stream_messages(address: &str, stream: &str) -> u64 {
     info["state"]["messages"].as_u64().unwrap_or(0)
 }
 
+/// The names of all streams.
+pub fn streams(address: &str) -> Vec<String> {
+    let answer = Nats::connect(address).request("$JS.API.STREAM.NAMES", "", b"");
+    let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+    serde_json::from_value(answer["streams"].clone()).unwrap_or_default()
+}
+
 /// A connection.
 pub struct Nats {
     reader: BufReader<TcpStream>,

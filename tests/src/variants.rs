@@ -135,7 +135,10 @@ struct Flattened {
 struct Rest {
     hi: u64,
 }
-build!(Flat, "1", Flattened, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Flattened { lo: id, rest: Rest { hi: id } });
+build!(Flat, "1", Flattened, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Flattened {
+    lo: id,
+    rest: Rest { hi: id }
+});
 
 // A row whose `Serialize` says something else than its `Deserialize`.
 #[derive(Deserialize)]

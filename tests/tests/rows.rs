@@ -59,7 +59,8 @@ fn columns_go_by_name_when_a_sink_has_them_in_another_order() {
 #[test]
 fn columns_go_by_name_when_rows_are_inserted_once_more_by_another_build() {
     let scene = Scene::new();
-    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n").expect("written");
+    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n")
+        .expect("written");
     scene.run("lohi", "1..=5000", "a", 0);
     scene.up.ask("TRUNCATE TABLE millstream.variant_rows");
     scene.call("hilo", &["rebuild", "a"]).expect(0);
@@ -153,7 +154,11 @@ fn two_builds_work_on_one_run_while_a_column_is_added() {
     scene.call("extra", &["produce", "--ids", "1..=200000", "--run", "a", "--batch", "500"]).expect(0);
     scene.host.wait_sealed("a", SOON);
     assert_eq!(scene.rows("a", "lo = id AND hi = id + 1000 AND extra IN (0, 7)"), 200_000);
-    assert_eq!(scene.rows("a", "(extra = 7) = startsWith(build, '3+') AND host != '' AND computed_at > '2026-01-01'"), 200_000);
+    assert_eq!(
+        scene
+            .rows("a", "(extra = 7) = startsWith(build, '3+') AND host != '' AND computed_at > '2026-01-01'"),
+        200_000
+    );
     let report = scene.call("extra", &["verify", "a", "--values", "--json"]).expect(0).json();
     assert_eq!(report["values_at_fault"], 0, "{report}");
 }

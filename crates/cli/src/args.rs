@@ -85,8 +85,9 @@ pub(crate) enum Command {
     Sink,
     /// Create streams, bucket, consumer and tables, where they are missing
     ///
-    /// produce, run and sink do this too; alone it serves where they may not create anything.
-    Setup,
+    /// produce, run and sink do this too; alone it serves where they may not create anything. What the pipeline's columns
+    /// need of a table that is there (columns to add, types to widen) it shows, and changes with --yes alone.
+    Setup(SetupArgs),
     /// List all runs, the oldest first
     Runs(JsonArg),
     /// Show where a run stands: batches and ids done, rate, time left, dead letters
@@ -140,7 +141,7 @@ pub(crate) enum Command {
     /// Say what would go wrong before it does, with a hint each
     ///
     /// Looks at the pipeline, the cores, NATS and ClickHouse, and changes nothing there. Exit code 1 when a check fails.
-    Doctor(JsonArg),
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -312,6 +313,23 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct SetupArgs {
+    /// Change the table of rows as it was shown
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DoctorArgs {
+    /// Forget the faults of materialized views, once they are shown
+    #[arg(long)]
+    pub acknowledge: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct VerifyArgs {
     /// The run
     pub run: String,
@@ -320,7 +338,9 @@ pub(crate) struct VerifyArgs {
     /// A sealed pass was proven so once. This does it again, from what ClickHouse holds now.
     #[arg(long)]
     pub values: bool,
-    /// Merge raw duplicates away and have missing, short or wrong batches computed again. Values are looked at too
+    /// Merge raw duplicates away, have missing, short or wrong batches computed again, make a sealed pass visible again
+    ///
+    /// Values are looked at too.
     #[arg(long)]
     pub repair: bool,
     /// Also have those batches computed again whose rows are computed and cannot be stored
@@ -329,6 +349,9 @@ pub(crate) struct VerifyArgs {
     /// computed rows are removed from their stream, and the ids are computed by the workers that run now.
     #[arg(long, requires = "repair")]
     pub recompute: bool,
+    /// Name the hosts that each build ran on
+    #[arg(long)]
+    pub hosts: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -357,6 +380,12 @@ pub(crate) struct LettersArgs {
     /// Only those of this batch
     #[arg(long, value_name = "N")]
     pub batch: Option<u32>,
+    /// Only those that this host computed
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// Only those that this build computed, as `dead` and `verify` name it
+    #[arg(long, value_name = "NAME")]
+    pub build: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -467,13 +496,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("pause", &["pause friday"]),
     ("cancel", &["cancel friday"]),
     ("set", &["set friday --priority 3", "set friday --rate 500", "set friday --rate none"]),
-    ("dead", &["dead friday --limit 1000", "dead friday --error 'timed out'"]),
+    ("dead", &["dead friday --limit 1000", "dead friday --error 'timed out'", "dead friday --host b"]),
     (
         "replay",
         &[
             "replay friday",
             "replay friday --dead --error 'timed out'",
             "replay friday --where \"status = 'dead' OR id < 1000\"",
+            "replay friday --where \"host = 'b' AND computed_at > '2026-11-25 18:00:00'\"",
             "replay friday --since 2h",
             "replay friday --batches 100..=199",
         ],
@@ -482,7 +512,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("forget", &["forget friday", "forget friday --pass 1"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
     ("tune", &["tune --ids 1..=10000000", "tune --file ids.txt --seconds 60 --json"]),
-    ("doctor", &["doctor --nats nats://nats.internal:4222"]),
+    ("setup", &["setup", "setup --yes"]),
+    ("doctor", &["doctor --acknowledge", "doctor --nats nats://nats.internal:4222"]),
 ];
 
 /// The command line of a pipeline's binary, with examples that can be typed as they stand.

@@ -111,7 +111,7 @@ impl Context {
             Command::Produce(args) => produce::produce(self, function, args).await,
             Command::Work(_) => service::work(self, function).await,
             Command::Sink => service::sink::<I>(self).await,
-            Command::Setup => setup::setup(self).await,
+            Command::Setup(args) => setup::setup(self, args).await,
             Command::Runs(args) => runs::runs(self, args.json).await,
             Command::Status(args) => status::status(self, args).await,
             Command::Pause(args) => steer::steer(self, args, steer::Word::Pause).await,
@@ -124,7 +124,7 @@ impl Context {
             Command::Forget(args) => forget::forget(self, args).await,
             Command::Rebuild(args) => rebuild::rebuild(self, args).await,
             Command::Sql(args) => sql::sql(self, args).await,
-            Command::Doctor(args) => doctor::doctor(self, args.json).await,
+            Command::Doctor(args) => doctor::doctor(self, args).await,
             Command::Tune(args) => tune::tune(self, function, args).await,
         }
     }

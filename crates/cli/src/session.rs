@@ -8,6 +8,7 @@ use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
 
 use crate::config::Config;
 use crate::progress::Progress;
+use crate::show;
 
 /// Who opens the local stack, if it is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,11 +163,23 @@ pub(crate) async fn open_stack(
 }
 
 impl Session {
-    /// Connects to both servers; `None` where nothing has been set up for this pipeline.
+    /// Connects to both servers; `None` where nothing has been set up for this pipeline. A view that is missing is named,
+    /// and hinders nothing but its readers.
     pub async fn find(servers: &Servers, spec: &Spec, role: &str) -> anyhow::Result<Option<Self>> {
         let (broker, store) = servers.connect(spec, role).await?;
-        if !broker.is_set_up().await? || !store.is_set_up().await? {
+        if !broker.is_set_up().await? {
             return Ok(None);
+        }
+        let missing = store.missing().await?;
+        let needed = store.tables().table_names();
+        let (tables, views): (Vec<String>, Vec<String>) =
+            missing.into_iter().partition(|name| needed.contains(name));
+        if !tables.is_empty() {
+            let (pipeline, database) = (spec.name.to_owned(), store.tables().database().to_owned());
+            return Err(Error::TablesMissing { pipeline, database, missing: tables }.into());
+        }
+        for view in views {
+            show::note(&format!("view {} is missing: `setup` makes it", store.tables().full_name(&view)));
         }
         let records = broker.records().await?;
         Ok(Some(Self { broker, store, records }))
@@ -195,8 +208,20 @@ impl Session {
         // The table first: a pipeline whose columns do not fit leaves no streams behind.
         store.setup().await?;
         store.check_summary().await?;
+        if matches!(role, "sink" | "run") {
+            tell_views(&store).await?;
+        }
         broker.setup(&config.limits).await?;
         let records = broker.records().await?;
         Ok(Self { broker, store, records })
     }
+}
+
+/// Says what else sees rows as they are inserted, before there are any.
+async fn tell_views(store: &Store) -> anyhow::Result<()> {
+    let views = store.look_at_views().await?;
+    if !views.is_empty() {
+        tracing::info!(views = views.join(", "), "{}", show::FED);
+    }
+    Ok(())
 }

@@ -5,6 +5,11 @@ use std::io::{IsTerminal, Write};
 
 use millstream_engine::Error as EngineError;
 use millstream_engine::sample::{Bound, Choice, Timing};
+use millstream_engine::store::ViewFault;
+
+/// What the operator has to know of materialized views that read the rows table.
+pub(crate) const FED: &str = "materialized views read the rows table: they see rows of passes that are not sealed, too, and \
+    rows of an insert that was repeated once more, so what they sum up has to bear both";
 
 /// Writes a line to stdout.
 pub(crate) fn line(text: &str) {
@@ -266,6 +271,13 @@ pub(crate) fn choice(choice: &Choice) -> String {
             format!("{size}an insert takes no more rows of {} each; {costs}, {works}", bytes(raw_bytes))
         }
     }
+}
+
+/// Which rows a materialized view did not get.
+pub(crate) fn view_fault(fault: &ViewFault) -> String {
+    let ViewFault { run, pass, view, error, batches, .. } = fault;
+    let count = counted(batches.len() as u64, "batch").replace("batchs", "batches");
+    format!("view {view} did not get {count} of run `{run}`, pass {pass}: {error}")
 }
 
 /// `1 id`, `4,200 ids`.

@@ -214,13 +214,31 @@ pub enum Error {
         /// The id's type.
         expected: &'static str,
     },
-    /// The rows table differs from the pipeline's columns.
-    #[error("use table {table}, whose columns are not the pipeline's:\n  {}", faults.join("\n  "))]
+    /// Rows of the pipeline cannot be inserted into the rows table.
+    #[error("use table {table}, which does not take the pipeline's rows:\n  {}", faults.join("\n  "))]
     TableColumns {
         /// The table, in ClickHouse's quotes.
         table: String,
-        /// One entry a column: what was found, what was expected.
+        /// One entry a column: what was found, what was expected, what to do.
         faults: Vec<String>,
+        /// Whether `setup --yes` mends all of them.
+        mendable: bool,
+    },
+    /// The server has no such types, or lets no table have them.
+    #[error("create a table with the pipeline's columns:\n  {}", refused_types(.faults))]
+    ColumnTypes {
+        /// The columns: name, type as declared, the server's words.
+        faults: Vec<(String, String, String)>,
+    },
+    /// Tables of the pipeline are not where they should be.
+    #[error("find the tables of pipeline `{pipeline}` in database `{database}`: {} missing", are(.missing))]
+    TablesMissing {
+        /// The pipeline.
+        pipeline: String,
+        /// The database.
+        database: String,
+        /// Names of tables and views that are not there.
+        missing: Vec<String>,
     },
     /// ClickHouse refused, failed or did not answer.
     #[error("{doing} {} ClickHouse at `{server}` ({origin})", if doing == "connect" { "to" } else { "in" })]
@@ -455,8 +473,17 @@ pub enum Error {
     Stopped,
 }
 
+fn refused_types(faults: &[(String, String, String)]) -> String {
+    let told = faults.iter().map(|(name, kind, words)| format!("column `{name}` of type {kind}: {words}"));
+    told.collect::<Vec<_>>().join("\n  ")
+}
+
+fn are(names: &[String]) -> String {
+    format!("{} {}", quoted(names), if names.len() == 1 { "is" } else { "are" })
+}
+
 /// Why ClickHouse did not do what was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreFault {
     /// It answered with an exception.
     #[error("code {code}: {text}")]
@@ -485,12 +512,31 @@ pub enum Class {
     Reject,
 }
 
+/// What stands before the name of a materialized view that an INSERT failed in.
+pub(crate) const PUSHING: &str = "while pushing to view ";
+
 impl StoreFault {
+    /// The materialized view of the operator's that the INSERT failed in, as the server spells it. Our own rows are stored
+    /// by then in most servers; the view, and perhaps others, did not get them.
+    pub fn view(&self) -> Option<&str> {
+        let Self::Exception { text, .. } = self else { return None };
+        let name = text.split_once(PUSHING)?.1;
+        let end = [" (", ". (", ": ", ", ", "\n"].iter().filter_map(|end| name.find(end)).min();
+        Some(name[..end.unwrap_or(name.len())].trim_end_matches('.'))
+    }
+
+    /// Whether the user lacks the right to do it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Exception { code: 497 | 164, .. })
+    }
+
     /// What to do when this came of an insert.
     ///
     /// Codes: <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
     pub fn class(&self) -> Class {
         match self {
+            // Not our bytes, whatever the code is: the rows may be stored, which is asked next.
+            fault if fault.view().is_some() => Class::Retry,
             // Parsing of the body: bad data, types or arguments that do not fit, constraints.
             Self::Exception {
                 code: 6 | 26 | 27 | 33 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691,

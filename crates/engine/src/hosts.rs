@@ -31,6 +31,9 @@ pub struct HostReport {
     pub pid: u32,
     /// Milliseconds since 1970 when it began.
     pub started_ms: u64,
+    /// The build that it runs.
+    #[serde(default)]
+    pub build: String,
     /// What it does.
     #[serde(flatten)]
     pub doing: Doing,
@@ -130,7 +133,7 @@ impl Doing {
 }
 
 /// Reports what `look` says until taking stops, then takes the record away.
-pub(crate) async fn report(records: &Records, stop: &Stop, mut look: impl FnMut() -> Doing) {
+pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look: impl FnMut() -> Doing) {
     let (host, pid, started_ms) = (host_name(), std::process::id(), now_ms());
     let (mut key, mut pause) = (None, FIRST_REPORT);
     loop {
@@ -138,7 +141,8 @@ pub(crate) async fn report(records: &Records, stop: &Stop, mut look: impl FnMut(
             () = tokio::time::sleep(pause) => pause = REPORT,
             () = stop.no_more_taking() => break,
         }
-        let report = HostReport { host: host.clone(), pid, started_ms, doing: look() };
+        let report =
+            HostReport { host: host.clone(), pid, started_ms, build: build.to_owned(), doing: look() };
         let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &host, pid));
         if let Err(error) = records.put_host(key, &report).await {
             tracing::debug!(error = full_cause(&error), "what this process does could not be reported");
@@ -179,7 +183,7 @@ mod tests {
 
     fn sink(pid: u32, total: [f64; 3]) -> HostReport {
         let doing = Doing::Sink { recent: SinkTimes::default(), total: total.into(), rows_per_second: 0.0 };
-        HostReport { host: "a".into(), pid, started_ms: 5, doing }
+        HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //!
 //! Beside the path: [`follow`] publishes ids that are not there yet, and `pace` minds the size of their batches; [`aside`]
 //! keeps what is no batch of ours; [`replay`] makes further passes, [`rebuild`] inserts rows once more, [`forget`] removes
-//! what nobody needs; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
+//! what nobody needs; [`build`] says which program this is; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
 //! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket, [`board`] follows them, [`steer`]
 //! changes them; `share` and `rate` say whose turn it is. [`load`] counts where time goes, [`hosts`] tells it, [`status`]
 //! reads it all back, [`verdict`] judges it; [`tune`] measures this machine; [`moment`] is how people say when; [`stop`]

@@ -10,6 +10,7 @@ use millstream::names::RunName;
 use millstream::{Id, MAX_BATCH_IDS};
 
 use crate::broker::Broker;
+use crate::build;
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::hosts::{self, Doing};
@@ -283,7 +284,7 @@ pub(crate) async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, s
         let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
         Doing::Produce { run: run.to_string(), recent, total }
     };
-    hosts::report(records, stop, look).await;
+    hosts::report(records, &build::of_this_program(""), stop, look).await;
 }
 
 /// Resolves when somebody has cancelled the run.

@@ -22,7 +22,8 @@ use crate::replay::{check_selected, copy_others};
 use crate::seal::Proof;
 use crate::sink::{Drawn, SinkCounts, SinkPlan, sink};
 use crate::stop::Stop;
-use crate::store::{Store, Stored, StoredBatch};
+use crate::store::{Store, StoredBatch};
+use crate::tables::SeenPass;
 
 /// How often it is looked whether all rows are drawn.
 const LOOK: Duration = Duration::from_millis(200);
@@ -203,13 +204,21 @@ impl Rebuild<'_> {
         if self.store.sealed_passes(run).await?.iter().any(|(shown, _)| *shown == pass.pass) {
             return Ok(());
         }
-        let (repeated, at_ms) = match &pass.sealed {
+        let (repeated_ids, at_ms) = match &pass.sealed {
             Some(Sealed { repeated_ids, at_ms, .. }) => (*repeated_ids, *at_ms),
             None => (0, now_ms()),
         };
-        let (batches, Stored { ids, dead, digest, .. }) = (self.published.batches, proof.stored);
-        let tables = self.store.tables();
-        let row = tables.insert_pass(run, pass.pass, batches, ids, dead, digest, repeated, at_ms);
+        let builds = self.store.builds(run, pass.pass).await?;
+        let builds: Vec<String> = builds.into_iter().map(|build| build.build).collect();
+        let row = self.store.tables().insert_pass(&SeenPass {
+            run,
+            pass: pass.pass,
+            batches: self.published.batches,
+            stored: &proof.stored,
+            repeated_ids,
+            builds: &builds,
+            at_ms,
+        });
         self.store.write("make a pass visible again", &row).await
     }
 }

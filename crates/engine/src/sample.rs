@@ -14,7 +14,7 @@ use millstream::{Id, MAX_BATCH_IDS};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::compute::{BatchKey, Computed, block, Cores, Function, usable_cores};
+use crate::compute::{BatchKey, Computed, Cores, Function, block, usable_cores};
 use crate::error::{Error, full_cause};
 use crate::load::WorkLoad;
 use crate::publish::max_ids_bytes;

@@ -24,6 +24,7 @@ use crate::retry::Backoff;
 use crate::steer::free_ids;
 use crate::stop::Stop;
 use crate::store::{Store, Stored};
+use crate::tables::SeenPass;
 use crate::verify::{self, Repair};
 
 /// How often passes are looked at.
@@ -135,6 +136,7 @@ pub async fn seal_passes<I: Id>(
             if let Err(error) = hosts::sweep(&sealer.records).await {
                 tracing::debug!(error = full_cause(&error), "records of processes that are gone stay");
             }
+            sealer.store.try_follow_views().await;
         }
         let passes: Open = open.borrow().clone();
         watches.retain(|key, _| passes.contains_key(key));
@@ -348,18 +350,23 @@ impl Sealer {
             return Ok(());
         }
         let summary = self.sum_up(run, pass).await?;
-        let sealed = Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms(), summary };
+        let builds =
+            self.store.builds(run.as_str(), pass).await?.into_iter().map(|build| build.build).collect();
+        let sealed =
+            Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms(), summary, builds };
+        // What readers are about to see they see through views that have the columns of today.
+        self.store.try_follow_views().await;
         // Readers first: should this process die now, the next one proves again and writes the same row.
-        let statement = self.store.tables().insert_pass(
-            run.as_str(),
+        let seen = SeenPass {
+            run: run.as_str(),
             pass,
-            published.batches,
-            stored.ids,
-            stored.dead,
-            stored.digest,
+            batches: published.batches,
+            stored,
             repeated_ids,
-            sealed.at_ms,
-        );
+            builds: &sealed.builds,
+            at_ms: sealed.at_ms,
+        };
+        let statement = self.store.tables().insert_pass(&seen);
         failpoint::pass("seal-before-row");
         self.store.write("make a sealed pass visible", &statement).await?;
         failpoint::pass("seal-after-row");

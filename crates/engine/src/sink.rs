@@ -215,7 +215,7 @@ impl Sink {
                 let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
                 Doing::Sink { recent, total, rows_per_second: more / within }
             };
-            hosts::report(&records, &stop, look).await;
+            hosts::report(&records, this.store.tables().build(), &stop, look).await;
         });
     }
 

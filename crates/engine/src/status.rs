@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::hosts::{self, HostReport, REPORT};
 use crate::load::RECENT;
 use crate::records::{PassRecord, PassState, Records, RunRecord, now_ms};
-use crate::store::Store;
+use crate::store::{Sight, Store, ViewFault};
 use crate::tables::Letters;
 use crate::verdict::{Bottleneck, Scene, Span, Verdict, verdict};
 
@@ -66,6 +66,14 @@ pub struct Status {
     pub summary: Option<Vec<serde_json::Value>>,
     /// What limits the run; `null` where nothing is computed.
     pub verdict: Option<Verdict>,
+    /// Whether readers see the pass, which ClickHouse was asked.
+    pub readers_see: bool,
+    /// Why they do not see a sealed pass; or what is wrong with a view although they do.
+    pub readers: Option<String>,
+    /// Builds that computed the pass, once it is sealed; before, those that work on it now.
+    pub builds: Vec<String>,
+    /// Materialized views of the operator's that did not get rows of this run.
+    pub view_faults: Vec<ViewFault>,
 }
 
 /// Reads a run's status. Costs a few requests, however large the run, and one for each process that works.
@@ -118,6 +126,13 @@ pub async fn status(
         status.done = rows.min(status.ids);
         status.dead = dead;
     }
+    let sealed = pass.as_ref().and_then(|pass| pass.sealed.as_ref());
+    let sight = match sealed {
+        Some(sealed) => store.sight(run.as_str(), number, sealed.rows.saturating_sub(sealed.dead)).await?,
+        None => Sight::default(),
+    };
+    (status.readers_see, status.readers) = (sight.sees, sight.why);
+    status.view_faults = store.view_faults(Some(run.as_str())).await?;
     status.lag_rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
     status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
     status.hosts = hosts;
@@ -168,6 +183,10 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         hosts: Vec::new(),
         summary: sealed.and_then(|sealed| sealed.summary.clone()),
         verdict: None,
+        readers_see: false,
+        readers: None,
+        builds: sealed.map(|sealed| sealed.builds.clone()).unwrap_or_default(),
+        view_faults: Vec::new(),
     }
 }
 
@@ -214,6 +233,12 @@ impl Status {
             }
         }
         (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
+        if !self.is_over() {
+            let at_it = self.hosts.iter().filter(|host| host.share_of(&self.run, self.pass).is_some());
+            self.builds = at_it.map(|host| host.build.clone()).filter(|build| !build.is_empty()).collect();
+            self.builds.sort();
+            self.builds.dedup();
+        }
         if self.state == "paused" {
             // What was handed back is in flight for the server until somebody asks for it.
             let open = self.pending + self.in_flight;

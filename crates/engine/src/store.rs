@@ -1,13 +1,17 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
 mod dead;
+mod faults;
 mod fit;
 mod forget;
 mod runs;
 mod selected;
+mod setup;
+mod views;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,11 +21,15 @@ use millstream::names::check_database;
 use millstream::schema::Schema;
 
 use crate::broker::without_password;
-use crate::error::{Error, StoreFault, full_cause};
+use crate::error::{Error, PUSHING, StoreFault, full_cause};
 use crate::failpoint;
-use crate::tables::{self, Column, INSERT_SETTINGS, Tables};
+use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
+pub use dead::DeadLetter;
+pub use faults::ViewFault;
 pub use fit::Fit;
+pub use setup::{Change, Found, Plan};
+pub use views::{BuildRows, Sight};
 
 /// How long a short question may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -29,8 +37,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const PROOF_WITHIN: Duration = Duration::from_secs(3600);
 /// How long a piece of an INSERT's body may take to be accepted.
 const SEND_WITHIN: Duration = Duration::from_secs(30);
-/// How long the answer to an INSERT may take: longer than the `max_execution_time` that it runs under.
-const INSERT_WITHIN: Duration = Duration::from_secs(90);
+/// How long an INSERT may run in the server, so that one which hangs is over before its batches are delivered to another
+/// sink.
+const INSERT_LIMIT: Duration = Duration::from_secs(60);
+/// The same where materialized views of the operator's are filled by it. They may be slow, and would lose the rows if it
+/// was ended half-way: the rows themselves are there by then.
+const VIEWS_LIMIT: Duration = Duration::from_secs(600);
+/// How much longer than that its answer may take.
+const ANSWER_LATER: Duration = Duration::from_secs(30);
 /// ClickHouse's code for a query that is past the stages in which it can be killed.
 const CANNOT_KILL: u32 = 380;
 /// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
@@ -62,6 +76,10 @@ pub struct Store {
     tables: Arc<Tables>,
     address: Arc<StoreAddress>,
     insert_settings: Arc<[(&'static str, &'static str)]>,
+    /// Whether materialized views of the operator's read the rows table, as far as was looked.
+    feeds_views: Arc<AtomicBool>,
+    /// What this process has tried to make of each view: once is enough until the table changes again.
+    tried: Arc<Mutex<HashMap<View, Vec<Column>>>>,
 }
 
 /// A proof's view of a pass: what ClickHouse holds.
@@ -140,6 +158,8 @@ impl Store {
             tables: Arc::new(Tables::of(spec, &address.database)),
             address: Arc::new(address),
             insert_settings: Arc::new([]),
+            feeds_views: Arc::default(),
+            tried: Arc::default(),
         };
         let names = INSERT_SETTINGS.iter().map(|(name, _)| *name);
         let known: Vec<String> = store.all("connect", &tables::known_settings("settings", names)).await?;
@@ -161,52 +181,6 @@ impl Store {
         self.one("ask for the version", "SELECT version()").await
     }
 
-    /// Creates the database, tables and views that are missing; with all there, nothing is executed that needs a right
-    /// to create.
-    ///
-    /// # Errors
-    /// [`Error::TableColumns`] when the rows table exists with other columns; [`Error::Store`].
-    pub async fn setup(&self) -> Result<(), Error> {
-        let existing: Vec<String> = self.all("look up tables", &self.tables.existing()).await?;
-        if existing.contains(&self.tables.rows_name()) {
-            // Before the views are made over it, which would fail on another table in a less helpful way.
-            self.check_columns().await?;
-        }
-        if existing.len() < self.tables.all_names().len() {
-            let settings = tables::known_settings("merge_tree_settings", tables::wanted_table_settings());
-            let known: Vec<String> = self.all("look up table settings", &settings).await?;
-            for statement in self.tables.create(&known) {
-                self.execute("create the tables", &statement, ANSWER_WITHIN).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether every table and view is there.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn is_set_up(&self) -> Result<bool, Error> {
-        let existing: Vec<String> = self.all("look up tables", &self.tables.existing()).await?;
-        Ok(existing.len() == self.tables.all_names().len())
-    }
-
-    /// Compares the rows table with the pipeline's columns.
-    ///
-    /// # Errors
-    /// [`Error::TableColumns`] with every difference; [`Error::Store`].
-    pub async fn check_columns(&self) -> Result<(), Error> {
-        let rows: Vec<(String, String)> =
-            self.all("describe the rows table", &self.tables.describe_rows()).await?;
-        let found: Vec<Column> = rows.into_iter().map(|(name, kind)| Column { name, kind }).collect();
-        let faults = column_faults(&found, &self.tables.row_columns());
-        if faults.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::TableColumns { table: self.tables.rows(), faults })
-        }
-    }
-
     /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**). With `wider`, the
     /// table has wider types than the rows, and the server converts; else a type that differs is refused.
     ///
@@ -226,7 +200,8 @@ impl Store {
             .with_setting("decompress", "1")
             .with_setting("query_id", query_id)
             .with_setting("input_format_native_allow_types_conversion", if wider { "1" } else { "0" })
-            .with_timeouts(Some(SEND_WITHIN), Some(INSERT_WITHIN));
+            .with_setting(TIME_LIMIT, self.insert_limit().as_secs().to_string())
+            .with_timeouts(Some(SEND_WITHIN), Some(self.insert_over()));
         for (name, value) in self.insert_settings.iter() {
             insert = insert.with_setting(*name, *value);
         }
@@ -234,7 +209,17 @@ impl Store {
             insert.send(body.clone()).await.map_err(|error| store_fault(error, SEND_WITHIN))?;
             failpoint::pass("sink-in-insert");
         }
-        insert.end().await.map_err(|error| store_fault(error, INSERT_WITHIN))
+        insert.end().await.map_err(|error| store_fault(error, self.insert_over()))
+    }
+
+    /// How long an INSERT may run in the server.
+    fn insert_limit(&self) -> Duration {
+        if self.feeds_views.load(Ordering::Relaxed) { VIEWS_LIMIT } else { INSERT_LIMIT }
+    }
+
+    /// After this an INSERT is over, by its own limit in the server, whatever became of its answer.
+    pub fn insert_over(&self) -> Duration {
+        self.insert_limit() + ANSWER_LATER
     }
 
     /// Ends an insert whose outcome is unknown, and returns when it is over.
@@ -242,7 +227,7 @@ impl Store {
     /// # Errors
     /// The fault when that cannot be known yet.
     pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
-        match within(INSERT_WITHIN, self.client.query_raw(&tables::kill(query_id)).execute()).await {
+        match within(self.insert_over(), self.client.query_raw(&tables::kill(query_id)).execute()).await {
             // A server that cannot kill it any more answers at once: then it is waited for.
             Ok(()) | Err(StoreFault::Exception { code: CANNOT_KILL, .. }) => {}
             Err(fault) => return Err(fault),
@@ -299,8 +284,8 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn stored(&self, run: &str, pass: u32, values: bool) -> Result<Stored, Error> {
-        let schemas = self.schemas(values).await?;
-        let question = self.tables.proof(run, pass, &schemas.iter().collect::<Vec<_>>());
+        let digested = if values { self.digested().await? } else { Vec::new() };
+        let question = self.tables.proof(run, pass, &digested);
         let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64)>();
         let (batches, ids, digest, dead, fault) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
@@ -308,11 +293,6 @@ impl Store {
         // Rows may be landing still: then the second count is the larger one, and the next proof sees them.
         let raw_duplicates = raw.saturating_sub(ids);
         Ok(Stored { batches, ids, digest, dead, raw_duplicates, values_at_fault: values.then_some(fault) })
-    }
-
-    /// The schemas over whose columns a pass's digests may go; none when values are not looked at.
-    async fn schemas(&self, values: bool) -> Result<Vec<Schema>, Error> {
-        Ok(if values { vec![self.tables.schema().clone()] } else { Vec::new() })
     }
 
     /// How many ids a pass has more than once, in different batches.
@@ -337,8 +317,8 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let schemas = self.schemas(values).await?;
-        let question = self.tables.batches(run, pass, &schemas.iter().collect::<Vec<_>>());
+        let digested = if values { self.digested().await? } else { Vec::new() };
+        let question = self.tables.batches(run, pass, &digested);
         let cursor = self.client.query_raw(&question).fetch::<(u32, u64, u32, u64, u8)>();
         let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
         while let Some((batch, ids, expected, digest, fault)) =
@@ -495,7 +475,12 @@ fn exception(text: &str) -> StoreFault {
     let code = text
         .split_once("Code: ")
         .and_then(|(_, rest)| rest.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok());
-    let shown: String = text.trim().chars().take(500).collect();
+    let text = text.trim();
+    let mut shown: String = text.chars().take(500).collect();
+    // It stands at the end of the text, and is what the operator has to know.
+    if let Some(at) = text.find(PUSHING).filter(|_| !shown.contains(PUSHING)) {
+        shown.extend(format!("…: {}", &text[at..]).chars().take(200));
+    }
     match code {
         Some(code) => {
             let text = shown.split_once("Exception: ").map_or(shown.as_str(), |(_, text)| text).to_owned();
@@ -503,31 +488,6 @@ fn exception(text: &str) -> StoreFault {
         }
         None => StoreFault::Unclear(shown),
     }
-}
-
-fn column_faults(found: &[Column], expected: &[Column]) -> Vec<String> {
-    let mut faults = Vec::new();
-    for column in expected {
-        match found.iter().find(|found| found.name == column.name) {
-            None => faults.push(format!("column `{}` is missing, expected {}", column.name, column.kind)),
-            Some(found) if squeezed(&found.kind) != squeezed(&column.kind) => {
-                faults.push(format!(
-                    "column `{}`: found {}, expected {}",
-                    column.name, found.kind, column.kind
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    for column in found.iter().filter(|found| !expected.iter().any(|column| column.name == found.name)) {
-        faults.push(format!("column `{}` of type {} is not one of the pipeline's", column.name, column.kind));
-    }
-    faults
-}
-
-/// A type without the spaces in which spellings differ.
-fn squeezed(kind: &str) -> String {
-    kind.chars().filter(|symbol| !symbol.is_whitespace()).collect()
 }
 
 #[cfg(test)]
@@ -548,17 +508,13 @@ mod tests {
     }
 
     #[test]
-    fn every_difference_of_columns_is_told() {
-        let column = |name: &str, kind: &str| Column { name: name.into(), kind: kind.into() };
-        let expected = [column("a", "UInt32"), column("b", "Enum8('x' = 1)"), column("c", "String")];
-        let found = [column("a", "UInt64"), column("b", "Enum8('x'=1)"), column("d", "Date")];
-        assert_eq!(
-            column_faults(&found, &expected),
-            [
-                "column `a`: found UInt64, expected UInt32",
-                "column `c` is missing, expected String",
-                "column `d` of type Date is not one of the pipeline's"
-            ]
+    fn a_view_that_failed_is_named_however_long_the_text_is() {
+        let text = format!(
+            "Code: 395. DB::Exception: {}: while pushing to view e.mv. (FUNCTION_THROW_IF_VALUE_IS_NON_ZERO) (version 26.5)",
+            "x".repeat(600)
         );
+        let fault = exception(&text);
+        assert_eq!(fault.view(), Some("e.mv"), "{fault}");
+        assert_eq!(exception("Code: 252. DB::Exception: Too many parts").view(), None);
     }
 }

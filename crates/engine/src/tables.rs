@@ -1,20 +1,27 @@
 //! The only place that spells table names and SQL, and that quotes.
 
+mod columns;
 mod dead;
 mod forget;
 mod selected;
+mod shape;
 mod values;
+mod views;
 
 use std::sync::Arc;
 
 use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, Spec};
 
+use crate::build;
 use crate::records::{Published, RunRecord};
-use crate::store::Portion;
+use crate::store::{Portion, Stored};
 
+pub use columns::{Column, holds};
 pub use dead::Letters;
 pub use selected::Selection;
+pub use values::Digested;
+pub use views::View;
 
 /// `status` of a row that holds a result.
 pub const STATUS_OK: u8 = 1;
@@ -41,7 +48,10 @@ pub fn wanted_table_settings() -> impl Iterator<Item = &'static str> {
 }
 
 /// Settings of every INSERT: one block, one part, no buffering in the server, no tokens (**no-dedup-tokens**).
-pub const INSERT_SETTINGS: [(&str, &str); 14] = [
+///
+/// They also hold for what materialized views of the operator's write in the same INSERT, so none of them limits how many
+/// partitions a block may touch: ours touch one, because they carry one run, and a view's may touch many.
+pub const INSERT_SETTINGS: [(&str, &str); 12] = [
     ("async_insert", "0"),
     ("insert_deduplicate", "0"),
     ("deduplicate_insert", "disable"),
@@ -52,23 +62,33 @@ pub const INSERT_SETTINGS: [(&str, &str); 14] = [
     ("max_insert_block_size", "1048449"),
     ("min_insert_block_size_rows", "1048449"),
     ("min_insert_block_size_bytes", "536870912"),
-    ("max_partitions_per_insert_block", "1"),
     // Ids of one INSERT are unique and mostly sorted: folding them again costs a third of the insert.
     ("optimize_on_insert", "0"),
     // Half of an insert's CPU is the id index; merges build it, and until then a lookup reads those few parts.
     ("materialize_skip_indexes_on_insert", "0"),
     ("wait_end_of_query", "1"),
-    // An INSERT that hangs ends before its batches are delivered to another sink.
-    ("max_execution_time", "60"),
 ];
 
-/// A column as the server lists it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Column {
-    /// Its name.
-    pub name: String,
-    /// Its type, as ClickHouse spells it.
-    pub kind: String,
+/// The setting that ends an INSERT which hangs.
+pub const TIME_LIMIT: &str = "max_execution_time";
+
+/// A pass that is proven, as readers see it.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenPass<'a> {
+    /// The run.
+    pub run: &'a str,
+    /// The pass.
+    pub pass: u32,
+    /// Batches that the run has.
+    pub batches: u32,
+    /// What is stored of it.
+    pub stored: &'a Stored,
+    /// Ids that were given more than once, in different batches.
+    pub repeated_ids: u64,
+    /// The builds that computed it.
+    pub builds: &'a [String],
+    /// Milliseconds since 1970 when it was sealed.
+    pub at_ms: u64,
 }
 
 /// Every statement about one pipeline's tables in one database.
@@ -77,6 +97,7 @@ pub struct Tables {
     database: String,
     pipeline: String,
     id_type: &'static str,
+    build: String,
     schema: Arc<Schema>,
     columns: Vec<Column>,
     summary: Option<&'static str>,
@@ -86,15 +107,21 @@ impl Tables {
     /// A pipeline's tables in `database`.
     pub fn of(spec: &Spec, database: &str) -> Self {
         let own = spec.schema.columns().iter();
-        let columns = own.map(|column| Column { name: column.name.clone(), kind: column.text.clone() }).collect();
+        let columns = own.map(|column| Column::plain(&column.name, &column.text)).collect();
         Self {
             database: database.to_owned(),
             pipeline: spec.name.to_owned(),
             id_type: spec.id_type,
+            build: build::of_this_program(spec.version),
             schema: spec.schema.clone(),
             columns,
             summary: spec.summary,
         }
+    }
+
+    /// This program's build.
+    pub fn build(&self) -> &str {
+        &self.build
     }
 
     /// The pipeline's own columns.
@@ -138,15 +165,10 @@ impl Tables {
 
     /// Every column of the rows table, in order.
     pub fn row_columns(&self) -> Vec<Column> {
-        let own = OWN_COLUMNS.iter().map(|(name, kind)| Column {
-            name: (*name).to_owned(),
-            kind: if *name == "id" { self.id_type.to_owned() } else { (*kind).to_owned() },
-        });
+        let own = OWN_COLUMNS
+            .iter()
+            .map(|(name, kind)| Column::plain(name, if *name == "id" { self.id_type } else { kind }));
         own.chain(self.columns.iter().cloned()).collect()
-    }
-
-    fn column_list(&self) -> String {
-        self.row_columns().iter().map(|column| identifier(&column.name)).collect::<Vec<_>>().join(", ")
     }
 
     /// The pipeline's own columns as a select list, each after a comma.
@@ -154,7 +176,7 @@ impl Tables {
         self.columns.iter().map(|column| format!(", {}", identifier(&column.name))).collect()
     }
 
-    /// Statements that create whatever is missing. `known` are the table settings that the server has.
+    /// Statements that create the tables that are missing. `known` are the table settings that the server has.
     pub fn create(&self, known: &[String]) -> Vec<String> {
         let settings: String = DURABLE
             .iter()
@@ -166,57 +188,51 @@ impl Tables {
             .iter()
             .map(|column| format!("{} {}", identifier(&column.name), column.kind))
             .collect();
+        let table = |suffix: &str, columns: &str, engine: &str| {
+            format!(
+                "CREATE TABLE IF NOT EXISTS {} ({columns}) ENGINE = {engine} SETTINGS index_granularity = 8192{settings}",
+                self.table(suffix)
+            )
+        };
         vec![
             format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&self.database)),
-            format!(
-                "CREATE TABLE IF NOT EXISTS {} ({}, INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1, \
-                 INDEX by_status status TYPE minmax GRANULARITY 1) \
-                 ENGINE = ReplacingMergeTree PARTITION BY sipHash64(run) % {PARTITIONS} \
-                 ORDER BY (run, pass, batch, id) SETTINGS index_granularity = 8192{settings}",
-                self.rows(),
-                columns.join(", "),
+            table(
+                "_rows",
+                &format!(
+                    "{}, INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1, INDEX by_status status TYPE minmax \
+                     GRANULARITY 1",
+                    columns.join(", ")
+                ),
+                &format!(
+                    "ReplacingMergeTree PARTITION BY {} ORDER BY ({})",
+                    Self::partition_key(),
+                    Self::sorting_key()
+                ),
             ),
-            format!(
-                "CREATE TABLE IF NOT EXISTS {} (run String, pass UInt32, batches UInt32, ids UInt64, rows UInt64, \
-                 dead UInt64, digest UInt64, repeated_ids UInt64, sealed_at DateTime64(3, 'UTC')) \
-                 ENGINE = ReplacingMergeTree(sealed_at) ORDER BY (run, pass) SETTINGS index_granularity = 8192{settings}",
-                self.passes(),
+            table(
+                "_passes",
+                "run String, pass UInt32, batches UInt32, ids UInt64, rows UInt64, dead UInt64, digest UInt64, \
+                 repeated_ids UInt64, builds Array(String), sealed_at DateTime64(3, 'UTC')",
+                "ReplacingMergeTree(sealed_at) ORDER BY (run, pass)",
             ),
-            format!(
-                "CREATE TABLE IF NOT EXISTS {} (run String, source String, fingerprint String, batch_ids UInt32, \
-                 expected_ids UInt64, may_repeat UInt8, created_at DateTime64(3, 'UTC'), batches UInt32, ids UInt64, \
-                 digest UInt64, dropped_repeats UInt64, published_at DateTime64(3, 'UTC')) \
-                 ENGINE = ReplacingMergeTree(published_at) ORDER BY run SETTINGS index_granularity = 8192{settings}",
-                self.runs(),
+            table(
+                "_runs",
+                "run String, source String, fingerprint String, batch_ids UInt32, expected_ids UInt64, may_repeat UInt8, \
+                 created_at DateTime64(3, 'UTC'), batches UInt32, ids UInt64, digest UInt64, dropped_repeats UInt64, \
+                 published_at DateTime64(3, 'UTC')",
+                "ReplacingMergeTree(published_at) ORDER BY run",
             ),
-            // Raw duplicates appear when a paused sink wakes, even after the seal: only FINAL hides them at any moment.
-            format!(
-                "CREATE VIEW IF NOT EXISTS {} AS SELECT run, id{} FROM {} FINAL \
-                 WHERE status = 'ok' AND (run, pass) IN (SELECT run, max(pass) FROM {} GROUP BY run)",
-                self.view(),
-                self.own_list(),
-                self.rows(),
-                self.passes(),
+            table(
+                "_schemas",
+                "version UInt32, fingerprint UInt64, columns String, build String, created_at DateTime64(3, 'UTC')",
+                "ReplacingMergeTree(created_at) ORDER BY fingerprint",
             ),
-            format!(
-                "CREATE VIEW IF NOT EXISTS {} AS SELECT run, pass, batch, id, status, error{} FROM {} FINAL",
-                self.table("_live"),
-                self.own_list(),
-                self.rows(),
-            ),
-            format!(
-                "CREATE VIEW IF NOT EXISTS {} AS SELECT run, pass, batch, id, error FROM {} FINAL WHERE status = 'dead'",
-                self.table("_dead"),
-                self.rows(),
+            table(
+                "_view_faults",
+                "run String, pass UInt32, batches Array(UInt32), view String, error String, at DateTime64(3, 'UTC')",
+                "MergeTree ORDER BY (run, pass, view)",
             ),
         ]
-    }
-
-    /// The names of all tables and views of this pipeline.
-    pub fn all_names(&self) -> Vec<String> {
-        ["_rows", "_passes", "_runs", "", "_live", "_dead"]
-            .map(|suffix| format!("{}{suffix}", self.pipeline))
-            .into()
     }
 
     /// An INSERT whose body is rows as workers encoded them: blocks of our own columns and those of a schema. Columns of
@@ -296,24 +312,16 @@ impl Tables {
     }
 
     /// Makes a sealed pass visible.
-    #[expect(clippy::too_many_arguments, reason = "one for each column")]
-    pub fn insert_pass(
-        &self,
-        run: &str,
-        pass: u32,
-        batches: u32,
-        ids: u64,
-        dead: u64,
-        digest: u64,
-        repeated: u64,
-        at_ms: u64,
-    ) -> String {
+    pub fn insert_pass(&self, seen: &SeenPass<'_>) -> String {
+        let SeenPass { run, pass, batches, stored, repeated_ids, builds, at_ms } = seen;
+        let Stored { ids, dead, digest, .. } = stored;
+        let builds = builds.iter().map(|build| string(build)).collect::<Vec<_>>().join(", ");
         format!(
-            "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, sealed_at) SELECT {}, {pass}, \
-             {batches}, {ids}, {ids}, {dead}, {digest}, {repeated}, {}",
+            "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, builds, sealed_at) SELECT {}, \
+             {pass}, {batches}, {ids}, {ids}, {dead}, {digest}, {repeated_ids}, CAST([{builds}] AS Array(String)), {}",
             self.passes(),
             string(run),
-            moment(at_ms),
+            moment(*at_ms),
         )
     }
 
@@ -366,31 +374,13 @@ impl Tables {
         )
     }
 
-    /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, sealed_ms)`.
+    /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, builds, sealed_ms)`.
     pub fn sealed_passes(&self, run: &str) -> String {
         format!(
-            "SELECT pass, rows, dead, repeated_ids, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
+            "SELECT pass, rows, dead, repeated_ids, builds, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
             millis("sealed_at"),
             self.passes(),
             string(run)
-        )
-    }
-
-    /// Columns of the rows table as the server has them: `(name, type)`.
-    pub fn describe_rows(&self) -> String {
-        format!(
-            "SELECT name, type FROM system.columns WHERE database = {} AND table = {}",
-            string(&self.database),
-            string(&self.rows_name()),
-        )
-    }
-
-    /// Which of this pipeline's tables and views exist: `(name)`.
-    pub fn existing(&self) -> String {
-        let names = self.all_names().iter().map(|name| string(name)).collect::<Vec<_>>().join(", ");
-        format!(
-            "SELECT name FROM system.tables WHERE database = {} AND name IN ({names})",
-            string(&self.database)
         )
     }
 }
@@ -445,6 +435,11 @@ fn millis(column: &str) -> String {
     format!("toUInt64(round(toFloat64({column}) * 1000))")
 }
 
+/// A table or view with its database, in backticks.
+pub fn full_name(database: &str, name: &str) -> String {
+    format!("{}.{}", identifier(database), identifier(name))
+}
+
 /// A name in backticks.
 fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
@@ -497,11 +492,12 @@ mod tests {
     fn statements_about(text: &str) -> Vec<String> {
         let schema = Arc::new(Schema::parse(&[("n", "UInt8")]).expect("sound"));
         let tables = Tables {
+            build: "b".to_owned(),
             schema: schema.clone(),
             database: text.to_owned(),
             pipeline: text.to_owned(),
             id_type: "String",
-            columns: vec![Column { name: text.to_owned(), kind: "UInt8".to_owned() }],
+            columns: vec![Column::plain(text, "UInt8")],
             summary: Some("SELECT count() FROM {rows}"),
         };
         let record = crate::records::RunRecord {
@@ -516,11 +512,27 @@ mod tests {
             timing: None,
             so_far: None,
         };
-        let letters = Letters { error: Some(text.to_owned()), batch: Some(1) };
+        let letters = Letters {
+            error: Some(text.to_owned()),
+            batch: Some(1),
+            host: Some(text.to_owned()),
+            build: Some(text.to_owned()),
+        };
         let selection = Selection::Letters(letters.clone());
         let covers =
             crate::records::Covers { base: 1, selection, ranges: Vec::new(), selected: None, ids: None };
         let part = Portion::between(1, 2, text, text);
+        let stored = Stored { batches: 1, ids: 1, digest: 1, dead: 1, raw_duplicates: 0 };
+        let builds = [text.to_owned()];
+        let seen = SeenPass {
+            run: text,
+            pass: 1,
+            batches: 1,
+            stored: &stored,
+            repeated_ids: 1,
+            builds: &builds,
+            at_ms: 1,
+        };
         let of_run = [
             tables.ask_parts(text, 1, &[&part]),
             tables.newest_rows(text),
@@ -528,7 +540,7 @@ mod tests {
             tables.selected_batches(text, &covers),
             tables.selected_ids(text, &covers, &[1, 2]),
             tables.not_computed(text, 2, &covers, [0, 9]),
-            tables.take_over(text, 2, &covers, [0, 9]),
+            tables.take_over(text, 2, &covers, [0, 9], &tables.row_columns()),
             tables.rows_of(text, Some(1)),
             tables.remove_rows(text, Some(1)),
             tables.hide(text, 1),
@@ -542,7 +554,13 @@ mod tests {
             tables.raw_count(text, 1),
             tables.batches(text, 1, &[]),
             tables.repeated(text, 1),
-            tables.insert_pass(text, 1, 1, 1, 1, 1, 1, 1),
+            tables.insert_pass(&seen),
+            tables.newest_sealed(text),
+            tables.is_seen(text),
+            tables.builds(text, 1),
+            tables.insert_view_fault((text, 1, &[1, 2]), (text, text), 1),
+            tables.view_faults(Some(text)),
+            tables.refill("v", "SELECT 1", (text, 1, &[1, 2])),
             tables.insert_run(&record),
             tables.dead(text, 1, &letters, 1),
             tables.dead_by_error(text, 1, &letters, 1),
@@ -550,14 +568,29 @@ mod tests {
         // Of a run it says the partition only, a number.
         let heal = tables.heal("green");
         let summary = tables.summary(text, 1).expect("there is one");
-        let others = [summary, tables.insert_rows(&schema), tables.describe_rows(), tables.existing(), heal];
+        let columns = tables.row_columns();
+        let others = [
+            summary,
+            tables.insert_rows(&schema),
+            tables.list_tables(),
+            tables.list_columns(),
+            heal,
+            Tables::spell(&columns),
+            tables.add_column(&columns[0]),
+            tables.modify_column(&columns[0]),
+            tables.schemas(),
+            tables.insert_schema(1, &schema, text, 1),
+            tables.forget_view_faults(),
+            Tables::view_queries(&[(text.to_owned(), text.to_owned())]),
+        ];
+        let views = View::ALL.map(|view| tables.make_view(view, &columns, true));
         let server = [
             known_settings("settings", [text, text].into_iter()),
             databases(text),
             kill(text),
             running(text),
         ];
-        tables.create(&[]).into_iter().chain(of_run).chain(others).chain(server).collect()
+        tables.create(&[]).into_iter().chain(views).chain(of_run).chain(others).chain(server).collect()
     }
 
     #[test]

@@ -15,9 +15,9 @@ use serde::Serialize;
 use crate::aside::fault_of_ids;
 use crate::broker::Broker;
 use crate::error::Error;
-use crate::records::{Entry, PassRecord, PassState, Records};
+use crate::records::{Entry, PassRecord, PassState, Records, Sealed};
 use crate::seal::Proof;
-use crate::store::{Store, StoredBatch};
+use crate::store::{BuildRows, Sight, Store, Stored, StoredBatch};
 
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
@@ -79,6 +79,18 @@ pub struct Report {
     pub revision: Option<u64>,
     /// Ids that the pass computes again, where those are not all: it takes over the rows of the others.
     pub computes: Option<u64>,
+    /// Whether readers see the pass, which ClickHouse was asked.
+    pub readers_see: bool,
+    /// Why they do not see a sealed pass; or what is wrong with a view although they do.
+    pub readers: Option<String>,
+    /// Rows by the build that computed them, the one with the most first.
+    pub builds: Vec<BuildRows>,
+    /// What was proven when the pass was sealed.
+    #[serde(skip)]
+    pub proven: Option<Sealed>,
+    /// What is stored.
+    #[serde(skip)]
+    pub stored: Stored,
 }
 
 /// Batches of one kind: how many, and the first of them by number.
@@ -137,6 +149,11 @@ impl Report {
     /// Whether there is nothing to repair.
     pub fn is_clean(&self) -> bool {
         self.complete && self.raw_duplicates == 0
+    }
+
+    /// Whether the pass is sealed by its record, and readers do not see it.
+    pub fn is_hidden(&self) -> bool {
+        self.sealed && !self.readers_see
     }
 
     /// Batches that are not as they should be.
@@ -202,6 +219,11 @@ async fn examine<I: Id>(
     if proof.is_some() && !complete && counts_agree {
         find_wrong::<I>(broker, run, &mut walk).await?;
     }
+    let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
+    let sight = match is_sealed {
+        true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead)).await?,
+        false => Sight::default(),
+    };
     let mut report = Report {
         run: run.to_string(),
         pass: number,
@@ -217,7 +239,7 @@ async fn examine<I: Id>(
         dead: stored.dead,
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
         digest_matches: published.is_some_and(|published| published.digest == stored.digest),
-        sealed: pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed),
+        sealed: is_sealed,
         state: pass.as_ref().map_or(PassState::Running, |pass| pass.state).word(),
         complete,
         missing: walk.missing.first,
@@ -227,6 +249,11 @@ async fn examine<I: Id>(
         ids_damaged: walk.ids_damaged.first,
         revision,
         computes: covers.map(|covers| covers.ids.unwrap_or(0)),
+        readers_see: sight.sees,
+        readers: sight.why,
+        builds: store.builds(run.as_str(), number).await?,
+        proven: sealed,
+        stored,
     };
     // A pass over some ids has messages of its own for them.
     if report.published && report.computes.is_none() {

@@ -111,7 +111,7 @@ pub async fn work<I: Id>(
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
     let cores = Cores::start(function, threads, place, limits, counts.clone(), load.clone())?;
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
-    tell(records, open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
+    tell(records, maker.clone(), open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
@@ -142,6 +142,7 @@ pub async fn work<I: Id>(
 /// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
 fn tell(
     records: Records,
+    maker: Arc<Maker>,
     open: watch::Receiver<Open>,
     load: Arc<WorkLoad>,
     slots: Slots,
@@ -177,7 +178,7 @@ fn tell(
             let (total, recent) = (CoreTimes::from(sums), CoreTimes::from(recent.note(sums).0));
             Doing::Work { cores: load.cores(), recent, total, runs }
         };
-        hosts::report(&records, &stopping, look).await;
+        hosts::report(&records, &maker.build, &stopping, look).await;
     });
 }
 

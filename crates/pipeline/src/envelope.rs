@@ -308,7 +308,10 @@ mod tests {
         let rows = encode_rows(&some_rows());
         assert_eq!((hex(&rows[..4]), hex(&rows[HEADER..])), ("4d530110".into(), body.into()));
         let message = encode_cut(&cut(5, &[300, 1]));
-        assert_eq!((hex(&message[..4]), hex(&message[HEADER..])), ("4d530111".into(), "0374656102030502ac0201".into()));
+        assert_eq!(
+            (hex(&message[..4]), hex(&message[HEADER..])),
+            ("4d530111".into(), "0374656102030502ac0201".into())
+        );
         assert_eq!(decode_rows(&message), Ok(Rows::Cut(cut(5, &[300, 1]))));
     }
 

@@ -212,8 +212,12 @@ impl Schema {
     /// SQL for what [`Columns::fold_hashes`](crate::columns::Columns::fold_hashes) continues a hash with: one expression for
     /// each column, to be put behind the first arguments of `cityHash64`.
     pub fn hash_arguments(&self) -> Vec<String> {
-        let argument = |column: &Column| hash_arguments(&format!("`{}`", column.name), &column.kind);
-        self.columns.iter().map(argument).collect()
+        self.hash_arguments_of(|column| format!("`{}`", column.name))
+    }
+
+    /// The same where the values stand in other expressions: those of a table whose columns have wider types, say.
+    pub fn hash_arguments_of(&self, value: impl Fn(&Column) -> String) -> Vec<String> {
+        self.columns.iter().map(|column| hash_arguments(&value(column), &column.kind)).collect()
     }
 
     /// The columns as text, such as "`steps` UInt32, `peak` UInt128".

@@ -1,6 +1,7 @@
 //! `dead`: a run's dead letters.
 
 use millstream::names::RunName;
+use millstream_engine::store::DeadLetter;
 use millstream_engine::tables::Letters;
 use serde_json::json;
 
@@ -26,7 +27,7 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
                 let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids })).collect();
                 let letters: Vec<_> = letters
                     .iter()
-                    .map(|(batch, id, error)| json!({ "batch": batch, "id": id, "error": error }))
+                    .map(|letter| json!(letter))
                     .collect();
                 show::json(&json!({ "run": run.as_str(), "pass": pass, "dead": total, "by_error": kinds, "letters": letters }));
                 return Ok(Ended::Well);
@@ -42,9 +43,12 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
             let shown = letters.len() as u64;
             let cells: Vec<Vec<String>> = letters
                 .into_iter()
-                .map(|(batch, id, error)| vec![id, batch.to_string(), one_line(&error)])
+                .map(|letter| {
+                    let DeadLetter { batch, id, error, host, build } = letter;
+                    vec![id, batch.to_string(), host, build, one_line(&error)]
+                })
                 .collect();
-            show::line(&format!("\n{}", show::table(&["id", "batch", "error"], &cells)));
+            show::line(&format!("\n{}", show::table(&["id", "batch", "host", "build", "error"], &cells)));
             if total > shown {
                 show::line(&format!("… {} more: --limit N lists them", show::grouped(total - shown)));
             }
@@ -55,7 +59,8 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
 
 /// Which dead letters are meant, as the user said it.
 pub(super) fn letters(args: &LettersArgs) -> Letters {
-    Letters { error: args.error.clone(), batch: args.batch }
+    let LettersArgs { error, batch, host, build } = args.clone();
+    Letters { error, batch, host, build }
 }
 
 /// The pass that readers see, or the newest while they see none.

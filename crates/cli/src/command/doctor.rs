@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
+use crate::args::DoctorArgs;
 use crate::session::{Holder, Servers};
 use crate::{Ended, show};
 
@@ -41,13 +42,16 @@ fn failed(what: &'static str, error: &anyhow::Error) -> Check {
     Check { what, verdict: Verdict::Fail, found: told.join(": "), hint: show::hint(error) }
 }
 
-pub(super) async fn doctor(context: &Context, as_json: bool) -> anyhow::Result<Ended> {
+pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
             let mut checks = vec![check_pipeline(&context.spec), check_cores(context)];
             checks.extend(check_nats(&servers, &context.spec, &context.config.limits).await);
             checks.extend(check_store(&servers, &context.spec).await);
-            if as_json {
+            if args.acknowledge {
+                Store::connect(&context.spec, servers.store.clone()).await?.forget_view_faults().await?;
+            }
+            if args.json {
                 show::json(&json!({ "checks": checks }));
             } else {
                 checks.iter().for_each(tell);
@@ -199,17 +203,78 @@ async fn check_store(servers: &Servers, spec: &Spec) -> Vec<Check> {
             Some("24.8 or newer is what is tested"),
         ));
     }
-    checks.push(match store.is_set_up().await {
-        Ok(true) => match store.check_columns().await {
-            Ok(()) => check("tables", Verdict::Ok, "there, with the pipeline's columns", None),
-            Err(error) => failed("tables", &error.into()),
-        },
-        Ok(false) => {
+    match check_tables(&store).await {
+        Ok(found) => checks.extend(found),
+        Err(error) => checks.push(failed("tables", &error.into())),
+    }
+    checks
+}
+
+/// Whether the tables take rows, readers see what is there, and what else sees it.
+async fn check_tables(store: &Store) -> Result<Vec<Check>, Error> {
+    let plan = store.plan().await?;
+    // What hinders is an error with a hint of its own.
+    store.check(&plan)?;
+    let names = |names: &[String]| {
+        names.iter().map(|name| store.tables().full_name(name)).collect::<Vec<_>>().join(", ")
+    };
+    let mut checks = vec![match &plan.missing[..] {
+        [] => {
+            let wider =
+                plan.wider.iter().map(|(name, kind)| format!("; `{name}` is {kind}, which holds more"));
+            check(
+                "tables",
+                Verdict::Ok,
+                format!("there, and take the pipeline's rows{}", wider.collect::<String>()),
+                None,
+            )
+        }
+        all if all.len() == store.tables().all_names().len() => {
             check("tables", Verdict::Warn, "not there yet", Some("`setup`, `produce` or `run` creates them"))
         }
-        Err(error) => failed("tables", &error.into()),
+        some => {
+            let found = format!("missing: {}", names(some));
+            check("tables", Verdict::Warn, found, Some("`setup`, `produce` or `run` creates them"))
+        }
+    }];
+    checks.push(match &plan.stale[..] {
+        [] => check("views", Verdict::Ok, "as their table is", None),
+        stale => check(
+            "views",
+            Verdict::Warn,
+            store.lag(stale),
+            Some("readers may get wrong values until `setup` makes them anew, which loses nothing that is stored"),
+        ),
     });
-    checks
+    if !plan.fed.is_empty() {
+        checks.push(check(
+            "other views",
+            Verdict::Ok,
+            format!("{}: {}", plan.fed.join(", "), show::FED),
+            None,
+        ));
+    }
+    checks.push(check_view_faults(store).await?);
+    Ok(checks)
+}
+
+/// Rows that materialized views of the operator's did not get.
+async fn check_view_faults(store: &Store) -> Result<Check, Error> {
+    let faults = store.view_faults(None).await?;
+    if faults.is_empty() {
+        return Ok(check("view faults", Verdict::Ok, "none", None));
+    }
+    let told: Vec<String> = faults.iter().map(show::view_fault).collect();
+    let refills = store.refills(&faults).await?;
+    let seen = "then `doctor --acknowledge`";
+    let hint = match refills[..] {
+        [] => format!("mend the views, see which rows they lack, and fill them; {seen}"),
+        _ => format!(
+            "mend the views, and let those that lack rows see them again: {}; {seen}",
+            refills.join("; ")
+        ),
+    };
+    Ok(check("view faults", Verdict::Warn, told.join("; "), Some(&hint)))
 }
 
 fn at_least(version: &str, (major, minor): (u32, u32)) -> bool {

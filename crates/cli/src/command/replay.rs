@@ -44,7 +44,9 @@ pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyho
 /// Which ids are meant; `None` stands for all.
 fn selection(args: &ReplayArgs) -> Result<Option<Selection>, Usage> {
     if !args.dead && letters(&args.letters) != Letters::default() {
-        return Err(Usage("--error and --batch choose among dead letters\nhint: add --dead".into()));
+        return Err(Usage(
+            "--error, --batch, --host and --build choose among dead letters\nhint: add --dead".into(),
+        ));
     }
     Ok(match args {
         ReplayArgs { dead: true, .. } => Some(Selection::Letters(letters(&args.letters))),

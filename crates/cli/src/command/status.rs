@@ -96,6 +96,14 @@ fn told(status: &Status) -> String {
             eta(status)
         ),
     ];
+    lines.extend(readers(status));
+    lines.extend(builds(status));
+    lines.extend(
+        status
+            .view_faults
+            .iter()
+            .map(|fault| format!("views     {}; `doctor` says what helps", show::view_fault(fault))),
+    );
     let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
     if !hosts.is_empty() {
         lines.push(String::new());
@@ -106,6 +114,28 @@ fn told(status: &Status) -> String {
         lines.push(verdict.text.replace("RUN", run));
     }
     lines.join("\n")
+}
+
+/// What is wrong with what readers see.
+fn readers(status: &Status) -> Option<String> {
+    let why = status.readers.as_ref()?;
+    Some(match status.readers_see {
+        true => format!("readers   {why}"),
+        false => format!("readers   readers do NOT see it: {why}"),
+    })
+}
+
+/// That more than one build worked on the pass.
+fn builds(status: &Status) -> Option<String> {
+    let builds = &status.builds;
+    let run = &status.run;
+    (builds.len() > 1).then(|| {
+        format!(
+            "builds    {} builds worked on it: {}; `verify {run}` counts their rows",
+            builds.len(),
+            builds.join(", ")
+        )
+    })
 }
 
 /// What a person has set, where it is not the usual.

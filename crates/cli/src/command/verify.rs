@@ -2,6 +2,7 @@
 
 use millstream::names::RunName;
 use millstream::{Id, Spec};
+use millstream_engine::store::BuildRows;
 use millstream_engine::verify::{Repair, Report, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
 use serde_json::json;
@@ -32,11 +33,12 @@ pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyho
                 value["hint"] = json!(hint);
                 show::json(&value);
             } else {
-                show::line(&told(&report));
+                show::line(&told(&report, args.hosts));
                 repaired.iter().for_each(|repaired| show::line(&repaired_told(repaired)));
                 hint.iter().for_each(|hint| show::line(&format!("\nhint: {hint}")));
             }
-            Ok(if report.is_clean() && report.sealed { Ended::Well } else { Ended::Badly })
+            let well = report.is_clean() && report.sealed && report.readers_see;
+            Ok(if well { Ended::Well } else { Ended::Badly })
         })
         .await
 }
@@ -50,13 +52,13 @@ async fn proven<I: Id>(
     let Session { broker, store, records } = Session::of_run(servers, spec, "verify", run.as_str()).await?;
     let values = args.values || args.repair;
     let report = prove::<I>(&broker, &records, &store, run, values).await?;
-    if !args.repair || report.is_clean() {
+    if !args.repair || (report.is_clean() && !report.is_hidden()) {
         return Ok((report, None));
     }
     let unstored = if args.recompute { Unstored::Recompute } else { Unstored::Wait };
     let repaired = repair(&broker, &records, &store, &report, unstored).await?;
     // What merging alone has healed is well now.
-    let healed = repaired.duplicates_merged > 0 && report.complete;
+    let healed = (repaired.duplicates_merged > 0 && report.complete) || repaired.shown_again;
     let report = if healed { prove::<I>(&broker, &records, &store, run, values).await? } else { report };
     Ok((report, Some(repaired)))
 }
@@ -83,15 +85,18 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
             Some(format!("see that `work` and `sink` run, then verify {} --repair", report.run))
         }
         Some(repaired) => repaired.hint(&report.run),
-        None if report.published && !report.is_clean() => Some(format!("verify {} --repair", report.run)),
+        None if report.published && (!report.is_clean() || report.is_hidden()) => {
+            Some(format!("verify {} --repair", report.run))
+        }
         None => None,
     }
 }
 
-fn told(report: &Report) -> String {
+fn told(report: &Report, with_hosts: bool) -> String {
     let number = show::grouped;
     let verdict = match (report.published, report.is_clean(), report.sealed) {
         (false, ..) => "still being published",
+        (true, true, true) if report.is_hidden() => "every id has its row, once, but readers do NOT see it",
         (true, true, true) if report.values_at_fault.is_some() => {
             "sealed: every id has its row, once, with the values that were computed"
         }
@@ -111,7 +116,7 @@ fn told(report: &Report) -> String {
     format!(
         "run              {} (pass {})\nverdict          {verdict}\nbatches          {}\nids              {}\n\
          rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nwrong batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
-         digest           {}\nvalues           {}\ndead             {}{}{}",
+         digest           {}\nvalues           {}\ndead             {}{}{}{}{}",
         report.run,
         report.pass,
         number(report.batches),
@@ -130,6 +135,8 @@ fn told(report: &Report) -> String {
         number(report.dead),
         lost("ids gone", &report.ids_gone),
         lost("ids damaged", &report.ids_damaged),
+        report.readers.as_ref().map_or_else(String::new, |why| format!("\nreaders          {why}")),
+        builds(&report.builds, with_hosts),
     )
 }
 
@@ -141,6 +148,18 @@ fn values_told(report: &Report) -> String {
     }
 }
 
+/// Who computed how many rows, where that is worth a line: by more than one build, or asked for.
+fn builds(builds: &[BuildRows], with_hosts: bool) -> String {
+    if builds.len() < 2 && !with_hosts {
+        return String::new();
+    }
+    let told = builds.iter().map(|BuildRows { build, rows, hosts }| {
+        let on = if with_hosts { format!(" on {}", hosts.join(", ")) } else { String::new() };
+        format!("{} rows by {build}{on}", show::grouped(*rows))
+    });
+    format!("\nbuilds           {}", told.collect::<Vec<_>>().join("\n                 "))
+}
+
 fn repaired_told(repair: &Repair) -> String {
     let number = show::grouped;
     let mut lines = vec![format!(
@@ -148,6 +167,9 @@ fn repaired_told(repair: &Repair) -> String {
         number(repair.duplicates_merged),
         number(repair.batches_again),
     )];
+    if repair.shown_again {
+        lines.push("readers see the pass again".to_owned());
+    }
     if repair.whole_run {
         lines.push(
             "more batches are at fault than can be named one by one, so all of the run is computed again; rows that are \

@@ -378,8 +378,13 @@ mod tests {
     fn what_no_piece_covers_is_left() {
         let schema = Schema::parse(&[("n", "UInt8")]).expect("sound");
         let rows = Rows::with_room(&schema, 0);
-        let piece =
-            |from, count| Piece { from, count, rows: rows.clone(), again: Vec::new(), spent: Spent::default() };
+        let piece = |from, count| Piece {
+            from,
+            count,
+            rows: rows.clone(),
+            again: Vec::new(),
+            spent: Spent::default(),
+        };
         let (answer, _) = oneshot::channel::<Ground<u64>>();
         let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 10 };
         let pieces = vec![piece(6, 2), piece(1, 3)];

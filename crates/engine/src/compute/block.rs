@@ -115,7 +115,11 @@ fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
 fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u64 {
     let heads = ids.iter().zip(statuses).zip(errors(rows));
     let hash = |((id, status), error): ((&I, &u8), &str)| {
-        city_hash_of_numbers(&[id.hash_argument(), u64::from(*status), XxHash64::oneshot(0, error.as_bytes())])
+        city_hash_of_numbers(&[
+            id.hash_argument(),
+            u64::from(*status),
+            XxHash64::oneshot(0, error.as_bytes()),
+        ])
     };
     let mut hashes: Vec<u64> = heads.map(hash).collect();
     rows.columns.fold_hashes(schema, &mut hashes);
@@ -190,7 +194,11 @@ pub(crate) mod read {
     }
 
     fn number(rest: &mut &[u8], width: usize) -> u128 {
-        rest.split_off(..width).expect("all bytes").iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte))
+        rest.split_off(..width)
+            .expect("all bytes")
+            .iter()
+            .rev()
+            .fold(0, |number, byte| number << 8 | u128::from(*byte))
     }
 
     fn text(rest: &mut &[u8]) -> Vec<u8> {

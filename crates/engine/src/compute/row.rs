@@ -63,7 +63,10 @@ impl Rows {
             Ok(()) => {
                 let length = self.bytes() - before;
                 self.columns.truncate(schema, rows);
-                self.dead(schema, &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"));
+                self.dead(
+                    schema,
+                    &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"),
+                );
             }
             Err(fault) => self.dead(schema, &unfit(&fault)),
         }
@@ -75,7 +78,10 @@ impl Rows {
         if length <= MAX_ROW {
             self.columns.append(row);
         } else {
-            self.dead(schema, &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"));
+            self.dead(
+                schema,
+                &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"),
+            );
         }
     }
 

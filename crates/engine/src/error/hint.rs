@@ -74,8 +74,18 @@ impl Error {
             }
             Self::Credentials { .. } => "name a credentials file that can be read with --nats-creds or NATS_CREDS".into(),
             Self::NoColumn { .. } => "choose one of them with --column".into(),
+            Self::TableColumns { mendable: true, .. } => {
+                "`setup` shows what it would change, `setup --yes` does it; processes of the version before go on beside it"
+                    .into()
+            }
             Self::TableColumns { .. } => {
                 "change the pipeline's columns, alter the table, or use another database with --database".into()
+            }
+            Self::ColumnTypes { .. } => {
+                "nothing was created; change the types in COLUMNS to ones that this server lets a table have".into()
+            }
+            Self::TablesMissing { .. } => {
+                "`setup` creates them; if they are in another database, name it with --database or CLICKHOUSE_DATABASE".into()
             }
             Self::PassOpen { run } => {
                 format!(

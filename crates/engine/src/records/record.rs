@@ -178,6 +178,9 @@ pub struct Sealed {
     /// What the pipeline's summary query answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Vec<serde_json::Value>>,
+    /// The builds that computed it, the one with the most rows first.
+    #[serde(default)]
+    pub builds: Vec<String>,
 }
 
 /// A record is read by other hosts than the one that wrote it: what is no run name does not come in as one.

@@ -218,7 +218,9 @@ impl Stream {
 
     /// What a message holds; `None` for a cut.
     pub fn read_rows(&self, place: Place, delivery: u64) -> Option<Arrived> {
-        let Rows::Batch(message) = decode_rows(self.rows(&place)?).expect("our own message") else { return None };
+        let Rows::Batch(message) = decode_rows(self.rows(&place)?).expect("our own message") else {
+            return None;
+        };
         let portion = match message.is_whole() {
             true => Portion::all(message.batch, message.batch_ids),
             false => Portion::between(message.batch, message.batch_ids, message.first, message.last),

@@ -10,16 +10,13 @@ use millstream::schema::Schema;
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, GroupKey, INSERTING, Item, SET_BACK, Sink};
-use crate::error::StoreFault;
+use crate::error::{StoreFault, full_cause};
 use crate::failpoint;
 use crate::retry::Backoff;
 use crate::store::Fit;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// After this an insert of ours is over by the server's own limit, `max_execution_time` in `INSERT_SETTINGS`.
-const INSERT_OVER: Duration = Duration::from_secs(90);
 
 /// Rows that the table does not take come again after this at the latest.
 const LEFT_AT_MOST: Duration = Duration::from_secs(600);
@@ -37,6 +34,8 @@ struct Landing<'a> {
     query_id: String,
     /// Why the last step failed.
     fault: StoreFault,
+    /// How the last insert failed, until it is known whether its rows are stored all the same.
+    failed: Option<StoreFault>,
 }
 
 impl Sink {
@@ -50,8 +49,17 @@ impl Sink {
         let (Some(schema), Fit::Exact | Fit::Wider) = (schema, &fit) else { return leave(items).await };
         let pause = Backoff::new(PAUSE.0, PAUSE.1);
         let wider = fit == Fit::Wider;
-        let mut landing =
-            Landing { sink: self, key, schema, wider, items, pause, query_id: String::new(), fault: unconfirmed() };
+        let mut landing = Landing {
+            sink: self,
+            key,
+            schema,
+            wider,
+            items,
+            pause,
+            query_id: String::new(),
+            fault: unconfirmed(),
+            failed: None,
+        };
         let mut step = Step::Ask;
         loop {
             let seen = match step {
@@ -61,7 +69,7 @@ impl Sink {
                 Step::Wait => landing.wait().await,
                 Step::Apart => return landing.apart().await,
                 Step::HandBack => return hand_back(landing.items, Duration::ZERO).await,
-                Step::SetBack => return hand_back(landing.items, INSERT_OVER).await,
+                Step::SetBack => return hand_back(landing.items, self.store.insert_over()).await,
                 Step::Done => return,
             };
             step = step.next(seen);
@@ -70,17 +78,17 @@ impl Sink {
 
     /// What the table says of the columns of these rows; `None` when work is given up before it answers.
     async fn judge(&self, key: &GroupKey, items: &[Item]) -> Option<Known> {
-        let columns = &items.first()?.columns;
+        let first = items.first()?;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
-            let fault = tokio::select! {
-                known = self.schemas.judge(&self.store, key.schema, columns) => match known {
+            let error = tokio::select! {
+                known = self.schemas.judge(&self.store, key.schema, first) => match known {
                     Ok(known) => return Some(known),
-                    Err(fault) => fault,
+                    Err(error) => error,
                 },
                 () = self.stop.given_up() => return None,
             };
-            tracing::warn!(run = %key.run, pass = key.pass, %fault, "the table's columns cannot be asked about yet, trying again");
+            tracing::warn!(run = %key.run, pass = key.pass, error = full_cause(&error), "the table's columns cannot be asked about yet, trying again");
             if !self.stop.pause(pause.wait()).await {
                 return None;
             }
@@ -117,13 +125,38 @@ impl Landing<'_> {
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
         let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.ids, stored));
-        for item in self.items.extract_if(.., |item| landed(item)) {
+        let landed: Vec<Item> = self.items.extract_if(.., |item| landed(item)).collect();
+        // Before the ack: after a kill in between it is noted once more, and never lost.
+        self.note_views(&landed).await;
+        for item in landed {
             self.sink.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
             self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
             item.delivery.ack().await;
             failpoint::pass("sink-after-ack");
         }
         Ok(())
+    }
+
+    /// Rows that are stored although their insert failed may have come to no materialized view of the operator's.
+    async fn note_views(&mut self, landed: &[Item]) {
+        let store = &self.sink.store;
+        let Some(fault) = self.failed.take().filter(|_| !landed.is_empty()) else { return };
+        if fault.view().is_none() && !store.feeds_views() {
+            return;
+        }
+        let batches: Vec<u32> = landed.iter().map(|item| item.portion.batch).collect();
+        let GroupKey { run, pass, .. } = self.key;
+        let pass = *pass;
+        match store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
+            Ok(views) if views.is_empty() => {}
+            Ok(views) => {
+                tracing::error!(%run, pass, batches = batches.len(), views = views.join(", "), %fault,
+                hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
+                "materialized views on the rows table did not get these rows")
+            }
+            Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
+                "materialized views on the rows table did not get these rows, and this could not be written down"),
+        }
     }
 
     /// An insert under way is never dropped: what became of it would not be known.
@@ -140,16 +173,14 @@ impl Landing<'_> {
         failpoint::pass("sink-after-insert");
         let (took_ms, done) = (begun.elapsed().as_millis() as u64, inserted.is_ok());
         tracing::debug!(query_id = self.query_id, batches = bodies.len(), took_ms, done, "insert");
-        let (fault, seen) = match inserted {
-            Ok(()) => (unconfirmed(), Seen::Accepted),
-            Err(fault) => {
-                counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
-                let class = fault.class();
-                (fault, Seen::Failed(class))
-            }
+        let Err(fault) = inserted else {
+            (self.fault, self.failed) = (unconfirmed(), None);
+            return Seen::Accepted;
         };
-        self.fault = fault;
-        seen
+        counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
+        let class = fault.class();
+        (self.fault, self.failed) = (fault.clone(), Some(fault));
+        Seen::Failed(class)
     }
 
     /// Returns when an insert of unknown outcome is over, or when work is given up.

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use millstream::schema::Schema;
 
-use crate::error::StoreFault;
+use super::Item;
+use crate::error::Error;
 use crate::store::{Fit, Store};
 
 /// How long an answer of the table's holds: an operator may alter it.
@@ -30,14 +30,17 @@ pub(super) struct Known {
 
 impl Schemas {
     /// Whether the table takes rows of these columns, as asked a moment ago.
-    pub async fn judge(&self, store: &Store, fingerprint: u64, columns: &Bytes) -> Result<Known, StoreFault> {
+    pub async fn judge(&self, store: &Store, fingerprint: u64, item: &Item) -> Result<Known, Error> {
         let fresh = self.known().get(&fingerprint).filter(|(asked, _)| asked.elapsed() < HOLDS).cloned();
         if let Some((_, known)) = fresh {
             return Ok(known);
         }
-        let text = String::from_utf8_lossy(columns);
+        let text = String::from_utf8_lossy(&item.columns);
         let known = match Schema::from_text(&text).ok().filter(|schema| schema.fingerprint() == fingerprint) {
-            Some(schema) => Known { fit: store.fit(&schema).await?, schema: Some(Arc::new(schema)) },
+            Some(schema) => Known {
+                fit: store.fit(&schema, &String::from_utf8_lossy(&item.build)).await?,
+                schema: Some(Arc::new(schema)),
+            },
             None => {
                 let fault = format!("their columns are told in a way that this build cannot read: {text}");
                 Known { schema: None, fit: Fit::Unfit(vec![fault]) }

@@ -1,8 +1,26 @@
 //! Dead letters.
 
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+
 use super::Store;
 use crate::error::Error;
 use crate::tables::Letters;
+
+/// A dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Its batch.
+    pub batch: u32,
+    /// The id, as text.
+    pub id: String,
+    /// Why.
+    pub error: String,
+    /// The host that computed it.
+    pub host: String,
+    /// The build that computed it.
+    pub build: String,
+}
 
 impl Store {
     /// Dead letters of a pass, raw duplicates counted.
@@ -13,7 +31,7 @@ impl Store {
         self.one("count dead letters", &self.tables.count_dead(run, pass, letters)).await
     }
 
-    /// Dead letters of a pass: `(batch, id, error)`.
+    /// Dead letters of a pass, in order.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -23,7 +41,7 @@ impl Store {
         pass: u32,
         letters: &Letters,
         limit: u64,
-    ) -> Result<Vec<(u32, String, String)>, Error> {
+    ) -> Result<Vec<DeadLetter>, Error> {
         self.all("list dead letters", &self.tables.dead(run, pass, letters, limit)).await
     }
 

@@ -1,9 +1,12 @@
-//! Whether the rows table takes rows of a schema.
+//! Whether the rows table takes rows of a schema, and over which columns the digests of its rows go.
+
+use std::collections::HashMap;
 
 use millstream::schema::Schema;
 
-use super::{Store, within};
-use crate::error::StoreFault;
+use super::{Change, Found, Plan, Store};
+use crate::error::{Error, StoreFault};
+use crate::tables::{Column, Digested};
 
 /// What the table says of a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,19 +20,82 @@ pub enum Fit {
 }
 
 impl Store {
-    /// Compares the table with the columns of a schema.
+    /// Compares the table with the columns of a schema that rows came with. A schema that fits is kept with the tables, so
+    /// that the proof knows over which columns the digests of those rows go.
     ///
     /// # Errors
-    /// The fault when ClickHouse does not answer.
-    pub async fn fit(&self, schema: &Schema) -> Result<Fit, StoreFault> {
-        let question = self.tables.describe_rows();
-        let found = within(super::ANSWER_WITHIN, self.client.query_raw(&question).fetch_all::<(String, String)>()).await?;
-        let faults: Vec<String> = schema
-            .columns()
-            .iter()
-            .filter(|column| !found.iter().any(|(name, kind)| *name == column.name && *kind == column.text))
-            .map(|column| format!("column `{}` {}", column.name, column.text))
-            .collect();
-        Ok(if faults.is_empty() { Fit::Exact } else { Fit::Unfit(faults) })
+    /// [`Error::Store`].
+    pub async fn fit(&self, schema: &Schema, build: &str) -> Result<Fit, Error> {
+        let plan = match self.plan_of(schema, &self.look().await?).await {
+            Ok(plan) => plan,
+            Err(source @ StoreFault::Exception { .. }) => return Ok(Fit::Unfit(vec![source.to_string()])),
+            Err(fault) => return Err(self.failed("ask about the types of columns", fault)),
+        };
+        let changes = plan.changes.iter().map(|change| match change {
+            Change::Add(column) => format!("the table has no column `{}` ({})", column.name, column.kind),
+            Change::Widen { column, from } => {
+                format!("column `{}`: the table has {from}, the rows have {}", column.name, column.kind)
+            }
+        });
+        let faults: Vec<String> = plan.refused.iter().cloned().chain(changes).collect();
+        if !faults.is_empty() {
+            return Ok(Fit::Unfit(faults));
+        }
+        self.keep_schema(schema, build).await?;
+        Ok(if plan.wider.is_empty() { Fit::Exact } else { Fit::Wider })
     }
+
+    /// The schemas that digests of rows in the table may go over: this pipeline's, and those of other versions of it.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) async fn digested(&self) -> Result<Vec<Digested>, Error> {
+        let kept: Vec<(u32, String)> = self.all("look up schema versions", &self.tables.schemas()).await?;
+        let others = kept.iter().filter_map(|(_, columns)| Schema::from_text(columns).ok());
+        let others = others.filter(|schema| schema != self.tables.schema());
+        let found = self.look().await?;
+        let mut digested = Vec::new();
+        for schema in std::iter::once(self.tables.schema().clone()).chain(others) {
+            match self.plan_of(&schema, &found).await {
+                // Rows of a schema whose columns the table lacks cannot be there.
+                Ok(plan) if plan.changes.is_empty() && plan.refused.is_empty() => {
+                    digested.push(self.widened(schema, &found).await?);
+                }
+                Ok(_) | Err(StoreFault::Exception { .. }) => {}
+                Err(fault) => return Err(self.failed("ask about the types of columns", fault)),
+            }
+        }
+        Ok(digested)
+    }
+
+    /// The pipeline's own schema, as the table of today has its columns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) async fn own_digested(&self) -> Result<Digested, Error> {
+        self.widened(self.tables.schema().clone(), &self.look().await?).await
+    }
+
+    async fn widened(&self, schema: Schema, found: &Found) -> Result<Digested, Error> {
+        let spelled = self.spell(&columns_of(&schema)).await;
+        let spelled = spelled.map_err(|fault| self.failed("ask about the types of columns", fault))?;
+        let is_other = |column: &Column| {
+            found.rows().iter().any(|has| has.name == column.name && has.kind != column.kind)
+        };
+        let widened: HashMap<String, String> =
+            spelled.into_iter().filter(is_other).map(|column| (column.name, column.kind)).collect();
+        Ok(Digested { schema, widened })
+    }
+
+    async fn plan_of(&self, schema: &Schema, found: &Found) -> Result<Plan, StoreFault> {
+        let mut plan = Plan::default();
+        for column in self.spell(&columns_of(schema)).await? {
+            self.compare_column(&column, found.rows(), &mut plan);
+        }
+        Ok(plan)
+    }
+}
+
+fn columns_of(schema: &Schema) -> Vec<Column> {
+    schema.columns().iter().map(|column| Column::plain(&column.name, &column.text)).collect()
 }

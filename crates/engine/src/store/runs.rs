@@ -23,6 +23,17 @@ struct KeptRun {
     published_ms: u64,
 }
 
+/// A sealed pass as [`Tables::sealed_passes`](crate::tables::Tables::sealed_passes) selects it.
+#[derive(Row, Deserialize)]
+struct KeptPass {
+    pass: u32,
+    rows: u64,
+    dead: u64,
+    repeated_ids: u64,
+    builds: Vec<String>,
+    at_ms: u64,
+}
+
 impl KeptRun {
     fn record(self, run: &str) -> RunRecord {
         let published = Published {
@@ -74,10 +85,11 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
-        let passes: Vec<(u32, u64, u64, u64, u64)> =
+        let passes: Vec<KeptPass> =
             self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
-        let sealed = |(pass, rows, dead, repeated_ids, at_ms)| {
-            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None })
+        let sealed = |kept: KeptPass| {
+            let KeptPass { pass, rows, dead, repeated_ids, builds, at_ms } = kept;
+            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, builds })
         };
         Ok(passes.into_iter().map(sealed).collect())
     }

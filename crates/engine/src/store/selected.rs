@@ -98,11 +98,13 @@ impl Store {
         covers: &Covers,
         range: [u32; 2],
     ) -> Result<(), Error> {
-        let statement = self.tables.take_over(run, pass, covers, range);
+        let found = self.look().await?;
+        let digested = self.own_digested().await?;
+        let statement = self.tables.take_over(run, pass, covers, range, found.rows(), &digested);
         // Of two that copy the same at once, the server refuses the second: code 216.
         let id = format!("millstream-copy-{}-{run}-{pass}-{}", self.tables.view(), range[0]);
         let mut query = self.client.query_raw(&statement).with_setting("query_id", id);
-        for (name, value) in self.insert_settings.iter().filter(|(name, _)| *name != "max_execution_time") {
+        for (name, value) in self.insert_settings.iter() {
             query = query.with_setting(*name, *value);
         }
         super::within(COPY_WITHIN, query.execute())

@@ -11,6 +11,12 @@ pub struct Letters {
     pub error: Option<String>,
     /// Only those of this batch.
     pub batch: Option<u32>,
+    /// Only those that this host computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Only those that this build computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
 }
 
 impl Letters {
@@ -18,7 +24,10 @@ impl Letters {
     pub(super) fn condition(&self) -> String {
         let error = self.error.as_ref().map(|text| format!(" AND position(error, {}) > 0", string(text)));
         let batch = self.batch.map(|batch| format!(" AND batch = {batch}"));
-        format!("status = 'dead'{}{}", error.unwrap_or_default(), batch.unwrap_or_default())
+        let host = self.host.as_ref().map(|host| format!(" AND host = {}", string(host)));
+        let build = self.build.as_ref().map(|build| format!(" AND build = {}", string(build)));
+        let more: String = [error, batch, host, build].into_iter().flatten().collect();
+        format!("status = 'dead'{more}")
     }
 }
 
@@ -33,10 +42,11 @@ impl Tables {
         )
     }
 
-    /// Dead letters of a pass, in order: `(batch, id as text, error)`.
+    /// Dead letters of a pass, in order: `(batch, id as text, error, host, build)`.
     pub fn dead(&self, run: &str, pass: u32, letters: &Letters, limit: u64) -> String {
         format!(
-            "SELECT batch, toString(id), error FROM {} FINAL WHERE {} AND {} ORDER BY batch, id LIMIT {limit}",
+            "SELECT batch, toString(id), error, toString(host), toString(build) FROM {} FINAL WHERE {} AND {} \
+             ORDER BY batch, id LIMIT {limit}",
             self.rows(),
             of_pass(run, pass),
             letters.condition(),
@@ -61,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_text_of_the_users_stays_a_text() {
-        let letters = Letters { error: Some("it's' OR 1=1 --".into()), batch: Some(3) };
+        let letters = Letters { error: Some("it's' OR 1=1 --".into()), batch: Some(3), ..Letters::default() };
         assert_eq!(
             letters.condition(),
             r"status = 'dead' AND position(error, 'it\'s\' OR 1=1 --') > 0 AND batch = 3"

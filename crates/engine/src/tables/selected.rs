@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Letters, Tables, of_batches, of_pass, string};
+use super::{Column, Digested, Letters, Tables, identifier, of_batches, of_pass, string};
 use crate::moment::Moment;
 use crate::records::Covers;
 
@@ -140,16 +140,31 @@ impl Tables {
     }
 
     /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, except the selected ids.
-    /// Done twice it adds nothing.
-    pub fn take_over(&self, run: &str, pass: u32, covers: &Covers, [first, end]: [u32; 2]) -> String {
+    /// Done twice it adds nothing. `table` is every column that the table has: another version of the pipeline may have
+    /// added some.
+    pub fn take_over(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        [first, end]: [u32; 2],
+        table: &[Column],
+        digested: &Digested,
+    ) -> String {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
-        let (columns, own) = (self.column_list(), self.own_list());
-        let digest = self.copied_digest(&self.schema);
+        let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
+        let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
+        let copied = names.map(|name| match name {
+            "pass" => format!("toUInt32({pass})"),
+            // It goes over the rows that are copied, which may be some of a message's.
+            "batch_digest" => self.copied_digest(digested),
+            name => identifier(name),
+        });
+        let copied = copied.collect::<Vec<_>>().join(", ");
         format!(
-            "INSERT INTO {rows} ({columns}) SELECT run, toUInt32({pass}), batch, batch_ids, {digest}, id, status, error, \
-             host, build, computed_at{own} FROM {rows} FINAL WHERE {} AND {range} AND NOT ({}) AND (batch, id) NOT IN (SELECT batch, id FROM {rows} \
-             WHERE {} AND {range})",
+            "INSERT INTO {rows} ({columns}) SELECT {copied} FROM {rows} FINAL WHERE {} AND {range} AND NOT ({}) AND (batch, id) NOT \
+             IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
             of_pass(run, covers.base),
             covers.condition(),
             of_pass(run, pass),
@@ -165,7 +180,7 @@ mod tests {
     fn a_record_of_a_replay_of_dead_letters_reads_as_ever() {
         let old = r#"{"base":1,"letters":{"error":"x","batch":null},"ids":7}"#;
         let covers: Covers = serde_json::from_str(old).expect("the form of the first version");
-        let letters = Letters { error: Some("x".into()), batch: None };
+        let letters = Letters { error: Some("x".into()), ..Letters::default() };
         assert_eq!(covers.selection, Selection::Letters(letters));
         assert_eq!((covers.base, covers.ids, covers.selected, covers.ranges.len()), (1, Some(7), None, 0));
         let again = serde_json::to_value(&covers).expect("JSON");

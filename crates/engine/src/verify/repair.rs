@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::records::{Change, Entry, PassRecord, PassState, Records, now_ms};
 use crate::store::Store;
+use crate::tables::SeenPass;
 
 /// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
 const LEASE: Duration = Duration::from_secs(30);
@@ -42,6 +43,8 @@ pub struct Repair {
     pub ids_damaged: Vec<u32>,
     /// Why nothing was had computed again: work is still under way.
     pub busy: Option<String>,
+    /// Whether a sealed pass, which readers did not see, was made visible again.
+    pub shown_again: bool,
 }
 
 impl Repair {
@@ -95,6 +98,10 @@ pub async fn repair(
 ) -> Result<Repair, Error> {
     let run: RunName = report.run.parse()?;
     let mut repair = Repair::default();
+    if report.is_hidden() && report.is_clean() {
+        show_again(store, report).await?;
+        return Ok(Repair { shown_again: true, ..repair });
+    }
     if report.raw_duplicates > 0 {
         store.heal(run.as_str()).await?;
         repair.duplicates_merged = report.raw_duplicates;
@@ -126,6 +133,24 @@ pub async fn repair(
     compute_again(broker, &run, report, &again, &mut repair).await?;
     release(records, &run, report.pass, claim).await?;
     Ok(repair)
+}
+
+/// Brings back what readers see a sealed pass by: its views, and its row among the sealed passes. All rows are there, so
+/// nothing is computed.
+async fn show_again(store: &Store, report: &Report) -> Result<(), Error> {
+    store.setup().await?;
+    let Some(proven) = &report.proven else { return Ok(()) };
+    let builds: Vec<String> = report.builds.iter().map(|build| build.build.clone()).collect();
+    let row = store.tables().insert_pass(&SeenPass {
+        run: &report.run,
+        pass: report.pass,
+        batches: report.stored.batches as u32,
+        stored: &report.stored,
+        repeated_ids: proven.repeated_ids,
+        builds: &builds,
+        at_ms: proven.at_ms,
+    });
+    store.write("make a sealed pass visible again", &row).await
 }
 
 /// Whether somebody has claimed this pass for a repair, and may be at it still.

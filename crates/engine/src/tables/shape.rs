@@ -1,0 +1,192 @@
+//! SQL about what tables there are, with which columns, and about the versions of the pipeline's columns.
+
+use millstream::schema::Schema;
+
+use super::{Column, PARTITIONS, Tables, View, identifier, millis, moment, string};
+
+/// Settings under which the server spells a type on one line, and says no more of a column than that.
+const BRIEFLY: &str =
+    "describe_compact_output = 1, describe_include_subcolumns = 0, print_pretty_type_names = 0";
+
+impl Tables {
+    /// Tables without which the pipeline's rows have no place.
+    pub fn table_names(&self) -> Vec<String> {
+        ["_rows", "_passes", "_runs", "_schemas", "_view_faults"]
+            .map(|suffix| format!("{}{suffix}", self.pipeline))
+            .into()
+    }
+
+    /// The names of all tables and views of this pipeline.
+    pub fn all_names(&self) -> Vec<String> {
+        let views = View::ALL.map(|view| self.view_name(view));
+        self.table_names().into_iter().chain(views).collect()
+    }
+
+    /// A table or view of that name in quotes, with its database.
+    pub fn full_name(&self, name: &str) -> String {
+        super::full_name(&self.database, name)
+    }
+
+    /// Has the server say how it spells the types of these columns: `(name, type)`. It refuses those that no table can
+    /// have, as it would when the table is created.
+    pub fn spell(columns: &[Column]) -> String {
+        let structure: Vec<String> =
+            columns.iter().map(|column| format!("{} {}", identifier(&column.name), column.kind)).collect();
+        format!("DESCRIBE TABLE null({}) SETTINGS {BRIEFLY}", string(&structure.join(", ")))
+    }
+
+    /// Which of this pipeline's tables and views exist, and what reads them as rows are inserted:
+    /// `(name, engine, sorting key, partition key, databases, names)`.
+    pub fn list_tables(&self) -> String {
+        format!(
+            "SELECT name, engine, sorting_key, partition_key, dependencies_database, dependencies_table \
+             FROM system.tables WHERE {}",
+            self.among("name")
+        )
+    }
+
+    /// Columns of all of them, in order: `(table, name, type, kind of default)`.
+    pub fn list_columns(&self) -> String {
+        format!(
+            "SELECT table, name, type, toString(default_kind) FROM system.columns WHERE {} ORDER BY table, position",
+            self.among("table")
+        )
+    }
+
+    fn among(&self, column: &str) -> String {
+        let names = self.all_names().iter().map(|name| string(name)).collect::<Vec<_>>().join(", ");
+        format!("database = {} AND {column} IN ({names})", string(&self.database))
+    }
+
+    /// What the rows table is sorted by: **ask-before-ack** and the proof rest on it.
+    pub fn sorting_key() -> &'static str {
+        "run, pass, batch, id"
+    }
+
+    /// What the rows table is partitioned by: **one-insert-one-part** and the merge of a run rest on it.
+    pub fn partition_key() -> String {
+        format!("sipHash64(run) % {PARTITIONS}")
+    }
+
+    /// Adds a column to the rows table.
+    pub fn add_column(&self, column: &Column) -> String {
+        format!(
+            "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}",
+            self.rows(),
+            identifier(&column.name),
+            column.kind
+        )
+    }
+
+    /// Gives a column of the rows table another type.
+    pub fn modify_column(&self, column: &Column) -> String {
+        format!("ALTER TABLE {} MODIFY COLUMN {} {}", self.rows(), identifier(&column.name), column.kind)
+    }
+
+    /// Makes a column that is computed one that takes what is inserted.
+    pub fn make_plain(&self, column: &Column) -> String {
+        format!(
+            "ALTER TABLE {} MODIFY COLUMN {} REMOVE {}",
+            self.rows(),
+            identifier(&column.name),
+            column.default_kind
+        )
+    }
+
+    /// Versions of the columns that were in use: `(version, columns)`.
+    pub fn schemas(&self) -> String {
+        format!("SELECT version, columns FROM {} FINAL ORDER BY version", self.table("_schemas"))
+    }
+
+    /// Keeps a version of the columns.
+    pub fn insert_schema(&self, version: u32, schema: &Schema, build: &str, at_ms: u64) -> String {
+        format!(
+            "INSERT INTO {} (version, fingerprint, columns, build, created_at) SELECT {version}, {}, {}, {}, {}",
+            self.table("_schemas"),
+            schema.fingerprint(),
+            string(&schema.to_text()),
+            string(build),
+            moment(at_ms),
+        )
+    }
+
+    /// The newest sealed pass of a run: `(pass)`; 0 without one.
+    pub fn newest_sealed(&self, run: &str) -> String {
+        format!("SELECT max(pass) FROM {} WHERE run = {}", self.passes(), string(run))
+    }
+
+    /// Whether the view that readers use gives any row of a run: `(0 or 1)`.
+    pub fn is_seen(&self, run: &str) -> String {
+        format!("SELECT count() FROM (SELECT 1 FROM {} WHERE run = {} LIMIT 1)", self.view(), string(run))
+    }
+
+    /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
+    pub fn builds(&self, run: &str, pass: u32) -> String {
+        format!(
+            "SELECT toString(build) AS by, count(), arraySort(groupUniqArray(100)(toString(host))) FROM {} WHERE {} \
+             GROUP BY by ORDER BY count() DESC, by LIMIT 100",
+            self.rows(),
+            super::of_pass(run, pass),
+        )
+    }
+}
+
+/// SQL about rows that a materialized view of the operator's did not get.
+impl Tables {
+    /// Keeps a fault of a view.
+    pub fn insert_view_fault(
+        &self,
+        (run, pass, batches): (&str, u32, &[u32]),
+        (view, error): (&str, &str),
+        at_ms: u64,
+    ) -> String {
+        let batches = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {} (run, pass, batches, view, error, at) SELECT {}, {pass}, [{batches}], {}, {}, {}",
+            self.table("_view_faults"),
+            string(run),
+            string(view),
+            string(error),
+            moment(at_ms),
+        )
+    }
+
+    /// Faults of views, of one run or of all: `(run, pass, view, error, batches, at)`, the newest first.
+    pub fn view_faults(&self, run: Option<&str>) -> String {
+        let run = run.map(|run| format!("WHERE run = {} ", string(run)));
+        format!(
+            "SELECT run, pass, view, argMax(error, at), arraySort(groupUniqArrayArray(batches)), {} FROM {} {}GROUP BY \
+             run, pass, view ORDER BY max(at) DESC, view LIMIT 100",
+            millis("max(at)"),
+            self.table("_view_faults"),
+            run.unwrap_or_default(),
+        )
+    }
+
+    /// Forgets them all.
+    pub fn forget_view_faults(&self) -> String {
+        format!("TRUNCATE TABLE {}", self.table("_view_faults"))
+    }
+
+    /// What materialized views select: `(database, name, query)`.
+    pub fn view_queries(names: &[(String, String)]) -> String {
+        let names: Vec<String> = names
+            .iter()
+            .map(|(database, name)| format!("({}, {})", string(database), string(name)))
+            .collect();
+        format!(
+            "SELECT database, name, as_select FROM system.tables WHERE (database, name) IN ({})",
+            names.join(", ")
+        )
+    }
+
+    /// Has a materialized view see the rows of some batches again.
+    pub fn refill(&self, view: &str, query: &str, (run, pass, batches): (&str, u32, &[u32])) -> String {
+        let table = format!("{}.{}", self.database, self.rows_name());
+        format!(
+            "INSERT INTO {view} {query} SETTINGS additional_table_filters = {{{}: {}}}",
+            string(&table),
+            string(&super::of_batches(run, pass, batches)),
+        )
+    }
+}

@@ -1,0 +1,77 @@
+//! The views that readers use, over the columns that the rows table has.
+//!
+//! ClickHouse keeps the column types that a view had when it was created, and casts to them for ever: over a column that
+//! was widened since, readers would get values modulo 2^32. So a view is compared with its table, and made anew.
+
+use millstream::schema::OWN_COLUMNS;
+
+use super::{Column, Tables, identifier};
+
+/// One of the views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum View {
+    /// Ok rows of the newest sealed pass of each run.
+    Sealed,
+    /// All rows, of unsealed passes too.
+    Live,
+    /// Dead letters.
+    Dead,
+}
+
+impl View {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sealed, Self::Live, Self::Dead];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Sealed => "",
+            Self::Live => "_live",
+            Self::Dead => "_dead",
+        }
+    }
+
+    /// Which of Millstream's own columns it shows.
+    fn own(self) -> &'static [&'static str] {
+        match self {
+            Self::Sealed => &["run", "id"],
+            Self::Live => &["run", "pass", "batch", "id", "status", "error", "host", "build", "computed_at"],
+            Self::Dead => &["run", "pass", "batch", "id", "error", "host", "build", "computed_at"],
+        }
+    }
+}
+
+impl Tables {
+    /// A view's name without quotes.
+    pub fn view_name(&self, view: View) -> String {
+        format!("{}{}", self.pipeline, view.suffix())
+    }
+
+    /// The columns of a view over a rows table of these columns: some of our own, then all that are not ours, which the
+    /// newest version of the pipeline or an operator added.
+    pub fn view_columns(&self, view: View, table: &[Column]) -> Vec<Column> {
+        let own = view.own().iter().filter_map(|own| table.iter().find(|column| column.name == *own));
+        let is_ours = |column: &&Column| OWN_COLUMNS.iter().any(|(own, _)| column.name == *own);
+        let others = table.iter().filter(|column| column.is_readable() && !is_ours(column));
+        let others = others.filter(|_| view != View::Dead);
+        own.chain(others).map(|column| Column::plain(&column.name, &column.kind)).collect()
+    }
+
+    /// The statement that makes a view over a rows table of these columns. In place of another it is atomic: readers have
+    /// the one or the other.
+    pub fn make_view(&self, view: View, table: &[Column], in_place: bool) -> String {
+        let columns: Vec<String> =
+            self.view_columns(view, table).iter().map(|column| identifier(&column.name)).collect();
+        let (columns, rows) = (columns.join(", "), self.rows());
+        let create = if in_place { "CREATE OR REPLACE VIEW" } else { "CREATE VIEW IF NOT EXISTS" };
+        // Raw duplicates appear when a paused sink wakes, even after the seal: only FINAL hides them at any moment.
+        let which = match view {
+            View::Sealed => format!(
+                " WHERE status = 'ok' AND (run, pass) IN (SELECT run, max(pass) FROM {} GROUP BY run)",
+                self.passes()
+            ),
+            View::Live => String::new(),
+            View::Dead => " WHERE status = 'dead'".to_owned(),
+        };
+        format!("{create} {} AS SELECT {columns} FROM {rows} FINAL{which}", self.table(view.suffix()))
+    }
+}
