@@ -522,7 +522,8 @@ mod tests {
         let covers =
             crate::records::Covers { base: 1, selection, ranges: Vec::new(), selected: None, ids: None };
         let part = Portion::between(1, 2, text, text);
-        let stored = Stored { batches: 1, ids: 1, digest: 1, dead: 1, raw_duplicates: 0 };
+        let digested = Digested::plain(&schema);
+        let stored = Stored { batches: 1, ids: 1, digest: 1, dead: 1, raw_duplicates: 0, values_at_fault: None };
         let builds = [text.to_owned()];
         let seen = SeenPass {
             run: text,
@@ -540,7 +541,7 @@ mod tests {
             tables.selected_batches(text, &covers),
             tables.selected_ids(text, &covers, &[1, 2]),
             tables.not_computed(text, 2, &covers, [0, 9]),
-            tables.take_over(text, 2, &covers, [0, 9], &tables.row_columns()),
+            tables.take_over(text, 2, &covers, [0, 9], &tables.row_columns(), &digested),
             tables.rows_of(text, Some(1)),
             tables.remove_rows(text, Some(1)),
             tables.hide(text, 1),
@@ -550,9 +551,9 @@ mod tests {
             tables.ask(text, 1, &[1, 2]),
             tables.remove_batches(text, 1, &[1, 2]),
             tables.count_dead(text, 1, &letters),
-            tables.proof(text, 1, &[]),
+            tables.proof(text, 1, std::slice::from_ref(&digested)),
             tables.raw_count(text, 1),
-            tables.batches(text, 1, &[]),
+            tables.batches(text, 1, std::slice::from_ref(&digested)),
             tables.repeated(text, 1),
             tables.insert_pass(&seen),
             tables.newest_sealed(text),
