@@ -3,7 +3,9 @@
 mod check;
 mod kind;
 mod parse;
+mod record;
 mod shape;
+mod trace;
 
 use std::fmt;
 use std::hash::Hasher as _;

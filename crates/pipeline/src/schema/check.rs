@@ -1,11 +1,20 @@
 //! The row type against the columns.
+//!
+//! Blank rows are made and serialized, so that each field is judged by what it really writes, whatever its attributes. Of a
+//! type that refuses blanks only what its `Deserialize` asks for is known. A fault is one only if it is certain; everything
+//! else is judged when the row goes into its columns.
 
 use std::sync::Arc;
 
-use super::shape;
+use super::record::{BlankFault, Blanks, Style};
+use super::shape::{Compared, Shape};
+use super::trace::shape_of;
 use super::{Schema, SchemaFault};
 use crate::names::Names;
 use crate::{Id, Limits, Pipeline};
+
+/// Variants of an enum that are looked at; further ones are judged at their ids.
+const MAX_VARIANTS: usize = 1_000;
 
 /// What a pipeline declares, found sound: all that code needs which does not compute.
 #[derive(Debug, Clone)]
@@ -32,7 +41,7 @@ pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
     let mut faults: Vec<SchemaFault> = Names::new(P::NAME).err().map(SchemaFault::from).into_iter().collect();
     let schema = Schema::parse(P::COLUMNS).map_err(|found| faults.extend(found)).ok();
     if let Some(schema) = &schema {
-        faults.extend(check_row::<P>(schema));
+        faults.extend(check_row::<P::Row>(schema));
     }
     faults.extend(P::LIMITS.faults().into_iter().map(SchemaFault::Limits));
     if P::SUMMARY.is_some_and(|query| !query.contains("{rows}")) {
@@ -51,21 +60,92 @@ pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
     }
 }
 
-fn check_row<P: Pipeline>(schema: &Schema) -> Vec<SchemaFault> {
-    let fields = match shape::fields_of::<P::Row>() {
-        Ok(fields) => fields,
-        Err(fault) => return vec![SchemaFault::NoStruct(fault.to_string())],
-    };
-    let mut faults = Vec::new();
-    for column in schema.fields() {
-        if !fields.iter().any(|(name, _)| *name == column.name) {
-            faults.push(SchemaFault::Missing(column.name.clone()));
+fn check_row<R: serde::Serialize + serde::de::DeserializeOwned>(schema: &Schema) -> Vec<SchemaFault> {
+    let mut blanks = Blanks::new(schema.fields());
+    let mut written = Vec::new();
+    let mut round = 0;
+    loop {
+        let style = if round == 0 { Style::Empty } else { Style::Filled { variant: round - 1 } };
+        match blanks.row::<R>(style) {
+            Ok(row) => written.push(shape_of(&row)),
+            Err(BlankFault::NoStruct(found)) => return vec![SchemaFault::NoStruct(found.to_owned())],
+            Err(_) => {}
+        }
+        round += 1;
+        if round > blanks.variants.clamp(1, MAX_VARIANTS) {
+            break;
         }
     }
-    for (name, _) in fields {
-        if !schema.fields().iter().any(|column| column.name == name) {
-            faults.push(SchemaFault::NoColumn(name.to_owned()));
+    let mut faults = if written.is_empty() {
+        unwritten_faults::<R>(schema, &mut blanks)
+    } else {
+        written_faults(schema, &blanks.any, &written)
+    };
+    let mut told: Vec<SchemaFault> = Vec::new();
+    faults.retain(|fault| {
+        let new = !told.contains(fault);
+        told.push(fault.clone());
+        new
+    });
+    faults
+}
+
+/// Faults of rows that were made and serialized.
+fn written_faults(schema: &Schema, any: &[String], written: &[Shape]) -> Vec<SchemaFault> {
+    let mut faults = Vec::new();
+    let mut rows = Vec::new();
+    for shape in written {
+        match shape.fields() {
+            Some(fields) => rows.push(fields),
+            None if *shape == Shape::None && schema.fields().is_empty() => {}
+            None if *shape == Shape::Unknown => {}
+            None => faults.push(SchemaFault::NoStruct(shape.to_string())),
+        }
+    }
+    for part in schema.fields() {
+        let seen = |row: &&Vec<(&str, &Shape)>| row.iter().any(|(name, _)| *name == part.name);
+        match rows.iter().filter(seen).count() {
+            _ if rows.is_empty() => {}
+            0 => faults.push(SchemaFault::Missing(part.name.clone())),
+            some if some < rows.len() => faults.push(SchemaFault::Skipped(part.name.clone())),
+            _ => {}
+        }
+        let compared = Compared { path: &part.name, any: any.contains(&part.name) };
+        for (_, shape) in rows.iter().flatten().filter(|(name, _)| *name == part.name) {
+            faults.extend(compared.faults(&part.kind, shape));
+        }
+    }
+    for (name, _) in rows.iter().flatten() {
+        if !schema.fields().iter().any(|part| part.name == *name) {
+            faults.push(SchemaFault::NoColumn((*name).to_owned()));
         }
     }
     faults
 }
+
+/// Faults of a type that refuses blanks: what its `Deserialize` says of its fields.
+fn unwritten_faults<R: serde::de::DeserializeOwned>(
+    schema: &Schema,
+    blanks: &mut Blanks<'_>,
+) -> Vec<SchemaFault> {
+    let Some(fields) = blanks.fields() else { return Vec::new() };
+    let mut faults = Vec::new();
+    for part in schema.fields() {
+        let Some(field) = fields.iter().find(|field| **field == part.name) else {
+            faults.push(SchemaFault::Missing(part.name.clone()));
+            continue;
+        };
+        let shape = blanks.field::<R>(field);
+        let any = blanks.any.contains(&part.name);
+        faults.extend(Compared { path: &part.name, any }.faults(&part.kind, &shape));
+    }
+    for field in fields {
+        if !schema.fields().iter().any(|part| part.name == field) {
+            faults.push(SchemaFault::NoColumn(field.to_owned()));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests;

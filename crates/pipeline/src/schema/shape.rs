@@ -1,257 +1,244 @@
-//! A Rust type's shape on the wire, read off its `Deserialize` by handing it blanks and recording what it asks for.
+//! What a row's field writes, in Rust terms, and whether its column takes it.
 
 use std::fmt;
 
-use serde::de::{self, DeserializeOwned, DeserializeSeed, Visitor};
+use super::SchemaFault;
+use crate::columns::takes;
+use crate::schema::{ColumnType, Int, Part};
 
 /// What a field writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the variants are the Rust types of the same name")]
 pub enum Shape {
+    /// A `bool`.
     Bool,
-    U8,
-    U16,
-    U32,
-    U64,
-    U128,
-    I8,
-    I16,
-    I32,
-    I64,
-    I128,
+    /// A whole number of that type.
+    Int(Int),
+    /// An `f32`.
     F32,
+    /// An `f64`.
     F64,
-    /// `String`.
-    Text,
-    /// `Vec<T>`.
-    List(Box<Shape>),
-    /// `Option<T>`.
-    Optional(Box<Shape>),
-    /// A tuple, an array of fixed length, or a nested struct.
+    /// `String`, `char`, and all that serializes as text; the text of a blank.
+    Text(String),
+    /// A unit variant of an enum, by the name that it is written with.
+    Variant(String),
+    /// A byte string.
+    Bytes,
+    /// `None` or `()`.
+    None,
+    /// `Some(..)`.
+    Some(Box<Shape>),
+    /// A list, and what it holds, if an item was seen.
+    List(Option<Box<Shape>>),
+    /// A tuple or an array of fixed length.
     Tuple(Vec<Shape>),
-    /// `HashMap<K, V>` or `BTreeMap<K, V>`.
-    Map(Box<Shape>, Box<Shape>),
+    /// A struct: its fields with their names.
+    Struct(Vec<(String, Shape)>),
+    /// A map, and the keys and values that were seen; a struct with `flatten` is one too.
+    Map(Vec<(Shape, Shape)>),
+    /// A variant of an enum that has fields, by its name.
+    Fields(String),
+    /// Nothing can be said before a value is there: it is judged at its id.
+    Unknown,
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text => f.write_str("String"),
-            Self::List(inner) => write!(f, "Vec<{inner}>"),
-            Self::Optional(inner) => write!(f, "Option<{inner}>"),
-            Self::Map(key, value) => write!(f, "HashMap<{key}, {value}>"),
-            Self::Tuple(parts) if parts.len() > 1 && parts.windows(2).all(|pair| pair[0] == pair[1]) => {
-                write!(f, "[{}; {}]", parts[0], parts.len())
+            Self::Bool => f.write_str("a bool"),
+            Self::Int(int) => {
+                let (article, sign) = if int.is_signed() { ("an", 'i') } else { ("a", 'u') };
+                write!(f, "{article} {sign}{}", int.width() * 8)
             }
-            Self::Tuple(parts) => {
-                let parts: Vec<String> = parts.iter().map(Self::to_string).collect();
-                write!(f, "({})", parts.join(", "))
+            Self::F32 => f.write_str("an f32"),
+            Self::F64 => f.write_str("an f64"),
+            Self::Text(_) => f.write_str("text"),
+            Self::Variant(name) => write!(f, "the enum variant `{name}`"),
+            Self::Bytes => f.write_str("a byte string"),
+            Self::None => f.write_str("an Option that is None"),
+            Self::Some(inner) => write!(f, "an Option of {inner}"),
+            Self::List(None) => f.write_str("a list"),
+            Self::List(Some(item)) => write!(f, "a list of {item}"),
+            Self::Tuple(parts) => write!(f, "a tuple of {}", parts.len()),
+            Self::Struct(fields) => {
+                let names: Vec<&str> = fields.iter().map(|(name, _)| &name[..]).collect();
+                write!(f, "a struct with the fields {}", names.join(", "))
             }
-            plain => f.write_str(&format!("{plain:?}").to_lowercase()),
+            Self::Map(_) => f.write_str("a map"),
+            Self::Fields(name) => write!(f, "the enum variant `{name}` with fields"),
+            Self::Unknown => f.write_str("something"),
         }
     }
 }
 
-/// A type whose shape cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ShapeFault {
-    /// The row is something else than a struct with named fields.
-    #[error("a row is a struct with named fields")]
-    NotAStruct,
-    /// A serde type without a counterpart among columns.
-    #[error("a {0} has no column type")]
-    Unsupported(&'static str),
-    /// The type's own `Deserialize` refused a blank value.
-    #[error("its Deserialize refused a blank value: {0}")]
-    Refused(String),
-}
-
-impl de::Error for ShapeFault {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::Refused(message.to_string())
+impl Shape {
+    /// The fields of a struct, also of one that comes as a map; `None` for what has no names.
+    pub(super) fn fields(&self) -> Option<Vec<(&str, &Self)>> {
+        match self {
+            Self::Struct(fields) => Some(fields.iter().map(|(name, shape)| (&name[..], shape)).collect()),
+            Self::Map(entries) => entries
+                .iter()
+                .map(|(key, value)| match key {
+                    Self::Text(name) | Self::Variant(name) => Some((&name[..], value)),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
+        }
     }
 }
 
-/// The fields of a row type in order, with their shapes.
-///
-/// # Errors
-/// [`ShapeFault`] when it is no struct or holds what no column takes.
-pub fn fields_of<R: DeserializeOwned>() -> Result<Vec<(&'static str, Shape)>, ShapeFault> {
-    let mut recorder = Recorder { names: None, shape: None, outermost: true };
-    R::deserialize(&mut recorder)?;
-    match (recorder.names, recorder.shape) {
-        (Some(names), Some(Shape::Tuple(shapes))) => Ok(names.iter().copied().zip(shapes).collect()),
-        _ => Err(ShapeFault::NotAStruct),
+/// What is compared: a field of the row or a part of one.
+pub(super) struct Compared<'a> {
+    /// The field, with the parts within it.
+    pub(super) path: &'a str,
+    /// Whether the field is of a type that takes any value, so that the width of a number seen says nothing.
+    pub(super) any: bool,
+}
+
+impl Compared<'_> {
+    /// Every way in which values of this shape do not go into the column.
+    pub(super) fn faults(&self, kind: &ColumnType, shape: &Shape) -> Vec<SchemaFault> {
+        let kind = kind.plain();
+        match (kind, shape) {
+            (_, Shape::Unknown) => Vec::new(),
+            (ColumnType::Nullable(_), Shape::None) => Vec::new(),
+            (ColumnType::Nullable(held), Shape::Some(inner)) => self.faults(held, inner),
+            (ColumnType::Nullable(held), shape) => self.faults(held, shape),
+            (ColumnType::Enum(known), Shape::Variant(name)) if known.number(name).is_none() => {
+                let declared = kind.to_string();
+                vec![SchemaFault::Variant { field: self.path.to_owned(), variant: name.clone(), declared }]
+            }
+            (ColumnType::Array(held), Shape::List(item)) => self.part("[]", held, item.as_deref()),
+            (ColumnType::Array(held), Shape::Tuple(items)) => {
+                items.first().map_or_else(Vec::new, |item| self.part("[]", held, Some(item)))
+            }
+            (ColumnType::Map(pair), Shape::Map(seen)) => {
+                let faults = |(key, value): &(Shape, Shape)| {
+                    let key = self.part("[key]", &pair.0, Some(key));
+                    [key, self.part("[value]", &pair.1, Some(value))].concat()
+                };
+                seen.iter().flat_map(faults).collect()
+            }
+            (ColumnType::Tuple(parts), Shape::Tuple(items)) if parts.len() == items.len() => {
+                let pairs = parts.iter().zip(items).enumerate();
+                pairs
+                    .flat_map(|(index, (part, item))| {
+                        self.part(&format!("[{index}]"), &part.kind, Some(item))
+                    })
+                    .collect()
+            }
+            (ColumnType::Tuple(parts), Shape::Struct(_) | Shape::Map(_))
+                if parts.iter().all(|part| !part.name.is_empty()) =>
+            {
+                shape.fields().map_or_else(Vec::new, |fields| self.named_faults(parts, &fields))
+            }
+            (kind, shape) if takes_plain(kind, shape, self.any) => Vec::new(),
+            (kind, shape) => vec![SchemaFault::Mismatch {
+                field: self.path.to_owned(),
+                found: shape.to_string(),
+                takes: takes(kind),
+                declared: kind.to_string(),
+            }],
+        }
+    }
+
+    fn part(&self, step: &str, kind: &ColumnType, shape: Option<&Shape>) -> Vec<SchemaFault> {
+        let path = format!("{}{step}", self.path);
+        let compared = Compared { path: &path, any: self.any };
+        shape.map_or_else(Vec::new, |shape| compared.faults(kind, shape))
+    }
+
+    fn named_faults(&self, parts: &[Part], fields: &[(&str, &Shape)]) -> Vec<SchemaFault> {
+        let mut faults = Vec::new();
+        for part in parts {
+            let path = format!("{}.{}", self.path, part.name);
+            match fields.iter().find(|(name, _)| *name == part.name) {
+                Some((_, shape)) => {
+                    faults.extend(Compared { path: &path, any: self.any }.faults(&part.kind, shape));
+                }
+                None => faults.push(SchemaFault::Missing(path)),
+            }
+        }
+        for (name, _) in fields.iter().filter(|(name, _)| !parts.iter().any(|part| part.name == *name)) {
+            faults.push(SchemaFault::NoColumn(format!("{}.{name}", self.path)));
+        }
+        faults
     }
 }
 
-struct Recorder {
-    names: Option<&'static [&'static str]>,
-    shape: Option<Shape>,
-    outermost: bool,
-}
-
-impl Recorder {
-    fn inner() -> Self {
-        Self { names: None, shape: None, outermost: false }
+/// Values without parts. What a text says is judged at its id.
+fn takes_plain(kind: &ColumnType, shape: &Shape, any: bool) -> bool {
+    match shape {
+        Shape::Bool => *kind == ColumnType::Bool,
+        Shape::Int(found) => takes_int(kind, *found, any),
+        Shape::F32 => matches!(kind, ColumnType::Float32 | ColumnType::Float64),
+        Shape::F64 => *kind == ColumnType::Float64 || (any && *kind == ColumnType::Float32),
+        Shape::Text(_) => match kind {
+            ColumnType::Int(int) => int.width() == 32,
+            ColumnType::Bool | ColumnType::Float32 | ColumnType::Float64 => false,
+            kind => !matches!(kind, ColumnType::Array(_) | ColumnType::Map(_) | ColumnType::Tuple(_)),
+        },
+        Shape::Variant(_) => {
+            matches!(kind, ColumnType::String | ColumnType::FixedString(_) | ColumnType::Enum(_))
+        }
+        Shape::Bytes => match kind {
+            ColumnType::Array(held) => **held == ColumnType::Int(Int::U8),
+            kind => is_octets(kind) || *kind == ColumnType::String,
+        },
+        Shape::Tuple(parts) => {
+            let length = match kind {
+                ColumnType::FixedString(length) => *length,
+                _ => 16,
+            };
+            let octet = |part: &Shape| *part == Shape::Int(Int::U8) || *part == Shape::Unknown;
+            is_octets(kind) && parts.len() == length && parts.iter().all(octet)
+        }
+        Shape::Some(inner) => any && takes_plain(kind, inner, any),
+        _ => false,
     }
 }
 
-/// Shapes of the elements that a visitor asked for, each given a blank.
-struct Elements {
-    left: usize,
-    seen: Vec<Shape>,
+fn is_octets(kind: &ColumnType) -> bool {
+    matches!(kind, ColumnType::FixedString(_) | ColumnType::Uuid | ColumnType::Ipv6)
 }
 
-impl Elements {
-    fn take<'de, S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ShapeFault> {
-        let mut recorder = Recorder::inner();
-        let value = seed.deserialize(&mut recorder)?;
-        self.left -= 1;
-        self.seen.push(recorder.shape.ok_or(ShapeFault::Unsupported("unit"))?);
-        Ok(value)
-    }
-}
-
-impl<'de> de::SeqAccess<'de> for &mut Elements {
-    type Error = ShapeFault;
-
-    fn next_element_seed<S: DeserializeSeed<'de>>(
-        &mut self,
-        seed: S,
-    ) -> Result<Option<S::Value>, ShapeFault> {
-        if self.left == 0 { Ok(None) } else { self.take(seed).map(Some) }
-    }
-}
-
-impl<'de> de::MapAccess<'de> for &mut Elements {
-    type Error = ShapeFault;
-
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ShapeFault> {
-        if self.left == 0 { Ok(None) } else { self.take(seed).map(Some) }
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ShapeFault> {
-        self.take(seed)
-    }
-}
-
-macro_rules! blanks {
-    ($($method:ident $visit:ident $shape:ident $blank:expr),*) => {
-        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeFault> {
-            self.shape = Some(Shape::$shape);
-            visitor.$visit($blank)
-        })*
-    };
-}
-
-macro_rules! unsupported {
-    ($($method:ident $what:literal),*) => {
-        $(fn $method<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ShapeFault> {
-            Err(ShapeFault::Unsupported($what))
-        })*
-    };
-}
-
-impl<'de> de::Deserializer<'de> for &mut Recorder {
-    type Error = ShapeFault;
-
-    blanks!(
-        deserialize_bool visit_bool Bool false, deserialize_str visit_str Text "", deserialize_string visit_str Text "",
-        deserialize_u8 visit_u8 U8 0, deserialize_u16 visit_u16 U16 0, deserialize_u32 visit_u32 U32 0,
-        deserialize_u64 visit_u64 U64 0, deserialize_u128 visit_u128 U128 0,
-        deserialize_i8 visit_i8 I8 0, deserialize_i16 visit_i16 I16 0, deserialize_i32 visit_i32 I32 0,
-        deserialize_i64 visit_i64 I64 0, deserialize_i128 visit_i128 I128 0,
-        deserialize_f32 visit_f32 F32 0.0, deserialize_f64 visit_f64 F64 0.0
+/// Only what holds every value of the Rust type; numbers that stand for something else need the exact type.
+fn takes_int(kind: &ColumnType, found: Int, any: bool) -> bool {
+    let number = matches!(
+        kind,
+        ColumnType::Int(_)
+            | ColumnType::Decimal { .. }
+            | ColumnType::Date
+            | ColumnType::Date32
+            | ColumnType::DateTime(_)
+            | ColumnType::DateTime64(..)
+            | ColumnType::Enum(_)
+            | ColumnType::Float32
+            | ColumnType::Float64
     );
-
-    unsupported!(
-        deserialize_char "char", deserialize_unit "unit", deserialize_bytes "byte string",
-        deserialize_byte_buf "byte string", deserialize_any "self-describing value",
-        deserialize_identifier "identifier", deserialize_ignored_any "ignored value"
-    );
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeFault> {
-        let mut inner = Recorder::inner();
-        let value = visitor.visit_some(&mut inner)?;
-        self.shape = inner.shape.map(|shape| Shape::Optional(Box::new(shape)));
-        Ok(value)
+    if any && number {
+        return true;
     }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeFault> {
-        let mut elements = Elements { left: 1, seen: Vec::new() };
-        let value = visitor.visit_seq(&mut elements)?;
-        self.shape = elements.seen.pop().map(|shape| Shape::List(Box::new(shape)));
-        Ok(value)
+    match kind {
+        ColumnType::Int(wanted) => holds(*wanted, found),
+        ColumnType::Float32 => found.width() <= 2,
+        ColumnType::Float64 => found.width() <= 4,
+        ColumnType::Date => holds(Int::U16, found),
+        ColumnType::Date32 => holds(Int::I32, found),
+        ColumnType::DateTime(_) | ColumnType::Ipv4 => holds(Int::U32, found),
+        ColumnType::DateTime64(..) => holds(Int::I64, found),
+        // Values are fewer than numbers anyway: each is judged at its id.
+        ColumnType::Enum(values) => found.width() <= 1 + usize::from(values.wide),
+        ColumnType::Decimal { .. } => kind.width().is_some_and(|width| found.width() <= width),
+        ColumnType::Uuid | ColumnType::Ipv6 => found == Int::U128,
+        _ => false,
     }
+}
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeFault> {
-        let mut elements = Elements { left: 2, seen: Vec::new() };
-        let value = visitor.visit_map(&mut elements)?;
-        if let [key, value] = &elements.seen[..] {
-            self.shape = Some(Shape::Map(Box::new(key.clone()), Box::new(value.clone())));
-        }
-        Ok(value)
-    }
-
-    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ShapeFault> {
-        let mut elements = Elements { left: length, seen: Vec::new() };
-        let value = visitor.visit_seq(&mut elements)?;
-        self.shape = Some(Shape::Tuple(elements.seen));
-        Ok(value)
-    }
-
-    fn deserialize_tuple_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        length: usize,
-        visitor: V,
-    ) -> Result<V::Value, ShapeFault> {
-        self.deserialize_tuple(length, visitor)
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ShapeFault> {
-        if self.outermost {
-            self.names = Some(fields);
-        }
-        self.deserialize_tuple(fields.len(), visitor)
-    }
-
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ShapeFault> {
-        if self.outermost {
-            self.names = Some(&[]);
-        }
-        self.shape = Some(Shape::Tuple(Vec::new()));
-        visitor.visit_unit()
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, ShapeFault> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        _: &'static [&'static str],
-        _: V,
-    ) -> Result<V::Value, ShapeFault> {
-        Err(ShapeFault::Unsupported("enum"))
-    }
-
-    fn is_human_readable(&self) -> bool {
-        false
+fn holds(wanted: Int, found: Int) -> bool {
+    match (wanted.is_signed(), found.is_signed()) {
+        (true, false) => wanted.width() > found.width(),
+        (false, true) => false,
+        _ => wanted.width() >= found.width(),
     }
 }
