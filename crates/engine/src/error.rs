@@ -162,7 +162,9 @@ pub enum Error {
         batch: u32,
     },
     /// The input changed between the two readings, so that what is published is not what was checked.
-    #[error("publish run `{run}`: {input} changed after it was checked: it had {surveyed}, now {now}; the run is not closed")]
+    #[error(
+        "publish run `{run}`: {input} changed after it was checked: it had {surveyed}, now {now}; the run is not closed"
+    )]
     InputChanged {
         /// The run.
         run: String,
@@ -206,7 +208,16 @@ pub enum Error {
         /// The first few: line number and what is wrong.
         first: Vec<(u64, String)>,
     },
-    /// The same where those lines alone are not published.
+    /// Bad lines that are passed over cannot be listed.
+    #[error("list {input}")]
+    ListBad {
+        /// What was to be listed where.
+        input: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Lines that hold no id, where those alone are not published.
     #[error("publish all of {input}: {} no id{}", held("line", *.count), listed("line", *.count, .first))]
     PassedOver {
         /// The input, as the user named it.

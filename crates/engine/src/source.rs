@@ -463,6 +463,8 @@ mod tests {
         assert_eq!(ids(&survey).expect("the same"), [1, 2]);
         file.set_len(2).expect("cut");
         let error = ids(&survey).expect_err("shorter");
-        assert!(matches!(&error, Error::Input { source, .. } if ReadFault::of(source) == Some(&ReadFault::Changed)));
+        assert!(
+            matches!(&error, Error::Input { source, .. } if ReadFault::of(source) == Some(&ReadFault::Changed))
+        );
     }
 }

@@ -223,7 +223,20 @@ mod tests {
 
     #[test]
     fn text_that_is_no_number_is_named() {
-        for text in ["", "-1", "+5", "1e3", "1_000", "0x10", "１２", "1.0", "1,000", "12a", "1 2", "18446744073709551616"] {
+        for text in [
+            "",
+            "-1",
+            "+5",
+            "1e3",
+            "1_000",
+            "0x10",
+            "１２",
+            "1.0",
+            "1,000",
+            "12a",
+            "1 2",
+            "18446744073709551616",
+        ] {
             let fault = u64::parse(text).expect_err(text);
             assert!(fault.to_string().contains(&format!("`{text}`")), "{fault}");
         }

@@ -77,6 +77,7 @@ impl Error {
             }
             Self::TooManyBatches { .. } => "make batches larger with --batch N, or cut the ids into several runs".into(),
             Self::Input { source, .. } => return input_hint(source),
+            Self::ListBad { .. } => "name a file that can be written: --skip-bad=FILE".into(),
             Self::BadLines { of: "line", first, .. } if first.first().is_some_and(|(line, _)| *line == 1) => {
                 "nothing was published; one id a line is wanted, or the column of a CSV file with --column NAME; --skip-bad \
                  passes bad lines over"

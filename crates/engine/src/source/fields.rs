@@ -94,8 +94,7 @@ impl<R: BufRead> Fields<R> {
         let record = Record::new(column.delimiter, index);
         let mut fields = Self { reader, record, width: 0, header, first: !header, blank: 0 };
         if !fields.read()? {
-            let empty = ColumnFault::Missing { found: Vec::new() };
-            return if header { Err(NoFields::Column(empty)) } else { Ok(fields) };
+            return Ok(fields);
         }
         fields.width = fields.record.fields;
         match &column.at {
@@ -398,6 +397,7 @@ mod tests {
         assert_eq!(ids(b"a;7\nb;8\n", &number(2, b';')), ["7", "8"]);
         assert_eq!(ids(b"a\t7\nb\t8", &number(1, b'\t')), ["a", "b"]);
         assert!(ids(b"", &number(1, b',')).is_empty());
+        assert!(ids(b"\n", &column("id")).is_empty());
     }
 
     #[test]
@@ -434,7 +434,10 @@ mod tests {
                 "bad 8: it has 1 field, the header has 2 fields"
             ]
         );
-        assert_eq!(ids(b"a,b\nc\n", &number(1, b','))[1], "bad 2: it has 1 field, the first line has 2 fields");
+        assert_eq!(
+            ids(b"a,b\nc\n", &number(1, b','))[1],
+            "bad 2: it has 1 field, the first line has 2 fields"
+        );
     }
 
     #[test]
@@ -455,12 +458,18 @@ mod tests {
         assert_eq!(read(b"a,b\n", &number(3, b',')).expect_err("beyond"), "its first line has 2 fields");
         let like = Fields::open::<u64>(&b"5,7\n6,8\n"[..], &column("5"));
         let Err(NoFields::Column(fault)) = like else { panic!("a first line of ids is no header") };
-        assert_eq!(fault.to_string(), "its first line is `5,7`, which looks like ids and not like names of columns");
+        assert_eq!(
+            fault.to_string(),
+            "its first line is `5,7`, which looks like ids and not like names of columns"
+        );
     }
 
     #[test]
     fn a_field_that_is_too_long_is_one_bad_line() {
         let text = format!("id,n\n{},1\nb,2\n", "x".repeat(LONGEST * 3));
-        assert_eq!(ids(text.as_bytes(), &column("id")), [format!("bad 2: {}", too_long(LONGEST as u64 * 3)), "b".into()]);
+        assert_eq!(
+            ids(text.as_bytes(), &column("id")),
+            [format!("bad 2: {}", too_long(LONGEST as u64 * 3)), "b".into()]
+        );
     }
 }

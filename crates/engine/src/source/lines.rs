@@ -199,7 +199,9 @@ mod tests {
 
     #[test]
     fn a_carriage_return_that_is_no_line_end_is_refused() {
-        for (text, line) in [(&b"a\nb\r\n"[..], 2), (b"a\rb\rc\r", 1), (b"a\r\nb\r\r\n", 2), (b"a\r\nb\rc\r\n", 2)] {
+        for (text, line) in
+            [(&b"a\nb\r\n"[..], 2), (b"a\rb\rc\r", 1), (b"a\r\nb\r\r\n", 2), (b"a\r\nb\rc\r\n", 2)]
+        {
             let seen = texts(text);
             let bad = seen.iter().find(|line| line.starts_with("bad")).expect("refused");
             assert!(bad.starts_with(&format!("bad {line}: ")) && bad.contains("carriage return"), "{bad}");

@@ -71,7 +71,9 @@ impl ReadFault {
             Self::OpenQuote { .. } | Self::EarlyQuote { .. } => {
                 "nothing was published; within quotes a quote is written twice (\"\"); mend that line".into()
             }
-            Self::BlankQuote { .. } => "nothing was published; remove the blank, or choose another --delimiter".into(),
+            Self::BlankQuote { .. } => {
+                "nothing was published; remove the blank, or choose another --delimiter".into()
+            }
             Self::Encoding { encoding } => {
                 let encoding = encoding.split(',').next().unwrap_or(encoding);
                 format!("convert it: iconv -f {encoding} -t UTF-8 FILE | … --stdin")
