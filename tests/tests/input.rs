@@ -318,6 +318,25 @@ fn a_query_resumes_whatever_the_order_of_its_answer() {
 }
 
 #[test]
+fn the_same_ids_in_another_order_are_said_to_be_that() {
+    let host = trial();
+    let up = host.up();
+    let produce = ["produce", "--stdin", "--batch", "2", "--run", "r"];
+    host.call_with_input(&produce, b"1\n2\n3\n4\n5\n").expect(0);
+    let mut nats = Nats::connect(&up.nats);
+    nats.api("STREAM.PURGE.trial_ids", &json!({ "filter": "trial.ids.r.1" }));
+    host.call_with_input(&produce, b"5\n4\n3\n2\n1\n").expect(1).says(&[
+        "error: failed to publish batch 0 of run `r`: the ids are those that the run was begun with, in another order, and",
+        "hint: give them in the order of the first start, then it resumes; or `cancel r` and `forget r` give it up",
+    ]);
+    host.call_with_input(&produce, b"1\n2\n3\n4\n6\n")
+        .expect(1)
+        .says(&["it was made of", "not of standard input (5 ids"]);
+    let again = host.call_with_input(&produce, b"1\n2\n3\n4\n5\n").expect(0);
+    assert!(again.stdout.contains("2 batches had been published before"), "{}", again.stdout);
+}
+
+#[test]
 fn a_producer_ends_when_it_is_told_to() {
     let host = trial();
     sh(&host, "mkfifo fifo").expect(0);
@@ -463,6 +482,9 @@ fn bad_lines_are_passed_over_when_the_user_says_so() {
     let then = ["run", "--file", "ids.txt", "--skip-bad", "--run", "r", "--then", "echo $MILLSTREAM_BAD"];
     let called = host.call(&then).expect(3);
     assert!(called.stdout.ends_with("\n15\n"), "{}", called.stdout);
+    host.call(&["produce", "--file", "ids.txt", "--skip-bad=ids.txt"])
+        .expect(1)
+        .says(&["it is the input itself"]);
     fs::write(host.path().join("ids.txt"), "x\ny\n").expect("written");
     host.call(&["produce", "--file", "ids.txt", "--skip-bad"]).expect(1).says(&["2 of its lines hold no id"]);
     host.call(&["produce", "--file", "ids.txt", "--skip-bad=no/file"])

@@ -9,6 +9,7 @@ mod words;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use millstream::Id;
@@ -89,22 +90,33 @@ async fn survey<I: Id>(input: Input, args: &ProduceArgs, progress: &Progress) ->
 
 /// Lists all lines that are passed over in a file, where one is named.
 fn survey_past_bad<I: Id>(input: &Input, list: Option<&Path>) -> anyhow::Result<(Survey, Sample<I>)> {
-    let unwritten = |path: &Path| {
-        let input = format!("bad lines of {} into `{}`", input.shown(), path.display());
-        move |source| Error::ListBad { input, source }
+    let Some(path) = list else { return Ok(input.survey_past_bad(|_, _| Ok(()))?) };
+    let unwritten = |source| Error::ListBad {
+        input: format!("bad lines of {} into `{}`", input.shown(), path.display()),
+        source,
     };
-    let mut list = match list {
-        Some(path) => Some((path, BufWriter::new(File::create(path).map_err(unwritten(path))?))),
-        None => None,
-    };
-    let surveyed = input.survey_past_bad(|line, fault| match &mut list {
-        Some((path, file)) => writeln!(file, "{line}\t{fault}").map_err(unwritten(path)),
-        None => Ok(()),
-    })?;
-    if let Some((path, mut file)) = list {
-        file.flush().map_err(unwritten(path))?;
-    }
+    let mut list = BufWriter::new(list_beside(input, path).map_err(unwritten)?);
+    let surveyed = input
+        .survey_past_bad(|line, fault| writeln!(list, "{line}\t{}", show::cell(fault)).map_err(unwritten))?;
+    list.flush().map_err(unwritten)?;
     Ok(surveyed)
+}
+
+/// An empty file for the list, which is not the input.
+fn list_beside(input: &Input, path: &Path) -> std::io::Result<File> {
+    let list = File::options().write(true).create(true).truncate(false).open(path)?;
+    let about = list.metadata()?;
+    if let Input::File { file, .. } = input {
+        let of_input = file.metadata()?;
+        if (of_input.dev(), of_input.ino()) == (about.dev(), about.ino()) {
+            return Err(std::io::Error::other("it is the input itself"));
+        }
+    }
+    // A pipe or a terminal cannot be cut.
+    if about.is_file() {
+        list.set_len(0)?;
+    }
+    Ok(list)
 }
 
 fn tell_passed_over(survey: &Survey, progress: &Progress) {

@@ -100,7 +100,7 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 }
 
 /// The same for one cell of a table, which is one line.
-fn cell(text: &str) -> Cow<'_, str> {
+pub(crate) fn cell(text: &str) -> Cow<'_, str> {
     spelt_out(text, |_| true, |symbol| symbol.escape_default().to_string())
 }
 

@@ -113,12 +113,13 @@ pub(super) async fn publish_batches<I: Id>(
         cut_batches(&run, &input, &survey, cutter, &sender)
     });
     let mut flights = FuturesUnordered::new();
-    loop {
+    let mut more = true;
+    while more || !flights.is_empty() {
         let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
         tokio::select! {
-            batch = batches.recv(), if flights.len() < IN_FLIGHT => match batch {
+            batch = batches.recv(), if more && flights.len() < IN_FLIGHT => match batch {
                 Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, lookup, stop)),
-                None => break,
+                None => more = false,
             },
             Some(landed) = flights.next() => {
                 let (batch, written) = landed?;
@@ -126,10 +127,6 @@ pub(super) async fn publish_batches<I: Id>(
             }
             () = stop.no_more_taking() => return Err(Error::Stopped),
         }
-    }
-    while let Some(landed) = flights.next().await {
-        let (batch, written) = landed?;
-        done(&batch, written);
     }
     cutting.await.map_err(|source| Error::Input { input: submission.input.shown(), source })?
 }
