@@ -131,7 +131,8 @@ fn produce_takes_ids_in_every_form() {
         .expect(0);
     assert_eq!(
         called.json(),
-        json!({ "run": "g", "batches": 2, "ids": 2, "dropped_repeats": 1, "batches_written": 2, "batches_found": 0 })
+        json!({ "run": "g", "batches": 2, "ids": 2, "dropped_repeats": 1, "batches_written": 2, "batches_found": 0,
+                "bad_lines": 0 })
     );
     let made: Vec<Value> = host.call(&["runs", "--json"]).json().as_array().expect("a list").to_vec();
     let sources: Vec<&str> = made.iter().map(|run| run["source"].as_str().expect("text")).collect();

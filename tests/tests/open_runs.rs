@@ -110,7 +110,7 @@ fn lines_become_rows_while_the_run_is_open() {
     assert_eq!((&status["state"], &status["done"]), (&"publishing".into(), &2.into()), "{status}");
     feeder.write("\nx\n\n4\n");
     let (code, log) = feeder.end();
-    assert_eq!(code, Some(1), "{log}");
+    assert_eq!(code, Some(3), "{log}");
     for part in [
         "following standard input into run `feed`",
         "published run `feed`: 4 ids in ",
@@ -215,7 +215,7 @@ fn a_feed_without_ids_makes_no_closed_run() {
     let host = tame();
     let _up = host.up();
     let follow = ["produce", "--stdin", "--follow", "--run", "feed"];
-    host.call(&follow).expect(1).says(&["make a run of lines as they come: there are no ids in it"]);
+    host.call(&follow).expect(4).says(&["make a run of lines as they come: there are no ids in it"]);
     // It is open still.
     let closed = host.call_with_input(&follow, b"5\n5\n").expect(0);
     assert_eq!(

@@ -79,7 +79,7 @@ async fn parts_of_string_ids_are_asked_about_by_their_first_and_last() {
         (0..72).map(|number| format!("{}{number}", odd[number % odd.len()].repeat(1 + number % 3))).collect();
     let path = scene.host.path().join("ids.txt");
     fs::write(&path, ids.join("\n")).expect("a file");
-    scene.publish::<String>("a", Input::File { path, shown: "ids".into(), column: None }, 72).await;
+    scene.publish::<String>("a", Input::lines(fs::File::open(path).expect("it is there"), "ids"), 72).await;
     let (worker, counts) = scene.start_work(&scene.broker, Bulky::<String>::new(1));
     wait_done(&counts, 1);
     scene.proxy.inserts_meet(&[Fate::LoseAnswer]);

@@ -17,7 +17,8 @@ nats-server and a private ClickHouse under --data. MILLSTREAM_DATA and MILLSTREA
 
 Results go to stdout, logs and progress to stderr.
 
-Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters, 130 interrupted.";
+Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters or bad lines, 4 there were no ids, \
+130 interrupted.";
 
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER, max_term_width = 110, arg_required_else_help = true)]
@@ -150,13 +151,13 @@ pub(crate) struct SourceArgs {
     /// A range of numbers: `1..=100` with its end, `1..101` without
     #[arg(long, group = "source", value_name = "RANGE")]
     pub ids: Option<String>,
-    /// A file with one id a line; with --column, a CSV file with a header
+    /// A file with one id a line; with --column, a CSV file. A pipe is kept in a temporary file, as --stdin is
     #[arg(long, group = "source", value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Standard input with one id a line; it is kept in a temporary file until the run is published
+    /// Standard input, written as a --file is; it is kept in a temporary file until the run is published
     #[arg(long, group = "source")]
     pub stdin: bool,
-    /// The one column that a query in ClickHouse answers
+    /// The one column that a query in ClickHouse answers, each value byte for byte, in the order of its values
     #[arg(long, group = "source", value_name = "SQL")]
     pub query: Option<String>,
 }
@@ -165,10 +166,15 @@ pub(crate) struct SourceArgs {
 pub(crate) struct ProduceArgs {
     #[command(flatten)]
     pub source: SourceArgs,
-    /// The column of a CSV --file that holds the ids
-    // `requires` would be satisfied by whatever excludes a file.
-    #[arg(long, value_name = "NAME", requires = "file", conflicts_with_all = ["ids", "stdin", "query"])]
-    pub column: Option<String>,
+    #[command(flatten)]
+    pub column: ColumnArgs,
+    /// Pass over lines that hold no id: they are counted, the first ten are shown, and FILE lists all; the exit code is 3
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[expect(clippy::option_option, reason = "clap's way to say that a flag may have a value")]
+    pub skip_bad: Option<Option<PathBuf>>,
+    /// An input without ids is a success, with nothing to do; without this the exit code is 4
+    #[arg(long)]
+    pub allow_empty: bool,
     /// Name of the run: 1 to 64 letters, digits, `-` and `_`; a readable one is made up without it
     #[arg(long, value_name = "NAME")]
     pub run: Option<String>,
@@ -178,12 +184,34 @@ pub(crate) struct ProduceArgs {
     #[command(flatten)]
     pub steer: SteerArgs,
     /// A command for `sh -c` once the run is sealed or cancelled, with what it came to in MILLSTREAM_RUN, _PASS, _STATE,
-    /// _IDS, _ROWS, _DEAD, _SECONDS and _SUMMARY
+    /// _IDS, _ROWS, _DEAD, _BAD, _SECONDS and _SUMMARY; with --allow-empty also when there are no ids: _STATE is `empty`
     #[arg(long, value_name = "COMMAND")]
     pub then: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which column of CSV holds the ids.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ColumnArgs {
+    /// The column of a CSV --file or --stdin that holds the ids, as its first line names it; its number with --no-header
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// What stands between two fields of CSV: one symbol, or `\t` [default: ,]
+    #[arg(long, value_name = "SYMBOL", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// The first line of CSV has ids, too, and no names: --column is a number, from 1
+    #[arg(long)]
+    pub no_header: bool,
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"\\t" | b"tab" => Ok(b'\t'),
+        [symbol] if !symbol.is_ascii_alphanumeric() && !matches!(symbol, b'"' | b'\n' | b'\r') => Ok(*symbol),
+        _ => Err("it is one symbol such as , or ; or |, or \\t".into()),
+    }
 }
 
 /// What may be changed of a run while it is computed, too.
@@ -240,7 +268,7 @@ pub(crate) struct PublishArgs {
     pub produce: ProduceArgs,
     /// Publish the lines of --stdin as they come, until they end; lines that hold no id are passed over and reported
     // `requires` would be satisfied by whatever excludes it.
-    #[arg(long, requires = "stdin", conflicts_with_all = ["ids", "file", "query", "then"])]
+    #[arg(long, requires = "stdin", conflicts_with_all = ["ids", "file", "query", "then", "column", "delimiter", "no_header", "skip_bad"])]
     pub follow: bool,
     /// How long an id waits for others that go into the same batch, with --follow: `500ms`, `2s`, `1min` [default: 1s]
     #[arg(long, value_name = "TIME", default_value = "1s", hide_default_value = true, value_parser = linger)]
@@ -430,9 +458,8 @@ pub(crate) struct SampledArgs {
 pub(crate) struct TuneArgs {
     #[command(flatten)]
     pub sampled: SampledArgs,
-    /// The column of a CSV --file that holds the ids
-    #[arg(long, value_name = "NAME", requires = "file", conflicts_with = "ids")]
-    pub column: Option<String>,
+    #[command(flatten)]
+    pub column: ColumnArgs,
     /// Compute threads at most [default: the cores that this process may use]
     #[arg(long, value_name = "N")]
     pub threads: Option<u64>,
@@ -478,7 +505,11 @@ pub(crate) struct SqlArgs {
 const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "run",
-        &["run --ids 1..=10000000", "run --file ids.txt --run friday", "run --file users.csv --column id"],
+        &[
+            "run --ids 1..=10000000",
+            "run --file ids.txt --run friday",
+            "run --file users.csv --column id --skip-bad=bad.txt",
+        ],
     ),
     (
         "produce",
@@ -539,6 +570,18 @@ mod tests {
         }
         for text in ["", "1", "s", "1h", "-1s", "1.5s", "61min", "99999999999999999999s", "1 s"] {
             assert!(linger(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_delimiter_is_one_symbol() {
+        for (text, symbol) in
+            [(",", b','), (";", b';'), ("|", b'|'), ("\\t", b'\t'), ("\t", b'\t'), ("tab", b'\t')]
+        {
+            assert_eq!(delimiter(text), Ok(symbol), "{text}");
+        }
+        for text in ["", "::", "a", "\"", "\n", "§"] {
+            assert!(delimiter(text).is_err(), "{text}");
         }
     }
 

@@ -21,7 +21,7 @@ mod up;
 mod verify;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use millstream::names::{NameFault, RunName};
@@ -41,7 +41,15 @@ pub(crate) struct Context {
     pub spec: Arc<Spec>,
     pub config: Config,
     pub progress: Progress,
+    signals: Signals,
 }
+
+/// What the first signal does; nothing once it came.
+type First = Box<dyn FnOnce(Signal) + Send>;
+
+/// What a signal does. Before a command has something to finish, it ends the process at once.
+#[derive(Clone, Default)]
+struct Signals(Arc<Mutex<Option<First>>>);
 
 /// Which signal asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +92,7 @@ impl Context {
         let filter =
             if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
         crate::logs::start(filter, &progress.lines().clone());
-        Ok(Self { spec, config, progress })
+        Ok(Self { spec, config, progress, signals: Signals::default() })
     }
 
     /// Runs the command to its end.
@@ -94,10 +102,22 @@ impl Context {
             .enable_all()
             .build()
             .context("failed to start the I/O threads")?;
+        // As process 1 of a container it has no signals but those that it listens for.
+        runtime.block_on(async { self.signals.listen() })?;
         match function {
             AnyFunction::Numbers(function) => runtime.block_on(Box::pin(self.dispatch(&function, command))),
             AnyFunction::Texts(function) => runtime.block_on(Box::pin(self.dispatch(&function, command))),
         }
+    }
+
+    /// From now on the first signal stops `stop`, and the second ends the process at once.
+    pub fn on_signal(&self, stop: &Stop, first: impl FnOnce(Signal) + Send + 'static) {
+        let stopping = stop.clone();
+        let first = move |signal| {
+            first(signal);
+            stopping.stop_taking();
+        };
+        *self.signals.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(first));
     }
 
     async fn dispatch<I: Id>(&self, function: &Function<I>, command: &Command) -> anyhow::Result<Ended> {
@@ -165,22 +185,26 @@ pub(crate) fn run_name(text: &str) -> Result<RunName, Usage> {
 /// Addresses that a command uses while its servers are kept up elsewhere.
 pub(crate) type ServersRef = Arc<Servers>;
 
-/// Stops `stop` at the first signal and leaves at once at the second. Resolves with the first.
-pub(crate) fn on_signal(stop: &Stop, first: impl FnOnce(Signal) + Send + 'static) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
-    let stopping = stop.clone();
-    // Not tracked: it must outlive every shutdown to hear the second signal, and ends with the process.
-    #[expect(clippy::disallowed_methods, reason = "nobody can wait for what ends with the process")]
-    drop(tokio::spawn(async move {
-        let came = next_signal(&mut interrupt, &mut terminate).await;
-        first(came);
-        stopping.stop_taking();
-        next_signal(&mut interrupt, &mut terminate).await;
-        crate::show::note("stopped at once");
-        std::process::exit(130);
-    }));
-    Ok(())
+impl Signals {
+    /// Listens for as long as the process lives.
+    fn listen(&self) -> anyhow::Result<()> {
+        let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for Ctrl-C")?;
+        let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+        let first = self.0.clone();
+        // Not tracked: it must outlive every shutdown to hear the second signal, and ends with the process.
+        #[expect(clippy::disallowed_methods, reason = "what ends with the process cannot be waited for")]
+        drop(tokio::spawn(async move {
+            let came = next_signal(&mut interrupt, &mut terminate).await;
+            let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(first) = first {
+                first(came);
+                next_signal(&mut interrupt, &mut terminate).await;
+            }
+            crate::show::note("stopped at once");
+            std::process::exit(130);
+        }));
+        Ok(())
+    }
 }
 
 async fn next_signal(

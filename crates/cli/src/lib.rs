@@ -39,8 +39,8 @@ pub(crate) enum Ended {
     Well,
     /// Done, but the answer is no: an unclean proof, a failed check.
     Badly,
-    /// Done, and some ids are dead letters.
-    WithDeadLetters,
+    /// Done, and some ids are dead letters, or some lines held no id and were passed over.
+    InPart,
     /// Stopped by a signal.
     Interrupted,
 }
@@ -52,7 +52,8 @@ pub(crate) struct Usage(pub String);
 
 /// Runs the command that the process was started with.
 ///
-/// Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters, 130 interrupted.
+/// Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done but with dead letters or bad lines, 4 there were no ids,
+/// 130 interrupted.
 pub fn main<P: Pipeline>(pipeline: P) -> ExitCode {
     start(P::NAME, AnyFunction::of(pipeline))
 }
@@ -71,9 +72,13 @@ fn start(name: &'static str, function: Result<AnyFunction, Vec<SchemaFault>>) ->
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help goes to stdout with code 0, faults to stderr with code 2; a closed pipe is nobody's fault.
+            // Help goes to stdout with code 0, faults to stderr with code 2.
+            if !error.use_stderr() {
+                show::help(&error);
+                return if show::tell_failed() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+            }
             drop(error.print());
-            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+            return ExitCode::from(2);
         }
     };
     let function = match function {
@@ -87,17 +92,30 @@ fn start(name: &'static str, function: Result<AnyFunction, Vec<SchemaFault>>) ->
     };
     let context = Context::start(function.spec().clone(), &cli);
     let outcome = context.and_then(|context| context.run(function, &cli.command));
+    let untold = show::tell_failed();
     match outcome {
+        Ok(_) if untold => ExitCode::from(1),
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::Badly) => ExitCode::from(1),
-        Ok(Ended::WithDeadLetters) => ExitCode::from(3),
+        Ok(Ended::InPart) => ExitCode::from(3),
         Ok(Ended::Interrupted) => ExitCode::from(130),
         Err(error) => {
             let usage = error.is::<Usage>() || error.is::<config::Faults>();
             show::report(&error);
-            ExitCode::from(if usage { 2 } else { 1 })
+            ExitCode::from(if usage {
+                2
+            } else if is_empty(&error) {
+                4
+            } else {
+                1
+            })
         }
     }
+}
+
+/// Whether the input was sound, and held no ids.
+fn is_empty(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(millstream_engine::Error::NoIds { .. }))
 }
 
 fn about(pipeline: &str) -> String {

@@ -1,7 +1,8 @@
 //! Numbers and errors for people. The only writer of stdout and stderr beside the logs and the progress line.
 
 use std::borrow::Cow;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use millstream_engine::Error as EngineError;
 use millstream_engine::sample::{Bound, Choice, Timing};
@@ -48,12 +49,40 @@ impl Answer {
     }
 }
 
-/// A reader that went away is no error of ours.
+/// Why stdout takes nothing more: nothing is written to it after that, and what is under way goes on to its end.
+static LOST: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// The one place that writes to stdout.
 fn write(bytes: &[u8]) {
+    if failed() {
+        return;
+    }
     let mut out = std::io::stdout().lock();
-    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
-        // Nobody reads: `head` has seen enough.
-        std::process::exit(0);
+    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
+        *LOST.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+}
+
+/// Whether stdout takes nothing more, so that a command which only writes can end.
+pub(crate) fn failed() -> bool {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// Says why stdout could not be written, if that is an error: a reader that went away has seen enough.
+pub(crate) fn tell_failed() -> bool {
+    let lost = LOST.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(fault) = lost.filter(|fault| fault.kind() != ErrorKind::BrokenPipe) else { return false };
+    let hint = "the output is cut off: make room where it goes, then give the command again";
+    error("failed to write to standard output", &[fault.to_string()], Some(hint));
+    true
+}
+
+/// Help and version, as clap words and colours them.
+pub(crate) fn help(text: &clap::Error) {
+    let text = text.render();
+    match std::io::stdout().is_terminal() {
+        true => write(text.ansi().to_string().as_bytes()),
+        false => write(text.to_string().as_bytes()),
     }
 }
 
@@ -76,7 +105,7 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 }
 
 /// The same for one cell of a table, which is one line.
-fn cell(text: &str) -> Cow<'_, str> {
+pub(crate) fn cell(text: &str) -> Cow<'_, str> {
     spelt_out(text, |_| true, |symbol| symbol.escape_default().to_string())
 }
 

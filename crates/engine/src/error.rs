@@ -8,6 +8,7 @@ use std::time::Duration;
 use millstream::envelope::EnvelopeFault;
 use millstream::names::NameFault;
 
+use crate::source::ColumnFault;
 use crate::tables::Selection;
 
 /// Any failure of another party.
@@ -119,8 +120,11 @@ pub enum Error {
         /// What was given now.
         given: String,
     },
-    /// A batch of the run exists with other bytes.
-    #[error("publish batch {batch} of run `{run}`: the stream holds other ids under that number")]
+    /// A batch of the run exists with other ids, though all of them are the same by count and digest.
+    #[error(
+        "publish batch {batch} of run `{run}`: the ids are those that the run was begun with, in another order, and the \
+         stream holds others of them under that number"
+    )]
     OtherBatch {
         /// The run.
         run: String,
@@ -157,6 +161,20 @@ pub enum Error {
         /// The batch.
         batch: u32,
     },
+    /// The input changed between the two readings, so that what is published is not what was checked.
+    #[error(
+        "publish run `{run}`: {input} changed after it was checked: it had {surveyed}, now {now}; the run is not closed"
+    )]
+    InputChanged {
+        /// The run.
+        run: String,
+        /// The input, as the user named it.
+        input: String,
+        /// Count and digest of what was checked.
+        surveyed: String,
+        /// What there is now: count and digest, or why they are not known.
+        now: String,
+    },
     /// Input without an id.
     #[error("make a run of {input}: there are no ids in it")]
     NoIds {
@@ -179,17 +197,28 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Lines or fields of the input are not ids.
-    #[error("read {input}: {} no id{}", held(*.count), listed(*.count, .first))]
+    #[error("read {input}: {} no id{}", held(of, *.count), listed(of, *.count, .first))]
     BadLines {
         /// The input, as the user named it.
         input: String,
+        /// What they are called: `line`, or `row` of a query's answer.
+        of: &'static str,
         /// How many.
         count: u64,
         /// The first few: line number and what is wrong.
         first: Vec<(u64, String)>,
     },
-    /// The same where ids are published as they come, and those lines alone are not.
-    #[error("publish all of {input}: {} no id{}", held(*.count), listed(*.count, .first))]
+    /// Bad lines that are passed over cannot be listed.
+    #[error("list {input}")]
+    ListBad {
+        /// What was to be listed where.
+        input: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Lines that hold no id, where those alone are not published.
+    #[error("publish all of {input}: {} no id{}", held("line", *.count), listed("line", *.count, .first))]
     PassedOver {
         /// The input, as the user named it.
         input: String,
@@ -199,12 +228,12 @@ pub enum Error {
         first: Vec<(u64, String)>,
     },
     /// A CSV input has no such column.
-    #[error("read {input}: it has no such column, its columns are {}", quoted(.found))]
+    #[error("read {input}: {fault}")]
     NoColumn {
         /// The input with its column, as the user named it.
         input: String,
-        /// The columns there are.
-        found: Vec<String>,
+        /// Why not.
+        fault: ColumnFault,
     },
     /// A query's answer is no column of ids.
     #[error("take ids from the query: its columns are {found}, one of type {expected} is needed")]
@@ -566,14 +595,14 @@ impl Error {
     }
 }
 
-fn held(lines: u64) -> String {
-    if lines == 1 { "a line of it holds".into() } else { format!("{lines} of its lines hold") }
+fn held(of: &str, lines: u64) -> String {
+    if lines == 1 { format!("a {of} of it holds") } else { format!("{lines} of its {of}s hold") }
 }
 
-fn listed(count: u64, lines: &[(u64, String)]) -> String {
+fn listed(of: &str, count: u64, lines: &[(u64, String)]) -> String {
     let mut text = String::new();
     for (line, fault) in lines {
-        write!(text, "\n  line {line}: {fault}").expect("writing to a String cannot fail");
+        write!(text, "\n  {of} {line}: {fault}").expect("writing to a String cannot fail");
     }
     match count.saturating_sub(lines.len() as u64) {
         0 => text,
@@ -641,7 +670,7 @@ mod tests {
     #[test]
     fn bad_lines_are_listed_one_below_the_other() {
         let first = vec![(3, "`x` is not a number".to_owned()), (9, "`y` is not a number".to_owned())];
-        let error = Error::BadLines { input: "file `ids.txt`".into(), count: 12, first };
+        let error = Error::BadLines { input: "file `ids.txt`".into(), of: "line", count: 12, first };
         assert_eq!(
             error.to_string(),
             "read file `ids.txt`: 12 of its lines hold no id\n  line 3: `x` is not a number\n  line 9: `y` is not a number\n  \

@@ -18,7 +18,7 @@ use crate::load::{Phases, Recent};
 use crate::records::{Change, PassRecord, PassState, Published, Records, RunRecord, now_ms};
 use crate::retry::patiently;
 use crate::sample::{Choice, blind_size};
-use crate::source::{Input, Survey};
+use crate::source::{Input, ReadFault, Survey, aside};
 use crate::stop::Stop;
 use crate::store::Store;
 use crate::verify::{Repair, heal};
@@ -93,7 +93,8 @@ pub(crate) fn max_ids_bytes(max_payload: usize) -> usize {
 /// Publishes a run, or what is missing of it: killed and started again with the same words it resumes.
 ///
 /// # Errors
-/// [`Error::OtherIds`] and [`Error::OtherBatch`] when the name belongs to other ids; [`Error::Stopped`].
+/// [`Error::OtherIds`] when the name belongs to other ids, [`Error::OtherBatch`] when they come in another order;
+/// [`Error::InputChanged`] when the input is no more what was surveyed: the run is then not closed; [`Error::Stopped`].
 pub async fn submit<I: Id>(
     broker: &Broker,
     records: &Records,
@@ -103,7 +104,10 @@ pub async fn submit<I: Id>(
     progress: impl Fn(Progress),
 ) -> Result<Submitted, Error> {
     let run = &submission.run;
-    let record = open_run(records, store, submission).await?;
+    let record = tokio::select! {
+        record = open_run(records, store, submission) => record?,
+        () = stop.no_more_taking() => return Err(Error::Stopped),
+    };
     if is_cancelled(records, run).await? {
         return Err(Error::Cancelled { run: run.to_string() });
     }
@@ -150,7 +154,15 @@ pub async fn submit<I: Id>(
         // What was on its way when the run was cancelled.
         broker.purge_ids(broker.names().run_ids(run)).await?;
     }
-    published?;
+    match published {
+        Err(Error::Input { source, .. }) if ReadFault::of(&source) == Some(&ReadFault::Changed) => {
+            return Err(changed::<I>(submission).await);
+        }
+        published => published?,
+    }
+    if let Some(now) = tally.other_than(&submission.survey) {
+        return Err(not_surveyed(submission, now));
+    }
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
@@ -235,6 +247,25 @@ pub(crate) fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Optio
         existing: described(existing, true),
         given: described(given, batch_ids.is_some()),
     })
+}
+
+/// What is published is not what was checked: the run stays open.
+fn not_surveyed(submission: &Submission, now: String) -> Error {
+    let Submission { run, input, survey, .. } = submission;
+    let surveyed = survey.fingerprint.clone();
+    Error::InputChanged { run: run.to_string(), input: input.shown(), surveyed, now }
+}
+
+/// The same with what the input has now.
+async fn changed<I: Id>(submission: &Submission) -> Error {
+    let input = submission.input.clone();
+    let again = aside("input", move || input.survey_past_bad::<I>(|_, _| Ok(()))).await;
+    let now = match again {
+        Ok(Ok((survey, _))) => survey.fingerprint,
+        Ok(Err(error)) => format!("there is a fault: failed to {}", full_cause(&error)),
+        Err(error) => format!("it cannot be read: {error}"),
+    };
+    not_surveyed(submission, now)
 }
 
 /// Whether the stream holds every batch of a published run, and none of them is known to be damaged. Two questions,

@@ -1,29 +1,45 @@
 //! Where a run's ids come from, and how they are cut into batches.
 //!
-//! Input is read twice where it can be: once to find every bad line and to learn the digest, before anything is
-//! published; once to publish. Neither pass keeps more than one batch; the first also draws a bounded sample, on which the
-//! function is timed.
+//! Input is read twice: once to find every bad line and to learn count and digest, before anything is published; once to
+//! publish. Neither pass keeps more than one batch; the first also draws a bounded sample, on which the function is timed.
+//! The second reads the very bytes of the first, or fails (`blocks`).
+//!
+//! An id is taken byte for byte, or refused by its line and the reason (`text`). Lines (`lines`), a column of CSV
+//! (`fields`) and a query's answer (`rows`) are three ways to write ids.
+
+mod blocks;
+mod cut;
+mod fields;
+mod lines;
+mod rows;
+mod sample;
+mod text;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::sync::Arc;
 
-use millstream::{Id, MAX_BATCH_IDS};
-use tokio::sync::mpsc;
+use millstream::Id;
+use tokio::sync::oneshot;
 
 use crate::error::Error;
+use blocks::{Blocks, Seen};
+use fields::{Fields, NoFields};
+use lines::PlainLines;
+use rows::Rows;
+
+pub use cut::{Cut, Cutter};
+pub use fields::{At, Column, ColumnFault};
+pub use lines::{Lines, feed};
+pub use rows::Value;
+pub use sample::Sample;
+pub use text::ReadFault;
 
 /// How many bad lines are shown.
-const SHOWN_FAULTS: usize = 10;
-/// The longest line that is read, in bytes: longer ones are no ids, and a file without line ends must not fill memory.
-const MAX_LINE: u64 = 1 << 20;
-/// Times that lines are handed over ahead of whoever takes them: each is what one read brought.
-const READ_AHEAD: usize = 4;
-/// Ids of a file that are kept as its sample: a second's work of most functions, and 32 MiB of the longest ids.
-const SAMPLED: usize = 8192;
+pub const SHOWN_FAULTS: usize = 10;
 
 /// The ids of a run as the user gave them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Input {
     /// Numbers from the first to the last, both included.
     Range {
@@ -32,15 +48,26 @@ pub enum Input {
         /// The last, not before the first.
         last: u64,
     },
-    /// A file, or what was read from standard input.
+    /// A file that can be read twice.
     File {
-        /// Where it is.
-        path: PathBuf,
+        /// The file, open: another that takes its name does not matter.
+        file: Arc<File>,
         /// Its name for people: the path, or `standard input`.
         shown: String,
-        /// The column of a CSV file with a header; without, a line is an id.
-        column: Option<String>,
+        /// How ids are written in it.
+        form: Form,
     },
+}
+
+/// How ids are written in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Form {
+    /// A line is an id.
+    Lines,
+    /// A column of CSV.
+    Column(Column),
+    /// What a query answered, in RowBinary.
+    Rows(Value),
 }
 
 /// What is known of an input before it is published.
@@ -54,15 +81,38 @@ pub struct Survey {
     pub ids: u64,
     /// Whether one can be there twice.
     pub may_repeat: bool,
+    /// Wrapping sum of `sipHash64(id)`, repeats counted; a range says by its ends what it holds.
+    pub digest: Option<u64>,
+    /// Empty lines, which were passed over.
+    pub blank: u64,
+    /// Lines that hold no id, and were passed over because the user said so.
+    pub bad: u64,
+    /// The first of them.
+    pub first_bad: Vec<(u64, String)>,
+    /// What was read, which is what is published.
+    seen: Option<Arc<Seen>>,
 }
 
+/// Ids one after the other, as they are published.
+pub type Ids<I> = Box<dyn Iterator<Item = Result<I, Error>> + Send>;
+
 impl Input {
+    /// Lines of a file.
+    pub fn lines(file: File, shown: impl Into<String>) -> Self {
+        Self::File { file: Arc::new(file), shown: shown.into(), form: Form::Lines }
+    }
+
     /// The input in words.
     pub fn shown(&self) -> String {
         match self {
             Self::Range { first, last } => format!("ids {first}..={last}"),
-            Self::File { shown, column: None, .. } => shown.clone(),
-            Self::File { shown, column: Some(column), .. } => format!("column `{column}` of {shown}"),
+            Self::File { shown, form: Form::Column(Column { at: At::Name(name), .. }), .. } => {
+                format!("column `{name}` of {shown}")
+            }
+            Self::File { shown, form: Form::Column(Column { at: At::Number(number), .. }), .. } => {
+                format!("column {number} of {shown}")
+            }
+            Self::File { shown, .. } => shown.clone(),
         }
     }
 
@@ -72,96 +122,161 @@ impl Input {
     /// [`Error::BadLines`] with the first of them and their number; [`Error::NoIds`], [`Error::NoColumn`],
     /// [`Error::Input`].
     pub fn survey<I: Id>(&self) -> Result<(Survey, Sample<I>), Error> {
-        let source = self.shown();
-        if let Self::Range { first, last } = *self {
-            let ids = (last - first).checked_add(1).ok_or(Error::TooManyBatches { input: source.clone() })?;
-            let survey = Survey { fingerprint: source.clone(), source, ids, may_repeat: false };
-            return Ok((survey, Sample::of_range(first, ids)));
+        let (survey, sample) = self.look(|_, _| Ok(()))?;
+        match survey.bad {
+            0 => Ok((survey, sample)),
+            _ => Err(self.bad_lines(&survey)),
         }
-        let (mut ids, mut digest, mut bad, mut first) = (0u64, 0u64, 0u64, Vec::new());
-        let mut sample = Sample::of_list();
-        for line in self.lines::<I>()? {
-            match line.map_err(|source| Error::Input { input: self.shown(), source })? {
+    }
+
+    /// The same, but lines that hold no id are passed over, and each is told, by number and fault. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::survey`], with [`Error::BadLines`] when no line holds an id; what `bad` fails with.
+    pub fn survey_past_bad<I: Id>(
+        &self,
+        bad: impl FnMut(u64, &str) -> Result<(), Error>,
+    ) -> Result<(Survey, Sample<I>), Error> {
+        let (mut survey, sample) = self.look(bad)?;
+        if survey.bad > 0 {
+            let lines = if survey.bad == 1 { "line" } else { "lines" };
+            survey.source += &format!(" but for {} bad {lines}", survey.bad);
+        }
+        Ok((survey, sample))
+    }
+
+    fn look<I: Id>(
+        &self,
+        mut bad: impl FnMut(u64, &str) -> Result<(), Error>,
+    ) -> Result<(Survey, Sample<I>), Error> {
+        let mut survey = Survey {
+            source: self.shown(),
+            fingerprint: self.shown(),
+            ids: 0,
+            may_repeat: true,
+            digest: None,
+            blank: 0,
+            bad: 0,
+            first_bad: Vec::new(),
+            seen: None,
+        };
+        let file = match self {
+            Self::Range { first, last } => {
+                let too_many = || Error::TooManyBatches { input: self.shown() };
+                survey.ids = (last - first).checked_add(1).ok_or_else(too_many)?;
+                survey.may_repeat = false;
+                let sample = Sample::of_range(*first, survey.ids);
+                return Ok((survey, sample));
+            }
+            Self::File { file, .. } => file,
+        };
+        let (mut sample, mut digest) = (Sample::of_list(), 0u64);
+        let mut reader = self.reader::<I>(Blocks::see(file.clone()))?;
+        while let Some(line) = reader.next::<I>().map_err(|source| self.unreadable(source))? {
+            match line {
                 Line::Id(id) => {
                     digest = digest.wrapping_add(id.sip_hash());
-                    sample.offer(id, ids);
-                    ids += 1;
+                    sample.offer(id, survey.ids);
+                    survey.ids += 1;
                 }
                 Line::Bad { number, fault } => {
-                    bad += 1;
-                    if first.len() < SHOWN_FAULTS {
-                        first.push((number, fault));
+                    bad(number, &fault)?;
+                    survey.bad += 1;
+                    if survey.first_bad.len() < SHOWN_FAULTS {
+                        survey.first_bad.push((number, fault));
                     }
                 }
             }
         }
-        match (bad, ids) {
-            (0, 0) => Err(Error::NoIds { input: source }),
-            (0, _) => {
-                let fingerprint = format!("{ids} ids with digest {digest:016x}");
-                Ok((Survey { source, fingerprint, ids, may_repeat: true }, sample))
-            }
-            _ => Err(Error::BadLines { input: source, count: bad, first }),
+        survey.blank = reader.blank();
+        survey.seen = Some(Arc::new(reader.into_blocks().into_seen()));
+        survey.digest = Some(digest);
+        survey.fingerprint = described(survey.ids, digest);
+        match (survey.ids, survey.bad) {
+            (0, 0) => Err(Error::NoIds { input: survey.source }),
+            (0, _) => Err(self.bad_lines(&survey)),
+            _ => Ok((survey, sample)),
         }
     }
 
-    /// The ids, one after the other. Blocks.
+    /// The ids that were surveyed, one after the other. Blocks.
     ///
     /// # Errors
-    /// [`Error::Input`], [`Error::NoColumn`].
-    pub fn ids<I: Id>(&self) -> Result<Box<dyn Iterator<Item = Result<I, Error>> + Send>, Error> {
-        if let Self::Range { first, last } = *self {
-            return Ok(Box::new((first..=last).map(|number| Ok(I::from_number(number)))));
-        }
-        let input = self.shown();
-        Ok(Box::new(self.lines::<I>()?.map(move |line| match line {
-            Ok(Line::Id(id)) => Ok(id),
-            // Surveyed before: the file changed since.
-            Ok(Line::Bad { number, fault }) => {
-                Err(Error::BadLines { input: input.clone(), count: 1, first: vec![(number, fault)] })
+    /// [`Error::Input`] when the input can be read no more, or has changed since.
+    pub fn ids<I: Id>(&self, survey: &Survey) -> Result<Ids<I>, Error> {
+        let file = match self {
+            Self::Range { first, last } => {
+                return Ok(Box::new((*first..=*last).map(|number| Ok(I::from_number(number)))));
             }
-            Err(source) => Err(Error::Input { input: input.clone(), source }),
-        })))
-    }
-
-    fn lines<I: Id>(&self) -> Result<Box<dyn Iterator<Item = std::io::Result<Line<I>>> + Send>, Error> {
-        let Self::File { path, column, .. } = self else { return Ok(Box::new(std::iter::empty())) };
-        match column {
-            None => Ok(Box::new(plain_lines(self.open(path)?))),
-            Some(column) => self.csv_fields(path, column),
-        }
-    }
-
-    fn open(&self, path: &Path) -> Result<BufReader<File>, Error> {
-        let file = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
-            true => Err(std::io::ErrorKind::IsADirectory.into()),
-            false => Ok(file),
-        });
-        file.map(|file| BufReader::with_capacity(1 << 16, file))
-            .map_err(|source| Error::Input { input: self.shown(), source })
-    }
-
-    fn csv_fields<I: Id>(
-        &self,
-        path: &Path,
-        column: &str,
-    ) -> Result<Box<dyn Iterator<Item = std::io::Result<Line<I>>> + Send>, Error> {
-        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(self.open(path)?);
-        let failed = |error: csv::Error| Error::Input { input: self.shown(), source: error.into() };
-        let found: Vec<String> = reader.headers().map_err(failed)?.iter().map(str::to_owned).collect();
-        let Some(index) = found.iter().position(|name| name.trim() == column) else {
-            return Err(Error::NoColumn { input: self.shown(), found });
+            Self::File { file, .. } => file.clone(),
         };
-        Ok(Box::new(reader.into_byte_records().map(move |record| {
-            let record = record?;
-            let number = record.position().map_or(0, csv::Position::line);
-            Ok(match record.get(index).map(std::str::from_utf8) {
-                Some(Ok(field)) => line_of(number, field.trim()),
-                Some(Err(_)) => Line::Bad { number, fault: "it is not UTF-8".to_owned() },
-                None => Line::Bad { number, fault: format!("it has only {} fields", record.len()) },
-            })
+        let input = self.clone();
+        let mut reader = self.reader::<I>(Blocks::check(file, survey.seen.clone().unwrap_or_default()))?;
+        Ok(Box::new(std::iter::from_fn(move || {
+            loop {
+                match reader.next::<I>() {
+                    Ok(Some(Line::Id(id))) => return Some(Ok(id)),
+                    // It was surveyed, and is passed over as it was then.
+                    Ok(Some(Line::Bad { .. })) => {}
+                    Ok(None) => return None,
+                    Err(source) => return Some(Err(input.unreadable(source))),
+                }
+            }
         })))
     }
+
+    fn reader<I: Id>(&self, blocks: Blocks) -> Result<Reader, Error> {
+        let Self::File { form, .. } = self else { return Ok(Reader::Lines(PlainLines::new(blocks))) };
+        Ok(match form {
+            Form::Lines => Reader::Lines(PlainLines::new(blocks)),
+            Form::Rows(value) => Reader::Rows(Rows::new(blocks, *value)),
+            Form::Column(column) => {
+                let opened = Fields::open::<I>(blocks, column);
+                Reader::Fields(Box::new(opened.map_err(|fault| match fault {
+                    NoFields::Read(source) => self.unreadable(source),
+                    NoFields::Column(fault) => Error::NoColumn { input: self.shown(), fault },
+                })?))
+            }
+        })
+    }
+
+    fn unreadable(&self, source: io::Error) -> Error {
+        Error::Input { input: self.shown(), source }
+    }
+
+    fn bad_lines(&self, survey: &Survey) -> Error {
+        let of = match self {
+            Self::File { form: Form::Rows(_), .. } => "row",
+            _ => "line",
+        };
+        Error::BadLines { input: self.shown(), of, count: survey.bad, first: survey.first_bad.clone() }
+    }
+}
+
+/// Does something that blocks, on a thread of its own that ends with it or with the process. Not one of tokio's: those are
+/// waited for at the end, and nothing can end a read.
+///
+/// # Errors
+/// The system's, when it gives no thread; when the work panicked.
+pub fn aside<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = io::Result<T>> {
+    let (sender, receiver) = oneshot::channel();
+    // It begins now, not when it is waited for.
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // A caller that is gone wants no answer.
+        drop(sender.send(work()));
+    });
+    async {
+        started?;
+        receiver.await.map_err(|_| io::Error::other("the thread that reads it panicked"))
+    }
+}
+
+/// So many ids, so that equal words mean equal ids.
+pub(crate) fn described(ids: u64, digest: u64) -> String {
+    format!("{ids} ids with digest {digest:016x}")
 }
 
 /// A line of an input.
@@ -178,248 +293,45 @@ pub enum Line<I> {
     },
 }
 
-/// Lines that were read together.
-pub type Lines<I> = std::io::Result<Vec<Line<I>>>;
-
-/// Reads lines as they come, on a thread of its own that ends with the input, with the receiver, or with the process. What
-/// is there is handed over at once: a line that is not whole yet holds nothing back.
-///
-/// # Errors
-/// The system's, when it gives no thread.
-pub fn feed<I: Id>(from: impl Read + Send + 'static) -> std::io::Result<mpsc::Receiver<Lines<I>>> {
-    let (sender, receiver) = mpsc::channel(READ_AHEAD);
-    let mut lines =
-        PlainLines { reader: BufReader::with_capacity(1 << 16, from), number: 0, bytes: Vec::new() };
-    // Not one of tokio's: those are waited for, and nothing can end a read.
-    std::thread::Builder::new().name("input".into()).spawn(move || {
-        loop {
-            let together = lines.together();
-            let last = together.as_ref().map_or(true, Vec::is_empty);
-            if sender.blocking_send(together).is_err() || last {
-                return;
-            }
-        }
-    })?;
-    Ok(receiver)
-}
-
-/// One id a line, by number; blank lines are passed over.
-struct PlainLines<R> {
-    reader: R,
-    number: u64,
-    bytes: Vec<u8>,
-}
-
-fn plain_lines<I: Id>(reader: impl BufRead) -> impl Iterator<Item = std::io::Result<Line<I>>> {
-    let mut lines = PlainLines { reader, number: 0, bytes: Vec::new() };
-    std::iter::from_fn(move || lines.next().transpose())
-}
-
-impl<R: BufRead> PlainLines<R> {
-    fn next<I: Id>(&mut self) -> std::io::Result<Option<Line<I>>> {
-        while self.read()? {
-            if let Some(line) = self.line() {
-                return Ok(Some(line));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Reads one line, whatever is in it; `false` at the end.
-    fn read(&mut self) -> std::io::Result<bool> {
-        self.bytes.clear();
-        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut self.bytes)?;
-        self.number += u64::from(read > 0);
-        Ok(read > 0)
-    }
-
-    /// What was read, unless it is blank.
-    fn line<I: Id>(&self) -> Option<Line<I>> {
-        let number = self.number;
-        match std::str::from_utf8(&self.bytes).map(|text| text.trim_end_matches(['\n', '\r'])) {
-            Ok(text) if text.trim().is_empty() => None,
-            Ok(text) => Some(line_of(number, text)),
-            Err(_) => Some(Line::Bad { number, fault: "it is not UTF-8".to_owned() }),
+impl<I> Line<I> {
+    fn of(number: u64, id: Result<I, String>) -> Self {
+        match id {
+            Ok(id) => Self::Id(id),
+            Err(fault) => Self::Bad { number, fault },
         }
     }
 }
 
-impl<R: Read> PlainLines<BufReader<R>> {
-    /// Waits for a line, and takes those that are there with it; none at the end.
-    fn together<I: Id>(&mut self) -> Lines<I> {
-        let mut lines = Vec::new();
-        loop {
-            match self.read() {
-                Ok(true) => lines.extend(self.line()),
-                Ok(false) => break,
-                Err(error) if lines.is_empty() => return Err(error),
-                // It will be there at the next call, too.
-                Err(_) => break,
-            }
-            if !lines.is_empty() && !self.reader.buffer().contains(&b'\n') {
-                break;
-            }
-        }
-        Ok(lines)
-    }
+/// A file on its way, however ids are written in it.
+enum Reader {
+    Lines(PlainLines<Blocks>),
+    Fields(Box<Fields<Blocks>>),
+    Rows(Rows<Blocks>),
 }
 
-fn line_of<I: Id>(number: u64, text: &str) -> Line<I> {
-    match I::parse(text) {
-        Ok(id) => Line::Id(id),
-        Err(fault) => Line::Bad { number, fault: fault.to_string() },
-    }
-}
-
-/// Ids from all over an input, for as long as somebody takes them.
-#[derive(Debug, Clone)]
-pub struct Sample<I> {
-    drawn: Drawn<I>,
-    /// How many were taken.
-    taken: u64,
-}
-
-#[derive(Debug, Clone)]
-enum Drawn<I> {
-    Range { first: u64, ids: u64 },
-    List(Vec<I>),
-}
-
-impl<I: Id> Sample<I> {
-    fn of_range(first: u64, ids: u64) -> Self {
-        Self { drawn: Drawn::Range { first, ids }, taken: 0 }
-    }
-
-    /// Of ids that are at hand.
-    pub fn of(ids: impl IntoIterator<Item = I>) -> Self {
-        let mut sample = Self::of_list();
-        (0..).zip(ids).for_each(|(place, id)| sample.offer(id, place));
-        sample
-    }
-
-    fn of_list() -> Self {
-        Self { drawn: Drawn::List(Vec::new()), taken: 0 }
-    }
-
-    /// Offers the id at this place of the list: in the end each was kept with the same probability (Vitter's algorithm R,
-    /// <https://doi.org/10.1145/3147.3165>), and in no order.
-    fn offer(&mut self, id: I, place: u64) {
-        let Drawn::List(kept) = &mut self.drawn else { return };
-        let seat = ((u128::from(scattered(place)) * u128::from(place + 1)) >> u64::BITS) as usize;
-        if kept.len() < SAMPLED {
-            kept.push(id);
-            let last = kept.len() - 1;
-            kept.swap(seat, last);
-        } else if seat < SAMPLED {
-            kept[seat] = id;
+impl Reader {
+    fn next<I: Id>(&mut self) -> io::Result<Option<Line<I>>> {
+        match self {
+            Self::Lines(lines) => lines.next(),
+            Self::Fields(fields) => fields.next(),
+            Self::Rows(rows) => rows.next(),
         }
     }
 
-    /// How many ids there are to be taken at once.
-    pub fn len(&self) -> u64 {
-        match &self.drawn {
-            Drawn::Range { ids, .. } => *ids,
-            Drawn::List(kept) => kept.len() as u64,
+    fn blank(&self) -> u64 {
+        match self {
+            Self::Lines(lines) => lines.blank,
+            Self::Fields(fields) => fields.blank,
+            Self::Rows(_) => 0,
         }
     }
 
-    /// Whether there are none, which no input that was surveyed has.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The next ids, `most` at most and at least one, sorted and without repeats. From its beginning on, what was taken lies
-    /// evenly over all of the input; a list begins again at its end.
-    pub fn take(&mut self, most: usize) -> Vec<I> {
-        /// The golden ratio's fraction of 2^64: its multiples lie evenly wherever one stops.
-        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-        let from = self.taken;
-        let mut ids: Vec<I> = match &self.drawn {
-            Drawn::Range { first, ids } => {
-                let spread = |number: u64| {
-                    let share = u128::from(number.wrapping_mul(GOLDEN)) * u128::from(*ids);
-                    I::from_number(first + (share >> u64::BITS) as u64)
-                };
-                (from..from + (most as u64).min(*ids)).map(spread).collect()
-            }
-            Drawn::List(kept) => {
-                let begin = from as usize % kept.len().max(1);
-                kept.iter().cycle().skip(begin).take(most.min(kept.len())).cloned().collect()
-            }
-        };
-        self.taken += ids.len() as u64;
-        ids.sort_unstable();
-        ids.dedup();
-        ids
-    }
-}
-
-/// A number that has nothing visible in common with its neighbours' (splitmix64's last steps).
-fn scattered(number: u64) -> u64 {
-    let mixed = (number ^ (number >> 30)).wrapping_add(1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
-/// Ids of one batch, sorted and without repeats.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cut<I> {
-    /// The ids.
-    pub ids: Vec<I>,
-    /// How many were dropped because they were there already.
-    pub repeats: u64,
-}
-
-/// Cuts a stream of ids into batches, by number and by size.
-#[derive(Debug)]
-pub struct Cutter<I> {
-    ids: Vec<I>,
-    bytes: usize,
-    batch_ids: usize,
-    max_bytes: usize,
-}
-
-impl<I: Id> Cutter<I> {
-    /// Batches of `batch_ids` ids, fewer where they would not fit in `max_bytes`.
-    pub fn new(batch_ids: u32, max_bytes: usize) -> Self {
-        let batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
-        Self { ids: Vec::with_capacity(batch_ids), bytes: 0, batch_ids, max_bytes }
-    }
-
-    /// Whether it holds no id.
-    pub fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-    }
-
-    /// Batches are of this size from now on.
-    pub fn resize(&mut self, batch_ids: u32) {
-        self.batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
-    }
-
-    /// Takes an id; gives the batch that it completes.
-    pub fn push(&mut self, id: I) -> Option<Cut<I>> {
-        let size = id.wire_size();
-        let full = if !self.ids.is_empty() && self.bytes + size > self.max_bytes { self.cut() } else { None };
-        self.bytes += size;
-        self.ids.push(id);
-        // Both at once cannot be: a batch cut by size leaves this id alone, unless one id makes a batch.
-        if full.is_none() && self.ids.len() >= self.batch_ids { self.cut() } else { full }
-    }
-
-    /// The ids that are left.
-    pub fn cut(&mut self) -> Option<Cut<I>> {
-        if self.ids.is_empty() {
-            return None;
+    fn into_blocks(self) -> Blocks {
+        match self {
+            Self::Lines(lines) => lines.into_reader(),
+            Self::Fields(fields) => fields.into_reader(),
+            Self::Rows(rows) => rows.into_reader(),
         }
-        self.bytes = 0;
-        let mut ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.batch_ids));
-        let given = ids.len();
-        if !ids.is_sorted_by(|a, b| a < b) {
-            ids.sort_unstable();
-            ids.dedup();
-        }
-        let repeats = (given - ids.len()) as u64;
-        Some(Cut { ids, repeats })
     }
 }
 
@@ -427,21 +339,23 @@ impl<I: Id> Cutter<I> {
 mod tests {
     use std::io::Write;
 
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
+    use super::sample::SAMPLED;
     use super::*;
 
-    fn file(text: &str, column: Option<&str>) -> (tempfile::NamedTempFile, Input) {
-        let mut file = tempfile::NamedTempFile::new().expect("temp file");
+    fn file(text: &str, column: Option<&str>) -> (File, Input) {
+        let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(text.as_bytes()).expect("written");
-        let path = file.path().to_owned();
-        let input = Input::File { path, shown: "file `ids`".into(), column: column.map(str::to_owned) };
-        (file, input)
+        let form = match column {
+            None => Form::Lines,
+            Some(name) => Form::Column(Column { at: At::Name(name.to_owned()), delimiter: b',' }),
+        };
+        let shared = Arc::new(file.try_clone().expect("a second handle"));
+        (file, Input::File { file: shared, shown: "file `ids`".into(), form })
     }
 
     fn read(input: &Input) -> Vec<u64> {
-        input.ids().expect("opens").map(|id| id.expect("an id")).collect()
+        let (survey, _) = input.survey::<u64>().expect("sound");
+        input.ids(&survey).expect("opens").map(|id| id.expect("an id")).collect()
     }
 
     #[test]
@@ -449,43 +363,6 @@ mod tests {
         let (_file, input) = file("3\r\n\n 1 \n2", None);
         assert_eq!(read(&input), [3, 1, 2]);
         assert_eq!(input.survey::<u64>().expect("sound").0.ids, 3);
-    }
-
-    /// Hands out one piece a read, as a pipe does.
-    struct Pieces(Vec<&'static str>);
-
-    impl Read for Pieces {
-        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-            if self.0.is_empty() {
-                return Ok(0);
-            }
-            (&mut self.0.remove(0).as_bytes()).read(into)
-        }
-    }
-
-    #[test]
-    fn lines_are_handed_over_as_they_come() {
-        let reader = BufReader::new(Pieces(vec!["1\n2\n3", "4\n\n", "x\n", "5"]));
-        let mut lines = PlainLines { reader, number: 0, bytes: Vec::new() };
-        let mut seen = Vec::new();
-        loop {
-            let together: Vec<Line<u64>> = lines.together().expect("no pipe breaks here");
-            if together.is_empty() {
-                break;
-            }
-            seen.push(
-                together
-                    .into_iter()
-                    .map(|line| match line {
-                        Line::Id(id) => id.to_string(),
-                        Line::Bad { number, .. } => format!("bad {number}"),
-                    })
-                    .collect::<Vec<_>>()
-                    .join(" "),
-            );
-        }
-        // What is left of a line is waited for only when what came before it is gone.
-        assert_eq!(seen, ["1 2", "34", "bad 5", "5"]);
     }
 
     #[test]
@@ -524,14 +401,6 @@ mod tests {
         assert_ne!(of(&a), of(&c));
     }
 
-    #[test]
-    fn a_batch_is_cut_by_size_too() {
-        let mut cutter = Cutter::new(100, 20);
-        let mut cuts: Vec<Cut<u64>> = (0..5).filter_map(|id| cutter.push(id)).collect();
-        cuts.extend(cutter.cut());
-        assert_eq!(cuts.iter().map(|cut| cut.ids.len()).collect::<Vec<_>>(), [2, 2, 1]);
-    }
-
     /// Of ten equal stretches of the input, the least and the most that the sample has of one.
     fn stretches(ids: &[u64], first: u64, all: u64) -> (usize, usize) {
         let mut counts = [0; 10];
@@ -565,26 +434,37 @@ mod tests {
         assert_eq!(range.take(8), [u64::MAX]);
     }
 
-    proptest! {
-        #[test]
-        fn each_id_is_in_one_batch(ids in vec(0u64..500, 0..300), batch in 1u32..50, bytes in 8usize..500) {
-            let mut cutter = Cutter::new(batch, bytes);
-            let mut cuts: Vec<Cut<u64>> = ids.iter().filter_map(|id| cutter.push(*id)).collect();
-            cuts.extend(cutter.cut());
-            let repeats: u64 = cuts.iter().map(|cut| cut.repeats).sum();
-            let batched: usize = cuts.iter().map(|cut| cut.ids.len()).sum();
-            prop_assert_eq!(batched as u64 + repeats, ids.len() as u64);
-            for cut in &cuts {
-                prop_assert!(cut.ids.is_sorted_by(|a, b| a < b));
-                prop_assert!(!cut.ids.is_empty() && cut.ids.len() <= batch as usize);
-            }
-            let mut all: Vec<u64> = cuts.into_iter().flat_map(|cut| cut.ids).collect();
-            let mut given = ids;
-            all.sort_unstable();
-            all.dedup();
-            given.sort_unstable();
-            given.dedup();
-            prop_assert_eq!(all, given);
-        }
+    #[test]
+    fn bad_lines_are_passed_over_where_the_user_says_so() {
+        let (_file, input) = file("1\nx\n3\n", None);
+        let mut told = Vec::new();
+        let (survey, _) = input
+            .survey_past_bad::<u64>(|line, _| {
+                told.push(line);
+                Ok(())
+            })
+            .expect("two ids");
+        assert_eq!((survey.ids, survey.bad, survey.first_bad[0].0), (2, 1, 2));
+        assert_eq!((told, &*survey.source), (vec![2], "file `ids` but for 1 bad line"));
+        let ids: Vec<u64> = input.ids(&survey).expect("opens").map(|id| id.expect("an id")).collect();
+        assert_eq!(ids, [1, 3]);
+        // A whole file without an id is the wrong file.
+        let (_file, input) = file("x\ny\n", None);
+        assert!(matches!(input.survey_past_bad::<u64>(|_, _| Ok(())), Err(Error::BadLines { count: 2, .. })));
+    }
+
+    #[test]
+    fn what_is_published_is_what_was_surveyed() {
+        let (mut file, input) = file("1\n2\n", None);
+        let (survey, _) = input.survey::<u64>().expect("sound");
+        file.write_all(b"3\n").expect("written");
+        let ids = |survey| input.ids::<u64>(survey).expect("opens").collect::<Result<Vec<u64>, Error>>();
+        // What came later is another run's.
+        assert_eq!(ids(&survey).expect("the same"), [1, 2]);
+        file.set_len(2).expect("cut");
+        let error = ids(&survey).expect_err("shorter");
+        assert!(
+            matches!(&error, Error::Input { source, .. } if ReadFault::of(source) == Some(&ReadFault::Changed))
+        );
     }
 }

@@ -405,6 +405,11 @@ pub fn describe_query(query: &str) -> String {
     format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'))
 }
 
+/// A user's query whose one column has this name, in an order that is the same each time.
+pub fn ordered(query: &str, column: &str) -> String {
+    format!("SELECT * FROM (\n{}\n) ORDER BY {}", query.trim().trim_end_matches(';'), identifier(column))
+}
+
 /// Ends a query and waits until it is over.
 pub fn kill(query_id: &str) -> String {
     format!("KILL QUERY WHERE query_id = {} SYNC", string(query_id))

@@ -90,7 +90,10 @@ impl Id for u64 {
     const CLICKHOUSE: &'static str = "UInt64";
 
     fn parse(text: &str) -> Result<Self, IdFault> {
-        text.trim().parse().map_err(|_| IdFault::NotANumber { text: text.chars().take(80).collect() })
+        // Rust's own parser would take a sign, too.
+        let digits = text.trim_matches(|symbol: char| symbol.is_ascii_whitespace());
+        let number = if digits.starts_with('+') { None } else { digits.parse().ok() };
+        number.ok_or_else(|| IdFault::NotANumber { text: shortened(text) })
     }
 
     fn from_number(number: u64) -> Self {
@@ -200,6 +203,25 @@ impl Id for String {
     }
 }
 
+/// Text from elsewhere for an error: its begin, with all spelt out that a person would not see.
+pub fn shortened(text: &str) -> String {
+    const SHOWN: usize = 80;
+    let hidden = |symbol: char| {
+        symbol.is_control() || symbol == '\u{feff}' || (symbol.is_whitespace() && symbol != ' ')
+    };
+    let mut shown = String::new();
+    for symbol in text.chars().take(SHOWN) {
+        match hidden(symbol) {
+            true => shown.extend(symbol.escape_default()),
+            false => shown.push(symbol),
+        }
+    }
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn sip(bytes: &[u8]) -> u64 {
     let mut hasher = SipHasher24::new();
     hasher.write(bytes);
@@ -227,11 +249,28 @@ mod tests {
 
     #[test]
     fn text_that_is_no_number_is_named() {
-        for text in ["", "-1", "12a", "1 2", "18446744073709551616"] {
+        for text in [
+            "",
+            "-1",
+            "+5",
+            "1e3",
+            "1_000",
+            "0x10",
+            "１２",
+            "1.0",
+            "1,000",
+            "12a",
+            "1 2",
+            "18446744073709551616",
+        ] {
             let fault = u64::parse(text).expect_err(text);
             assert!(fault.to_string().contains(&format!("`{text}`")), "{fault}");
         }
         assert_eq!(u64::parse("18446744073709551615"), Ok(u64::MAX));
+        assert_eq!((u64::parse(" 7\t"), u64::parse("007")), (Ok(7), Ok(7)));
+        let fault = u64::parse("7\u{a0}").expect_err("a blank that is none");
+        assert!(fault.to_string().starts_with("`7\\u{a0}` is not"), "{fault}");
+        assert_eq!(shortened(&"x".repeat(81)), "x".repeat(80) + "…");
     }
 
     #[test]

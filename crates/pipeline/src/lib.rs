@@ -28,7 +28,7 @@ pub mod pipeline;
 pub mod rowbinary;
 pub mod schema;
 
-pub use id::Id;
+pub use id::{Id, MAX_STRING_ID, shortened};
 pub use limits::Limits;
 pub use pipeline::{Failure, Outcome, Pipeline};
 pub use schema::{SchemaFault, Spec, check};

@@ -1,46 +1,83 @@
 //! What comes once a run is over: its summary, and the command that was to follow it.
 
 use anyhow::Context as _;
+use millstream_engine::Error;
 use millstream_engine::status::Status;
 use millstream_engine::verdict::{Span, verdict};
 use serde_json::{Value, json};
 
 use super::Context;
+use crate::args::ProduceArgs;
 use crate::{Ended, show};
 
-/// Shows what the run came to, then runs the command with it in its environment.
+/// Shows what the run came to, then runs the command with it in its environment. `bad` lines of its input were passed over.
 ///
 /// # Errors
 /// When the command cannot be started, or does not end well.
 pub(super) async fn finish(
     context: &Context,
     last: &Status,
-    then: Option<&str>,
-    as_json: bool,
+    bad: u64,
+    args: &ProduceArgs,
 ) -> anyhow::Result<Ended> {
-    summarize(last, context.spec.name, as_json);
-    if let Some(command) = then {
-        follow_up(last, command).await?;
+    summarize(last, context.spec.name, bad, args.json);
+    if let Some(command) = &args.then {
+        follow_up(last, bad, command).await?;
     }
-    Ok(match (last.state, last.dead) {
+    Ok(match (last.state, last.dead + bad) {
         ("sealed", 0) => Ended::Well,
-        ("sealed", _) => Ended::WithDeadLetters,
+        ("sealed", _) => Ended::InPart,
         _ => Ended::Badly,
     })
 }
 
-async fn follow_up(last: &Status, command: &str) -> anyhow::Result<()> {
+/// An input without ids, where the user has said that there may be none: the command has its turn, and no run is made.
+///
+/// # Errors
+/// As [`finish`]; the given one, where the user has not said so or it is another.
+pub(super) async fn nothing_to_do(
+    run: &str,
+    args: &ProduceArgs,
+    error: anyhow::Error,
+) -> anyhow::Result<Ended> {
+    let Some(Error::NoIds { input }) = error.downcast_ref().filter(|_| args.allow_empty) else {
+        return Err(error);
+    };
+    if args.json {
+        show::json(&json!({
+            "run": run, "ids": 0, "rows": 0, "dead": 0, "batches": 0, "sealed": false, "empty": true,
+        }));
+    } else {
+        show::line(&format!("there are no ids in {input}: nothing to do"));
+    }
+    if let Some(command) = &args.then {
+        let none = [("RUN", run), ("STATE", "empty"), ("SUMMARY", "")];
+        let zeros = ["PASS", "IDS", "ROWS", "DEAD", "BAD", "SECONDS"].map(|name| (name, "0"));
+        call(command, none.into_iter().chain(zeros).map(|(name, value)| (name, value.to_owned()))).await?;
+    }
+    Ok(Ended::Well)
+}
+
+async fn follow_up(last: &Status, bad: u64, command: &str) -> anyhow::Result<()> {
     let summary = last.summary.as_ref().map_or_else(String::new, |rows| json!(rows).to_string());
+    let came = [
+        ("RUN", last.run.clone()),
+        ("PASS", last.pass.to_string()),
+        ("STATE", last.state.to_owned()),
+        ("IDS", last.ids.to_string()),
+        ("ROWS", last.done.to_string()),
+        ("DEAD", last.dead.to_string()),
+        ("BAD", bad.to_string()),
+        ("SECONDS", format!("{:.3}", last.seconds)),
+        ("SUMMARY", summary),
+    ];
+    call(command, came).await
+}
+
+async fn call(command: &str, came: impl IntoIterator<Item = (&str, String)>) -> anyhow::Result<()> {
     let status = tokio::process::Command::new("sh")
         .args(["-c", command])
-        .env("MILLSTREAM_RUN", &last.run)
-        .env("MILLSTREAM_PASS", last.pass.to_string())
-        .env("MILLSTREAM_STATE", last.state)
-        .env("MILLSTREAM_IDS", last.ids.to_string())
-        .env("MILLSTREAM_ROWS", last.done.to_string())
-        .env("MILLSTREAM_DEAD", last.dead.to_string())
-        .env("MILLSTREAM_SECONDS", format!("{:.3}", last.seconds))
-        .env("MILLSTREAM_SUMMARY", summary)
+        .envs(came.into_iter().map(|(name, value)| (format!("MILLSTREAM_{name}"), value)))
         .status()
         .await
         .with_context(|| format!("failed to start `sh -c '{command}'`"))?;
@@ -52,7 +89,7 @@ async fn follow_up(last: &Status, command: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn summarize(last: &Status, name: &str, as_json: bool) {
+fn summarize(last: &Status, name: &str, bad: u64, as_json: bool) {
     let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, summary, .. } = last;
     let sealed = *state == "sealed";
     // Of a run that was over before anybody reported nothing is known.
@@ -60,7 +97,7 @@ fn summarize(last: &Status, name: &str, as_json: bool) {
     if as_json {
         show::json(&json!({
             "run": run, "pass": pass, "ids": ids, "rows": done, "dead": dead, "seconds": seconds,
-            "ids_per_second": ids_per_second, "sealed": sealed, "summary": summary, "verdict": verdict,
+            "ids_per_second": ids_per_second, "sealed": sealed, "summary": summary, "verdict": verdict, "bad_lines": bad,
         }));
         return;
     }

@@ -9,7 +9,8 @@ use millstream_engine::source::{Sample, feed};
 use millstream_engine::{Broker, Error, Stop};
 use serde_json::json;
 
-use super::{Context, on_signal};
+use super::Context;
+use super::finish::nothing_to_do;
 use crate::args::PublishArgs;
 use crate::input::Words;
 use crate::session::{Holder, Session};
@@ -28,15 +29,18 @@ pub(super) async fn follow<I: Id>(
                 Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let stop = Stop::new();
             let progress = context.progress.clone();
-            on_signal(&stop, move |_| {
-                progress.note("publishing what is held; a second signal leaves at once")
-            })?;
+            context.on_signal(&stop, move |_| {
+                progress.note("publishing what is held; a second signal leaves at once");
+            });
             context.progress.note(&format!("following standard input into run `{}`", feed_of.run));
             let lines = feed::<I>(std::io::stdin())
                 .map_err(|source| Error::Input { input: "standard input".into(), source })?;
             let time = async |sample| size(context, function, &broker, sample, &stop).await;
             let following = follow_feed(&broker, &records, &store, &feed_of, lines, time, &stop);
-            let followed = Box::pin(following).await?;
+            let followed = match Box::pin(following).await {
+                Ok(followed) => followed,
+                Err(error) => return nothing_to_do(feed_of.run.as_str(), &args.produce, error.into()).await,
+            };
             report(feed_of.run.as_str(), followed, args.produce.json)
         })
         .await
@@ -84,7 +88,7 @@ fn report(run: &str, followed: Followed, as_json: bool) -> anyhow::Result<Ended>
                 None => Ok(Ended::Interrupted),
             }
         }
-        End::Closed(_) if bad > 0 => Ok(Ended::Badly),
+        End::Closed(_) if bad > 0 => Ok(Ended::InPart),
         End::Closed(_) => Ok(Ended::Well),
     }
 }

@@ -7,9 +7,9 @@ use millstream_engine::sample::{Choice, Limits, choose};
 use millstream_engine::{Broker, Error, Stop};
 use serde_json::json;
 
-use super::finish::finish;
+use super::Context;
+use super::finish::{finish, nothing_to_do};
 use super::run::watch;
-use super::{Context, on_signal};
 use crate::args::{ProduceArgs, PublishArgs};
 use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
@@ -23,18 +23,29 @@ pub(super) async fn produce<I: Id>(
     let args = &published.produce;
     let waits = published.wait || args.then.is_some();
     let words = Words::check(args)?;
-    let read = words.read::<I>(args, &context.progress).await?;
+    let read = match words.read::<I>(args, &context.progress).await {
+        Ok(read) => read,
+        Err(error) => return nothing_to_do(words.run.as_str(), args, error).await,
+    };
     let stop = Stop::new();
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let progress = context.progress.clone();
-            on_signal(&stop, move |_| {
-                progress.note("stopping: started again with the same words, it resumes")
-            })?;
+            context.on_signal(&stop, move |_| {
+                progress.note("stopping: started again with the same words, it resumes");
+            });
             let ids = match read {
-                Some(ids) => ids,
-                None => words.ask::<I>(args, &session.store, &context.progress).await?,
+                Some(ids) => Ok(ids),
+                None => ask(context, &session, &words, args, &stop).await,
+            };
+            let ids = match ids {
+                Ok(ids) => ids,
+                Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) => {
+                    show::note("stopped before anything was published");
+                    return Ok(Ended::Interrupted);
+                }
+                Err(error) => return nothing_to_do(words.run.as_str(), args, error).await,
             };
             let line = context.progress.publishing(&words.run, ids.survey.ids);
             let publishing =
@@ -44,11 +55,12 @@ pub(super) async fn produce<I: Id>(
             match submitted {
                 Ok((submitted, chosen)) => {
                     if !(waits && args.json) {
-                        report(&submitted, chosen.as_ref(), args.json);
+                        report(&submitted, chosen.as_ref(), ids.survey.bad, args.json);
                     }
-                    match waits {
-                        true => wait(context, &session, &words, args, &stop).await,
-                        false => Ok(Ended::Well),
+                    match (waits, ids.survey.bad) {
+                        (true, bad) => wait(context, &session, &words, args, bad, &stop).await,
+                        (false, 0) => Ok(Ended::Well),
+                        (false, _) => Ok(Ended::InPart),
                     }
                 }
                 Err(Error::Stopped) => {
@@ -70,15 +82,33 @@ async fn wait(
     session: &Session,
     words: &Words,
     args: &ProduceArgs,
+    bad: u64,
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
     match Box::pin(watch(context, session, &words.run, stop)).await {
-        Ok(last) => finish(context, &last, args.then.as_deref(), args.json).await,
+        Ok(last) => finish(context, &last, bad, args).await,
         Err(error) if matches!(error.downcast_ref(), Some(Error::Stopped)) => {
             show::note(&format!("run `{}` is published, and goes on without being waited for", words.run));
             Ok(Ended::Interrupted)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Reads the ids that ClickHouse has.
+///
+/// # Errors
+/// [`Error::Stopped`]; what is wrong with them.
+pub(super) async fn ask<I: Id>(
+    context: &Context,
+    session: &Session,
+    words: &Words,
+    args: &ProduceArgs,
+    stop: &Stop,
+) -> anyhow::Result<Ids<I>> {
+    tokio::select! {
+        ids = words.ask::<I>(args, &session.store, &context.progress) => ids,
+        () = stop.no_more_taking() => Err(Error::Stopped.into()),
     }
 }
 
@@ -93,11 +123,19 @@ pub(super) async fn publish<I: Id>(
     progress: impl Fn(Progress),
 ) -> Result<(Submitted, Option<Choice>), Error> {
     let Session { broker, records, store } = session;
-    let chosen = match words.batch_ids {
-        None if is_new(records, store, &words.run).await? => {
-            Some(size(context, function, broker, ids, stop).await?)
+    let new = async {
+        match words.batch_ids {
+            None => is_new(records, store, &words.run).await,
+            Some(_) => Ok(false),
         }
-        _ => None,
+    };
+    let new = tokio::select! {
+        new = new => new?,
+        () = stop.no_more_taking() => return Err(Error::Stopped),
+    };
+    let chosen = match new {
+        true => Some(size(context, function, broker, ids, stop).await?),
+        false => None,
     };
     let Words { run, batch_ids, priority, rate, .. } = words.clone();
     let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
@@ -124,7 +162,7 @@ async fn size<I: Id>(
     Ok(choice)
 }
 
-fn report(submitted: &Submitted, chosen: Option<&Choice>, as_json: bool) {
+fn report(submitted: &Submitted, chosen: Option<&Choice>, bad: u64, as_json: bool) {
     let Submitted { record, published, written, found, repair } = submitted;
     if as_json {
         let mut value = json!({
@@ -134,6 +172,7 @@ fn report(submitted: &Submitted, chosen: Option<&Choice>, as_json: bool) {
             "dropped_repeats": published.dropped_repeats,
             "batches_written": written,
             "batches_found": found,
+            "bad_lines": bad,
         });
         if let Some(chosen) = chosen {
             value["batch"] = json!(chosen);

@@ -4,7 +4,7 @@ use millstream_engine::rebuild::{Rebuilt, rebuild as bring_back};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 
-use super::{Context, on_signal, run_name};
+use super::{Context, run_name};
 use crate::args::RebuildArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
@@ -16,7 +16,8 @@ pub(super) async fn rebuild(context: &Context, args: &RebuildArgs) -> anyhow::Re
             let Session { broker, store, records } =
                 Session::of_tables(&servers, &context.spec, "rebuild", run.as_str()).await?;
             let stop = Stop::new();
-            on_signal(&stop, |_| show::note("inserting what is held; a second Ctrl-C leaves at once"))?;
+            context
+                .on_signal(&stop, |_| show::note("inserting what is held; a second Ctrl-C leaves at once"));
             let plan = context.config.sink.clone();
             let rebuilding = bring_back(&broker, &records, &store, &run, args.pass, plan, &stop);
             match Box::pin(rebuilding).await {

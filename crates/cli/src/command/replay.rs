@@ -9,7 +9,7 @@ use millstream_engine::{Error, Stop};
 use serde_json::json;
 
 use super::dead::letters;
-use super::{Context, on_signal, run_name};
+use super::{Context, run_name};
 use crate::args::ReplayArgs;
 use crate::input::parse_range;
 use crate::session::{Holder, Session};
@@ -22,10 +22,10 @@ pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyho
             let Session { broker, store, records } =
                 Session::of_run(&servers, &context.spec, "replay", run.as_str()).await?;
             let stop = Stop::new();
-            on_signal(&stop, {
+            context.on_signal(&stop, {
                 let stop = stop.clone();
                 move |_| stop.give_up()
-            })?;
+            });
             match begin::<I>(&broker, &records, &store, &run, selection.as_ref(), &stop).await {
                 Ok(replayed) => {
                     report(run.as_str(), &replayed, args.json);

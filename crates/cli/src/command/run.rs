@@ -17,9 +17,9 @@ use millstream_engine::{Error, Stop};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::finish::finish;
-use super::produce::publish;
-use super::{Context, on_signal};
+use super::Context;
+use super::finish::{finish, nothing_to_do};
+use super::produce::{ask, publish};
 use crate::args::RunArgs;
 use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
@@ -38,7 +38,10 @@ pub(super) async fn run<I: Id>(
     args: &RunArgs,
 ) -> anyhow::Result<Ended> {
     let words = Words::check(&args.produce)?;
-    let read = words.read::<I>(&args.produce, &context.progress).await?;
+    let read = match words.read::<I>(&args.produce, &context.progress).await {
+        Ok(read) => read,
+        Err(error) => return nothing_to_do(words.run.as_str(), &args.produce, error).await,
+    };
     context
         .on_servers(Holder::Run, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "run").await?;
@@ -49,16 +52,22 @@ pub(super) async fn run<I: Id>(
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
             let (noted, progress) = (interrupted.clone(), context.progress.clone());
-            on_signal(&stop, move |_| {
+            context.on_signal(&stop, move |_| {
                 noted.store(true, Ordering::Relaxed);
                 progress.note("finishing what is held; a second Ctrl-C leaves at once");
-            })?;
+            });
             let ids = match read {
-                Some(ids) => ids,
-                None => words.ask::<I>(&args.produce, &session.store, &context.progress).await?,
+                Some(ids) => Ok(ids),
+                None => ask(context, &session, &words, &args.produce, &stop).await,
             };
-            match Box::pin(drive(context, function, &session, &words, &ids, &stop)).await {
-                Ok(last) => finish(context, &last, args.produce.then.as_deref(), args.produce.json).await,
+            let driven = match ids {
+                Ok(ids) => Box::pin(drive(context, function, &session, &words, &ids, &stop))
+                    .await
+                    .map(|last| (last, ids.survey.bad)),
+                Err(error) => Err(error),
+            };
+            match driven {
+                Ok((last, bad)) => finish(context, &last, bad, &args.produce).await,
                 Err(error)
                     if matches!(error.downcast_ref(), Some(Error::Stopped))
                         && interrupted.load(Ordering::Relaxed) =>
@@ -69,7 +78,7 @@ pub(super) async fn run<I: Id>(
                     ));
                     Ok(Ended::Interrupted)
                 }
-                Err(error) => Err(error),
+                Err(error) => nothing_to_do(words.run.as_str(), &args.produce, error).await,
             }
         })
         .await

@@ -13,7 +13,7 @@ use millstream_engine::work::WorkCounts;
 
 use tokio::sync::Notify;
 
-use super::{Context, Signal, on_signal};
+use super::{Context, Signal};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
@@ -24,7 +24,7 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
     context
         .on_servers(Holder::Service, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "work").await?;
-            let (stop, how) = stop_on_signal()?;
+            let (stop, how) = stop_on_signal(context);
             let counts = Arc::new(WorkCounts::default());
             let counted = counts.clone();
             report(&stop, move || {
@@ -56,7 +56,7 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Service, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "sink").await?;
-            let (stop, how) = stop_on_signal()?;
+            let (stop, how) = stop_on_signal(context);
             let counts = Arc::new(SinkCounts::default());
             let counted = counts.clone();
             report(&stop, move || {
@@ -90,14 +90,14 @@ impl How {
     }
 }
 
-fn stop_on_signal() -> anyhow::Result<(Stop, How)> {
+fn stop_on_signal(context: &Context) -> (Stop, How) {
     let (stop, how) = (Stop::new(), Arc::new(AtomicU8::new(0)));
     let noted = how.clone();
-    on_signal(&stop, move |signal| {
+    context.on_signal(&stop, move |signal| {
         noted.store(if signal == Signal::Interrupt { 2 } else { 1 }, Ordering::Relaxed);
         show::note("draining; a second signal leaves at once");
-    })?;
-    Ok((stop, How(how)))
+    });
+    (stop, How(how))
 }
 
 /// Says every half minute what was done, when anything was.

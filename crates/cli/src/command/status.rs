@@ -39,7 +39,7 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
                         show::line(&told(&status));
                     }
                 }
-                if ended {
+                if ended || show::failed() {
                     return Ok(Ended::Well);
                 }
                 tokio::time::sleep(LOOK).await;

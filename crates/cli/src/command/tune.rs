@@ -10,7 +10,7 @@ use millstream_engine::tune::{Measured, tune as measure};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 
-use super::{Context, on_signal};
+use super::Context;
 use crate::args::{ProduceArgs, SampledArgs, SourceArgs, TuneArgs};
 use crate::input::{Ids, Words};
 use crate::{Ended, Usage, show};
@@ -26,14 +26,14 @@ pub(super) async fn tune<I: Id>(
     args: &TuneArgs,
 ) -> anyhow::Result<Ended> {
     let TuneArgs { sampled: SampledArgs { ids, file }, column, seconds, json, .. } = args.clone();
-    let source = SourceArgs { ids, file, stdin: false, query: None };
+    let source = SourceArgs { ids, file, ..SourceArgs::default() };
     let given =
         ProduceArgs { source, column, run: None, batch: "auto".to_owned(), json, ..ProduceArgs::default() };
     let read = Words::check(&given)?.read::<I>(&given, &context.progress).await?;
     let Some(ids) = read else { return Err(Usage("--ids or --file is needed".to_owned()).into()) };
     let stop = Stop::new();
     let progress = context.progress.clone();
-    on_signal(&stop, move |_| progress.note("stopping; a second signal leaves at once"))?;
+    context.on_signal(&stop, move |_| progress.note("stopping; a second signal leaves at once"));
     let mut cells = Vec::new();
     let outcome = look(context, function, &ids, Duration::from_secs(seconds), &stop, &mut cells).await;
     let choice = match outcome {

@@ -3,7 +3,7 @@
 use millstream_engine::Stop;
 use millstream_local::Owner;
 
-use super::{Context, on_signal};
+use super::Context;
 use crate::args::UpArgs;
 use crate::session::{Needs, open_stack};
 use crate::{Ended, show};
@@ -16,7 +16,7 @@ pub(super) async fn up(context: &Context, args: &UpArgs) -> anyhow::Result<Ended
         open_stack(config, Owner::Up, needs, (args.nats_port, args.clickhouse_port), &context.progress)
             .await?;
     let stop = Stop::new();
-    on_signal(&stop, |_| show::note("stopping the servers; a second signal leaves at once"))?;
+    context.on_signal(&stop, |_| show::note("stopping the servers; a second signal leaves at once"));
     show::line(&format!(
         "NATS        {}\nClickHouse  {}",
         stack.nats_url().unwrap_or_default(),
@@ -30,6 +30,8 @@ pub(super) async fn up(context: &Context, args: &UpArgs) -> anyhow::Result<Ended
     let failed = tokio::select! {
         error = stack.failed() => Some(error),
         () = stop.no_more_taking() => None,
+        // Addresses that could not be told are of no use.
+        () = std::future::ready(()), if show::failed() => None,
     };
     stack.stop().await?;
     failed.map_or(Ok(Ended::Well), |error| Err(error.into()))

@@ -9,6 +9,7 @@ use millstream::envelope::EnvelopeFault;
 
 use super::{Error, Source, StoreFault};
 use crate::follow;
+use crate::source::{ColumnFault, ReadFault};
 use crate::tables::Selection;
 
 impl Error {
@@ -50,8 +51,17 @@ impl Error {
                 format!("`produce` with the same input ({made_of}) and --run {run} brings it back")
             }
             Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
-            Self::OtherBatch { .. } => {
-                "the input changed since the run was begun: give the run a new name with --run".into()
+            Self::OtherBatch { run, .. } => {
+                format!(
+                    "give them in the order of the first start, then it resumes; or `cancel {run}` and `forget {run}` give it up \
+                     and make the name free (ids that are sorted, and a --query, always resume)"
+                )
+            }
+            Self::InputChanged { run, .. } => {
+                format!(
+                    "the input as it was, with --run {run}, publishes the rest; `cancel {run}` and `forget {run}` give it up and \
+                     make the name free"
+                )
             }
             Self::RunClosed { .. } | Self::ForgottenFeed { .. } | Self::ClosedElsewhere { .. } => {
                 "name a new run with --run".into()
@@ -62,18 +72,32 @@ impl Error {
                  --run"
                     .into()
             }
-            Self::NoIds { .. } => "give it one id a line".into(),
+            Self::NoIds { .. } => {
+                "give it one id a line; where there may be nothing to do, --allow-empty makes that a success".into()
+            }
             Self::TooManyBatches { .. } => "make batches larger with --batch N, or cut the ids into several runs".into(),
             Self::Input { source, .. } => return input_hint(source),
-            Self::BadLines { first, .. } if first.first().is_some_and(|(line, _)| *line == 1) => {
-                "nothing was published; one id a line is wanted, or the column of a CSV file with --column NAME".into()
+            Self::ListBad { .. } => "name a file that can be written: --skip-bad=FILE".into(),
+            Self::BadLines { of: "line", first, .. } if first.first().is_some_and(|(line, _)| *line == 1) => {
+                "nothing was published; one id a line is wanted, or the column of a CSV file with --column NAME; --skip-bad \
+                 passes bad lines over"
+                    .into()
             }
-            Self::BadLines { .. } => "nothing was published; mend these lines and try again".into(),
-            Self::QueryColumns { expected, .. } => {
-                format!("select one column, converted where it must be: SELECT to{expected}(…) …")
+            Self::BadLines { of, .. } => {
+                format!("nothing was published; mend these {of}s and try again, or pass them over with --skip-bad")
+            }
+            Self::QueryColumns { found, .. } if found.contains("Nullable(") => {
+                "a NULL is no id: select what is there, SELECT assumeNotNull(id) … WHERE id IS NOT NULL".into()
+            }
+            // Not `toUInt64`, which makes 18446744073709551615 of -1.
+            Self::QueryColumns { expected, .. } if *expected == "UInt64" => {
+                "select one column, converted where it must be: SELECT accurateCast(id, 'UInt64') …".into()
+            }
+            Self::QueryColumns { .. } => {
+                "select one column, converted where it must be: SELECT toString(id) …".into()
             }
             Self::Credentials { .. } => "name a credentials file that can be read with --nats-creds or NATS_CREDS".into(),
-            Self::NoColumn { .. } => "choose one of them with --column".into(),
+            Self::NoColumn { fault, .. } => column_hint(fault),
             Self::TableColumns { mendable: true, .. } => {
                 "`setup` shows what it would change, `setup --yes` does it; processes of the version before go on beside it"
                     .into()
@@ -174,7 +198,28 @@ fn lacks_storage(source: &Source) -> bool {
     })
 }
 
+fn column_hint(fault: &ColumnFault) -> String {
+    const NUMBER: &str = "where the first line is no header, --no-header takes columns by number: --column 1";
+    match fault {
+        ColumnFault::Missing { found } => {
+            let delimited = |delimiter: &&str| found.iter().any(|name| name.contains(*delimiter));
+            match [";", "\\t", "|"].into_iter().find(delimited) {
+                Some(delimiter) if found.len() == 1 => {
+                    format!("its delimiter looks like `{delimiter}`: --delimiter '{delimiter}'")
+                }
+                _ => format!("choose one of them with --column; {NUMBER}"),
+            }
+        }
+        ColumnFault::Twice { .. } => "rename all but one of them".into(),
+        ColumnFault::LikeIds { .. } => NUMBER.into(),
+        ColumnFault::TooFew { .. } => "choose one of them, counted from 1; or another --delimiter".into(),
+    }
+}
+
 fn input_hint(error: &std::io::Error) -> Option<String> {
+    if let Some(fault) = ReadFault::of(error) {
+        return Some(fault.hint());
+    }
     Some(match error.kind() {
         ErrorKind::NotFound => {
             "name a file that is there; a relative path begins at the working directory".into()

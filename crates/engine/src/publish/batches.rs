@@ -18,7 +18,7 @@ use crate::failpoint;
 use crate::load::Phases;
 use crate::records::{Published, RunRecord, now_ms};
 use crate::retry::patiently;
-use crate::source::{Cut, Cutter, Input};
+use crate::source::{Cut, Cutter, Input, Survey, aside, described};
 use crate::stop::Stop;
 
 /// Batches on their way at once.
@@ -41,6 +41,8 @@ pub(crate) struct Batch {
     pub ids: u64,
     pub repeats: u64,
     pub digest: u64,
+    /// The digest of the repeats.
+    pub repeated: u64,
     pub bytes: Bytes,
 }
 
@@ -48,7 +50,7 @@ impl Batch {
     pub fn new<I: Id>(run: &RunName, number: u32, cut: &Cut<I>) -> Self {
         let (ids, repeats) = (cut.ids.len() as u64, cut.repeats);
         let bytes = encode_ids(run.as_str(), number, &cut.ids).into();
-        Self { number, ids, repeats, digest: digest(&cut.ids), bytes }
+        Self { number, ids, repeats, digest: digest(&cut.ids), repeated: cut.repeated, bytes }
     }
 }
 
@@ -64,6 +66,7 @@ pub(super) struct Tally {
     pub ids: u64,
     pub repeats: u64,
     pub digest: u64,
+    pub repeated: u64,
 }
 
 impl Tally {
@@ -75,6 +78,14 @@ impl Tally {
         self.ids += batch.ids;
         self.repeats += batch.repeats;
         self.digest = self.digest.wrapping_add(batch.digest);
+        self.repeated = self.repeated.wrapping_add(batch.repeated);
+    }
+
+    /// What differs from the survey, in words.
+    pub fn other_than(&self, survey: &Survey) -> Option<String> {
+        let (ids, digest) = (self.ids + self.repeats, self.digest.wrapping_add(self.repeated));
+        let same = ids == survey.ids && survey.digest.is_none_or(|surveyed| surveyed == digest);
+        (!same).then(|| described(ids, digest))
     }
 
     pub fn published(self, record: &RunRecord) -> Result<Published, Error> {
@@ -96,18 +107,19 @@ pub(super) async fn publish_batches<I: Id>(
 ) -> Result<(), Error> {
     let max_bytes = max_ids_bytes(broker.max_payload());
     let (sender, mut batches) = mpsc::channel(CUT_AHEAD);
-    let (run, input) = (submission.run.clone(), submission.input.clone());
-    let cutting = tokio::task::spawn_blocking(move || {
+    let (run, input, survey) = (submission.run.clone(), submission.input.clone(), submission.survey.clone());
+    let cutting = aside("input", move || {
         let cutter = Cutter::<I>::new(batch_ids, max_bytes);
-        cut_batches(&run, &input, cutter, &sender)
+        cut_batches(&run, &input, &survey, cutter, &sender)
     });
     let mut flights = FuturesUnordered::new();
-    loop {
+    let mut more = true;
+    while more || !flights.is_empty() {
         let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
         tokio::select! {
-            batch = batches.recv(), if flights.len() < IN_FLIGHT => match batch {
+            batch = batches.recv(), if more && flights.len() < IN_FLIGHT => match batch {
                 Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, lookup, stop)),
-                None => break,
+                None => more = false,
             },
             Some(landed) = flights.next() => {
                 let (batch, written) = landed?;
@@ -116,19 +128,14 @@ pub(super) async fn publish_batches<I: Id>(
             () = stop.no_more_taking() => return Err(Error::Stopped),
         }
     }
-    while let Some(landed) = flights.next().await {
-        let (batch, written) = landed?;
-        done(&batch, written);
-    }
-    cutting
-        .await
-        .map_err(|panic| Error::Broker { doing: "cut the ids into batches".into(), source: panic.into() })?
+    cutting.await.map_err(|source| Error::Input { input: submission.input.shown(), source })?
 }
 
 /// Runs on a thread of its own. A receiver that is gone ends it.
 fn cut_batches<I: Id>(
     run: &RunName,
     input: &Input,
+    survey: &Survey,
     mut cutter: Cutter<I>,
     sender: &mpsc::Sender<Batch>,
 ) -> Result<(), Error> {
@@ -137,7 +144,7 @@ fn cut_batches<I: Id>(
         let number = numbers.next().ok_or_else(|| Error::TooManyBatches { input: input.shown() })?;
         Ok(sender.blocking_send(Batch::new(run, number, &cut)).is_ok())
     };
-    for id in input.ids::<I>()? {
+    for id in input.ids::<I>(survey)? {
         if let Some(cut) = cutter.push(id?)
             && !send(cut)?
         {

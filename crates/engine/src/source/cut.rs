@@ -1,0 +1,115 @@
+//! Ids, cut into batches.
+
+use millstream::{Id, MAX_BATCH_IDS};
+
+/// Ids of one batch, sorted and without repeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut<I> {
+    /// The ids.
+    pub ids: Vec<I>,
+    /// How many were dropped because they were there already.
+    pub repeats: u64,
+    /// The digest of those.
+    pub repeated: u64,
+}
+
+/// Cuts a stream of ids into batches, by number and by size.
+#[derive(Debug)]
+pub struct Cutter<I> {
+    ids: Vec<I>,
+    bytes: usize,
+    batch_ids: usize,
+    max_bytes: usize,
+}
+
+impl<I: Id> Cutter<I> {
+    /// Batches of `batch_ids` ids, fewer where they would not fit in `max_bytes`.
+    pub fn new(batch_ids: u32, max_bytes: usize) -> Self {
+        let batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
+        Self { ids: Vec::with_capacity(batch_ids), bytes: 0, batch_ids, max_bytes }
+    }
+
+    /// Whether it holds no id.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Batches are of this size from now on.
+    pub fn resize(&mut self, batch_ids: u32) {
+        self.batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
+    }
+
+    /// Takes an id; gives the batch that it completes.
+    pub fn push(&mut self, id: I) -> Option<Cut<I>> {
+        let size = id.wire_size();
+        let full = if !self.ids.is_empty() && self.bytes + size > self.max_bytes { self.cut() } else { None };
+        self.bytes += size;
+        self.ids.push(id);
+        // Both at once cannot be: a batch cut by size leaves this id alone, unless one id makes a batch.
+        if full.is_none() && self.ids.len() >= self.batch_ids { self.cut() } else { full }
+    }
+
+    /// The ids that are left.
+    pub fn cut(&mut self) -> Option<Cut<I>> {
+        if self.ids.is_empty() {
+            return None;
+        }
+        self.bytes = 0;
+        let mut ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.batch_ids));
+        let (given, mut repeated) = (ids.len(), 0u64);
+        if !ids.is_sorted_by(|a, b| a < b) {
+            ids.sort_unstable();
+            ids.dedup_by(|id, before| {
+                let again = id == before;
+                if again {
+                    repeated = repeated.wrapping_add(id.sip_hash());
+                }
+                again
+            });
+        }
+        let repeats = (given - ids.len()) as u64;
+        Some(Cut { ids, repeats, repeated })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_by_size_too() {
+        let mut cutter = Cutter::new(100, 20);
+        let mut cuts: Vec<Cut<u64>> = (0..5).filter_map(|id| cutter.push(id)).collect();
+        cuts.extend(cutter.cut());
+        assert_eq!(cuts.iter().map(|cut| cut.ids.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_id_is_in_one_batch(ids in vec(0u64..500, 0..300), batch in 1u32..50, bytes in 8usize..500) {
+            let mut cutter = Cutter::new(batch, bytes);
+            let mut cuts: Vec<Cut<u64>> = ids.iter().filter_map(|id| cutter.push(*id)).collect();
+            cuts.extend(cutter.cut());
+            let repeats: u64 = cuts.iter().map(|cut| cut.repeats).sum();
+            let digest = |ids: &[u64]| ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()));
+            let all = cuts.iter().fold(0u64, |sum, cut| sum.wrapping_add(digest(&cut.ids)).wrapping_add(cut.repeated));
+            prop_assert_eq!(all, digest(&ids));
+            let batched: usize = cuts.iter().map(|cut| cut.ids.len()).sum();
+            prop_assert_eq!(batched as u64 + repeats, ids.len() as u64);
+            for cut in &cuts {
+                prop_assert!(cut.ids.is_sorted_by(|a, b| a < b));
+                prop_assert!(!cut.ids.is_empty() && cut.ids.len() <= batch as usize);
+            }
+            let mut all: Vec<u64> = cuts.into_iter().flat_map(|cut| cut.ids).collect();
+            let mut given = ids;
+            all.sort_unstable();
+            all.dedup();
+            given.sort_unstable();
+            given.dedup();
+            prop_assert_eq!(all, given);
+        }
+    }
+}
