@@ -39,6 +39,7 @@ pub fn main() -> ExitCode {
         "places" => millstream_cli::main(Places),
         "skips" => millstream_cli::main(Skips),
         "flat" => millstream_cli::main(Flat),
+        "zeroless" => millstream_cli::main(Zeroless),
         "lies" => millstream_cli::main(Lies),
         _ => millstream_cli::main(LoHi),
     }
@@ -113,9 +114,21 @@ build!(Places, "1", Place, &[("at", "Tuple(lon Float64, lat Float64)")], |id| Pl
     at: Point { lat: id as f64, lon: -(id as f64) }
 });
 
-// A field that is left out when it is zero.
+// A field that is left out for some values, and for none that could be tried at the start.
 #[derive(Serialize, Deserialize)]
 struct Skipping {
+    #[serde(skip_serializing_if = "is_five")]
+    lo: u64,
+    hi: u64,
+}
+fn is_five(number: &u64) -> bool {
+    *number == 5
+}
+build!(Skips, "1", Skipping, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Skipping { lo: id % 10, hi: id });
+
+// A field that is left out when it is zero, as blank rows show at the start.
+#[derive(Serialize, Deserialize)]
+struct Sparse {
     #[serde(skip_serializing_if = "is_zero")]
     lo: u64,
     hi: u64,
@@ -123,7 +136,7 @@ struct Skipping {
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
-build!(Skips, "1", Skipping, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Skipping { lo: id % 10, hi: id });
+build!(Zeroless, "1", Sparse, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Sparse { lo: id, hi: id });
 
 #[derive(Serialize, Deserialize)]
 struct Flattened {
@@ -151,9 +164,9 @@ impl Serialize for Lying {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut row = serializer.serialize_struct("Lying", 2)?;
         match self.hi % 4 {
-            0 => row.serialize_field("lo", "text")?,
-            1 => row.serialize_field("low", &1u64)?,
-            2 => row.serialize_field("lo", &-1i64)?,
+            1 => row.serialize_field("lo", "text")?,
+            2 => row.serialize_field("low", &1u64)?,
+            3 => row.serialize_field("lo", &-1i64)?,
             _ => row.serialize_field("lo", &1u64)?,
         }
         row.serialize_field("hi", &self.hi)?;
