@@ -41,10 +41,11 @@ pub trait Pipeline: Send + Sync + 'static {
     /// Names the streams and tables: `[a-z][a-z0-9_]*`, at most 32 characters.
     const NAME: &'static str;
 
-    /// The ClickHouse columns of [`Self::Row`], in the order of its fields: name and type.
+    /// The ClickHouse columns of [`Self::Row`]: name and type. A field goes into the column of its name; which Rust value
+    /// goes into which type is in [`columns`](crate::columns).
     ///
-    /// [`check`](crate::check) compares them with the row type before any id is computed. The names `run`, `pass`,
-    /// `batch`, `batch_ids`, `id`, `status` and `error` are taken.
+    /// [`check`](crate::check) compares them with the row type before any id is computed; a value that does not fit makes
+    /// its id a dead letter. The names in [`OWN_COLUMNS`](crate::schema::OWN_COLUMNS) are taken.
     const COLUMNS: &'static [(&'static str, &'static str)];
 
     /// What each id may take: attempts, time, memory; and whether ids are computed alone.
@@ -62,7 +63,7 @@ pub trait Pipeline: Send + Sync + 'static {
     /// The id type: `u64` or `String`.
     type Id: Id;
 
-    /// A struct with a field per column. `Deserialize` is asked for so that its shape can be read off the type.
+    /// A struct with a field per column. `Deserialize` is asked for so that the check can make blank rows of it.
     type Row: Serialize + DeserializeOwned + Send;
 
     /// Computes one id.

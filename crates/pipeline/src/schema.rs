@@ -305,3 +305,5 @@ impl fmt::Display for Faults<'_> {
         Ok(())
     }
 }
+#[cfg(test)]
+mod tests;
