@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millstream::columns::{Columns, city_hash_of_numbers};
-use millstream::native;
-use millstream::schema::Schema;
+use millstream::schema::{Faults, Schema};
+use millstream::{Failure, Outcome, Pipeline, native};
 use millstream_local::{ClickHouse, Progress};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use tempfile::TempDir;
@@ -623,6 +623,95 @@ fn a_block_with_millstreams_own_columns_is_stored() {
                 max(peak) = bitShiftLeft(toUInt128(299), 70), any(note), uniqExact(id) FROM ";
     assert_eq!(engine.ask(&format!("{sums}{table}")).trim(), "301\tgrün\t1\t602\tdead\t44850\t1\tnone\t301");
     engine.same_hashes(&table, &schema, &columns);
+}
+
+/// A row type with the usual crates' types.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Usual {
+    id_of: uuid::Uuid,
+    day: chrono::NaiveDate,
+    at: chrono::DateTime<chrono::Utc>,
+    naive: chrono::NaiveDateTime,
+    #[serde(with = "chrono::serde::ts_milliseconds")]
+    ticks: chrono::DateTime<chrono::Utc>,
+    stamp: jiff::Timestamp,
+    zoned: jiff::Zoned,
+    civil: Option<jiff::civil::Date>,
+    price: rust_decimal::Decimal,
+    from: Ipv4Addr,
+    to: IpAddr,
+    level: Answer,
+    places: Vec<(String, Option<uuid::Uuid>)>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+enum Answer {
+    Yes,
+    No,
+}
+
+const USUAL: &[(&str, &str)] = &[
+    ("id_of", "UUID"),
+    ("day", "Date"),
+    ("at", "DateTime64(3, 'UTC')"),
+    ("naive", "DateTime"),
+    ("ticks", "DateTime64(3, 'Europe/Berlin')"),
+    ("stamp", "DateTime64(9)"),
+    ("zoned", "DateTime64(6)"),
+    ("civil", "Nullable(Date32)"),
+    ("price", "Decimal(18, 4)"),
+    ("from", "IPv4"),
+    ("to", "IPv6"),
+    ("level", "Enum('Yes', 'No')"),
+    ("places", "Array(Tuple(String, Nullable(UUID)))"),
+];
+
+struct UsualRows;
+struct WrongRows;
+
+impl Pipeline for UsualRows {
+    const NAME: &'static str = "usual";
+    const COLUMNS: &'static [(&'static str, &'static str)] = USUAL;
+    type Id = u64;
+    type Row = Usual;
+    fn compute(&self, _: &u64) -> Outcome<Usual> {
+        Err(Failure::reject("never called"))
+    }
+}
+
+impl Pipeline for WrongRows {
+    const NAME: &'static str = "wrong";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[
+        ("id_of", "UInt64"),
+        ("day", "Float64"),
+        ("at", "Bool"),
+        ("naive", "Array(UInt8)"),
+        ("ticks", "UInt32"),
+        ("stamp", "UInt128"),
+        ("zoned", "Int8"),
+        ("civil", "Date32"),
+        ("price", "Float64"),
+        ("from", "UInt32"),
+        ("to", "Tuple(String, UInt16)"),
+        ("level", "Enum('Yes')"),
+        ("places", "Map(String, UUID)"),
+    ];
+    type Id = u64;
+    type Row = Usual;
+    fn compute(&self, _: &u64) -> Outcome<Usual> {
+        Err(Failure::reject("never called"))
+    }
+}
+
+#[test]
+fn the_check_at_the_start_knows_the_usual_crates() {
+    let spec = millstream::check::<UsualRows>().unwrap_or_else(|faults| panic!("{}", Faults(&faults)));
+    assert_eq!(spec.schema.columns().len(), USUAL.len());
+    let faults = millstream::check::<WrongRows>().expect_err("every column is wrong");
+    let text = Faults(&faults).to_string();
+    for (name, _) in USUAL {
+        assert!(text.contains(&format!("field `{name}`: ")), "`{name}` is not in\n{text}");
+    }
 }
 
 /// The cells of a table in the documentation of `millstream::columns`, below a heading.

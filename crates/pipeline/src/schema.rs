@@ -195,6 +195,7 @@ impl Schema {
     }
 
     /// What the row's fields go into.
+    #[inline]
     pub(crate) fn fields(&self) -> &[Part] {
         &self.fields
     }

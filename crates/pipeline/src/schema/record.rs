@@ -14,8 +14,11 @@ use super::shape::Shape;
 /// Attempts at a row before its type counts as one that refuses blanks.
 const MAX_ATTEMPTS: usize = 2_000;
 
+/// Types that hold themselves are given nothing to hold from here on.
+const MAX_DEPTH: usize = 8;
+
 /// Texts for types that read one form of it only.
-const TEXTS: [&str; 16] = [
+const TEXTS: [&str; 17] = [
     "",
     "a",
     "0",
@@ -25,6 +28,7 @@ const TEXTS: [&str; 16] = [
     "1970-01-02T00:00:01Z",
     "1970-01-02T00:00:01",
     "1970-01-02T00:00:01+00:00[UTC]",
+    "1970-01-02T00:00:01+00:00[+00:00]", // a zone that needs no database of zones
     "00:00:01",
     "127.0.0.1",
     "::1",
@@ -206,12 +210,13 @@ struct Recorder<'r, 'a> {
     blanks: &'r mut Blanks<'a>,
     kind: Option<&'a ColumnType>,
     is_row: bool,
+    depth: usize,
     shape: Option<&'r mut Shape>,
 }
 
 impl<'r, 'a> Recorder<'r, 'a> {
     fn row(blanks: &'r mut Blanks<'a>) -> Self {
-        Self { blanks, kind: None, is_row: true, shape: None }
+        Self { blanks, kind: None, is_row: true, depth: 0, shape: None }
     }
 
     /// The type of the values, without `LowCardinality` and `Nullable`.
@@ -245,7 +250,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
             Some(ColumnType::Ipv6) => &["::1", "127.0.0.1"],
             Some(ColumnType::Date | ColumnType::Date32) => &["1970-01-02"],
             Some(ColumnType::DateTime(_) | ColumnType::DateTime64(..)) => {
-                &["1970-01-02T00:00:01Z", "1970-01-02T00:00:01", "1970-01-02T00:00:01+00:00[UTC]"]
+                &["1970-01-02T00:00:01Z", "1970-01-02T00:00:01"]
             }
             Some(ColumnType::Decimal { .. } | ColumnType::Int(_)) => &["0", "1"],
             _ if self.blanks.is_filled() => &["a"],
@@ -269,6 +274,11 @@ impl<'r, 'a> Recorder<'r, 'a> {
     fn bit(&mut self) -> bool {
         let taken = self.blanks.choose(2);
         (taken == 1) != self.blanks.is_filled()
+    }
+
+    /// Whether there is something in it.
+    fn holds(&mut self) -> bool {
+        self.depth < MAX_DEPTH && self.bit()
     }
 
     fn part(&mut self, index: usize) -> Option<&'a ColumnType> {
@@ -307,25 +317,36 @@ impl<'r, 'a> Recorder<'r, 'a> {
     }
 
     fn list<'de, V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, BlankFault> {
-        let length = usize::from(self.bit());
+        let length = usize::from(self.holds());
         let mut item = Shape::Unknown;
         let kind = self.part(0);
-        let elements =
-            Elements { blanks: self.blanks, kinds: vec![kind; length], next: 0, shapes: vec![&mut item] };
+        let elements = Elements {
+            blanks: self.blanks,
+            depth: self.depth + 1,
+            kinds: vec![kind; length],
+            next: 0,
+            shapes: vec![&mut item],
+        };
         let value = visitor.visit_seq(elements)?;
         self.shape.into_iter().for_each(|place| *place = Shape::List(Some(Box::new(item.clone()))));
         Ok(value)
     }
 
     fn pairs<'de, V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, BlankFault> {
-        let length = 2 * usize::from(self.bit());
+        let length = 2 * usize::from(self.holds());
         let kinds = match self.kind() {
             Some(ColumnType::Map(pair)) => [Some(&pair.0), Some(&pair.1)],
             _ => [None, None],
         };
         let (mut key, mut held) = (Shape::Unknown, Shape::Unknown);
         let shapes = vec![&mut key, &mut held];
-        let elements = Elements { blanks: self.blanks, kinds: kinds[..length].to_vec(), next: 0, shapes };
+        let elements = Elements {
+            blanks: self.blanks,
+            depth: self.depth + 1,
+            kinds: kinds[..length].to_vec(),
+            next: 0,
+            shapes,
+        };
         let value = visitor.visit_map(elements)?;
         self.shape.into_iter().for_each(|place| *place = Shape::Map(vec![(key.clone(), held.clone())]));
         Ok(value)
@@ -335,7 +356,13 @@ impl<'r, 'a> Recorder<'r, 'a> {
         let kinds: Vec<_> = (0..length).map(|index| self.part(index)).collect();
         let mut found = vec![Shape::Unknown; length];
         let shapes = found.iter_mut().collect();
-        let value = visitor.visit_seq(Elements { blanks: self.blanks, kinds, next: 0, shapes })?;
+        let value = visitor.visit_seq(Elements {
+            blanks: self.blanks,
+            depth: self.depth + 1,
+            kinds,
+            next: 0,
+            shapes,
+        })?;
         self.shape.into_iter().for_each(|place| *place = Shape::Tuple(found.clone()));
         Ok(value)
     }
@@ -350,14 +377,14 @@ impl<'r, 'a> Recorder<'r, 'a> {
             return self.tuple(parts.len(), visitor);
         }
         let names = parts.iter().map(|part| (part.name.clone(), Some(&part.kind))).collect();
-        visitor.visit_map(ByName { blanks: self.blanks, names, next: 0 })
+        visitor.visit_map(ByName { blanks: self.blanks, depth: self.depth + 1, names, next: 0 })
     }
 
     /// For a row that does not tell its fields: each column's name.
     fn map_by_columns<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, BlankFault> {
         let parts = self.blanks.parts;
         let names = parts.iter().map(|part| (part.name.clone(), Some(&part.kind))).collect();
-        visitor.visit_map(ByName { blanks: self.blanks, names, next: 0 })
+        visitor.visit_map(ByName { blanks: self.blanks, depth: self.depth + 1, names, next: 0 })
     }
 
     fn fields<'de, V: Visitor<'de>>(
@@ -383,6 +410,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
         let mut shapes = vec![Shape::Unknown; names.len()];
         let given = Given {
             blanks: self.blanks,
+            depth: self.depth + 1,
             parts,
             fields,
             names: &names,
@@ -401,6 +429,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
 /// The fields of a struct, by name.
 struct Given<'r, 'a> {
     blanks: &'r mut Blanks<'a>,
+    depth: usize,
     parts: &'a [Part],
     fields: &'static [&'static str],
     names: &'r [&'static str],
@@ -425,7 +454,13 @@ impl<'de> de::MapAccess<'de> for Given<'_, '_> {
         let name = self.names[self.next];
         let kind = self.parts.iter().find(|part| part.name == name).map(|part| &part.kind);
         let mut shape = Shape::Unknown;
-        let recorder = Recorder { blanks: &mut *self.blanks, kind, is_row: false, shape: Some(&mut shape) };
+        let recorder = Recorder {
+            blanks: &mut *self.blanks,
+            kind,
+            is_row: false,
+            depth: self.depth,
+            shape: Some(&mut shape),
+        };
         let value = seed.deserialize(recorder)?;
         self.shapes[self.next] = shape.clone();
         if self.is_row && self.blanks.only.is_some() {
@@ -439,6 +474,7 @@ impl<'de> de::MapAccess<'de> for Given<'_, '_> {
 /// Values under the names of columns or parts, for types that do not tell their fields.
 struct ByName<'r, 'a> {
     blanks: &'r mut Blanks<'a>,
+    depth: usize,
     names: Vec<(String, Option<&'a ColumnType>)>,
     next: usize,
 }
@@ -459,13 +495,20 @@ impl<'de> de::MapAccess<'de> for ByName<'_, '_> {
             self.blanks.any.push(name.clone());
         }
         self.next += 1;
-        seed.deserialize(Recorder { blanks: &mut *self.blanks, kind: *kind, is_row: false, shape: None })
+        seed.deserialize(Recorder {
+            blanks: &mut *self.blanks,
+            kind: *kind,
+            is_row: false,
+            depth: self.depth,
+            shape: None,
+        })
     }
 }
 
 /// Items one after the other.
 struct Elements<'r, 'a, 's> {
     blanks: &'r mut Blanks<'a>,
+    depth: usize,
     kinds: Vec<Option<&'a ColumnType>>,
     next: usize,
     shapes: Vec<&'s mut Shape>,
@@ -475,7 +518,13 @@ impl Elements<'_, '_, '_> {
     fn take<'de, S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, BlankFault> {
         let kind = self.kinds[self.next];
         let mut shape = Shape::Unknown;
-        let recorder = Recorder { blanks: &mut *self.blanks, kind, is_row: false, shape: Some(&mut shape) };
+        let recorder = Recorder {
+            blanks: &mut *self.blanks,
+            kind,
+            is_row: false,
+            depth: self.depth,
+            shape: Some(&mut shape),
+        };
         let value = seed.deserialize(recorder)?;
         if let Some(place) = self.shapes.get_mut(self.next) {
             **place = shape;
@@ -628,12 +677,17 @@ impl<'de> de::Deserializer<'de> for Recorder<'_, '_> {
 
     fn deserialize_option<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, BlankFault> {
         self.scalar("an Option", Shape::None)?;
-        if !self.bit() {
+        if !self.holds() {
             return visitor.visit_none();
         }
         let mut inner = Shape::Unknown;
-        let recorder =
-            Recorder { blanks: self.blanks, kind: self.kind, is_row: false, shape: Some(&mut inner) };
+        let recorder = Recorder {
+            blanks: self.blanks,
+            kind: self.kind,
+            is_row: false,
+            depth: self.depth + 1,
+            shape: Some(&mut inner),
+        };
         let value = visitor.visit_some(recorder)?;
         self.shape.into_iter().for_each(|place| *place = Shape::Some(Box::new(inner.clone())));
         Ok(value)
