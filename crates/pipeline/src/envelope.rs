@@ -29,7 +29,7 @@ const V1: u8 = 1;
 const V2: u8 = 2;
 const HEADER: usize = 8;
 
-/// Rows as ClickHouse's compressed frames ([`crate::frame`]) of RowBinary. Codecs below 16 are those of ids
+/// Rows as ClickHouse's compressed frames ([`crate::frame`]) of a Native block. Codecs below 16 are those of ids
 /// ([`crate::block`]).
 pub const ROWS_LZ4: u8 = 16;
 /// No rows, but the parts that they come in.
