@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millstream::columns::{Columns, city_hash_of_numbers};
-use millstream::native;
-use millstream::schema::Schema;
+use millstream::schema::{Faults, Schema};
+use millstream::{Failure, Outcome, Pipeline, native};
 use millstream_local::{ClickHouse, Progress};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use tempfile::TempDir;
@@ -68,10 +68,8 @@ impl Engine {
 
     fn post(&self, query: &str, body: &[u8]) -> Result<String, String> {
         let query: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let head = format!(
-            "POST /?query={query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head =
+            format!("POST /?query={query} HTTP/1.0\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         stream.write_all(&[head.as_bytes(), body].concat()).expect("the request is taken");
@@ -79,7 +77,11 @@ impl Engine {
         stream.read_to_end(&mut answer).expect("an answer");
         let answer = String::from_utf8_lossy(&answer);
         let (head, text) = answer.split_once("\r\n\r\n").expect("a head");
-        if head.starts_with("HTTP/1.1 200") { Ok(text.to_owned()) } else { Err(text.to_owned()) }
+        if head.lines().next().is_some_and(|line| line.contains(" 200")) {
+            Ok(text.to_owned())
+        } else {
+            Err(text.to_owned())
+        }
     }
 
     fn ask(&self, sql: &str) -> String {
@@ -110,27 +112,30 @@ impl Engine {
     /// Stores the values in a column of that type, reads them back with `read` (an expression over `x`), and compares
     /// the hashes of both sides.
     fn holds_as<T: Serialize>(&self, kind: &str, read: &str, values: &[(T, &str)]) {
-        let schema = Schema::parse(&[("x", kind)]).unwrap_or_else(|faults| panic!("{kind}: {faults:?}"));
+        let schema = parsed(kind);
         let table = self.new_table(&format!("n UInt32, x {kind}"));
-        let mut columns = Columns::of(&schema);
-        for (value, wanted) in values {
-            let row = Row { x: value };
-            columns.push(&schema, &row).unwrap_or_else(|fault| panic!("{kind}: {wanted}: {fault}"));
-        }
-        let rows = values.len();
-        assert!(columns.is_sound(&schema, rows), "{kind}");
-        self.insert(&table, &block(&schema, &columns, 0));
-        let found = self.texts(&format!("SELECT {read} FROM {table} ORDER BY n"));
-        let wanted: Vec<&str> = values.iter().map(|(_, wanted)| *wanted).collect();
-        assert_eq!(found, wanted, "{kind}");
-
+        self.holds_in(&table, &schema, read, values);
         let stored = self.ask(&format!(
             "SELECT type FROM system.columns WHERE database = currentDatabase() AND table = '{table}' \
-             AND name NOT IN ('n') ORDER BY position FORMAT TSVRaw"
+             AND name != 'n' ORDER BY position FORMAT TSVRaw"
         ));
         let spelled: Vec<&str> = schema.columns().iter().map(|column| &column.text[..]).collect();
         assert_eq!(stored.lines().collect::<Vec<_>>(), spelled, "{kind} as the server spells it");
-        self.same_hashes(&table, &schema, &columns);
+    }
+
+    fn holds_in<T: Serialize>(&self, table: &str, schema: &Schema, read: &str, values: &[(T, &str)]) {
+        let kind = schema.to_text();
+        let mut columns = Columns::of(schema);
+        for (value, wanted) in values {
+            let row = Row { x: value };
+            columns.push(schema, &row).unwrap_or_else(|fault| panic!("{kind}: {wanted}: {fault}"));
+        }
+        assert!(columns.is_sound(schema, values.len()), "{kind}");
+        self.insert(table, &block(schema, &columns, 0));
+        let found = self.texts(&format!("SELECT {read} FROM {table} ORDER BY n"));
+        let wanted: Vec<&str> = values.iter().map(|(_, wanted)| *wanted).collect();
+        assert_eq!(found, wanted, "{kind}");
+        self.same_hashes(table, schema, &columns);
     }
 
     fn same_hashes(&self, table: &str, schema: &Schema, columns: &Columns) {
@@ -153,6 +158,10 @@ impl Drop for Engine {
     fn drop(&mut self) {
         let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
+}
+
+fn parsed(kind: &str) -> Schema {
+    Schema::parse(&[("x", kind)]).unwrap_or_else(|faults| panic!("{kind}: {faults:?}"))
 }
 
 /// A row of one column.
@@ -475,11 +484,11 @@ fn lists_maps_tuples_and_nested_are_read_back() {
             ),
         ],
     );
-    engine.holds_as(
-        "Nested(a UInt8, b Nested(c UInt8))",
-        "toString((`x.a`, `x.b`))",
-        &[(vec![Outer { a: 1, b: vec![Inner { c: 2 }, Inner { c: 3 }] }], "([1],[[(2),(3)]])")],
-    );
+    // The server would spell the inner one `Array(Nested(c UInt8))`, which is the same.
+    let schema = parsed("Nested(a UInt8, b Nested(c UInt8))");
+    let table = engine.new_table("n UInt32, x Nested(a UInt8, b Nested(c UInt8))");
+    let value = vec![Outer { a: 1, b: vec![Inner { c: 2 }, Inner { c: 3 }] }];
+    engine.holds_in(&table, &schema, "toString((`x.a`, `x.b`))", &[(value, "([1],[[(2),(3)]])")]);
 }
 
 #[derive(serde::Serialize)]
@@ -614,4 +623,173 @@ fn a_block_with_millstreams_own_columns_is_stored() {
                 max(peak) = bitShiftLeft(toUInt128(299), 70), any(note), uniqExact(id) FROM ";
     assert_eq!(engine.ask(&format!("{sums}{table}")).trim(), "301\tgrün\t1\t602\tdead\t44850\t1\tnone\t301");
     engine.same_hashes(&table, &schema, &columns);
+}
+
+/// A row type with the usual crates' types.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Usual {
+    id_of: uuid::Uuid,
+    day: chrono::NaiveDate,
+    at: chrono::DateTime<chrono::Utc>,
+    naive: chrono::NaiveDateTime,
+    #[serde(with = "chrono::serde::ts_milliseconds")]
+    ticks: chrono::DateTime<chrono::Utc>,
+    stamp: jiff::Timestamp,
+    zoned: jiff::Zoned,
+    civil: Option<jiff::civil::Date>,
+    price: rust_decimal::Decimal,
+    from: Ipv4Addr,
+    to: IpAddr,
+    level: Answer,
+    places: Vec<(String, Option<uuid::Uuid>)>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+enum Answer {
+    Yes,
+    No,
+}
+
+const USUAL: &[(&str, &str)] = &[
+    ("id_of", "UUID"),
+    ("day", "Date"),
+    ("at", "DateTime64(3, 'UTC')"),
+    ("naive", "DateTime"),
+    ("ticks", "DateTime64(3, 'Europe/Berlin')"),
+    ("stamp", "DateTime64(9)"),
+    ("zoned", "DateTime64(6)"),
+    ("civil", "Nullable(Date32)"),
+    ("price", "Decimal(18, 4)"),
+    ("from", "IPv4"),
+    ("to", "IPv6"),
+    ("level", "Enum('Yes', 'No')"),
+    ("places", "Array(Tuple(String, Nullable(UUID)))"),
+];
+
+struct UsualRows;
+struct WrongRows;
+
+impl Pipeline for UsualRows {
+    const NAME: &'static str = "usual";
+    const COLUMNS: &'static [(&'static str, &'static str)] = USUAL;
+    type Id = u64;
+    type Row = Usual;
+    fn compute(&self, _: &u64) -> Outcome<Usual> {
+        Err(Failure::reject("never called"))
+    }
+}
+
+impl Pipeline for WrongRows {
+    const NAME: &'static str = "wrong";
+    const COLUMNS: &'static [(&'static str, &'static str)] = &[
+        ("id_of", "UInt64"),
+        ("day", "Float64"),
+        ("at", "Bool"),
+        ("naive", "Array(UInt8)"),
+        ("ticks", "UInt32"),
+        ("stamp", "UInt128"),
+        ("zoned", "Int8"),
+        ("civil", "Date32"),
+        ("price", "Float64"),
+        ("from", "UInt32"),
+        ("to", "Tuple(String, UInt16)"),
+        ("level", "Enum('Yes')"),
+        ("places", "Map(String, UUID)"),
+    ];
+    type Id = u64;
+    type Row = Usual;
+    fn compute(&self, _: &u64) -> Outcome<Usual> {
+        Err(Failure::reject("never called"))
+    }
+}
+
+#[test]
+fn the_check_at_the_start_knows_the_usual_crates() {
+    let spec = millstream::check::<UsualRows>().unwrap_or_else(|faults| panic!("{}", Faults(&faults)));
+    assert_eq!(spec.schema.columns().len(), USUAL.len());
+    let faults = millstream::check::<WrongRows>().expect_err("every column is wrong");
+    let text = Faults(&faults).to_string();
+    for (name, _) in USUAL {
+        assert!(text.contains(&format!("field `{name}`: ")), "`{name}` is not in\n{text}");
+    }
+}
+
+/// The cells of a table in the documentation of `millstream::columns`, below a heading.
+fn table_rows(heading: &str) -> Vec<(Vec<&'static str>, &'static str)> {
+    const DOCUMENTATION: &str = include_str!("../../crates/pipeline/src/columns.rs");
+    let (_, table) = DOCUMENTATION.split_once(heading).expect("the table is there");
+    let lines = table.lines().map(|line| line.trim_start_matches("//! "));
+    let table = lines.skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let rows = table.filter(|line| line.contains('`'));
+    rows.map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').splitn(2, " | ").collect();
+        (cells[0].split('`').skip(1).step_by(2).collect(), cells[1].trim())
+    })
+    .collect()
+}
+
+/// This very file has values for each of them.
+#[test]
+fn the_table_of_types_is_covered() {
+    let tests: String = include_str!("types.rs").split_whitespace().collect();
+    let rows = table_rows("# Which Rust value goes into which type");
+    assert!(rows.len() > 15, "{rows:?}");
+    for kind in rows.iter().flat_map(|(kinds, _)| kinds) {
+        parsed(kind);
+        let family = kind.split_inclusive('(').next().expect("a name");
+        let used = |call: &str| tests.contains(&format!("{call}(\"{family}"));
+        assert!(used("holds") || used("holds_as"), "no test has values for {kind}");
+    }
+}
+
+#[test]
+fn what_the_table_refuses_is_refused_with_what_to_use() {
+    let rows = table_rows("# What is refused");
+    assert!(rows.len() > 10, "{rows:?}");
+    for (kinds, instead) in rows {
+        for kind in kinds {
+            let faults = Schema::parse(&[("x", kind)]).expect_err(kind);
+            let text = faults[0].to_string();
+            assert!(
+                text.contains("column `x`") && text.contains(instead),
+                "{kind}: `{instead}` is not in `{text}`"
+            );
+        }
+    }
+}
+
+/// What the server says to the types that are refused for its sake: each is one that it does refuse.
+#[test]
+fn types_that_the_server_refuses_are_refused_here() {
+    let engine = Engine::start();
+    for kind in [
+        "Nullable(Array(UInt8))",
+        "Nullable(Map(String, UInt8))",
+        "Nullable(Tuple(UInt8))",
+        "Nullable(Nullable(UInt8))",
+        "Nullable(LowCardinality(String))",
+        "LowCardinality(UInt64)",
+        "LowCardinality(Date)",
+        "LowCardinality(Enum('a'))",
+        "DateTime64(10)",
+        "FixedString(0)",
+        "FixedString(257)",
+        "Enum8('a' = 1, 'a' = 2)",
+        "Enum8('a' = 1, 'b' = 1)",
+        "Enum8()",
+        "Decimal(18, 30)",
+        "Decimal(77, 0)",
+        "Decimal(0)",
+        "Decimal32(10)",
+        "Map(Nullable(UInt8), UInt8)",
+        "Map(LowCardinality(Nullable(String)), UInt8)",
+        "Tuple(a UInt8, UInt8)",
+        "Tuple(a UInt8, a UInt8)",
+        "uint8",
+        "Array(UInt8",
+    ] {
+        let create = format!("CREATE TABLE no (x {kind}) ENGINE = MergeTree ORDER BY tuple()");
+        assert!(engine.post(&create, b"").is_err(), "{kind} is taken by the server");
+        assert!(Schema::parse(&[("x", kind)]).is_err(), "{kind} is taken here");
+    }
 }

@@ -4,7 +4,7 @@
 
 use crate::MAX_BATCH_IDS;
 use crate::id::MAX_STRING_ID;
-use crate::rowbinary::write_varint;
+use crate::native::write_varint;
 
 /// Consecutive numbers: the first as varint.
 pub const RANGE: u8 = 1;

@@ -3,6 +3,66 @@
 //! A row is serialized field by field into the column of that name ([`Columns::push`]), and checked there: what the
 //! column cannot hold or read back is a [`ValueFault`], and nothing of the row stays. Values are kept in the form that
 //! the Native format has, so that [`Columns::write_native`] copies them.
+//!
+//! # Which Rust value goes into which type
+//!
+//! Fields go by name at every level: those of the row, and those of a struct within it into a `Tuple` or `Nested` with
+//! names; their order is free. What counts is what a value serializes as, whatever its type and attributes are. Types with
+//! a text form are serialized as text, and the column reads it.
+//!
+//! | ClickHouse | Rust |
+//! |---|---|
+//! | `Bool` | `bool` |
+//! | `UInt8`, `UInt16`, `UInt32`, `UInt64`, `UInt128` | the unsigned integer of that width, or a smaller one |
+//! | `Int8`, `Int16`, `Int32`, `Int64`, `Int128` | the signed integer of that width, or a smaller one |
+//! | `UInt256`, `Int256` | any smaller integer, or text: decimal or `0x…`, as `ethnum`, `ruint` and `primitive-types` write it |
+//! | `Float32`, `Float64` | `f32`; `f64` into `Float64`; NaN and infinities too |
+//! | `Decimal(18, 4)` | `rust_decimal::Decimal` or other text without rounding; an integer is taken as scaled: 15000 is 1.5 |
+//! | `Date`, `Date32` | `chrono::NaiveDate`, `jiff::civil::Date`, other text like `2024-12-31`; days since 1970 as `u16`, `i32` |
+//! | `DateTime`, `DateTime64(3, 'UTC')` | `chrono::DateTime`, `jiff::Timestamp`, `jiff::Zoned`, other RFC 3339 text; seconds since 1970 as `u32`, ticks as `i64` |
+//! | `Enum8('low' = 1)`, `Enum16('low' = 1)` | a unit enum or text by name, an integer by number |
+//! | `UUID` | `uuid::Uuid`, other text, `[u8; 16]`, `u128` |
+//! | `IPv4` | `Ipv4Addr`, other text, `u32` |
+//! | `IPv6` | `Ipv6Addr`, `IpAddr`, other text, `[u8; 16]`, `u128` |
+//! | `String` | `String`, `&str`, `char`, unit enums, all with a text form; bytes through `serde_bytes` |
+//! | `FixedString(16)` | `[u8; 16]`, text or bytes of exactly that length |
+//! | `Nullable(UInt8)` | `Option<T>`, or a `T` that is always there |
+//! | `LowCardinality(String)` | what the type within takes: `String`, `FixedString`, `UUID`, or `Nullable` of them |
+//! | `Array(UInt8)` | `Vec<T>`, `[T; N]`, sets; bytes through `serde_bytes` into `Array(UInt8)` |
+//! | `Tuple(UInt8, String)` | a tuple, by place |
+//! | `Tuple(a UInt8, b String)` | a struct by the names of its fields, or a tuple by place |
+//! | `Map(String, UInt8)` | `HashMap<K, V>`, `BTreeMap<K, V>` |
+//! | `Nested(a UInt8, b String)` | `Vec<T>` of a struct: one field fills the columns `n.a`, `n.b` |
+//!
+//! Nothing is rounded, cut or wrapped. A time without an offset is taken to be in UTC, which a column with another time zone
+//! refuses. `Date32` and `DateTime64` hold the years 1900 to 2299. An integer or a float goes into a narrower column when
+//! its value fits exactly; where the row's type shows that it need not, the check at the start refuses the column.
+//! `None` needs a `Nullable` column. A dead letter has blanks: zeros, empty values, NULLs, and of an Enum the value with the
+//! smallest number, as ClickHouse's own defaults are.
+//!
+//! # What is refused, and what to use instead
+//!
+//! | ClickHouse | instead |
+//! |---|---|
+//! | `JSON` | String |
+//! | `Variant(String, UInt8)` | a Nullable column for each type |
+//! | `Dynamic` | String |
+//! | `Time` | Int32 |
+//! | `Time64(3)` | Int64 |
+//! | `Point` | Tuple(Float64, Float64) |
+//! | `Ring`, `LineString` | Array(Tuple(Float64, Float64)) |
+//! | `Polygon`, `MultiLineString` | Array(Array(Tuple(Float64, Float64))) |
+//! | `AggregateFunction(sum, UInt8)`, `SimpleAggregateFunction(sum, UInt64)` | the value itself |
+//! | `BFloat16` | Float32 |
+//! | `QBit(Float32, 3)` | Array(Float32) |
+//! | `IntervalDay` | Int64 |
+//! | `LowCardinality(UInt64)` | leave it away |
+//! | `Nullable(Array(UInt8))`, `Nullable(Tuple(UInt8))` | an empty one stands for none |
+//! | `FixedString(300)` | use String |
+//!
+//! Enums with fields (`Kind::Known { .. }`) have no column: give the row a field for each part, or one text. A struct does
+//! not go into a tuple without names, since nothing would tell its fields apart. `Vec<u8>` is a list of numbers; for a
+//! `String` column serialize it as bytes.
 
 mod cell;
 mod compound;

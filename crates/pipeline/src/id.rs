@@ -8,7 +8,6 @@ use twox_hash::XxHash64;
 
 use crate::block::{self, Block, BlockFault};
 use crate::native;
-use crate::rowbinary::write_varint;
 
 /// The longest string id, in bytes. An id travels in a message and is named in logs.
 pub const MAX_STRING_ID: usize = 4096;
@@ -35,9 +34,6 @@ pub trait Id:
     /// (<https://clickhouse.com/docs/sql-reference/functions/hash-functions#siphash64>).
     fn sip_hash(&self) -> u64;
 
-    /// Appends the id as RowBinary.
-    fn write_rowbinary(&self, out: &mut Vec<u8>);
-
     /// Appends the column `id` of a Native block: its name, its type, and the ids ([`crate::native`]).
     fn write_native_column(ids: &[Self], out: &mut Vec<u8>);
 
@@ -46,9 +42,6 @@ pub trait Id:
 
     /// Reads back what [`Self::to_bytes`] wrote; `None` for anything else.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
-
-    /// Reads an id that [`Self::write_rowbinary`] wrote, and what follows it.
-    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])>;
 
     /// The id as an argument of ClickHouse's `cityHash64`: itself if it is a number, else its `xxHash64`.
     fn hash_argument(&self) -> u64;
@@ -104,10 +97,6 @@ impl Id for u64 {
         sip(&self.to_le_bytes())
     }
 
-    fn write_rowbinary(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
-    }
-
     fn write_native_column(ids: &[Self], out: &mut Vec<u8>) {
         native::begin_column(out, "id", Self::CLICKHOUSE);
         out.reserve(size_of_val(ids));
@@ -120,11 +109,6 @@ impl Id for u64 {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self::from_le_bytes)
-    }
-
-    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
-        let (number, rest) = bytes.split_first_chunk()?;
-        Some((Self::from_le_bytes(*number), rest))
     }
 
     fn hash_argument(&self) -> u64 {
@@ -163,11 +147,6 @@ impl Id for String {
         sip(self.as_bytes())
     }
 
-    fn write_rowbinary(&self, out: &mut Vec<u8>) {
-        write_varint(out, self.len() as u64);
-        out.extend_from_slice(self.as_bytes());
-    }
-
     fn write_native_column(ids: &[Self], out: &mut Vec<u8>) {
         native::texts(out, "id", ids.iter().map(String::as_str));
     }
@@ -178,11 +157,6 @@ impl Id for String {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         std::str::from_utf8(bytes).ok().map(str::to_owned)
-    }
-
-    fn read_rowbinary(bytes: &[u8]) -> Option<(Self, &[u8])> {
-        let (text, rest) = block::read_string(bytes)?;
-        Some((text.to_owned(), rest))
     }
 
     fn hash_argument(&self) -> u64 {
@@ -274,16 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_read_back_from_rows() {
-        fn back<I: Id>(id: I) {
-            let mut row = Vec::new();
-            id.write_rowbinary(&mut row);
-            assert_eq!(I::read_rowbinary(&row[..row.len() - 1]), None);
-            row.push(7);
-            assert_eq!(I::read_rowbinary(&row), Some((id, &[7][..])));
-        }
-        [0, 300, u64::MAX].into_iter().for_each(back);
-        ["a".to_owned(), "ü\n".repeat(100)].into_iter().for_each(back);
+    fn ids_are_a_column_of_a_block() {
+        let mut out = Vec::new();
+        u64::write_native_column(&[7, u64::MAX], &mut out);
+        String::write_native_column(&["ü".to_owned()], &mut out);
+        let mut want = b"\x02id\x06UInt64\x07\0\0\0\0\0\0\0".to_vec();
+        want.extend_from_slice(&[0xFF; 8]);
+        want.extend_from_slice(b"\x02id\x06String\x02\xc3\xbc");
+        assert_eq!(out, want);
     }
 
     #[test]

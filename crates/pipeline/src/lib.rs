@@ -25,7 +25,6 @@ pub mod limits;
 pub mod names;
 pub mod native;
 pub mod pipeline;
-pub mod rowbinary;
 pub mod schema;
 
 pub use id::{Id, MAX_STRING_ID, shortened};

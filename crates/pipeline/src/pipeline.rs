@@ -45,10 +45,11 @@ pub trait Pipeline: Send + Sync + 'static {
     /// a good one.
     const VERSION: &'static str = "";
 
-    /// The ClickHouse columns of [`Self::Row`]: name and type. Fields go into columns by name.
+    /// The ClickHouse columns of [`Self::Row`]: name and type. A field goes into the column of its name; which Rust value
+    /// goes into which type is in [`columns`](crate::columns).
     ///
-    /// [`check`](crate::check) compares them with the row type before any id is computed. Names of
-    /// Millstream's own columns are taken ([`OWN_COLUMNS`](crate::schema::OWN_COLUMNS)).
+    /// [`check`](crate::check) compares them with the row type before any id is computed; a value that does not fit makes
+    /// its id a dead letter. The names in [`OWN_COLUMNS`](crate::schema::OWN_COLUMNS) are taken.
     const COLUMNS: &'static [(&'static str, &'static str)];
 
     /// What each id may take: attempts, time, memory; and whether ids are computed alone.
@@ -66,7 +67,7 @@ pub trait Pipeline: Send + Sync + 'static {
     /// The id type: `u64` or `String`.
     type Id: Id;
 
-    /// A struct with a field per column. `Deserialize` is asked for so that its shape can be read off the type.
+    /// A struct with a field per column. `Deserialize` is asked for so that the check can make blank rows of it.
     type Row: Serialize + DeserializeOwned + Send;
 
     /// Computes one id.

@@ -195,6 +195,7 @@ impl Schema {
     }
 
     /// What the row's fields go into.
+    #[inline]
     pub(crate) fn fields(&self) -> &[Part] {
         &self.fields
     }
@@ -309,3 +310,5 @@ impl fmt::Display for Faults<'_> {
         Ok(())
     }
 }
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ pub(super) struct Cell<'a> {
 
 impl<'a> Cell<'a> {
     /// The place of a value that is there: within `LowCardinality` and `Nullable`.
+    #[inline]
     pub(super) fn open(self) -> Self {
         let Self { mut kind, mut values } = self;
         loop {

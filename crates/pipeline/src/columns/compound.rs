@@ -28,6 +28,7 @@ enum Place<'a> {
 
 impl<'a> Sequence<'a> {
     /// `cell` is open.
+    #[inline]
     pub(super) fn begin(cell: Cell<'a>, length: Option<usize>) -> Result<Self, ValueFault> {
         let place = match (cell.kind, cell.values) {
             (ColumnType::Array(kind), Values::Array { ends, items }) => Place::Array { kind, ends, items },
@@ -45,6 +46,7 @@ impl<'a> Sequence<'a> {
         Ok(Self { place, taken: 0, failed: false })
     }
 
+    #[inline]
     fn put<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), ValueFault> {
         let index = self.taken;
         self.taken += 1;
@@ -137,6 +139,7 @@ pub(super) struct Pairs<'a> {
 
 impl<'a> Entries<'a> {
     /// `cell` is open.
+    #[inline]
     pub(super) fn begin(cell: Cell<'a>) -> Result<Self, ValueFault> {
         match (cell.kind, cell.values) {
             (kind @ ColumnType::Map(kinds), Values::Array { ends, items }) => match &mut **items {
@@ -214,6 +217,7 @@ pub(super) struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
+    #[inline]
     pub(super) fn new(parts: &'a [Part], values: &'a mut [Values], before: Option<usize>) -> Self {
         Self { parts, values, before, next: 0, taken: 0, in_order: true, keyed: None, failed: false }
     }
@@ -266,17 +270,20 @@ impl<'a> Named<'a> {
         *self.before.get_or_insert_with(first)
     }
 
-    pub(super) fn close(mut self) -> Result<(), ValueFault> {
+    #[inline]
+    pub(super) fn close(self) -> Result<(), ValueFault> {
+        if !self.failed && self.taken == self.parts.len() { Ok(()) } else { Err(self.unfinished()) }
+    }
+
+    #[cold]
+    fn unfinished(mut self) -> ValueFault {
         if self.failed {
-            return Err(passed_over());
-        }
-        if self.taken == self.parts.len() {
-            return Ok(());
+            return passed_over();
         }
         let before = self.rows_before();
         let missing = self.parts.iter().zip(&*self.values).find(|(_, values)| values.len() == before);
         let name = missing.map_or("", |(part, _)| &part.name);
-        Err(ValueFault::new(Reason::Missing).within(name))
+        ValueFault::new(Reason::Missing).within(name)
     }
 }
 

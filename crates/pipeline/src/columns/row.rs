@@ -22,6 +22,7 @@ impl<'a> RowCells<'a> {
         ValueFault::new(Reason::NoStruct { found })
     }
 
+    #[inline]
     fn fields(self) -> Named<'a> {
         Named::new(self.parts, self.values, Some(self.rows))
     }

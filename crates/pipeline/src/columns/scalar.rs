@@ -159,7 +159,7 @@ pub(super) fn put_text(kind: &ColumnType, values: &mut Values, text: &str) -> Re
             if !moment.has_offset() && zone.as_deref().is_some_and(|zone| !is_utc(zone)) {
                 return Err(fault("it has no offset from UTC, and the column's time zone is another"));
             }
-            put_moment(kind, values, moment).map_err(|why| fault(why))?;
+            put_moment(kind, values, moment).map_err(fault)?;
         }
         _ => return Err(ValueFault::kind(format!("the text `{}`", shown(text)), kind)),
     }

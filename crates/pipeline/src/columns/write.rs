@@ -240,7 +240,7 @@ fn is_text(values: &Values) -> bool {
 }
 
 fn write_ends(ends: &[u64], out: &mut Vec<u8>) {
-    out.reserve(ends.len() * size_of::<u64>());
+    out.reserve(size_of_val(ends));
     ends.iter().for_each(|end| out.extend_from_slice(&end.to_le_bytes()));
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use serde::ser::{self, Impossible};
+use serde::ser;
 
 use super::kind::Int;
 use super::shape::Shape;
@@ -46,6 +46,8 @@ enum Form {
     Tuple,
     Struct,
     Map,
+    /// An enum's variant of that name: it fits no column, whatever it holds.
+    Variant(&'static str),
 }
 
 impl Parts {
@@ -57,6 +59,7 @@ impl Parts {
         match self.form {
             Form::List => Shape::List(self.items.pop().map(Box::new)),
             Form::Tuple => Shape::Tuple(self.items),
+            Form::Variant(name) => Shape::Fields(name.to_owned()),
             Form::Struct => Shape::Struct(self.names.into_iter().zip(self.items).collect()),
             Form::Map => {
                 let mut items = self.items.into_iter();
@@ -80,10 +83,10 @@ impl ser::Serializer for Tracer {
     type SerializeSeq = Parts;
     type SerializeTuple = Parts;
     type SerializeTupleStruct = Parts;
-    type SerializeTupleVariant = Impossible<Shape, Refused>;
+    type SerializeTupleVariant = Parts;
     type SerializeMap = Parts;
     type SerializeStruct = Parts;
-    type SerializeStructVariant = Impossible<Shape, Refused>;
+    type SerializeStructVariant = Parts;
 
     ints!(
         serialize_u8 u8, U8; serialize_u16 u16, U16; serialize_u32 u32, U32; serialize_u64 u64, U64;
@@ -165,15 +168,14 @@ impl ser::Serializer for Tracer {
         Parts::new(Form::Tuple)
     }
 
-    /// An enum with fields fits no column: what it holds is of no interest, and the field stays unknown.
     fn serialize_tuple_variant(
         self,
         _: &'static str,
         _: u32,
-        _: &'static str,
+        name: &'static str,
         _: usize,
-    ) -> Result<Self::SerializeTupleVariant, Refused> {
-        Err(Refused)
+    ) -> Result<Parts, Refused> {
+        Parts::new(Form::Variant(name))
     }
 
     fn serialize_map(self, _: Option<usize>) -> Result<Parts, Refused> {
@@ -188,10 +190,10 @@ impl ser::Serializer for Tracer {
         self,
         _: &'static str,
         _: u32,
-        _: &'static str,
+        name: &'static str,
         _: usize,
-    ) -> Result<Self::SerializeStructVariant, Refused> {
-        Err(Refused)
+    ) -> Result<Parts, Refused> {
+        Parts::new(Form::Variant(name))
     }
 
     fn is_human_readable(&self) -> bool {
@@ -217,26 +219,35 @@ macro_rules! parts {
     };
 }
 
-parts!(SerializeSeq serialize_element, SerializeTuple serialize_element, SerializeTupleStruct serialize_field);
+parts!(
+    SerializeSeq serialize_element, SerializeTuple serialize_element, SerializeTupleStruct serialize_field,
+    SerializeTupleVariant serialize_field
+);
 
-impl ser::SerializeStruct for Parts {
-    type Ok = Shape;
-    type Error = Refused;
+macro_rules! named_parts {
+    ($($trait:ident),*) => {
+        $(impl ser::$trait for Parts {
+            type Ok = Shape;
+            type Error = Refused;
 
-    fn serialize_field<T: Serialize + ?Sized>(
-        &mut self,
-        name: &'static str,
-        value: &T,
-    ) -> Result<(), Refused> {
-        self.names.push(name.to_owned());
-        self.items.push(shape_of(value));
-        Ok(())
-    }
+            fn serialize_field<T: Serialize + ?Sized>(
+                &mut self,
+                name: &'static str,
+                value: &T,
+            ) -> Result<(), Refused> {
+                self.names.push(name.to_owned());
+                self.items.push(shape_of(value));
+                Ok(())
+            }
 
-    fn end(self) -> Result<Shape, Refused> {
-        Ok(self.close())
-    }
+            fn end(self) -> Result<Shape, Refused> {
+                Ok(self.close())
+            }
+        })*
+    };
 }
+
+named_parts!(SerializeStruct, SerializeStructVariant);
 
 impl ser::SerializeMap for Parts {
     type Ok = Shape;

@@ -265,3 +265,36 @@ fn a_row_that_is_no_struct_is_refused() {
     assert_eq!(faults::<Nothing>(&[]), "");
     assert_eq!(faults::<HashMap<String, u32>>(&[("n", "UInt32")]), "");
 }
+
+#[derive(Serialize, Deserialize)]
+struct Tree {
+    children: Vec<Tree>,
+    next: Option<Box<Tree>>,
+    by_name: HashMap<String, Tree>,
+}
+
+#[test]
+fn types_that_hold_themselves_end() {
+    let columns = [("children", "String"), ("next", "String"), ("by_name", "String")];
+    let text = faults::<Tree>(&columns);
+    let told = text.lines().filter(|line| line.contains("is String and takes text"));
+    assert_eq!(told.count(), 3, "{text}");
+}
+
+#[derive(Serialize, Deserialize)]
+enum Kind {
+    Plain,
+    One(u8),
+    Two(u8, u8),
+    Named { a: u8 },
+}
+
+#[test]
+fn variants_with_fields_are_refused() {
+    assert_eq!(one::<Kind>("Enum('Plain')").lines().count(), 1);
+    let text = one::<Kind>("Enum('Plain', 'One', 'Two', 'Named')");
+    assert!(
+        text.contains("field `x`: ") && text.contains("found the enum variant `One` with fields"),
+        "{text}"
+    );
+}
