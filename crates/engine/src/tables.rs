@@ -562,7 +562,7 @@ mod tests {
             tables.builds(text, 1),
             tables.insert_view_fault((text, 1, &[1, 2]), (text, text), 1),
             tables.view_faults(Some(text)),
-            tables.refill("v", "SELECT 1", (text, 1, &[1, 2])),
+            tables.refill("v", "SELECT 1"),
             tables.insert_run(&record),
             tables.dead(text, 1, &letters, 1),
             tables.dead_by_error(text, 1, &letters, 1),

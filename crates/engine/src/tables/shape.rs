@@ -113,9 +113,9 @@ impl Tables {
     /// Keeps a version of the columns.
     pub fn insert_schema(&self, version: u32, build: &str, at_ms: u64) -> String {
         format!(
-            "INSERT INTO {} (version, fingerprint, columns, build, created_at) SELECT {version}, {}, {}, {}, {}",
+            "INSERT INTO {} (version, fingerprint, columns, build, created_at) SELECT {version}, toUInt64({}), {}, {}, {}",
             self.table("_schemas"),
-            self.fingerprint(),
+            string(&self.fingerprint().to_string()),
             string(&self.declared()),
             string(build),
             moment(at_ms),
@@ -135,8 +135,8 @@ impl Tables {
     /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
     pub fn builds(&self, run: &str, pass: u32) -> String {
         format!(
-            "SELECT toString(build) AS by, count(), arraySort(groupUniqArray(100)(toString(host))) FROM {} WHERE {} \
-             GROUP BY by ORDER BY count() DESC, by LIMIT 100",
+            "SELECT toString(build) AS by, sum(rows), arraySort(groupArray(toString(host))) FROM (SELECT build, host, count() AS rows \
+             FROM {} WHERE {} GROUP BY build, host) GROUP BY by ORDER BY sum(rows) DESC, by LIMIT 100",
             self.rows(),
             super::of_pass(run, pass),
         )
@@ -167,7 +167,7 @@ impl Tables {
     pub fn view_faults(&self, run: Option<&str>) -> String {
         let run = run.map(|run| format!("WHERE run = {} ", string(run)));
         format!(
-            "SELECT run, pass, view, argMax(error, at), arraySort(groupUniqArrayArray(batches)), {} FROM {} {}GROUP BY \
+            "SELECT run, pass, view, argMax(error, at), toUInt64(length(groupUniqArrayArray(batches))), {} FROM {} {}GROUP BY \
              run, pass, view ORDER BY max(at) DESC, view LIMIT 100",
             millis("max(at)"),
             self.table("_view_faults"),
@@ -192,13 +192,18 @@ impl Tables {
         )
     }
 
-    /// Has a materialized view see the rows of some batches again.
-    pub fn refill(&self, view: &str, query: &str, (run, pass, batches): (&str, u32, &[u32])) -> String {
+    /// Has a materialized view see once more the rows that it did not get.
+    pub fn refill(&self, view: &str, query: &str) -> String {
         let table = format!("{}.{}", self.database, self.rows_name());
+        let lacking = format!(
+            "(run, pass, batch) IN (SELECT run, pass, arrayJoin(batches) FROM {} WHERE view = {})",
+            self.table("_view_faults"),
+            string(view),
+        );
         format!(
             "INSERT INTO {view} {query} SETTINGS additional_table_filters = {{{}: {}}}",
             string(&table),
-            string(&super::of_batches(run, pass, batches)),
+            string(&lacking)
         )
     }
 }
