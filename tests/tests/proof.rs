@@ -175,7 +175,7 @@ fn an_id_in_place_of_another_is_not_complete() {
     sealed.lose("id = 4242");
     sealed.up.ask(
         "INSERT INTO millstream.trial_rows SELECT * REPLACE (toUInt64(999999) AS id) \
-         FROM millstream.trial_rows WHERE id = 4243",
+         FROM (SELECT * FROM millstream.trial_rows WHERE id = 4243)",
     );
     let report = sealed.faults();
     assert_says(
@@ -199,7 +199,7 @@ fn a_foreign_id_is_removed() {
     let sealed = Sealed::new();
     sealed.up.ask(
         "INSERT INTO millstream.trial_rows SELECT * REPLACE (toUInt64(999999) AS id) \
-         FROM millstream.trial_rows WHERE id = 5001",
+         FROM (SELECT * FROM millstream.trial_rows WHERE id = 5001)",
     );
     assert_says(
         &sealed.faults(),

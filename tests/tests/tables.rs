@@ -311,7 +311,11 @@ fn our_limits_do_not_reach_the_tables_of_views() {
     assert!(verdict == "ok" && told.contains(warning), "{told}");
     let (_work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
     sealed_run(&host, "first", "r", "1..=1000");
-    assert_eq!(up.number("SELECT count() FROM millstream.parted"), 1000);
+    // The rows are there, and proven, before the views of the same insert are filled.
+    wait_until("each row in the view's table", SOON, || {
+        let rows = up.number("SELECT count() FROM millstream.parted");
+        if rows == 1000 { Ok(()) } else { Err(format!("{rows} rows")) }
+    });
     assert!(
         host.log("sink-first").contains("to_parted"),
         "the sink tells at its start: {}",
@@ -353,6 +357,34 @@ fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
     host.call(&["doctor", "--acknowledge"]).expect(0);
     assert_eq!(host.status("r")["view_faults"], serde_json::json!([]));
     assert_eq!(check_of(&host, "view faults").0, "ok");
+}
+
+#[test]
+fn a_view_without_its_target_is_named_and_holds_nothing_up() {
+    let host = shapes();
+    let up = host.up();
+    host.call(&["setup"]).expect(0);
+    for name in ["gone", "there"] {
+        up.ask(&format!("CREATE TABLE millstream.{name} (id UInt64) ENGINE = MergeTree ORDER BY id"));
+        up.ask(&format!(
+            "CREATE MATERIALIZED VIEW millstream.to_{name} TO millstream.{name} AS SELECT id FROM millstream.shape_rows"
+        ));
+    }
+    up.ask("DROP TABLE millstream.gone");
+    let (verdict, told) = check_of(&host, "other views");
+    assert!(verdict == "warn" && told.contains("`millstream`.`to_gone` cannot be filled"), "{told}");
+    assert!(!told.contains("`millstream`.`to_there` cannot"), "{told}");
+    let (_work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
+    sealed_run(&host, "first", "r", "1..=100");
+    assert!(
+        host.log("sink-first").contains("`millstream`.`to_gone` cannot be filled"),
+        "{}",
+        host.log("sink-first")
+    );
+    wait_until("each row in the table of the other view", SOON, || {
+        let rows = up.number("SELECT count() FROM millstream.there");
+        if rows == 100 { Ok(()) } else { Err(format!("{rows} rows")) }
+    });
 }
 
 #[test]
@@ -484,6 +516,8 @@ fn a_view_that_is_missing_is_named_and_no_run_is_forgotten() {
         let called = host.call(&[args, &["--database", "staging"]].concat()).expect(1);
         called.says(&["database `staging`", "`shape_rows`", "hint: ", "`setup`", "--database"]);
     }
+    up.ask("DROP TABLE millstream.shape_view_faults");
+    host.call(&["status", "r"]).expect(0).says(&["`millstream`.`shape_view_faults` is missing"]);
     up.ask("DROP TABLE millstream.shape_passes");
     host.call(&["status", "r"]).expect(1).says(&["`shape_passes`", "database `millstream`"]);
 }

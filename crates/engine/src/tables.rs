@@ -46,7 +46,7 @@ pub fn wanted_table_settings() -> impl Iterator<Item = &'static str> {
 ///
 /// They also hold for what materialized views of the operator's write in the same INSERT, so none of them limits how many
 /// partitions a block may touch: ours touch one, because they carry one run, and a view's may touch many.
-pub const INSERT_SETTINGS: [(&str, &str); 12] = [
+pub const INSERT_SETTINGS: [(&str, &str); 13] = [
     ("async_insert", "0"),
     ("insert_deduplicate", "0"),
     ("deduplicate_insert", "disable"),
@@ -62,6 +62,8 @@ pub const INSERT_SETTINGS: [(&str, &str); 12] = [
     // Half of an insert's CPU is the id index; merges build it, and until then a lookup reads those few parts.
     ("materialize_skip_indexes_on_insert", "0"),
     ("wait_end_of_query", "1"),
+    // Such a view has no place for rows, and would keep all others from theirs.
+    ("ignore_materialized_views_with_dropped_target_table", "1"),
 ];
 
 /// The setting that ends an INSERT which hangs.

@@ -199,8 +199,8 @@ impl Store {
                 theirs.default_kind,
                 self.tables.make_plain(theirs),
             )),
-            Some(theirs) if theirs.kind == ours.kind => {}
-            Some(theirs) if is_read_as_it_is(name) && !is_alike(&theirs.kind, &ours.kind) => {
+            Some(theirs) if is_alike(&theirs.kind, &ours.kind) => {}
+            Some(theirs) if is_read_as_it_is(name) => {
                 plan.refused.push(format!(
                     "column `{name}` is Millstream's own and has type {}, it must be {}",
                     theirs.kind, ours.kind

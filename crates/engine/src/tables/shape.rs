@@ -9,7 +9,12 @@ const BRIEFLY: &str =
     "describe_compact_output = 1, describe_include_subcolumns = 0, print_pretty_type_names = 0";
 
 impl Tables {
-    /// Tables without which the pipeline's rows have no place.
+    /// Tables without which nothing can be said of a run.
+    pub fn needed_names(&self) -> Vec<String> {
+        ["_rows", "_passes", "_runs"].map(|suffix| format!("{}{suffix}", self.pipeline)).into()
+    }
+
+    /// All tables of this pipeline.
     pub fn table_names(&self) -> Vec<String> {
         ["_rows", "_passes", "_runs", "_schemas", "_view_faults"]
             .map(|suffix| format!("{}{suffix}", self.pipeline))
@@ -190,6 +195,11 @@ impl Tables {
             "SELECT database, name, as_select FROM system.tables WHERE (database, name) IN ({})",
             names.join(", ")
         )
+    }
+
+    /// Reads nothing of a view, which fails where it cannot be read.
+    pub fn probe(view: &str) -> String {
+        format!("SELECT toUInt8(1) FROM {view} LIMIT 0")
     }
 
     /// Has a materialized view see once more the rows that it did not get.
