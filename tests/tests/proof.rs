@@ -174,8 +174,8 @@ fn an_id_in_place_of_another_is_not_complete() {
     let sealed = Sealed::new();
     sealed.lose("id = 4242");
     sealed.up.ask(
-        "INSERT INTO millstream.trial_rows SELECT run, pass, batch, batch_ids, 999999, status, error, squared \
-         FROM millstream.trial_rows WHERE id = 4243",
+        "INSERT INTO millstream.trial_rows SELECT * REPLACE (toUInt64(999999) AS id) \
+         FROM (SELECT * FROM millstream.trial_rows WHERE id = 4243)",
     );
     let report = sealed.faults();
     assert_says(
@@ -198,8 +198,8 @@ fn an_id_in_place_of_another_is_not_complete() {
 fn a_foreign_id_is_removed() {
     let sealed = Sealed::new();
     sealed.up.ask(
-        "INSERT INTO millstream.trial_rows SELECT run, pass, batch, batch_ids, 999999, status, error, squared \
-         FROM millstream.trial_rows WHERE id = 5001",
+        "INSERT INTO millstream.trial_rows SELECT * REPLACE (toUInt64(999999) AS id) \
+         FROM (SELECT * FROM millstream.trial_rows WHERE id = 5001)",
     );
     assert_says(
         &sealed.faults(),

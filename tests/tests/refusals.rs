@@ -442,10 +442,12 @@ fn a_table_with_other_columns_is_refused_column_by_column() {
     );
     for args in [&["produce", "--ids", "1..=9"][..], &["setup"], &["work"], &["sink"]] {
         let called = host.call(args).expect(1).says(&[
-            "error: failed to use table `millstream`.`trial_rows`, whose columns are not the pipeline's:\n",
-            "\n  column `squared`: found Int8, expected UInt64\n",
-            "\n  column `note` of type String is not one of the pipeline's\n",
-            "\n  column `error` is missing, expected ",
+            "error: failed to use table `millstream`.`trial_rows`, which does not take the pipeline's rows:\n",
+            "\n  its engine is MergeTree, which does not replace rows: ReplacingMergeTree is needed\n",
+            "\n  it is sorted by `id`, not by `run, pass, batch, id`\n",
+            "\n  column `id` is Millstream's own and has type String, it must be UInt64\n",
+            "\n  column `squared`: the table has Int8, a row takes UInt64; `ALTER TABLE ",
+            "\n  column `error` is missing: `setup --yes` adds it, as String\n",
             "hint: change the pipeline's columns, alter the table, or use another database with --database",
         ]);
         assert_eq!(called.stdout, "");

@@ -196,19 +196,32 @@ fn two_versions_work_side_by_side_once_a_column_was_added() {
     call_as(&host, "second", &["setup", "--yes"]).expect(0);
     assert_eq!(up.number(has_extra), 3, "the table and two views have it");
     call_as(&host, "second", &["setup"]).expect(0);
-    // Both versions start, and those that ran go on.
-    let mut both = [start_as(&host, "second", "work"), start_as(&host, "second", "sink")];
+    // Processes of both versions start, and those that ran go on.
     let mut late = [host.start("late-work", &["work"]), host.start("late-sink", &["sink"])];
-    for (shape, run) in [("first", "a"), ("second", "b"), ("first", "c"), ("second", "d")] {
-        sealed_run(&host, shape, run, "1..=2000");
-        call_as(&host, shape, &["verify", run]).expect(0);
-    }
-    assert!(both.iter_mut().chain(&mut late).all(Process::runs), "{}", host.log("late-sink"));
-    assert_eq!(seen(&up, "a", "d"), "2001000\t2000\n");
+    sealed_run(&host, "first", "a", "1..=2000");
+    call_as(&host, "first", &["verify", "a"]).expect(0);
+    assert!(late.iter_mut().all(Process::runs), "{}", host.log("late-sink"));
+    assert_eq!(seen(&up, "a", "a"), "2001000\t2000\n");
     assert_eq!(up.number("SELECT sum(extra) FROM millstream.shape WHERE run = 'old'"), 0);
     let versions =
         up.ask("SELECT version, columns FROM millstream.shape_schemas FINAL ORDER BY version FORMAT TSV");
     assert_eq!(versions, "1\t`a` UInt32\n2\t`a` UInt32, `extra` UInt64\n");
+}
+
+#[test]
+fn workers_and_sinks_of_two_versions_share_runs() {
+    let host = shapes();
+    let up = host.up();
+    host.call(&["setup"]).expect(0);
+    call_as(&host, "second", &["setup", "--yes"]).expect(0);
+    let mut all =
+        ["first", "second"].map(|shape| [start_as(&host, shape, "work"), start_as(&host, shape, "sink")]);
+    for (shape, run) in [("first", "a"), ("second", "b"), ("first", "c"), ("second", "d")] {
+        sealed_run(&host, shape, run, "1..=2000");
+        call_as(&host, shape, &["verify", run]).expect(0);
+        assert_eq!(seen(&up, "a", run), "2001000\t2000\n");
+    }
+    assert!(all.iter_mut().flatten().all(Process::runs), "{}", host.log("sink-first"));
 }
 
 #[test]
@@ -254,6 +267,13 @@ fn what_cannot_be_done_without_loss_is_refused_with_the_statements_for_it() {
     call_as(&host, "wide", &["setup", "--yes"]).expect(0);
     call_as(&host, "wide", &["run", "--ids", "1..=10", "--run", "w"]).expect(0);
     assert_eq!(seen(&up, "a", "w"), "50000000055\t10\n");
+    // What is no view is not replaced by one.
+    up.ask("DROP VIEW millstream.shape_dead");
+    up.ask("CREATE TABLE millstream.shape_dead (mine UInt8) ENGINE = MergeTree ORDER BY mine");
+    call_as(&host, "wide", &["setup", "--yes"])
+        .expect(1)
+        .says(&["`millstream`.`shape_dead`", "is of engine MergeTree"]);
+    up.ask("DROP TABLE millstream.shape_dead");
     // A column that cannot be written is none of ours any more.
     up.ask("ALTER TABLE millstream.shape_rows MODIFY COLUMN a UInt64 MATERIALIZED id");
     call_as(&host, "wide", &["sink"]).expect(1).says(&["column `a` is MATERIALIZED"]);
@@ -291,7 +311,11 @@ fn our_limits_do_not_reach_the_tables_of_views() {
     assert!(verdict == "ok" && told.contains(warning), "{told}");
     let (_work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
     sealed_run(&host, "first", "r", "1..=1000");
-    assert_eq!(up.number("SELECT count() FROM millstream.parted"), 1000);
+    // The rows are there, and proven, before the views of the same insert are filled.
+    wait_until("each row in the view's table", SOON, || {
+        let rows = up.number("SELECT count() FROM millstream.parted");
+        if rows == 1000 { Ok(()) } else { Err(format!("{rows} rows")) }
+    });
     assert!(
         host.log("sink-first").contains("to_parted"),
         "the sink tells at its start: {}",
@@ -333,6 +357,34 @@ fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
     host.call(&["doctor", "--acknowledge"]).expect(0);
     assert_eq!(host.status("r")["view_faults"], serde_json::json!([]));
     assert_eq!(check_of(&host, "view faults").0, "ok");
+}
+
+#[test]
+fn a_view_without_its_target_is_named_and_holds_nothing_up() {
+    let host = shapes();
+    let up = host.up();
+    host.call(&["setup"]).expect(0);
+    for name in ["gone", "there"] {
+        up.ask(&format!("CREATE TABLE millstream.{name} (id UInt64) ENGINE = MergeTree ORDER BY id"));
+        up.ask(&format!(
+            "CREATE MATERIALIZED VIEW millstream.to_{name} TO millstream.{name} AS SELECT id FROM millstream.shape_rows"
+        ));
+    }
+    up.ask("DROP TABLE millstream.gone");
+    let (verdict, told) = check_of(&host, "other views");
+    assert!(verdict == "warn" && told.contains("`millstream`.`to_gone` cannot be filled"), "{told}");
+    assert!(!told.contains("`millstream`.`to_there` cannot"), "{told}");
+    let (_work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
+    sealed_run(&host, "first", "r", "1..=100");
+    assert!(
+        host.log("sink-first").contains("`millstream`.`to_gone` cannot be filled"),
+        "{}",
+        host.log("sink-first")
+    );
+    wait_until("each row in the table of the other view", SOON, || {
+        let rows = up.number("SELECT count() FROM millstream.there");
+        if rows == 100 { Ok(()) } else { Err(format!("{rows} rows")) }
+    });
 }
 
 #[test]
@@ -464,6 +516,8 @@ fn a_view_that_is_missing_is_named_and_no_run_is_forgotten() {
         let called = host.call(&[args, &["--database", "staging"]].concat()).expect(1);
         called.says(&["database `staging`", "`shape_rows`", "hint: ", "`setup`", "--database"]);
     }
+    up.ask("DROP TABLE millstream.shape_view_faults");
+    host.call(&["status", "r"]).expect(0).says(&["`millstream`.`shape_view_faults` is missing"]);
     up.ask("DROP TABLE millstream.shape_passes");
     host.call(&["status", "r"]).expect(1).says(&["`shape_passes`", "database `millstream`"]);
 }

@@ -164,22 +164,22 @@ pub(crate) async fn open_stack(
 
 impl Session {
     /// Connects to both servers; `None` where nothing has been set up for this pipeline. A view that is missing is named,
-    /// and hinders nothing but its readers.
+    /// and hinders its readers alone.
     pub async fn find(servers: &Servers, spec: &Spec, role: &str) -> anyhow::Result<Option<Self>> {
         let (broker, store) = servers.connect(spec, role).await?;
         if !broker.is_set_up().await? {
             return Ok(None);
         }
         let missing = store.missing().await?;
-        let needed = store.tables().table_names();
-        let (tables, views): (Vec<String>, Vec<String>) =
+        let needed = store.tables().needed_names();
+        let (tables, others): (Vec<String>, Vec<String>) =
             missing.into_iter().partition(|name| needed.contains(name));
         if !tables.is_empty() {
             let (pipeline, database) = (spec.name.to_owned(), store.tables().database().to_owned());
             return Err(Error::TablesMissing { pipeline, database, missing: tables }.into());
         }
-        for view in views {
-            show::note(&format!("view {} is missing: `setup` makes it", store.tables().full_name(&view)));
+        for name in others {
+            show::note(&format!("{} is missing: `setup` makes it", store.tables().full_name(&name)));
         }
         let records = broker.records().await?;
         Ok(Some(Self { broker, store, records }))
@@ -222,6 +222,9 @@ async fn tell_views(store: &Store) -> anyhow::Result<()> {
     let views = store.look_at_views().await?;
     if !views.is_empty() {
         tracing::info!(views = views.join(", "), "{}", show::FED);
+    }
+    for fault in store.broken_views(&views).await? {
+        tracing::warn!("materialized view {fault}");
     }
     Ok(())
 }

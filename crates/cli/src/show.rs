@@ -305,8 +305,11 @@ pub(crate) fn choice(choice: &Choice) -> String {
 /// Which rows a materialized view did not get.
 pub(crate) fn view_fault(fault: &ViewFault) -> String {
     let ViewFault { run, pass, view, error, batches, .. } = fault;
-    let count = counted(batches.len() as u64, "batch").replace("batchs", "batches");
-    format!("view {view} did not get {count} of run `{run}`, pass {pass}: {error}")
+    let of = if *batches == 1 { "batch" } else { "batches" };
+    format!(
+        "view {view} did not get the rows of {} {of} of run `{run}`, pass {pass}: {error}",
+        grouped(*batches)
+    )
 }
 
 /// `1 id`, `4,200 ids`.

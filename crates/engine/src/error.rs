@@ -2,6 +2,8 @@
 
 mod hint;
 
+pub(crate) use hint::USERS_QUERY;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ use millstream::names::check_database;
 use millstream::schema::Schema;
 
 use crate::broker::without_password;
-use crate::error::{Error, PUSHING, StoreFault, full_cause};
+use crate::error::{Error, PUSHING, StoreFault, USERS_QUERY, full_cause};
 use crate::failpoint;
 use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
@@ -392,7 +392,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn sql(&self, query: &str, format: &str, mut each: impl FnMut(Bytes)) -> Result<(), Error> {
-        let failed = |error| self.failed("run the query", store_fault(error, PROOF_WITHIN));
+        let failed = |error| self.failed(USERS_QUERY, store_fault(error, PROOF_WITHIN));
         let mut client = self.client.clone();
         // Before anything is set up there is no such database, and `SELECT version()` is no less of a question.
         let databases = tables::databases(self.tables.database());

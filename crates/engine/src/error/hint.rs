@@ -12,6 +12,9 @@ use crate::follow;
 use crate::source::{ColumnFault, ReadFault};
 use crate::tables::Selection;
 
+/// What is being done while a query of the user's runs, whose tables are not ours to create.
+pub(crate) const USERS_QUERY: &str = "run the query";
+
 impl Error {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
@@ -159,6 +162,9 @@ impl Error {
                 "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
                  or print before that"
                     .into()
+            }
+            Self::Store { doing, source: StoreFault::Exception { code: 60, .. }, .. } if doing == USERS_QUERY => {
+                "`sql \"SHOW TABLES\"` lists the tables that there are".into()
             }
             Self::Store { source, .. } => return source.hint(),
             _ => return None,

@@ -141,9 +141,6 @@ impl Landing<'_> {
     async fn note_views(&mut self, landed: &[Item]) {
         let store = &self.sink.store;
         let Some(fault) = self.failed.take().filter(|_| !landed.is_empty()) else { return };
-        if fault.view().is_none() && !store.feeds_views() {
-            return;
-        }
         let batches: Vec<u32> = landed.iter().map(|item| item.portion.batch).collect();
         let GroupKey { run, pass, .. } = self.key;
         let pass = *pass;

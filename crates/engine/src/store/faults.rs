@@ -12,8 +12,8 @@ use crate::error::{Error, StoreFault};
 use crate::records::now_ms;
 use crate::tables::{Tables, full_name};
 
-/// ClickHouse's code for a table that is not there.
-const UNKNOWN_TABLE: u32 = 60;
+/// ClickHouse's codes for a table and a database that are not there.
+const UNKNOWN: [u32; 2] = [60, 81];
 
 /// Rows of a pass that a view did not get.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
@@ -26,18 +26,13 @@ pub struct ViewFault {
     pub view: String,
     /// What the server said, the last time.
     pub error: String,
-    /// The batches of that pass.
-    pub batches: Vec<u32>,
+    /// How many batches of that pass they are in.
+    pub batches: u64,
     /// Milliseconds since 1970 of the last time.
     pub at_ms: u64,
 }
 
 impl Store {
-    /// Whether an INSERT of rows fills views of the operator's, as far as was looked.
-    pub fn feeds_views(&self) -> bool {
-        self.feeds_views.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
     /// Keeps that an insert of these batches failed with `fault` although they are stored: the view that it names did not
     /// get them, and other views may not have. The names of those views.
     ///
@@ -82,12 +77,13 @@ impl Store {
     pub async fn view_faults(&self, run: Option<&str>) -> Result<Vec<ViewFault>, Error> {
         match self.answer(&self.tables.view_faults(run)).await {
             // Without such a table none was kept.
-            Err(StoreFault::Exception { code: UNKNOWN_TABLE, .. }) => Ok(Vec::new()),
+            Err(StoreFault::Exception { code, .. }) if UNKNOWN.contains(&code) => Ok(Vec::new()),
             answer => answer.map_err(|fault| self.failed("look up faults of views", fault)),
         }
     }
 
-    /// Statements that have each of these views see the rows again; of a view that is gone there is none.
+    /// Statements that have each of these views see the rows that it lacks, all at once; of a view that is gone, or that
+    /// reads another view, there is none.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -98,13 +94,11 @@ impl Store {
         }
         let queries: Vec<(String, String, String)> =
             self.all("look up what views select", &Tables::view_queries(found.fed())).await?;
-        let refill = |fault: &ViewFault| {
-            let is_it =
-                |(database, name, _): &&(String, String, String)| full_name(database, name) == fault.view;
-            let (.., query) = queries.iter().find(is_it)?;
-            Some(self.tables.refill(&fault.view, query, (&fault.run, fault.pass, &fault.batches)))
+        let refill = |(database, name, query): &(String, String, String)| {
+            let view = full_name(database, name);
+            faults.iter().any(|fault| fault.view == view).then(|| self.tables.refill(&view, query))
         };
-        Ok(faults.iter().filter_map(refill).collect())
+        Ok(queries.iter().filter_map(refill).collect())
     }
 
     /// Forgets all faults of views.

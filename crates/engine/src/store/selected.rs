@@ -107,9 +107,15 @@ impl Store {
         for (name, value) in self.insert_settings.iter() {
             query = query.with_setting(*name, *value);
         }
-        super::within(COPY_WITHIN, query.execute())
-            .await
-            .map_err(|fault| self.failed("take over rows of the pass before", fault))
+        let copied = super::within(COPY_WITHIN, query.execute()).await;
+        if let Err(fault) = &copied
+            && fault.view().is_some()
+        {
+            // What was copied is there by then: copied once more it comes to nothing, for the view either.
+            let batches: Vec<u32> = (range[0]..range[1]).collect();
+            self.note_view_fault(run, pass, &batches, fault).await?;
+        }
+        copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
     }
 
     /// A question that reads a whole pass.

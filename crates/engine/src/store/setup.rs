@@ -16,6 +16,9 @@ use crate::tables::{self, Column, Tables, View, holds};
 /// The engine of the rows table, whatever comes before it in a cluster.
 const ENGINE: &str = "ReplacingMergeTree";
 
+/// The engine of our views.
+const VIEW: &str = "View";
+
 /// A pipeline's tables and views as the server has them.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
@@ -90,13 +93,6 @@ pub struct Plan {
     pub fed: Vec<String>,
 }
 
-impl Plan {
-    /// Whether tables and views are there, as rows of this pipeline need them.
-    pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.changes.is_empty() && self.refused.is_empty() && self.stale.is_empty()
-    }
-}
-
 impl Store {
     /// What there is of the pipeline's tables and views.
     ///
@@ -166,6 +162,12 @@ impl Store {
             fed: found.fed.iter().map(|(database, name)| tables::full_name(database, name)).collect(),
             ..Plan::default()
         };
+        for name in View::ALL.map(|view| tables.view_name(view)) {
+            if let Some([engine, ..]) = found.tables.get(&name).filter(|[engine, ..]| engine != VIEW) {
+                let name = tables.full_name(&name);
+                plan.refused.push(format!("{name}, where a view of its rows belongs, is of engine {engine}"));
+            }
+        }
         let Some([engine, sorted, partitioned]) = found.tables.get(&found.rows_name) else { return plan };
         plan.stale = self.stale(found);
         if !engine.ends_with(ENGINE) {
@@ -197,17 +199,19 @@ impl Store {
                 theirs.default_kind,
                 self.tables.make_plain(theirs),
             )),
-            Some(theirs) if theirs.kind == ours.kind => {}
+            Some(theirs) if is_alike(&theirs.kind, &ours.kind) => {}
+            Some(theirs) if is_read_as_it_is(name) => {
+                plan.refused.push(format!(
+                    "column `{name}` is Millstream's own and has type {}, it must be {}",
+                    theirs.kind, ours.kind
+                ));
+            }
             Some(theirs) if holds(&theirs.kind, &ours.kind) => {
                 plan.wider.push((name.clone(), theirs.kind.clone()));
             }
-            Some(theirs) if holds(&ours.kind, &theirs.kind) && !is_key => {
+            Some(theirs) if holds(&ours.kind, &theirs.kind) => {
                 plan.changes.push(Change::Widen { column: ours.clone(), from: theirs.kind.clone() });
             }
-            Some(theirs) if is_key => plan.refused.push(format!(
-                "column `{name}`: the table has {}, a row takes {}, and the table is sorted by it",
-                theirs.kind, ours.kind
-            )),
             Some(theirs) => plan.refused.push(format!(
                 "column `{name}`: the table has {}, a row takes {}; `{}` converts what is stored, as far as it can be",
                 theirs.kind,
@@ -319,8 +323,20 @@ impl Store {
             let name = self.tables.view_name(*view);
             let is = found.columns(&name).iter().map(|column| (&column.name, &column.kind));
             let wanted = self.tables.view_columns(*view, found.rows());
-            found.has(&name) && !is.eq(wanted.iter().map(|column| (&column.name, &column.kind)))
+            // What is no view is not ours to replace.
+            found.tables.get(&name).is_some_and(|[engine, ..]| engine == VIEW)
+                && !is.eq(wanted.iter().map(|column| (&column.name, &column.kind)))
         };
         View::ALL.into_iter().filter(lags).collect()
     }
+}
+
+/// Columns of our own whose values are read back or hashed as they lie in the table: a wider type would be another value.
+fn is_read_as_it_is(name: &str) -> bool {
+    ["pass", "batch", "batch_ids", "batch_digest", "id", "error"].contains(&name)
+}
+
+/// Whether two types differ at most in how they are stored.
+fn is_alike(theirs: &str, ours: &str) -> bool {
+    holds(theirs, ours) && holds(ours, theirs)
 }

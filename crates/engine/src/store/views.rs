@@ -7,8 +7,8 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 
 use super::{ANSWER_WITHIN, PROOF_WITHIN, Store, within};
-use crate::error::{Error, full_cause};
-use crate::tables::View;
+use crate::error::{Error, StoreFault, full_cause};
+use crate::tables::{Tables, View};
 
 /// Whether readers see a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -44,6 +44,24 @@ impl Store {
     pub async fn look_at_views(&self) -> Result<Vec<String>, Error> {
         let found = self.look().await?;
         Ok(found.fed().iter().map(|(database, name)| crate::tables::full_name(database, name)).collect())
+    }
+
+    /// Materialized views that cannot be filled, as their target table is gone or has other columns: what is wrong with each.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the server does not answer.
+    pub async fn broken_views(&self, views: &[String]) -> Result<Vec<String>, Error> {
+        let mut broken = Vec::new();
+        for view in views {
+            match self.answer::<u8>(&Tables::probe(view)).await {
+                Ok(_) => {}
+                Err(fault @ StoreFault::Exception { .. }) => {
+                    broken.push(format!("{view} cannot be filled, and gets no rows: {fault}"));
+                }
+                Err(fault) => return Err(self.failed("look at a materialized view", fault)),
+            }
+        }
+        Ok(broken)
     }
 
     /// Creates views that are missing, and makes those anew that lag behind their table. Where this process may not, it
@@ -120,7 +138,7 @@ impl Store {
             match within(PROOF_WITHIN, seen).await {
                 Ok(0) => return hidden(format!("view {} gives no row of it", self.tables.view())),
                 Ok(_) => {}
-                Err(fault @ crate::error::StoreFault::Exception { .. }) => {
+                Err(fault @ StoreFault::Exception { .. }) => {
                     return hidden(format!("view {} cannot be read: {fault}", self.tables.view()));
                 }
                 Err(fault) => return Err(self.failed("ask whether readers see a pass", fault)),
@@ -139,8 +157,9 @@ impl Store {
     pub fn lag(&self, stale: &[View]) -> String {
         let names: Vec<String> =
             stale.iter().map(|view| self.tables.full_name(&self.tables.view_name(*view))).collect();
+        let (show, it) = if names.len() == 1 { ("shows", "it") } else { ("show", "them") };
         format!(
-            "{} shows other columns or types than {} has; `setup` makes it anew",
+            "{} {show} other columns or types than {} has; `setup` makes {it} anew",
             names.join(", "),
             self.tables.rows()
         )

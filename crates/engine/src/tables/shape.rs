@@ -9,7 +9,12 @@ const BRIEFLY: &str =
     "describe_compact_output = 1, describe_include_subcolumns = 0, print_pretty_type_names = 0";
 
 impl Tables {
-    /// Tables without which the pipeline's rows have no place.
+    /// Tables without which nothing can be said of a run.
+    pub fn needed_names(&self) -> Vec<String> {
+        ["_rows", "_passes", "_runs"].map(|suffix| format!("{}{suffix}", self.pipeline)).into()
+    }
+
+    /// All tables of this pipeline.
     pub fn table_names(&self) -> Vec<String> {
         ["_rows", "_passes", "_runs", "_schemas", "_view_faults"]
             .map(|suffix| format!("{}{suffix}", self.pipeline))
@@ -101,9 +106,9 @@ impl Tables {
     /// Keeps a version of the columns.
     pub fn insert_schema(&self, version: u32, schema: &Schema, build: &str, at_ms: u64) -> String {
         format!(
-            "INSERT INTO {} (version, fingerprint, columns, build, created_at) SELECT {version}, {}, {}, {}, {}",
+            "INSERT INTO {} (version, fingerprint, columns, build, created_at) SELECT {version}, toUInt64({}), {}, {}, {}",
             self.table("_schemas"),
-            schema.fingerprint(),
+            string(&schema.fingerprint().to_string()),
             string(&schema.to_text()),
             string(build),
             moment(at_ms),
@@ -123,8 +128,8 @@ impl Tables {
     /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
     pub fn builds(&self, run: &str, pass: u32) -> String {
         format!(
-            "SELECT toString(build) AS by, count(), arraySort(groupUniqArray(100)(toString(host))) FROM {} WHERE {} \
-             GROUP BY by ORDER BY count() DESC, by LIMIT 100",
+            "SELECT toString(build) AS by, sum(rows), arraySort(groupArray(toString(host))) FROM (SELECT build, host, count() AS rows \
+             FROM {} WHERE {} GROUP BY build, host) GROUP BY by ORDER BY sum(rows) DESC, by LIMIT 100",
             self.rows(),
             super::of_pass(run, pass),
         )
@@ -155,7 +160,7 @@ impl Tables {
     pub fn view_faults(&self, run: Option<&str>) -> String {
         let run = run.map(|run| format!("WHERE run = {} ", string(run)));
         format!(
-            "SELECT run, pass, view, argMax(error, at), arraySort(groupUniqArrayArray(batches)), {} FROM {} {}GROUP BY \
+            "SELECT run, pass, view, argMax(error, at), toUInt64(length(groupUniqArrayArray(batches))), {} FROM {} {}GROUP BY \
              run, pass, view ORDER BY max(at) DESC, view LIMIT 100",
             millis("max(at)"),
             self.table("_view_faults"),
@@ -180,13 +185,23 @@ impl Tables {
         )
     }
 
-    /// Has a materialized view see the rows of some batches again.
-    pub fn refill(&self, view: &str, query: &str, (run, pass, batches): (&str, u32, &[u32])) -> String {
+    /// Reads nothing of a view, which fails where it cannot be read.
+    pub fn probe(view: &str) -> String {
+        format!("SELECT toUInt8(1) FROM {view} LIMIT 0")
+    }
+
+    /// Has a materialized view see once more the rows that it did not get.
+    pub fn refill(&self, view: &str, query: &str) -> String {
         let table = format!("{}.{}", self.database, self.rows_name());
+        let lacking = format!(
+            "(run, pass, batch) IN (SELECT run, pass, arrayJoin(batches) FROM {} WHERE view = {})",
+            self.table("_view_faults"),
+            string(view),
+        );
         format!(
             "INSERT INTO {view} {query} SETTINGS additional_table_filters = {{{}: {}}}",
             string(&table),
-            string(&super::of_batches(run, pass, batches)),
+            string(&lacking)
         )
     }
 }
