@@ -127,7 +127,7 @@ fn produce_and_change(host: &Host, run: &str, change: impl FnOnce()) -> (Option<
 }
 
 #[test]
-fn a_file_that_changes_after_it_was_checked_leaves_its_run_open() {
+fn published_is_surveyed_or_the_run_stays_open() {
     let host = trial();
     let _up = host.up();
     let path = host.path().join("ids.txt");
@@ -165,7 +165,7 @@ fn a_file_that_changes_after_it_was_checked_leaves_its_run_open() {
 }
 
 #[test]
-fn a_file_that_grows_or_is_replaced_is_published_as_it_was_checked() {
+fn published_is_surveyed_of_a_file_that_grows_or_is_replaced() {
     let host = trial();
     let _up = host.up();
     let path = host.path().join("ids.txt");
