@@ -104,6 +104,10 @@ fn wrong_words_are_refused_before_anything_is_started() {
             &["run", "--file", "a", "--no-header", "--column", "id"],
             &["error: --column: `id` is not a number from 1, as --no-header wants it"],
         ),
+        (
+            &["produce", "--query", "SELECT 1 FORMAT CSV"],
+            &["error: --query: `FORMAT CSV` has no place here, every value is read as it is: leave it out"],
+        ),
         (&["run", "--file", "-"], &["error: --file: `-` is no file here; --stdin reads standard input"]),
         (
             &["produce", "--stdin", "--follow", "--column", "id"],

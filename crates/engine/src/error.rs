@@ -163,6 +163,17 @@ pub enum Error {
         /// The batch.
         batch: u32,
     },
+    /// Two producers have published a run in different orders.
+    #[error(
+        "publish run `{run}`: the stream holds {ids} ids of it more often than the input does, because two producers have \
+         published it in different orders; the run is not closed"
+    )]
+    Overlap {
+        /// The run.
+        run: String,
+        /// How many.
+        ids: u64,
+    },
     /// The input changed between the two readings, so that what is published is not what was checked.
     #[error(
         "publish run `{run}`: {input} changed after it was checked: it had {surveyed}, now {now}; the run is not closed"

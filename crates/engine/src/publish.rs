@@ -3,6 +3,7 @@
 //! The same words again bring back what the broker has lost since: the records, which ClickHouse keeps too, and the batches.
 
 mod batches;
+mod held;
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ use crate::store::Store;
 use crate::verify::{Repair, heal};
 
 pub(crate) use batches::{Batch, Stored, digest, look_up};
-use batches::{Lookup, Tally, publish_batches};
+use batches::{Tally, publish_batches};
+use held::plan;
 
 /// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
 const MAX_BATCH_BYTES: usize = 512 << 10;
@@ -127,20 +129,16 @@ pub async fn submit<I: Id>(
         open_pass(broker, records, run, &begun).await?;
     }
     let mut tally = Tally::default();
-    let lookup = if before.is_some() { Lookup::First } else { Lookup::WhenRefused };
     let (phases, telling) = (Phases::new(), stop.child());
-    let publishing = publish_batches::<I>(
-        broker,
-        submission,
-        record.batch_ids,
-        lookup,
-        &phases,
-        stop,
-        |batch, written| {
+    let publishing = async {
+        let mut plan = plan::<I>(broker, submission, record.batch_ids, before.is_some(), stop).await?;
+        tally = std::mem::take(&mut plan.tally);
+        publish_batches(broker, submission, record.batch_ids, plan, &phases, stop, |batch, written| {
             tally.add(batch, written);
             progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
-        },
-    );
+        })
+        .await
+    };
     let publishing = async {
         let published = tokio::select! {
             published = publishing => published,

@@ -33,6 +33,7 @@ impl Words {
         let range = range.map_err(|fault| faults.push(fault)).ok().flatten();
         let range = range.map(|[first, last]| Input::Range { first, last });
         let form = form(args).map_err(|fault| faults.push(fault)).unwrap_or(Form::Lines);
+        faults.extend(args.source.query.as_deref().and_then(format_of));
         if args.source.file.as_deref().is_some_and(|path| path.as_os_str() == "-") {
             faults.push("--file: `-` is no file here; --stdin reads standard input".to_owned());
         }
@@ -71,6 +72,15 @@ pub(crate) fn parse_range(flag: &str, text: &str) -> Result<[u64; 2], String> {
     let empty = || fault(if first == end { "is empty" } else { "is reversed: it ends before it begins" });
     let last = if inclusive { Some(end) } else { end.checked_sub(1) };
     last.filter(|last| first <= *last).map(|last| [first, last]).ok_or_else(empty)
+}
+
+/// What is wrong with a query that says how its answer is to be written.
+fn format_of(query: &str) -> Option<String> {
+    let mut words = query.trim_end().trim_end_matches(';').split_whitespace().rev();
+    let (format, word) = (words.next()?, words.next()?);
+    word.eq_ignore_ascii_case("format").then(|| {
+        format!("--query: `{word} {format}` has no place here, every value is read as it is: leave it out")
+    })
 }
 
 /// How ids are written in a file.
@@ -158,6 +168,14 @@ mod tests {
         for (text, why) in table {
             let fault = parse_range("--ids", text).expect_err(text);
             assert!(fault.contains(why), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_query_has_no_format() {
+        assert!(format_of("SELECT 1 format CSV ;").is_some_and(|fault| fault.contains("`format CSV`")));
+        for query in ["SELECT format('{}', id) FROM t", "SELECT 1", "", "FORMAT"] {
+            assert_eq!(format_of(query), None);
         }
     }
 

@@ -56,10 +56,11 @@ impl Error {
             Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
             Self::OtherBatch { run, .. } => {
                 format!(
-                    "give them in the order of the first start, then it resumes; or `cancel {run}` and `forget {run}` give it up \
-                     and make the name free (ids that are sorted, and a --query, always resume)"
+                    "give them in the order of the first start, and what is lost comes back; or `cancel {run}` and `forget {run}` \
+                     make the name free (ids that are sorted, and those of a --query, have one order)"
                 )
             }
+            Self::Overlap { run, .. } => format!("`cancel {run}` and `forget {run}` give it up and make the name free"),
             Self::InputChanged { run, .. } => {
                 format!(
                     "the input as it was, with --run {run}, publishes the rest; `cancel {run}` and `forget {run}` give it up and \

@@ -1,5 +1,8 @@
 //! Batches on their way: cut from the input, and published, each once.
 
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +13,7 @@ use millstream::envelope::{EnvelopeFault, encode_ids};
 use millstream::names::RunName;
 use tokio::sync::mpsc;
 
+use super::held::Plan;
 use super::{Submission, WAITING_FOR_BROKER, max_ids_bytes};
 use crate::aside::fault_of_ids;
 use crate::broker::{Broker, Stray, Written};
@@ -18,22 +22,13 @@ use crate::failpoint;
 use crate::load::Phases;
 use crate::records::{Published, RunRecord, now_ms};
 use crate::retry::patiently;
-use crate::source::{Cut, Cutter, Input, Survey, aside, described};
+use crate::source::{Cut, Cutter, Ids, Input, Survey, aside, described};
 use crate::stop::Stop;
 
 /// Batches on their way at once.
 const IN_FLIGHT: usize = 64;
 /// Batches cut ahead of publishing.
 const CUT_AHEAD: usize = 8;
-
-/// When the stream is asked what it holds under a batch's subject.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lookup {
-    /// Before it is written, as most of the batches are there.
-    First,
-    /// Once it turns out that something is there.
-    WhenRefused,
-}
 
 /// A batch as it is published.
 pub(crate) struct Batch {
@@ -96,29 +91,92 @@ impl Tally {
     }
 }
 
+/// Ids that are cut into batches, on a thread of its own. It ends with the input, or when the batches are not received any more.
+pub(super) struct Cutting<I> {
+    pub batches: mpsc::Receiver<Batch>,
+    /// How it ended.
+    pub ended: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
+    _of: PhantomData<I>,
+}
+
+impl<I: Id> Cutting<I> {
+    pub fn start(submission: &Submission, batch_ids: u32, max_bytes: usize, plan: Plan<I>) -> Self {
+        let (sender, batches) = mpsc::channel(CUT_AHEAD);
+        let Submission { run, input, survey, .. } = submission.clone();
+        let shown = input.shown();
+        let cutting = aside("input", move || {
+            let cutter = Cutter::new(batch_ids, max_bytes);
+            cut_batches(&run, input.ids(&survey)?, cutter, plan, &sender, &input)
+        });
+        let ended = async move { cutting.await.map_err(|source| Error::Input { input: shown, source })? };
+        Self { batches, ended: Box::pin(ended), _of: PhantomData }
+    }
+}
+
+fn cut_batches<I: Id>(
+    run: &RunName,
+    ids: Ids<I>,
+    mut cutter: Cutter<I>,
+    plan: Plan<I>,
+    sender: &mpsc::Sender<Batch>,
+    input: &Input,
+) -> Result<(), Error> {
+    let Plan { mut held, free, end, .. } = plan;
+    let mut numbers = free.into_iter().chain(end..=u32::MAX);
+    let mut send = |cut: Cut<I>| -> Result<bool, Error> {
+        let number = numbers.next().ok_or_else(|| Error::TooManyBatches { input: input.shown() })?;
+        Ok(sender.blocking_send(Batch::new(run, number, &cut)).is_ok())
+    };
+    for id in ids {
+        let id = id?;
+        if is_held(&mut held, &id) {
+            continue;
+        }
+        if let Some(cut) = cutter.push(id)
+            && !send(cut)?
+        {
+            return Ok(());
+        }
+    }
+    if let Some(cut) = cutter.cut() {
+        send(cut)?;
+    }
+    match held.len() as u64 {
+        0 => Ok(()),
+        ids => Err(Error::Overlap { run: run.to_string(), ids }),
+    }
+}
+
+/// Whether the stream holds an id that no other of the input has stood for.
+fn is_held<I: Id>(held: &mut HashMap<I, u32>, id: &I) -> bool {
+    let Some(times) = held.get_mut(id) else { return false };
+    *times -= 1;
+    if *times == 0 {
+        held.remove(id);
+    }
+    true
+}
+
 pub(super) async fn publish_batches<I: Id>(
     broker: &Broker,
     submission: &Submission,
     batch_ids: u32,
-    lookup: Lookup,
+    mut plan: Plan<I>,
     phases: &Phases<2>,
     stop: &Stop,
     mut done: impl FnMut(&Batch, Written),
 ) -> Result<(), Error> {
-    let max_bytes = max_ids_bytes(broker.max_payload());
-    let (sender, mut batches) = mpsc::channel(CUT_AHEAD);
-    let (run, input, survey) = (submission.run.clone(), submission.input.clone(), submission.survey.clone());
-    let cutting = aside("input", move || {
-        let cutter = Cutter::<I>::new(batch_ids, max_bytes);
-        cut_batches(&run, &input, &survey, cutter, &sender)
-    });
+    let there = std::mem::take(&mut plan.there);
+    let cutting = Cutting::start(submission, batch_ids, max_ids_bytes(broker.max_payload()), plan);
+    let Cutting { mut batches, ended, .. } = cutting;
     let mut flights = FuturesUnordered::new();
     let mut more = true;
     while more || !flights.is_empty() {
         let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
         tokio::select! {
             batch = batches.recv(), if more && flights.len() < IN_FLIGHT => match batch {
-                Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, lookup, stop)),
+                Some(batch) if there.get(batch.number as usize) == Some(&true) => done(&batch, Written::Already),
+                Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, stop)),
                 None => more = false,
             },
             Some(landed) = flights.next() => {
@@ -128,52 +186,22 @@ pub(super) async fn publish_batches<I: Id>(
             () = stop.no_more_taking() => return Err(Error::Stopped),
         }
     }
-    cutting.await.map_err(|source| Error::Input { input: submission.input.shown(), source })?
-}
-
-/// Runs on a thread of its own. A receiver that is gone ends it.
-fn cut_batches<I: Id>(
-    run: &RunName,
-    input: &Input,
-    survey: &Survey,
-    mut cutter: Cutter<I>,
-    sender: &mpsc::Sender<Batch>,
-) -> Result<(), Error> {
-    let mut numbers = 0u32..=u32::MAX;
-    let mut send = |cut: Cut<I>| -> Result<bool, Error> {
-        let number = numbers.next().ok_or_else(|| Error::TooManyBatches { input: input.shown() })?;
-        Ok(sender.blocking_send(Batch::new(run, number, &cut)).is_ok())
-    };
-    for id in input.ids::<I>(survey)? {
-        if let Some(cut) = cutter.push(id?)
-            && !send(cut)?
-        {
-            return Ok(());
-        }
-    }
-    if let Some(cut) = cutter.cut() {
-        send(cut)?;
-    }
-    Ok(())
+    ended.await
 }
 
 async fn publish_batch<I: Id>(
     broker: &Broker,
     run: &RunName,
     batch: Batch,
-    lookup: Lookup,
     stop: &Stop,
 ) -> Result<(Batch, Written), Error> {
     let subject = broker.names().ids_subject(run, batch.number);
-    let is_there = || is_stored::<I>(broker, run, &subject, &batch);
-    if lookup == Lookup::First && patiently(run, stop, is_there).await? {
-        return Ok((batch, Written::Already));
-    }
     loop {
         failpoint::pass("produce-before-publish");
         let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
         failpoint::pass("produce-after-publish");
-        // Somebody stored a batch of that number: an earlier start of this run, or a run of other ids.
+        // An attempt whose answer was lost stored it, or another producer has stored a batch of that number meanwhile.
+        let is_there = || is_stored::<I>(broker, run, &subject, &batch);
         if written == Written::First || patiently(run, stop, is_there).await? {
             return Ok((batch, written));
         }
