@@ -703,6 +703,36 @@ impl Pipeline for WrongRows {
     }
 }
 
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Dates {
+    day: chrono::NaiveDate,
+    time: chrono::DateTime<chrono::Utc>,
+    naive: chrono::NaiveDateTime,
+    id_of: uuid::Uuid,
+}
+
+struct OtherForms;
+
+impl Pipeline for OtherForms {
+    const NAME: &'static str = "forms";
+    const COLUMNS: &'static [(&'static str, &'static str)] =
+        &[("day", "DateTime"), ("time", "Date"), ("naive", "DateTime('Europe/Berlin')"), ("id_of", "IPv6")];
+    type Id = u64;
+    type Row = Dates;
+    fn compute(&self, _: &u64) -> Outcome<Dates> {
+        Err(Failure::reject("never called"))
+    }
+}
+
+#[test]
+fn texts_that_a_column_never_reads_are_refused_at_the_start() {
+    let faults = millstream::check::<OtherForms>().expect_err("every column is wrong");
+    let text = Faults(&faults).to_string();
+    for (name, _) in OtherForms::COLUMNS {
+        assert!(text.contains(&format!("field `{name}`: ")), "`{name}` is not in\n{text}");
+    }
+}
+
 #[test]
 fn the_check_at_the_start_knows_the_usual_crates() {
     let spec = millstream::check::<UsualRows>().unwrap_or_else(|faults| panic!("{}", Faults(&faults)));

@@ -83,6 +83,7 @@ use serde::{Deserialize, Serialize};
 use crate::schema::{ColumnType, Schema};
 
 pub use fault::ValueFault;
+pub(crate) use fault::shown;
 pub use hash::city_hash_of_numbers;
 pub(crate) use hash::hash_arguments;
 use row::RowCells;
@@ -227,6 +228,11 @@ impl Drop for Unfinished<'_> {
         let rows = self.columns.rows;
         self.columns.values.iter_mut().for_each(|values| values.truncate(rows));
     }
+}
+
+/// Whether a text is a value of the type.
+pub(crate) fn reads_text(kind: &ColumnType, text: &str) -> bool {
+    scalar::put_text(kind, &mut Values::of(kind, 0), text).is_ok()
 }
 
 /// The Rust values that a column takes, in words.
