@@ -271,6 +271,28 @@ fn numbers_of_a_small_set_are_found_among_the_columns_own() {
 }
 
 #[test]
+fn types_of_the_standard_library_are_what_they_write() {
+    use std::borrow::Cow;
+    use std::collections::{BTreeSet, VecDeque};
+    use std::num::Wrapping;
+    use std::time::{Duration, SystemTime};
+
+    assert_eq!(one::<BTreeSet<u16>>("Array(UInt16)"), "");
+    assert_eq!(one::<VecDeque<String>>("Array(LowCardinality(String))"), "");
+    assert_eq!(one::<Cow<'static, str>>("LowCardinality(String)"), "");
+    assert_eq!(one::<std::path::PathBuf>("String"), "");
+    assert_eq!(one::<Wrapping<u32>>("UInt32"), "");
+    assert_eq!(one::<usize>("UInt64"), "");
+    assert_eq!(one::<Box<Option<i8>>>("Nullable(Int8)"), "");
+    assert_eq!(one::<std::ops::Range<u32>>("Tuple(start UInt32, end UInt32)"), "");
+    assert_eq!(one::<Duration>("Tuple(secs UInt64, nanos UInt32)"), "");
+    assert_eq!(one::<HashMap<u32, [f32; 2]>>("Map(UInt32, Array(Float32))"), "");
+    assert!(one::<SystemTime>("DateTime64(3)").contains("secs_since_epoch"));
+    assert!(one::<Option<Vec<u8>>>("Array(UInt8)").contains("an Option of a list"));
+    assert!(one::<Result<u8, u8>>("UInt8").contains("the enum variant `Ok` with fields"));
+}
+
+#[test]
 fn text_of_another_form_is_refused() {
     let text = one::<std::net::SocketAddr>("IPv4");
     assert!(text.contains("found text such as `127.0.0.1:80`"), "{text}");
