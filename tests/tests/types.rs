@@ -301,6 +301,9 @@ fn decimals_are_read_back() {
     engine.holds("Decimal32(3)", &[(1500u16, "1.5")]);
 }
 
+#[derive(serde::Serialize)]
+struct Stamped(#[serde(with = "time::serde::rfc3339")] time::OffsetDateTime);
+
 #[test]
 fn dates_and_times_are_read_back() {
     let engine = Engine::start();
@@ -311,32 +314,34 @@ fn dates_and_times_are_read_back() {
     engine.holds("Date32", &[(-25_567i32, "1900-01-01"), (120_529, "2299-12-31")]);
     engine.holds("Date32", &[(jiff::civil::date(1960, 2, 29), "1960-02-29")]);
 
-    let time = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().expect("a time");
+    let at = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().expect("a time");
     let last = "2106-02-07 06:28:15";
     engine.holds(
         "DateTime('UTC')",
-        &[(time("1970-01-01T00:00:00Z"), "1970-01-01 00:00:00"), (time("2106-02-07T06:28:15Z"), last)],
+        &[(at("1970-01-01T00:00:00Z"), "1970-01-01 00:00:00"), (at("2106-02-07T06:28:15Z"), last)],
     );
     engine.holds("DateTime('UTC')", &[(0u32, "1970-01-01 00:00:00"), (u32::MAX, last)]);
     engine.holds(
         "DateTime64(3, 'UTC')",
         &[
-            (time("1900-01-01T00:00:00Z"), "1900-01-01 00:00:00.000"),
-            (time("1969-12-31T23:59:59.999Z"), "1969-12-31 23:59:59.999"),
-            (time("2299-12-31T23:59:59.999Z"), "2299-12-31 23:59:59.999"),
+            (at("1900-01-01T00:00:00Z"), "1900-01-01 00:00:00.000"),
+            (at("1969-12-31T23:59:59.999Z"), "1969-12-31 23:59:59.999"),
+            (at("2299-12-31T23:59:59.999Z"), "2299-12-31 23:59:59.999"),
         ],
     );
     engine.holds(
         "DateTime64(9, 'UTC')",
         &[
-            (time("1900-01-01T00:00:00Z"), "1900-01-01 00:00:00.000000000"),
-            (time("2262-04-11T23:47:16.854775807Z"), "2262-04-11 23:47:16.854775807"),
+            (at("1900-01-01T00:00:00Z"), "1900-01-01 00:00:00.000000000"),
+            (at("2262-04-11T23:47:16.854775807Z"), "2262-04-11 23:47:16.854775807"),
         ],
     );
     engine.holds(
         "DateTime64(0, 'UTC')",
         &[(-1i64, "1969-12-31 23:59:59"), (10_413_791_999, "2299-12-31 23:59:59")],
     );
+    let other = Stamped(time::OffsetDateTime::UNIX_EPOCH + time::Duration::nanoseconds(1_500_000_000));
+    engine.holds("DateTime64(9, 'UTC')", &[(other, "1970-01-01 00:00:01.500000000")]);
     let local: chrono::DateTime<chrono::FixedOffset> = "2024-06-19T15:22:45.5+02:00".parse().expect("a time");
     engine.holds("DateTime64(3, 'Europe/Berlin')", &[(local, "2024-06-19 15:22:45.500")]);
     engine.holds("DateTime64(6, 'UTC')", &[(local.naive_utc(), "2024-06-19 13:22:45.500000")]);
@@ -700,6 +705,36 @@ impl Pipeline for WrongRows {
     type Row = Usual;
     fn compute(&self, _: &u64) -> Outcome<Usual> {
         Err(Failure::reject("never called"))
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Dates {
+    day: chrono::NaiveDate,
+    time: chrono::DateTime<chrono::Utc>,
+    naive: chrono::NaiveDateTime,
+    id_of: uuid::Uuid,
+}
+
+struct OtherForms;
+
+impl Pipeline for OtherForms {
+    const NAME: &'static str = "forms";
+    const COLUMNS: &'static [(&'static str, &'static str)] =
+        &[("day", "DateTime"), ("time", "Date"), ("naive", "DateTime('Europe/Berlin')"), ("id_of", "IPv6")];
+    type Id = u64;
+    type Row = Dates;
+    fn compute(&self, _: &u64) -> Outcome<Dates> {
+        Err(Failure::reject("never called"))
+    }
+}
+
+#[test]
+fn texts_that_a_column_never_reads_are_refused_at_the_start() {
+    let faults = millstream::check::<OtherForms>().expect_err("every column is wrong");
+    let text = Faults(&faults).to_string();
+    for (name, _) in OtherForms::COLUMNS {
+        assert!(text.contains(&format!("field `{name}`: ")), "`{name}` is not in\n{text}");
     }
 }
 

@@ -19,7 +19,7 @@
 //! | `Float32`, `Float64` | `f32`; `f64` into `Float64`; NaN and infinities too |
 //! | `Decimal(18, 4)` | `rust_decimal::Decimal` or other text without rounding; an integer is taken as scaled: 15000 is 1.5 |
 //! | `Date`, `Date32` | `chrono::NaiveDate`, `jiff::civil::Date`, other text like `2024-12-31`; days since 1970 as `u16`, `i32` |
-//! | `DateTime`, `DateTime64(3, 'UTC')` | `chrono::DateTime`, `jiff::Timestamp`, `jiff::Zoned`, other RFC 3339 text; seconds since 1970 as `u32`, ticks as `i64` |
+//! | `DateTime`, `DateTime64(3, 'UTC')` | `chrono::DateTime`, `jiff::Timestamp`, `jiff::Zoned`, `time::OffsetDateTime` with `time::serde::rfc3339`, other RFC 3339 text; seconds since 1970 as `u32`, ticks as `i64` |
 //! | `Enum8('low' = 1)`, `Enum16('low' = 1)` | a unit enum or text by name, an integer by number |
 //! | `UUID` | `uuid::Uuid`, other text, `[u8; 16]`, `u128` |
 //! | `IPv4` | `Ipv4Addr`, other text, `u32` |
@@ -83,6 +83,7 @@ use serde::{Deserialize, Serialize};
 use crate::schema::{ColumnType, Schema};
 
 pub use fault::ValueFault;
+pub(crate) use fault::shown;
 pub use hash::city_hash_of_numbers;
 pub(crate) use hash::hash_arguments;
 use row::RowCells;
@@ -227,6 +228,11 @@ impl Drop for Unfinished<'_> {
         let rows = self.columns.rows;
         self.columns.values.iter_mut().for_each(|values| values.truncate(rows));
     }
+}
+
+/// Whether a text is a value of the type.
+pub(crate) fn reads_text(kind: &ColumnType, text: &str) -> bool {
+    scalar::put_text(kind, &mut Values::of(kind, 0), text).is_ok()
 }
 
 /// The Rust values that a column takes, in words.

@@ -69,9 +69,10 @@ fn check_row<R: serde::Serialize + serde::de::DeserializeOwned>(schema: &Schema)
         if let Err(BlankFault::NoStruct(found)) = filled {
             return vec![SchemaFault::NoStruct(found.to_owned())];
         }
-        written.extend(filled.map(|row| shape_of(&row)));
         variant += 1;
-        if variant >= blanks.variants.min(MAX_VARIANTS) {
+        let refused = filled.is_err();
+        written.extend(filled.map(|row| shape_of(&row)));
+        if refused || variant >= blanks.variants.min(MAX_VARIANTS) {
             break;
         }
     }

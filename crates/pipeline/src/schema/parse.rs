@@ -244,7 +244,7 @@ impl<'a> Parser<'a> {
                     symbols.next();
                 }
                 '\'' => break,
-                '\\' => value.push(unescaped(symbols.next().ok_or_else(|| at.clone())?)),
+                '\\' => value.push(symbols.next().and_then(unescaped).ok_or_else(|| at.clone())?),
                 plain => value.push(plain),
             }
         }
@@ -357,16 +357,18 @@ fn spelled<'a>(start: &'a str, rest: &str) -> &'a str {
     start[..start.len() - rest.len()].trim_end()
 }
 
-fn unescaped(symbol: char) -> char {
-    match symbol {
+/// `None` for escapes that ClickHouse reads in ways of their own.
+fn unescaped(symbol: char) -> Option<char> {
+    Some(match symbol {
         'n' => '\n',
         'r' => '\r',
         't' => '\t',
         '0' => '\0',
         'b' => '\x08',
         'f' => '\x0C',
-        plain => plain,
-    }
+        '\'' | '"' | '`' | '\\' | '/' => symbol,
+        _ => return None,
+    })
 }
 
 fn unknown(name: &str) -> TypeFault {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::SchemaFault;
-use crate::columns::takes;
+use crate::columns::{reads_text, shown, takes};
 use crate::schema::{ColumnType, Int, Part};
 
 /// What a field writes.
@@ -51,7 +51,8 @@ impl fmt::Display for Shape {
             }
             Self::F32 => f.write_str("an f32"),
             Self::F64 => f.write_str("an f64"),
-            Self::Text(_) => f.write_str("text"),
+            Self::Text(text) if text.is_empty() => f.write_str("text"),
+            Self::Text(text) => write!(f, "text such as `{}`", shown(text)),
             Self::Variant(name) => write!(f, "the enum variant `{name}`"),
             Self::Bytes => f.write_str("a byte string"),
             Self::None => f.write_str("an Option that is None"),
@@ -132,14 +133,19 @@ impl Compared<'_> {
             {
                 shape.fields().map_or_else(Vec::new, |fields| self.named_faults(parts, &fields))
             }
+            (kind, Shape::Text(text)) if !self.any && never_reads(kind, text) => self.mismatch(kind, shape),
             (kind, shape) if takes_plain(kind, shape, self.any) => Vec::new(),
-            (kind, shape) => vec![SchemaFault::Mismatch {
-                field: self.path.to_owned(),
-                found: shape.to_string(),
-                takes: takes(kind),
-                declared: kind.to_string(),
-            }],
+            (kind, shape) => self.mismatch(kind, shape),
         }
+    }
+
+    fn mismatch(&self, kind: &ColumnType, shape: &Shape) -> Vec<SchemaFault> {
+        vec![SchemaFault::Mismatch {
+            field: self.path.to_owned(),
+            found: shape.to_string(),
+            takes: takes(kind),
+            declared: kind.to_string(),
+        }]
     }
 
     fn part(&self, step: &str, kind: &ColumnType, shape: Option<&Shape>) -> Vec<SchemaFault> {
@@ -164,6 +170,22 @@ impl Compared<'_> {
         }
         faults
     }
+}
+
+/// Whether a blank's text shows that the field is written in another form than the column's. A field that can have the
+/// column's form was offered it first, so that its blank has it.
+fn never_reads(kind: &ColumnType, text: &str) -> bool {
+    let one_form = matches!(
+        kind,
+        ColumnType::Uuid
+            | ColumnType::Ipv4
+            | ColumnType::Ipv6
+            | ColumnType::Date
+            | ColumnType::Date32
+            | ColumnType::DateTime(_)
+            | ColumnType::DateTime64(..)
+    );
+    one_form && !text.is_empty() && !reads_text(kind, text)
 }
 
 /// Values without parts. What a text says is judged at its id.

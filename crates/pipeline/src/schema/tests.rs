@@ -57,6 +57,8 @@ fn wrong_types_are_refused_with_a_reason() {
         ("Enum8('a'=1,'a'=2)", "`a` is there twice"),
         ("Enum8('a'=1,'b'=1)", "`a` and `b` have the same number 1"),
         ("Enum8('a'=128)", "128 is outside of -128 to 127"),
+        (r"Enum8('\x41')", "a value in quotes is missing"),
+        ("Enum8('a)", "a value in quotes is missing"),
         ("Enum8()", "an Enum needs a value"),
         ("Map(Nullable(UInt8),UInt8)", "the key of a Map cannot be Nullable"),
         ("Tuple()", "holds no value"),

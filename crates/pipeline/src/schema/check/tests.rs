@@ -238,6 +238,72 @@ fn types_that_refuse_some_blanks_are_given_others() {
     assert!(one::<std::net::Ipv4Addr>("UInt32").contains("found text"));
 }
 
+/// A number of a small set, as `serde_repr` has them.
+struct Stars(u8);
+
+impl Serialize for Stars {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stars {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u8::deserialize(deserializer)? {
+            stars @ 20..=22 => Ok(Self(stars)),
+            _ => Err(serde::de::Error::custom("not so many")),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Starred {
+    stars: Stars,
+    #[serde(serialize_with = "as_text")]
+    number: u64,
+}
+
+#[test]
+fn numbers_of_a_small_set_are_found_among_the_columns_own() {
+    assert_eq!(faults::<Starred>(&[("stars", "Enum8('some' = 20, 'more' = 21)"), ("number", "String")]), "");
+    let text = faults::<Starred>(&[("stars", "Enum8('some' = 20)"), ("number", "UInt64")]);
+    assert!(text.contains("field `number`: its column is UInt64"), "{text}");
+}
+
+#[test]
+fn types_of_the_standard_library_are_what_they_write() {
+    use std::borrow::Cow;
+    use std::collections::{BTreeSet, VecDeque};
+    use std::num::Wrapping;
+    use std::time::{Duration, SystemTime};
+
+    assert_eq!(one::<BTreeSet<u16>>("Array(UInt16)"), "");
+    assert_eq!(one::<VecDeque<String>>("Array(LowCardinality(String))"), "");
+    assert_eq!(one::<Cow<'static, str>>("LowCardinality(String)"), "");
+    assert_eq!(one::<std::path::PathBuf>("String"), "");
+    assert_eq!(one::<Wrapping<u32>>("UInt32"), "");
+    assert_eq!(one::<usize>("UInt64"), "");
+    assert_eq!(one::<Box<Option<i8>>>("Nullable(Int8)"), "");
+    assert_eq!(one::<std::ops::Range<u32>>("Tuple(start UInt32, end UInt32)"), "");
+    assert_eq!(one::<Duration>("Tuple(secs UInt64, nanos UInt32)"), "");
+    assert_eq!(one::<HashMap<u32, [f32; 2]>>("Map(UInt32, Array(Float32))"), "");
+    assert!(one::<SystemTime>("DateTime64(3)").contains("secs_since_epoch"));
+    assert!(one::<Option<Vec<u8>>>("Array(UInt8)").contains("an Option of a list"));
+    assert!(one::<Result<u8, u8>>("UInt8").contains("the enum variant `Ok` with fields"));
+}
+
+#[test]
+fn text_of_another_form_is_refused() {
+    let text = one::<std::net::SocketAddr>("IPv4");
+    assert!(text.contains("found text such as `127.0.0.1:80`"), "{text}");
+    assert_eq!(one::<String>("IPv4"), "");
+    assert_eq!(one::<String>("Date"), "");
+    assert_eq!(one::<Option<String>>("Nullable(UUID)"), "");
+    assert_eq!(one::<String>("Enum('low', 'high')"), "");
+    assert_eq!(one::<String>("Decimal(9, 2)"), "");
+    assert_eq!(one::<String>("FixedString(3)"), "");
+}
+
 #[test]
 fn nested_fields_go_by_name() {
     #[derive(Serialize, Deserialize)]

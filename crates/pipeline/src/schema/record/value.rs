@@ -31,6 +31,9 @@ const TEXTS: [&str; 17] = [
     "PT1S",
 ];
 
+/// Numbers for types that have few.
+const FURTHER_NUMBERS: [i16; 9] = [2, 3, 4, 5, 10, 50, 100, -1, 1000];
+
 /// Lengths of byte strings, likewise.
 const LENGTHS: [usize; 8] = [0, 1, 4, 8, 16, 20, 32, 64];
 
@@ -72,8 +75,8 @@ impl<'r, 'a> Recorder<'r, 'a> {
         Ok(())
     }
 
-    fn text(&mut self) -> &'static str {
-        let suited: &[&str] = match self.kind() {
+    fn text(&mut self) -> &'a str {
+        let suited: &[&'static str] = match self.kind() {
             Some(ColumnType::Uuid) => &["67e55044-10b1-426f-9247-bb680e5fe0c8"],
             Some(ColumnType::Ipv4) => &["127.0.0.1"],
             Some(ColumnType::Ipv6) => &["::1", "127.0.0.1"],
@@ -85,8 +88,13 @@ impl<'r, 'a> Recorder<'r, 'a> {
             _ if self.blanks.is_filled() => &["a"],
             _ => &[""],
         };
-        let taken = self.blanks.choose(suited.len() + TEXTS.len());
-        suited.iter().chain(&TEXTS).nth(taken).copied().unwrap_or_default()
+        let names: &'a [(String, i16)] = match self.kind() {
+            Some(ColumnType::Enum(known)) => &known.values,
+            _ => &[],
+        };
+        let taken = self.blanks.choose(names.len() + suited.len() + TEXTS.len());
+        let names = names.iter().map(|(name, _)| &name[..]);
+        names.chain(suited.iter().copied()).chain(TEXTS).nth(taken).unwrap_or_default()
     }
 
     fn bytes(&mut self) -> Vec<u8> {
@@ -103,6 +111,18 @@ impl<'r, 'a> Recorder<'r, 'a> {
     fn bit(&mut self) -> bool {
         let taken = self.blanks.choose(2);
         (taken == 1) != self.blanks.is_filled()
+    }
+
+    /// A number: one that the column's Enum has, 0 or 1, and for types that want another the next ones.
+    fn number(&mut self) -> i16 {
+        let of_enum: &[(String, i16)] = match self.kind() {
+            Some(ColumnType::Enum(known)) => &known.values,
+            _ => &[],
+        };
+        let small = if self.blanks.is_filled() { [1, 0] } else { [0, 1] };
+        let taken = self.blanks.choose(of_enum.len() + small.len() + FURTHER_NUMBERS.len());
+        let known = of_enum.iter().map(|(_, number)| *number);
+        known.chain(small).chain(FURTHER_NUMBERS).nth(taken).unwrap_or_default()
     }
 
     /// Whether there is something in it.
@@ -263,7 +283,7 @@ macro_rules! numbers {
     ($($method:ident $visit:ident $int:ident $type:ty),*) => {
         $(fn $method<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, BlankFault> {
             self.scalar("a number", Shape::Int(Int::$int))?;
-            visitor.$visit(<$type>::from(self.bit()))
+            visitor.$visit(<$type>::try_from(self.number()).map_err(|_| BlankFault::Refused)?)
         })*
     };
 }
