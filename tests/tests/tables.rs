@@ -130,7 +130,7 @@ fn what_others_add_to_the_table_is_theirs() {
 fn a_column_that_the_operator_widened_is_read_as_wide_as_it_is() {
     let host = shapes();
     let up = host.up();
-    let (mut work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
+    let (_work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
     sealed_run(&host, "first", "r", "1..=10");
     up.ask("ALTER TABLE millstream.shape_rows MODIFY COLUMN a UInt64");
     up.ask(

@@ -208,8 +208,7 @@ impl Rebuild<'_> {
             Some(Sealed { repeated_ids, at_ms, .. }) => (*repeated_ids, *at_ms),
             None => (0, now_ms()),
         };
-        let builds = self.store.builds(run, pass.pass).await?;
-        let builds: Vec<String> = builds.into_iter().map(|build| build.build).collect();
+        let builds = self.store.build_names(run, pass.pass).await?;
         let row = self.store.tables().insert_pass(&SeenPass {
             run,
             pass: pass.pass,

@@ -350,8 +350,7 @@ impl Sealer {
             return Ok(());
         }
         let summary = self.sum_up(run, pass).await?;
-        let builds =
-            self.store.builds(run.as_str(), pass).await?.into_iter().map(|build| build.build).collect();
+        let builds = self.store.build_names(run.as_str(), pass).await?;
         let sealed =
             Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms(), summary, builds };
         // What readers are about to see they see through views that have the columns of today.

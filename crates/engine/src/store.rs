@@ -212,9 +212,14 @@ impl Store {
         insert.end().await.map_err(|error| store_fault(error, self.insert_over()))
     }
 
+    /// Whether an INSERT of rows fills materialized views of the operator's, as far as was looked.
+    pub fn feeds_views(&self) -> bool {
+        self.feeds_views.load(Ordering::Relaxed)
+    }
+
     /// How long an INSERT may run in the server.
     fn insert_limit(&self) -> Duration {
-        if self.feeds_views.load(Ordering::Relaxed) { VIEWS_LIMIT } else { INSERT_LIMIT }
+        if self.feeds_views() { VIEWS_LIMIT } else { INSERT_LIMIT }
     }
 
     /// After this an INSERT is over, by its own limit in the server, whatever became of its answer.

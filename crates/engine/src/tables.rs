@@ -566,6 +566,7 @@ mod tests {
             tables.newest_sealed(text),
             tables.is_seen(text),
             tables.builds(text, 1),
+            tables.build_names(text, 1),
             tables.insert_view_fault((text, 1, &[1, 2]), (text, text), 1),
             tables.view_faults(Some(text)),
             tables.refill("v", "SELECT 1"),

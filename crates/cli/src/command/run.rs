@@ -103,7 +103,12 @@ async fn drive<I: Id>(
     };
     stop.stop_taking();
     let finished = async { while stages.join_next().await.is_some() {} };
-    if tokio::time::timeout(LEAVE_WITHIN, finished).await.is_err() {
+    // The rows of the last insert are proven, and views of the operator's may be filled with them still.
+    let within = match &outcome {
+        Ok(_) if session.store.feeds_views() => session.store.insert_over(),
+        _ => LEAVE_WITHIN,
+    };
+    if tokio::time::timeout(within, finished).await.is_err() {
         stop.give_up();
         stages.shutdown().await;
     }

@@ -178,7 +178,7 @@ pub struct Sealed {
     /// What the pipeline's summary query answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Vec<serde_json::Value>>,
-    /// The builds that computed it, the one with the most rows first.
+    /// The builds that computed it.
     #[serde(default)]
     pub builds: Vec<String>,
 }

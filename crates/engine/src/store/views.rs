@@ -165,6 +165,15 @@ impl Store {
         )
     }
 
+    /// The builds that computed rows of a pass.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn build_names(&self, run: &str, pass: u32) -> Result<Vec<String>, Error> {
+        let asked = self.client.query_raw(&self.tables.build_names(run, pass)).fetch_all();
+        within(PROOF_WITHIN, asked).await.map_err(|fault| self.failed("look up the builds of a pass", fault))
+    }
+
     /// Rows of a pass by the build that computed them.
     ///
     /// # Errors

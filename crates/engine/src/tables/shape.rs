@@ -125,6 +125,15 @@ impl Tables {
         format!("SELECT count() FROM (SELECT 1 FROM {} WHERE run = {} LIMIT 1)", self.view(), string(run))
     }
 
+    /// The builds that computed rows of a pass: `(build)`. A quarter of what it costs to count their rows.
+    pub fn build_names(&self, run: &str, pass: u32) -> String {
+        format!(
+            "SELECT toString(build) AS by FROM (SELECT DISTINCT build FROM {} WHERE {} LIMIT 100) ORDER BY by",
+            self.rows(),
+            super::of_pass(run, pass),
+        )
+    }
+
     /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
     pub fn builds(&self, run: &str, pass: u32) -> String {
         format!(
