@@ -21,13 +21,13 @@
 //! A child of any language may speak this; `Pipeline` binaries do when started with [`ARGUMENT`].
 
 /// The version of this protocol.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The first argument that makes a pipeline's binary such a child.
 pub const ARGUMENT: &str = "__compute-child";
 
 /// The longest frame: longer than any row that a message can carry.
-pub const MAX_FRAME: usize = 64 << 20;
+pub const MAX_FRAME: usize = 80 << 20;
 
 const LENGTH: usize = 4;
 

@@ -282,7 +282,7 @@ impl<I: Id> Part<'_, I> {
                     return Err("a row that is none of the pipeline's".to_owned());
                 }
                 self.computed.ids.push(id.clone());
-                self.computed.rows.ok_columns(self.schema, row);
+                self.computed.rows.ok_columns(row);
             }
             Answer::Reject(reason) => self.dead(id, reason),
             Answer::Again(reason) if self.last => self.dead(id, &gave_up(reason)),

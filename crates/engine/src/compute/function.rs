@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millstream::child::Answer;
-use millstream::columns::Columns;
 use millstream::schema::Schema;
 use millstream::{Failure, Pipeline, SchemaFault, Spec};
 
@@ -115,14 +114,18 @@ impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
     }
 
     fn answer(&self, id: &P::Id, out: &mut Vec<u8>) {
-        let mut columns = Columns::of(&self.schema);
-        let outcome = guarded(|| self.pipeline.compute(id));
-        match outcome.map(|row| columns.push(&self.schema, &row)) {
-            Ok(Ok(())) => {
-                let row = postcard::to_allocvec(&columns).expect("columns always fit a Vec");
-                Answer::Row(&row).write(out);
+        match guarded(|| self.pipeline.compute(id)) {
+            Ok(row) => {
+                let mut rows = Rows::with_room(&self.schema, 1);
+                rows.ok(&self.schema, &row);
+                match rows.dead.first() {
+                    Some((_, reason)) => Answer::Reject(reason).write(out),
+                    None => {
+                        let row = postcard::to_allocvec(&rows.columns).expect("columns always fit a Vec");
+                        Answer::Row(&row).write(out);
+                    }
+                }
             }
-            Ok(Err(fault)) => Answer::Reject(&row::unfit(&fault)).write(out),
             Err(Failure::Reject(reason)) => Answer::Reject(&reason).write(out),
             Err(Failure::Retry(reason)) => Answer::Again(&reason).write(out),
         }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// A dead letter's reason is cut to this many bytes.
 const MAX_REASON: usize = 4096;
 /// A row has at most this many bytes before compression: no server takes more in one message, and a frame between two
-/// processes holds it with room to spare.
+/// processes ([`millstream::child::MAX_FRAME`]) holds it behind the other rows of a piece.
 const MAX_ROW: usize = 64 << 20;
 /// One row in so many is timed while it is written: a look at the clock costs as much as a light row.
 const TIMED: usize = 128;
@@ -73,16 +73,8 @@ impl Rows {
     }
 
     /// Appends the one row that a process which computes one id at a time has made.
-    pub fn ok_columns(&mut self, schema: &Schema, row: Columns) {
-        let length = row.bytes();
-        if length <= MAX_ROW {
-            self.columns.append(row);
-        } else {
-            self.dead(
-                schema,
-                &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"),
-            );
-        }
+    pub fn ok_columns(&mut self, row: Columns) {
+        self.columns.append(row);
     }
 
     /// Appends the row of a dead letter.
@@ -133,7 +125,7 @@ impl Rows {
 }
 
 /// What a dead letter says of a row that does not fit its columns.
-pub(super) fn unfit(fault: &impl std::fmt::Display) -> String {
+fn unfit(fault: &impl std::fmt::Display) -> String {
     format!("the row does not fit its columns: {fault}")
 }
 
