@@ -148,7 +148,7 @@ mod tests {
 
     /// What version 1 looks like on the wire, for ever.
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn golden_bytes_of_version_2() {
         let mut out = Vec::new();
         Answer::Hello { version: VERSION, pipeline: "tea" }.write(&mut out);
         frame(b'C', &7u64.to_le_bytes(), &mut out);
@@ -157,7 +157,7 @@ mod tests {
         Answer::Again("later").write(&mut out);
         assert_eq!(
             out,
-            b"\x05\0\0\0H\x01tea\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
+            b"\x05\0\0\0H\x02tea\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
         );
     }
 
