@@ -68,11 +68,13 @@ impl Store {
         Ok(digested)
     }
 
-    /// The pipeline's own schema, as the table of today has its columns.
+    /// The pipeline's own schema, as the table of today has its columns, for digests that the server computes. It is kept
+    /// with the tables, so that every version of the pipeline can prove those rows.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub(super) async fn own_digested(&self) -> Result<Digested, Error> {
+        self.keep_schema(self.tables.schema(), self.tables.build()).await?;
         self.widened(self.tables.schema().clone(), &self.look().await?).await
     }
 

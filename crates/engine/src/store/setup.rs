@@ -301,7 +301,11 @@ impl Store {
         let statement = self.tables.insert_schema(version, schema, build, now_ms());
         match self.write("keep the schema version", &statement).await {
             Err(Error::Store { source, .. }) if source.is_denied() => {
-                tracing::debug!(%source, "the schema version is not kept from here");
+                tracing::warn!(
+                    %source,
+                    hint = "grant INSERT on that table, or run `setup` of this build as a user who may",
+                    "the schema version is not kept: other versions of the pipeline cannot prove the values of these rows"
+                );
                 Ok(())
             }
             outcome => outcome,
