@@ -247,12 +247,16 @@ async fn check_tables(store: &Store) -> Result<Vec<Check>, Error> {
         ),
     });
     if !plan.fed.is_empty() {
-        checks.push(check(
-            "other views",
-            Verdict::Ok,
-            format!("{}: {}", plan.fed.join(", "), show::FED),
-            None,
-        ));
+        let told = format!("{}: {}", plan.fed.join(", "), show::FED);
+        checks.push(match &store.broken_views(&plan.fed).await?[..] {
+            [] => check("other views", Verdict::Ok, told, None),
+            broken => check(
+                "other views",
+                Verdict::Warn,
+                broken.join("; "),
+                Some("bring back the tables that they fill, or drop the views"),
+            ),
+        });
     }
     checks.push(check_view_faults(store).await?);
     Ok(checks)
