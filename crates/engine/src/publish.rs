@@ -130,7 +130,7 @@ pub async fn submit<I: Id>(
     }
     let mut tally = Tally::default();
     let (phases, telling) = (Phases::new(), stop.child());
-    let publishing = async {
+    let publishing = Box::pin(async {
         let mut plan = plan::<I>(broker, submission, record.batch_ids, before.is_some(), stop).await?;
         tally = std::mem::take(&mut plan.tally);
         publish_batches(broker, submission, record.batch_ids, plan, &phases, stop, |batch, written| {
@@ -138,7 +138,7 @@ pub async fn submit<I: Id>(
             progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
         })
         .await
-    };
+    });
     let publishing = async {
         let published = tokio::select! {
             published = publishing => published,
