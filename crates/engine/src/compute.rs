@@ -400,6 +400,42 @@ mod tests {
         assert_eq!((rejected, gave_up), ("never", "gave up after every attempt: not yet"));
     }
 
+    /// Rows of which some panic while they are written.
+    struct Shaky;
+
+    #[derive(Deserialize)]
+    struct Loose {
+        number: u64,
+    }
+
+    impl Serialize for Loose {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut row = serializer.serialize_struct("Loose", 1)?;
+            row.serialize_field("number", &self.number)?;
+            assert!(self.number % 10 != 7, "a row that ends in 7");
+            row.end()
+        }
+    }
+
+    impl Pipeline for Shaky {
+        const NAME: &'static str = "shaky";
+        const COLUMNS: &'static [(&'static str, &'static str)] = &[("number", "UInt64")];
+        type Id = u64;
+        type Row = Loose;
+
+        fn compute(&self, id: &u64) -> Outcome<Loose> {
+            Ok(Loose { number: *id })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_a_row_is_written_costs_one_id() {
+        let computed = pool_of(Shaky).compute((0..100).collect(), true).await;
+        assert_eq!((computed.ids.len(), computed.rows.len(), computed.rows.dead.len()), (100, 100, 10));
+        let (at, reason) = &computed.rows.dead[0];
+        assert!(*at == 7 && reason.ends_with(": a row that ends in 7"), "{at}: {reason}");
+    }
+
     #[tokio::test]
     async fn ids_that_ask_for_another_attempt_have_no_row_yet() {
         let computed = pool_of(Picky).compute((0..10).collect(), false).await;

@@ -19,6 +19,20 @@ pub type Source = Box<dyn std::error::Error + Send + Sync>;
 /// An operation that failed. `Display` fits after "error: failed to" and leaves the cause to `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The pass whose rows are to be taken over does not hold what was computed.
+    #[error(
+        "take over rows for pass {pass} of run `{run}`: {batches} batches of pass {base} hold other values than those computed"
+    )]
+    BaseValues {
+        /// The run.
+        run: String,
+        /// The pass that takes them over.
+        pass: u32,
+        /// The pass that has them.
+        base: u32,
+        /// Batches at fault.
+        batches: u64,
+    },
     /// No connection to NATS.
     #[error("connect to NATS at `{server}` ({origin})")]
     Connect {

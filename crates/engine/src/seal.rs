@@ -71,7 +71,12 @@ impl Proof {
         stored.batches == u64::from(published.batches)
             && stored.ids == published.ids
             && stored.digest == published.digest
-            && stored.values_at_fault.unwrap_or(0) == 0
+            && stored.values.is_none_or(|values| values.at_fault == 0)
+    }
+
+    /// Batches whose values cannot be proven, if there are any.
+    pub fn unproven(&self) -> Option<u64> {
+        self.stored.values.map(|values| values.unproven).filter(|batches| *batches > 0)
     }
 
     /// Whether, besides, none is there twice.
@@ -219,6 +224,14 @@ impl Sealer {
             tracing::warn!(%run, pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
                 raw_duplicates, retry_s = wait.as_secs(), "not every id has its one row");
             self.repair::<I>(run, pass, watch).await;
+            return Ok(());
+        }
+        if let Some(batches) = proof.unproven() {
+            let wait = watch.set_back();
+            tracing::warn!(%run, pass, batches, retry_s = wait.as_secs(),
+                hint = "`verify RUN --values` says what is missing: `setup` of the build that computed them keeps its schema, and \
+                        ALTER TABLE … ADD COLUMN brings a column back",
+                "the pass is not sealed: the values of some rows cannot be proven");
             return Ok(());
         }
         let repeated_ids =

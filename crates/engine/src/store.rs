@@ -95,8 +95,17 @@ pub struct Stored {
     pub dead: u64,
     /// Rows that are there a second time.
     pub raw_duplicates: u64,
-    /// Batches that hold other values than those computed; `None` when values were not looked at.
-    pub values_at_fault: Option<u64>,
+    /// What was found of values; `None` when they were not looked at.
+    pub values: Option<StoredValues>,
+}
+
+/// Values as they are stored, against what workers computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredValues {
+    /// Batches that hold other values than those computed.
+    pub at_fault: u64,
+    /// Batches whose values cannot be proven: the schema of their rows is not known, or the table has lost its columns.
+    pub unproven: u64,
 }
 
 /// One batch as it is stored.
@@ -289,15 +298,16 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn stored(&self, run: &str, pass: u32, values: bool) -> Result<Stored, Error> {
-        let digested = if values { self.digested().await? } else { Vec::new() };
-        let question = self.tables.proof(run, pass, &digested);
-        let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64)>();
-        let (batches, ids, digest, dead, fault) =
+        let digested = if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
+        let question = self.tables.proof(run, pass, digested.as_deref());
+        let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64, u64)>();
+        let (batches, ids, digest, dead, at_fault, unproven) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
         let raw = self.raw_rows(run, pass).await?;
         // Rows may be landing still: then the second count is the larger one, and the next proof sees them.
         let raw_duplicates = raw.saturating_sub(ids);
-        Ok(Stored { batches, ids, digest, dead, raw_duplicates, values_at_fault: values.then_some(fault) })
+        let values = values.then_some(StoredValues { at_fault, unproven });
+        Ok(Stored { batches, ids, digest, dead, raw_duplicates, values })
     }
 
     /// How many ids a pass has more than once, in different batches.
@@ -322,8 +332,8 @@ impl Store {
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let digested = if values { self.digested().await? } else { Vec::new() };
-        let question = self.tables.batches(run, pass, &digested);
+        let digested = if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
+        let question = self.tables.batches(run, pass, digested.as_deref());
         let cursor = self.client.query_raw(&question).fetch::<(u32, u64, u32, u64, u8)>();
         let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
         while let Some((batch, ids, expected, digest, fault)) =

@@ -14,7 +14,7 @@ use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, Spec};
 
 use crate::build;
-use crate::records::{Published, RunRecord};
+use crate::records::{Covers, Published, RunRecord};
 use crate::store::{Portion, Stored};
 
 pub use columns::{Column, holds};
@@ -529,8 +529,8 @@ mod tests {
         let covers =
             crate::records::Covers { base: 1, selection, ranges: Vec::new(), selected: None, ids: None };
         let part = Portion::between(1, 2, text, text);
-        let digested = Digested::plain(&schema);
-        let stored = Stored { batches: 1, ids: 1, digest: 1, dead: 1, raw_duplicates: 0, values_at_fault: None };
+        let digested = [Digested::plain(&schema)];
+        let stored = Stored { batches: 1, ids: 1, digest: 1, dead: 1, raw_duplicates: 0, values: None };
         let builds = [text.to_owned()];
         let seen = SeenPass {
             run: text,
@@ -558,9 +558,12 @@ mod tests {
             tables.ask(text, 1, &[1, 2]),
             tables.remove_batches(text, 1, &[1, 2]),
             tables.count_dead(text, 1, &letters),
-            tables.proof(text, 1, std::slice::from_ref(&digested)),
+            tables.proof(text, 1, None),
+            tables.proof(text, 1, Some(&digested)),
             tables.raw_count(text, 1),
-            tables.batches(text, 1, std::slice::from_ref(&digested)),
+            tables.batches(text, 1, Some(&digested)),
+            tables.base_at_fault(text, &covers, [0, 9], &digested),
+            tables.schemas_of(text, 1),
             tables.repeated(text, 1),
             tables.insert_pass(&seen),
             tables.newest_sealed(text),

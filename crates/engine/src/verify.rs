@@ -50,6 +50,9 @@ pub struct Report {
     pub wrong_batches: u64,
     /// Batches that hold other values than those computed; `None` when values were not looked at.
     pub values_at_fault: Option<u64>,
+    /// Batches whose values cannot be proven: the schema of their rows is not known, or the table has lost its columns.
+    /// `None` when values were not looked at.
+    pub values_unproven: Option<u64>,
     /// Rows stored a second time.
     pub raw_duplicates: u64,
     /// Rows that are dead letters.
@@ -234,7 +237,8 @@ async fn examine<I: Id>(
         missing_batches: walk.missing.count,
         short_batches: walk.short.count,
         wrong_batches: walk.wrong.count,
-        values_at_fault: stored.values_at_fault,
+        values_at_fault: stored.values.map(|values| values.at_fault),
+        values_unproven: stored.values.map(|values| values.unproven),
         raw_duplicates: stored.raw_duplicates,
         dead: stored.dead,
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),

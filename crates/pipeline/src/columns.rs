@@ -114,7 +114,7 @@ impl Columns {
         self.rows
     }
 
-    /// Bytes that the rows' values take in a block, about.
+    /// Bytes that the rows' values take in memory.
     pub fn bytes(&self) -> usize {
         self.values.iter().map(Values::bytes).sum()
     }

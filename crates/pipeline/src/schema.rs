@@ -23,12 +23,13 @@ pub use shape::Shape;
 use parse::Parser;
 
 /// Columns that every rows table has before the pipeline's own, with their types; `id`'s is the id type's.
-pub const OWN_COLUMNS: [(&str, &str); 11] = [
+pub const OWN_COLUMNS: [(&str, &str); 12] = [
     ("run", "LowCardinality(String)"),
     ("pass", "UInt32"),
     ("batch", "UInt32"),
     ("batch_ids", "UInt32"),
     ("batch_digest", "UInt64"),
+    ("schema", "UInt64"),
     ("id", ""),
     ("status", "Enum8('ok' = 1, 'dead' = 2)"),
     ("error", "String"),

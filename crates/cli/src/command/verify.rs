@@ -97,7 +97,7 @@ fn told(report: &Report, with_hosts: bool) -> String {
     let verdict = match (report.published, report.is_clean(), report.sealed) {
         (false, ..) => "still being published",
         (true, true, true) if report.is_hidden() => "every id has its row, once, but readers do NOT see it",
-        (true, true, true) if report.values_at_fault.is_some() => {
+        (true, true, true) if report.values_at_fault.is_some() && report.values_unproven == Some(0) => {
             "sealed: every id has its row, once, with the values that were computed"
         }
         (true, true, true) => "sealed: every id has its row, once",
@@ -141,10 +141,21 @@ fn told(report: &Report, with_hosts: bool) -> String {
 }
 
 fn values_told(report: &Report) -> String {
-    match report.values_at_fault {
-        None => "not looked at: --values does".to_owned(),
-        Some(0) => "as they were computed".to_owned(),
-        Some(batches) => format!("not as they were computed in {} batches", show::grouped(batches)),
+    let number = show::grouped;
+    match (report.values_at_fault, report.values_unproven.unwrap_or(0)) {
+        (None, _) => "not looked at: --values does".to_owned(),
+        (Some(0), 0) => "as they were computed".to_owned(),
+        (Some(0), unproven) => format!(
+            "not proven in {} batches: the schema of their rows is not known, or the table lacks its columns; all others are \
+             as they were computed",
+            number(unproven)
+        ),
+        (Some(batches), 0) => format!("not as they were computed in {} batches", number(batches)),
+        (Some(batches), unproven) => format!(
+            "not as they were computed in {} batches, and not proven in {}",
+            number(batches),
+            number(unproven)
+        ),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::tables::{STATUS_DEAD, STATUS_OK};
 const FRAME: usize = 1 << 20;
 
 /// Bytes of a row that are the same in all rows of a message: numbers, a moment, an index each for three texts, a status.
-const REPEATED: usize = 3 * 4 + 8 + 8 + 3 + 1;
+const REPEATED: usize = 3 * 4 + 3 * 8 + 3 + 1;
 
 /// Who computes, as rows say it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +80,7 @@ fn write<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Rows, out: &
             "batch" => repeated(out, &key.batch.to_le_bytes()),
             "batch_ids" => repeated(out, &key.ids.to_le_bytes()),
             "batch_digest" => repeated(out, &digest.to_le_bytes()),
+            "schema" => repeated(out, &schema.fingerprint().to_le_bytes()),
             "id" => I::write_native_column(ids, out),
             "status" => native::fixed(out, name, kind, &statuses),
             "error" => native::texts(out, name, errors(rows)),
@@ -110,8 +111,7 @@ fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
 }
 
 /// The digest of the values of a message: the wrapping sum of each row's hash over its id, status, error and the
-/// pipeline's own columns, and the schema's fingerprint, which says over which columns it goes. ClickHouse computes the
-/// same ([`Tables::values_at_fault`](crate::tables::Tables::values_at_fault)).
+/// pipeline's own columns. ClickHouse computes the same (`tables/values.rs`).
 fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u64 {
     let heads = ids.iter().zip(statuses).zip(errors(rows));
     let hash = |((id, status), error): ((&I, &u8), &str)| {
@@ -123,7 +123,7 @@ fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u6
     };
     let mut hashes: Vec<u64> = heads.map(hash).collect();
     rows.columns.fold_hashes(schema, &mut hashes);
-    hashes.into_iter().fold(schema.fingerprint(), u64::wrapping_add)
+    hashes.into_iter().fold(0, u64::wrapping_add)
 }
 
 /// Reads blocks of our own back: for tests, which must not believe what was written.

@@ -96,9 +96,10 @@ impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
             }
             let at = from + count;
             hand.begin(at);
-            match guarded(|| self.pipeline.compute(id)) {
+            // The row's own `Serialize` is the user's code too.
+            match guarded(|| self.pipeline.compute(id).map(|row| rows.ok(&self.schema, &row))) {
+                Ok(()) => {}
                 Err(Failure::Retry(reason)) if !order.last => again.push((at, reason)),
-                Ok(row) => rows.ok(&self.schema, &row),
                 Err(Failure::Reject(reason)) => rows.dead(&self.schema, &reason),
                 Err(Failure::Retry(reason)) => rows.dead(&self.schema, &row::gave_up(&reason)),
             }
@@ -114,18 +115,15 @@ impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
     }
 
     fn answer(&self, id: &P::Id, out: &mut Vec<u8>) {
-        match guarded(|| self.pipeline.compute(id)) {
-            Ok(row) => {
-                let mut rows = Rows::with_room(&self.schema, 1);
-                rows.ok(&self.schema, &row);
-                match rows.dead.first() {
-                    Some((_, reason)) => Answer::Reject(reason).write(out),
-                    None => {
-                        let row = postcard::to_allocvec(&rows.columns).expect("columns always fit a Vec");
-                        Answer::Row(&row).write(out);
-                    }
+        let mut rows = Rows::with_room(&self.schema, 1);
+        match guarded(|| self.pipeline.compute(id).map(|row| rows.ok(&self.schema, &row))) {
+            Ok(()) => match rows.dead.first() {
+                Some((_, reason)) => Answer::Reject(reason).write(out),
+                None => {
+                    let row = postcard::to_allocvec(&rows.columns).expect("columns always fit a Vec");
+                    Answer::Row(&row).write(out);
                 }
-            }
+            },
             Err(Failure::Reject(reason)) => Answer::Reject(&reason).write(out),
             Err(Failure::Retry(reason)) => Answer::Again(&reason).write(out),
         }

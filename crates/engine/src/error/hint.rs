@@ -140,6 +140,10 @@ impl Error {
             Self::Condition { .. } => {
                 "write it as after WHERE, over the columns of the view that ends in `_live`: --where \"status = 'dead'\"".into()
             }
+            Self::BaseValues { run, pass, .. } => format!(
+                "rows were changed in the table: `cancel {run}` and `forget {run} --pass {pass}`, then `verify {run} --repair` has \
+                 those batches computed again, then replay"
+            ),
             Self::Unstable { .. } => {
                 "use a condition on what the rows hold: no now(), no rand(), no table that changes; a pass that was begun with \
                  it can only be cancelled"

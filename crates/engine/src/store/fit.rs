@@ -45,37 +45,32 @@ impl Store {
         Ok(if plan.wider.is_empty() { Fit::Exact } else { Fit::Wider })
     }
 
-    /// The schemas that digests of rows in the table may go over: this pipeline's, and those of other versions of it.
+    /// The schemas of a pass's rows whose values can be proven: those that are known, and whose columns the table has.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(super) async fn digested(&self) -> Result<Vec<Digested>, Error> {
-        let kept: Vec<(u32, String)> = self.all("look up schema versions", &self.tables.schemas()).await?;
-        let others = kept.iter().filter_map(|(_, columns)| Schema::from_text(columns).ok());
-        let others = others.filter(|schema| schema != self.tables.schema());
-        let found = self.look().await?;
+    pub(super) async fn digested(&self, run: &str, pass: u32, found: &Found) -> Result<Vec<Digested>, Error> {
+        let there: Vec<u64> =
+            self.long("look up the schemas of rows", &self.tables.schemas_of(run, pass)).await?;
+        let own = self.tables.schema();
+        let mut known = vec![own.clone()];
+        if there.iter().any(|fingerprint| *fingerprint != own.fingerprint()) {
+            let kept: Vec<(u32, String)> =
+                self.all("look up schema versions", &self.tables.schemas()).await?;
+            let others = kept.iter().filter_map(|(_, columns)| Schema::from_text(columns).ok());
+            known.extend(others.filter(|schema| schema != own));
+        }
         let mut digested = Vec::new();
-        for schema in std::iter::once(self.tables.schema().clone()).chain(others) {
-            match self.plan_of(&schema, &found).await {
-                // Rows of a schema whose columns the table lacks cannot be there.
+        for schema in known.into_iter().filter(|schema| there.contains(&schema.fingerprint())) {
+            match self.plan_of(&schema, found).await {
                 Ok(plan) if plan.changes.is_empty() && plan.refused.is_empty() => {
-                    digested.push(self.widened(schema, &found).await?);
+                    digested.push(self.widened(schema, found).await?);
                 }
                 Ok(_) | Err(StoreFault::Exception { .. }) => {}
                 Err(fault) => return Err(self.failed("ask about the types of columns", fault)),
             }
         }
         Ok(digested)
-    }
-
-    /// The pipeline's own schema, as the table of today has its columns, for digests that the server computes. It is kept
-    /// with the tables, so that every version of the pipeline can prove those rows.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub(super) async fn own_digested(&self) -> Result<Digested, Error> {
-        self.keep_schema(self.tables.schema(), self.tables.build()).await?;
-        self.widened(self.tables.schema().clone(), &self.look().await?).await
     }
 
     async fn widened(&self, schema: Schema, found: &Found) -> Result<Digested, Error> {

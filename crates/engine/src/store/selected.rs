@@ -90,7 +90,8 @@ impl Store {
     /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, selected ids excepted.
     ///
     /// # Errors
-    /// [`Error::Store`]; that the same is being done for another process is one too.
+    /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`]; that the same is being
+    /// done for another process is one too.
     pub async fn take_over(
         &self,
         run: &str,
@@ -99,7 +100,12 @@ impl Store {
         range: [u32; 2],
     ) -> Result<(), Error> {
         let found = self.look().await?;
-        let digested = self.own_digested().await?;
+        let digested = self.digested(run, covers.base, &found).await?;
+        let question = self.tables.base_at_fault(run, covers, range, &digested);
+        let faults: Vec<u64> = self.long("prove the values that are to be taken over", &question).await?;
+        if let Some(batches) = faults.first().copied().filter(|batches| *batches > 0) {
+            return Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches });
+        }
         let statement = self.tables.take_over(run, pass, covers, range, found.rows(), &digested);
         // Of two that copy the same at once, the server refuses the second: code 216.
         let id = format!("millstream-copy-{}-{run}-{pass}-{}", self.tables.view(), range[0]);
@@ -119,7 +125,11 @@ impl Store {
     }
 
     /// A question that reads a whole pass.
-    async fn long<T: RowOwned + RowRead>(&self, doing: &str, question: &str) -> Result<Vec<T>, Error> {
+    pub(super) async fn long<T: RowOwned + RowRead>(
+        &self,
+        doing: &str,
+        question: &str,
+    ) -> Result<Vec<T>, Error> {
         let query = self.client.query_raw(question).fetch_all::<T>();
         super::within(PROOF_WITHIN, query).await.map_err(|fault| self.failed(doing, fault))
     }

@@ -149,25 +149,29 @@ impl Tables {
         covers: &Covers,
         [first, end]: [u32; 2],
         table: &[Column],
-        digested: &Digested,
+        schemas: &[Digested],
     ) -> String {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
-        let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
-        let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
-        let copied = names.map(|name| match name {
-            "pass" => format!("toUInt32({pass})"),
-            // It goes over the rows that are copied, which may be some of a message's.
-            "batch_digest" => self.copied_digest(digested),
-            name => identifier(name),
-        });
-        let copied = copied.collect::<Vec<_>>().join(", ");
-        format!(
-            "INSERT INTO {rows} ({columns}) SELECT {copied} FROM {rows} FINAL WHERE {} AND {range} AND NOT ({}) AND (batch, id) NOT \
-             IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
+        let copied = format!(
+            "{} AND {range} AND NOT ({}) AND (batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
             of_pass(run, covers.base),
             covers.condition(),
             of_pass(run, pass),
+        );
+        let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
+        let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
+        let values = names.map(|name| match name {
+            "pass" => format!("toUInt32({pass})"),
+            // It goes over the rows that are copied, which may be some of a message's.
+            "batch_digest" => "`$copied`".to_owned(),
+            name => identifier(name),
+        });
+        let values = values.collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {rows} ({columns}) SELECT {values} FROM (SELECT {columns} FROM {rows} FINAL WHERE {copied}) AS `$rows` \
+             INNER JOIN ({}) AS `$digests` USING (batch, schema)",
+            self.copied_digests(&copied, schemas),
         )
     }
 }

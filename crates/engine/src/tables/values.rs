@@ -1,17 +1,21 @@
 //! SQL of the proof of values.
 //!
-//! Each message's rows carry one `batch_digest`: the sum of their hashes as the worker computed them before it sent them,
-//! and the fingerprint of the schema over whose columns the hashes go. The server computes the same from what is stored.
+//! The rows of a message carry one `batch_digest`, the sum of their hashes as the worker computed them before it sent the
+//! rows, and the fingerprint of the schema over whose columns the hashes go. The server computes the same sums from what is
+//! stored. Rows whose schema is not known, or whose columns the table has lost, cannot be proven: that is told apart from
+//! rows that are not what was computed.
 
 use std::collections::HashMap;
 
 use millstream::Id;
 use millstream::schema::Schema;
 
-use super::{Tables, identifier, of_pass, string};
+use super::{Covers, Tables, identifier, of_pass, string};
 
-/// Aggregation spills to disk beyond this many bytes: a pass may have millions of batches.
-const SPILL: &str = "max_bytes_before_external_group_by = 268435456";
+/// Aggregation spills to disk beyond this many bytes: a pass may have millions of batches. A hash is computed of the rows of
+/// its own schema alone: the values of others may be none that its types have.
+const SETTINGS: &str =
+    "max_bytes_before_external_group_by = 268435456, short_circuit_function_evaluation = 'force_enable'";
 
 /// Columns over which digests go, and where their values stand in the table of today.
 #[derive(Debug, Clone)]
@@ -38,58 +42,100 @@ impl Digested {
 }
 
 impl Tables {
-    /// The hash of a row over the columns of a schema, as workers compute it.
-    fn row_hash(&self, digested: &Digested) -> String {
+    /// The schemas of a pass's rows, raw duplicates counted: `(fingerprint)`.
+    pub fn schemas_of(&self, run: &str, pass: u32) -> String {
+        format!("SELECT DISTINCT schema FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    }
+
+    /// The hash of a row as workers compute it, over the columns of the row's own schema.
+    fn row_hash(&self, schemas: &[Digested]) -> String {
         let id = if self.id_type == String::CLICKHOUSE { "xxHash64(id)" } else { "id" };
-        let own = [id, "toUInt8(status)", "xxHash64(error)"].map(str::to_owned);
-        let arguments: Vec<String> = own.into_iter().chain(digested.arguments()).collect();
-        format!("cityHash64({})", arguments.join(", "))
-    }
-
-    /// Whether the rows of one digest are not those that it was computed from. Which of the schemas they were computed over
-    /// is in the digest alone.
-    fn is_at_fault(&self, schemas: &[Digested]) -> String {
-        let sum = |digested: &Digested| {
-            format!("sum({}) + {}", self.row_hash(digested), digested.schema.fingerprint())
+        let hash = |digested: &Digested| {
+            let own = [id, "toUInt8(status)", "xxHash64(error)"].map(str::to_owned);
+            let arguments: Vec<String> = own.into_iter().chain(digested.arguments()).collect();
+            format!("cityHash64({})", arguments.join(", "))
         };
-        let sums: Vec<String> = schemas.iter().map(sum).collect();
-        format!("batch_digest NOT IN ({})", sums.join(", "))
+        let of_schema =
+            |digested: &Digested| format!("schema = {}, {}", digested.schema.fingerprint(), hash(digested));
+        match schemas {
+            [] => "toUInt64(0)".to_owned(),
+            schemas => {
+                let each: Vec<String> = schemas.iter().map(of_schema).collect();
+                format!("multiIf({}, toUInt64(0))", each.join(", "))
+            }
+        }
     }
 
-    /// Rows of a pass by batch and digest, each row once: FINAL merges by the sorting key, `(run, pass, batch, id)`.
-    fn by_digest(&self, run: &str, pass: u32, schemas: &[Digested]) -> String {
-        let fault = if schemas.is_empty() { "0".to_owned() } else { self.is_at_fault(schemas) };
+    /// Rows that a condition selects by batch and digest, each row once: FINAL merges by the sorting key, `(run, pass, batch,
+    /// id)`. Without `schemas`, values are not looked at. No column of a pipeline's can have the name of one of these aliases: the
+    /// server would take the alias for the column.
+    fn by_digest(&self, condition: &str, schemas: Option<&[Digested]>) -> String {
+        let values = match schemas {
+            None => "0 AS `$fault`, 0 AS `$unproven`".to_owned(),
+            Some(schemas) => {
+                let known: Vec<String> =
+                    schemas.iter().map(|digested| digested.schema.fingerprint().to_string()).collect();
+                // An empty list is no SQL.
+                let unproven = match known[..] {
+                    [] => "1".to_owned(),
+                    _ => format!("schema NOT IN ({})", known.join(", ")),
+                };
+                let sum = format!("sum({})", self.row_hash(schemas));
+                format!("{unproven} AS `$unproven`, NOT `$unproven` AND {sum} != batch_digest AS `$fault`")
+            }
+        };
+        let keys = if schemas.is_some() { "batch, batch_digest, schema" } else { "batch" };
         format!(
-            "SELECT batch, max(batch_ids) AS expected, count() AS found, sum(sipHash64(id)) AS digest, \
-             countIf(status = 'dead') AS dead, {fault} AS fault FROM {} FINAL WHERE {} GROUP BY batch, batch_digest",
+            "SELECT batch, max(batch_ids) AS `$expected`, count() AS `$found`, sum(sipHash64(id)) AS `$digest`, \
+             countIf(status = 'dead') AS `$dead`, {values} FROM {} FINAL WHERE {condition} GROUP BY {keys}",
             self.rows(),
-            of_pass(run, pass),
         )
     }
 
-    /// What the proof needs of a pass: `(batches, ids, digest, dead, batches whose values are not those computed)`. Without
-    /// schemas, values are not looked at.
-    pub fn proof(&self, run: &str, pass: u32, schemas: &[Digested]) -> String {
+    /// What the proof needs of a pass: `(batches, ids, digest, dead, batches whose values are not those computed, batches whose
+    /// values cannot be proven)`. Without schemas, values are not looked at.
+    pub fn proof(&self, run: &str, pass: u32, schemas: Option<&[Digested]>) -> String {
+        let by = |what: &str| format!("toUInt64(uniqExactIf(batch, {what}))");
         format!(
-            "SELECT toUInt64(uniqExact(batch)), sum(found), sum(digest), sum(dead), toUInt64(uniqExactIf(batch, fault)) \
-             FROM ({}) SETTINGS {SPILL}",
-            self.by_digest(run, pass, schemas)
+            "SELECT toUInt64(uniqExact(batch)), sum(`$found`), sum(`$digest`), sum(`$dead`), {}, {} FROM ({}) SETTINGS {SETTINGS}",
+            by("`$fault`"),
+            by("`$unproven`"),
+            self.by_digest(&of_pass(run, pass), schemas)
         )
     }
 
     /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest, whether its values are not those
     /// computed)`.
-    pub fn batches(&self, run: &str, pass: u32, schemas: &[Digested]) -> String {
+    pub fn batches(&self, run: &str, pass: u32, schemas: Option<&[Digested]>) -> String {
         format!(
-            "SELECT batch, sum(found), max(expected), sum(digest), toUInt8(max(fault)) FROM ({}) GROUP BY batch \
-             ORDER BY batch SETTINGS {SPILL}",
-            self.by_digest(run, pass, schemas)
+            "SELECT batch, sum(`$found`), max(`$expected`), sum(`$digest`), toUInt8(max(`$fault`)) FROM ({}) GROUP BY batch \
+             ORDER BY batch SETTINGS {SETTINGS}",
+            self.by_digest(&of_pass(run, pass), schemas)
         )
     }
 
-    /// The digest of rows that are copied from one pass to another, as an expression over all copied rows of a batch.
-    pub(super) fn copied_digest(&self, digested: &Digested) -> String {
-        let fingerprint = digested.schema.fingerprint();
-        format!("sum({}) OVER (PARTITION BY batch) + {fingerprint}", self.row_hash(digested))
+    /// How many batches of the base pass, from the first to below the second, hold other values than those computed:
+    /// `(batches)`.
+    pub fn base_at_fault(
+        &self,
+        run: &str,
+        covers: &Covers,
+        [first, end]: [u32; 2],
+        schemas: &[Digested],
+    ) -> String {
+        let condition = format!("{} AND batch >= {first} AND batch < {end}", of_pass(run, covers.base));
+        format!(
+            "SELECT toUInt64(uniqExactIf(batch, `$fault`)) FROM ({}) SETTINGS {SETTINGS}",
+            self.by_digest(&condition, Some(schemas))
+        )
+    }
+
+    /// The digests of rows that are copied from one pass to another: `(batch, schema, $copied)`.
+    pub(super) fn copied_digests(&self, condition: &str, schemas: &[Digested]) -> String {
+        format!(
+            "SELECT batch, schema, sum({}) AS `$copied` FROM {} FINAL WHERE {condition} GROUP BY batch, schema",
+            self.row_hash(schemas),
+            self.rows(),
+        )
     }
 }

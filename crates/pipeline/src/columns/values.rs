@@ -144,7 +144,7 @@ impl Values {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Fixed { bytes, .. } => bytes.len(),
-            Self::Texts { ends, bytes } => ends.len() * 2 + bytes.len(),
+            Self::Texts { ends, bytes } => ends.len() * 8 + bytes.len(),
             Self::Array { ends, items } => ends.len() * 8 + items.bytes(),
             Self::Nullable { nulls, values } => nulls.len() + values.bytes(),
             Self::Tuple(parts) => parts.iter().map(Self::bytes).sum(),
