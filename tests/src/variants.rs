@@ -39,6 +39,7 @@ pub fn main() -> ExitCode {
         "places" => millstream_cli::main(Places),
         "skips" => millstream_cli::main(Skips),
         "flat" => millstream_cli::main(Flat),
+        "nullable" => millstream_cli::main(Nullable),
         "zeroless" => millstream_cli::main(Zeroless),
         "lies" => millstream_cli::main(Lies),
         _ => millstream_cli::main(LoHi),
@@ -80,6 +81,17 @@ struct Named {
     top: u64,
 }
 build!(Renamed, "4", Named, &[("lo", "UInt64"), ("top", "UInt64")], |id| Named { lo: id, top: id + 1000 });
+
+// A build in which a column may be NULL.
+#[derive(Serialize, Deserialize)]
+struct Maybe {
+    lo: u64,
+    hi: Option<u64>,
+}
+build!(Nullable, "6", Maybe, &[("lo", "UInt64"), ("hi", "Nullable(UInt64)")], |id| Maybe {
+    lo: id,
+    hi: (id % 2 == 0).then_some(id)
+});
 
 // A build whose values an operator's constraint does not allow.
 build!(Large, "5", Bounds, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Bounds { lo: id, hi: 1 << 40 });

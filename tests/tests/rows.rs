@@ -195,3 +195,75 @@ fn rows_that_clickhouse_refuses_are_computed_again_by_a_mended_build() {
     scene.host.wait_sealed("a", SOON);
     assert_eq!(scene.rows("a", "hi = id + 1000 AND startsWith(build, '1+')"), 1000);
 }
+
+#[test]
+fn values_that_were_changed_are_found_and_computed_again() {
+    let scene = Scene::new();
+    scene.run("lohi", "1..=5000", "a", 0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows UPDATE hi = 5 WHERE id = 77 SETTINGS mutations_sync = 2");
+    // Every id has its row still.
+    scene.call("lohi", &["verify", "a"]).expect(0);
+    let report = scene.call("lohi", &["verify", "a", "--values", "--json"]).expect(1).json();
+    assert_eq!((&report["values_at_fault"], &report["wrong_batches"]), (&1.into(), &1.into()), "{report}");
+    let _worker = scene.start("work", "lohi", &["work"]);
+    let _sink = scene.start("sink", "lohi", &["sink"]);
+    scene.call("lohi", &["verify", "a", "--repair"]);
+    wait_until("values as they were computed", SOON, || {
+        match scene.call("lohi", &["verify", "a", "--values"]) {
+            Called { code: 0, .. } => Ok(()),
+            called => Err(called.stdout),
+        }
+    });
+    assert_eq!(scene.rows("a", "lo = id AND hi = id + 1000"), 5000);
+}
+
+#[test]
+fn values_of_a_column_that_was_dropped_are_not_proven_and_not_wrong() {
+    let scene = Scene::new();
+    scene.run("extra", "1..=5000", "a", 0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN extra");
+    let called = scene.call("lohi", &["verify", "a", "--values", "--repair"]).expect(0);
+    assert!(called.stdout.contains("not proven in"), "{}", called.stdout);
+    assert_eq!(scene.rows("a", "lo = id AND hi = id + 1000"), 5000);
+}
+
+#[test]
+fn a_column_that_was_widened_holds_values_that_the_older_build_has_not() {
+    let scene = Scene::new();
+    scene.run("lohi", "1..=5000", "a", 0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows MODIFY COLUMN hi Nullable(UInt64) SETTINGS alter_sync = 2");
+    scene.run("nullable", "1..=5000", "b", 0);
+    for (build, run) in [("lohi", "a"), ("nullable", "a"), ("lohi", "b"), ("nullable", "b")] {
+        scene.call(build, &["verify", run, "--values"]).expect(0);
+    }
+    assert_eq!(scene.rows("b", "isNull(hi) = (id % 2)"), 5000);
+}
+
+#[test]
+fn a_pass_takes_over_nothing_but_what_was_computed() {
+    let scene = Scene::new();
+    let mut sink = scene.start("sink", "kinds", &["sink"]);
+    scene.call("kinds", &["setup"]).expect(0);
+    let _worker = scene.start("work", "kinds", &["work"]);
+    scene.call("kinds", &["produce", "--ids", "1..=1000", "--run", "a", "--batch", "100"]).expect(0);
+    scene.host.wait_sealed("a", SOON);
+    scene.call("kinds", &["replay", "a", "--dead"]).expect(0);
+    wait_until("the second pass sealed", SOON, || match scene.host.status("a") {
+        status if status["pass"] == 2 && status["state"] == "sealed" => Ok(()),
+        status => Err(status.to_string()),
+    });
+    scene.call("kinds", &["verify", "a", "--values"]).expect(0);
+    assert_eq!(scene.rows("a", "pass = 2"), 1000);
+    // What is copied was computed so: a base that somebody changed is refused.
+    sink.kill();
+    scene.up.ask(
+        "ALTER TABLE millstream.variant_rows UPDATE kind = 'high' WHERE pass = 2 AND id = 2 SETTINGS mutations_sync = 2",
+    );
+    scene.call("kinds", &["replay", "a", "--dead"]).expect(0);
+    let _sink = scene.start("second-sink", "kinds", &["sink"]);
+    wait_until("a refusal", SOON, || match scene.host.log("second-sink") {
+        log if log.contains("hold other values than those computed") => Ok(()),
+        log => Err(log),
+    });
+    assert_ne!(scene.host.status("a")["state"], "sealed");
+}
