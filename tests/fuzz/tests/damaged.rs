@@ -83,7 +83,7 @@ fn damaged_inputs_hold() {
         let (corpus, mut dice) = (corpus(name), Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
         for _ in 0..inputs {
             let mut input = corpus[dice.below(corpus.len())].clone();
-            for _ in 0..=dice.below(6) {
+            for _ in 0..=dice.below(3) {
                 let other = &corpus[dice.below(corpus.len())];
                 dice.damage(&mut input, other);
             }
