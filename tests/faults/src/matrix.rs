@@ -404,6 +404,7 @@ pub static ROWS: [Row; 45] = [
         "messages with a sound envelope in a batch's place",
         &[
             ci(at("block cut, in a frame and between two", Raw::Never, rows::blocks_cut)),
+            ci(at("block too short, others behind it", Raw::Never, rows::block_too_short)),
             at("block that takes bytes of the next", Raw::Never, rows::block_that_borrows),
         ],
     ),

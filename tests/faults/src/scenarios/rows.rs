@@ -34,14 +34,17 @@ pub fn blocks_cut(plan: Plan) -> Report {
     put_cut(&mut scene, "a", 7, Cut::BehindFrame);
     scene.start(&["work-1", "work-2", "sink-1"]);
     for batch in [3, 7] {
-        wait_said(&mut scene, &subject("a", batch), "is set aside");
+        wait_said(&mut scene, "sink-1", &subject("a", batch), "is set aside");
     }
     scene.fault("both are set aside");
     scene.wait_status("a", "the seal", |status| status["state"] == "sealed");
-    // Before its run is published, or a worker would be faster.
+    // Before its run is published, or a worker would be faster; and in one INSERT with all others.
+    scene.dismiss("sink");
     put_cut(&mut scene, "b", 15, Cut::Told);
     scene.publish("b", IDS, BATCH);
-    wait_said(&mut scene, &subject("b", 15), "ClickHouse refuses this batch's rows");
+    wait_computed(&mut scene, "b");
+    scene.start(&["sink-2"]);
+    wait_said(&mut scene, "sink-2", &subject("b", 15), "ClickHouse refuses this batch's rows");
     scene.wait_rows("b", IDS - u64::from(BATCH));
     scene.must_go_on("b");
     scene.fault("it is refused by ClickHouse, and all others are stored");
@@ -59,10 +62,17 @@ fn subject(run: &str, batch: u32) -> String {
     format!("trial.rows.{run}.1.{batch}")
 }
 
-/// Waits until the sink has said this of a message.
-fn wait_said(scene: &mut Scene, subject: &str, said: &str) {
+/// Waits until every batch of a run has its rows in the stream.
+fn wait_computed(scene: &mut Scene, run: &str) {
+    scene.wait_status(run, "all batches computed", |status| {
+        status["in_flight"] == 0 && status["pending"] == 0
+    });
+}
+
+/// Waits until a sink has said this of a message.
+fn wait_said(scene: &mut Scene, sink: &str, subject: &str, said: &str) {
     scene.wait(&format!("`{said}` of {subject}"), PATIENCE, |scene| {
-        let log = scene.host.log("sink-1");
+        let log = scene.host.log(sink);
         // By words: `trial.rows.a.1.3` is no part of `trial.rows.a.1.30`.
         let names = |line: &str| line.split([' ', '"', '=', '`']).any(|word| word == subject);
         match log.lines().any(|line| line.contains(said) && names(line)) {
@@ -110,18 +120,41 @@ fn block_cut(run: &str, batch: u32, cut: Cut) -> Vec<u8> {
     })
 }
 
-/// The last column of a block has fewer values than the block says, so that ClickHouse takes the first bytes of the next
-/// batch's block, in the same INSERT, for them. No count and no digest of ids shows it: the proof of values does.
+/// Values of column `squared` that a block says it has and does not have.
+const SHORT: usize = 10;
+
+/// A worker's block has fewer values of the pipeline's column than it says, and others follow in the same INSERT: ClickHouse
+/// refuses it, the others land, and it is computed again once an operator says so.
+pub fn block_too_short(plan: Plan) -> Report {
+    let mut scene = Scene::new(plan, &Setup::new("block-too-short"));
+    shorten(&mut scene, |squared, build| [squared, build].concat());
+    scene.start(&["sink-1"]);
+    wait_said(&mut scene, "sink-1", &subject("a", 7), "ClickHouse refuses this batch's rows");
+    scene.wait_rows("a", IDS - u64::from(BATCH));
+    scene.must_go_on("a");
+    scene.fault("it is refused by ClickHouse, and all others are stored");
+    scene.host.call(&["verify", "a", "--repair", "--recompute"]);
+    scene.finish()
+}
+
+/// The same of a build that has the pipeline's column behind all others: ClickHouse takes the first bytes of the next batch's
+/// block for the missing values. No count and no digest of ids shows it: the proof of values does.
 pub fn block_that_borrows(plan: Plan) -> Report {
-    /// Values of `squared` that are not there.
-    const SHORT: usize = 10;
     let mut scene = Scene::new(plan, &Setup::new("block-that-borrows"));
+    shorten(&mut scene, |squared, build| [build, squared].concat());
+    scene.start(&["sink-1"]);
+    scene.wait_log("sink-1", "repaired what was not complete");
+    scene.fault("its batch was found not to hold what was computed, and computed again");
+    scene.finish()
+}
+
+/// Has run `a` computed, and takes values of `squared` out of the block of batch 7. `order` puts the last two columns, that one
+/// and `build`, behind the others.
+fn shorten(scene: &mut Scene, order: impl Fn(&[u8], &[u8]) -> Vec<u8>) {
     scene.publish("a", IDS, BATCH);
     scene.start(&["work-1", "work-2"]);
-    scene.wait_status("a", "all batches computed", |status| {
-        status["in_flight"] == 0 && status["pending"] == 0
-    });
-    let (mut streams, subject) = (nats(&scene), subject("a", 7));
+    wait_computed(scene, "a");
+    let (mut streams, subject) = (nats(scene), subject("a", 7));
     let message = stored(&mut streams, "trial_rows", &subject);
     let Ok(Rows::Batch(batch)) = decode_rows(&message) else { panic!("no rows under {subject}") };
     let (mut raw, mut rows, mut rest) = (Vec::new(), Vec::new(), batch.rows);
@@ -129,16 +162,19 @@ pub fn block_that_borrows(plan: Plan) -> Report {
         frame::decompress(&rest[..length], &mut raw).expect("a sound frame");
         rest = &rest[length..];
     }
-    raw.truncate(raw.len() - SHORT * size_of::<u64>());
+    let (count, mut build, mut squared) = (BATCH as usize, Vec::new(), Vec::new());
+    native::repeated_text(&mut build, "build", batch.build, count);
+    native::begin_column(&mut squared, "squared", "UInt64");
+    let head = raw.strip_suffix(&build[..]).expect("a block whose last column is `build`");
+    let (head, values) = head.split_at(head.len() - count * size_of::<u64>());
+    let head = head.strip_suffix(&squared[..]).expect("`squared` before it");
+    squared.extend_from_slice(&values[..(count - SHORT) * size_of::<u64>()]);
+    let raw = [head, &order(&squared, &build)].concat();
     frame::compress(&raw, &mut rows);
     let short = encode_rows(&RowBatch { raw_bytes: raw.len() as u64, rows: &rows, ..batch });
     purge(&mut streams, "trial_rows", &subject);
     put(&mut streams, &subject, &short);
-    scene.fault(format!("batch 7 lacks {SHORT} values of its last column"));
-    scene.start(&["sink-1"]);
-    scene.wait_log("sink-1", "repaired what was not complete");
-    scene.fault("its batch was found not to hold what was computed, and computed again");
-    scene.finish()
+    scene.fault(format!("batch 7 lacks {SHORT} values of `squared`"));
 }
 
 /// An old build, one that has its columns in another order, and one with a column more, which is added meanwhile: workers and
