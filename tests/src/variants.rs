@@ -21,6 +21,7 @@ macro_rules! build {
             type Id = u64;
             type Row = $row;
             fn compute(&self, id: &u64) -> Outcome<$row> {
+                crate::spin(crate::micros("TRIAL_MICROS"));
                 let compute: fn(u64) -> $row = $compute;
                 Ok(compute(*id))
             }

@@ -593,9 +593,10 @@ impl StoreFault {
         match self {
             // Not our bytes, whatever the code is: the rows may be stored, which is asked next.
             fault if fault.view().is_some() => Class::Retry,
-            // Parsing of the body: bad data, types or arguments that do not fit, constraints.
+            // Parsing of the body: bad data, types or arguments that do not fit, constraints. A type whose name is none (50, 62)
+            // is what is read where one block ended early and another follows.
             Self::Exception {
-                code: 6 | 26 | 27 | 33 | 38 | 41 | 53 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691,
+                code: 6 | 26 | 27 | 33 | 38 | 41 | 50 | 53 | 62 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691,
                 ..
             } => Class::Reject,
             // It ran and was stopped, timed out, or lost touch with its own parts: it may have committed.
@@ -681,6 +682,8 @@ mod tests {
     fn an_insert_is_rejected_only_for_its_own_bytes() {
         let table = [
             (33, Class::Reject),   // CANNOT_READ_ALL_DATA
+            (50, Class::Reject),   // UNKNOWN_TYPE
+            (62, Class::Reject),   // SYNTAX_ERROR
             (252, Class::Retry),   // TOO_MANY_PARTS
             (243, Class::Retry),   // NOT_ENOUGH_SPACE
             (241, Class::Retry),   // MEMORY_LIMIT_EXCEEDED

@@ -8,7 +8,7 @@ use tests::{SOON, ask_clickhouse, wait_until};
 /// Ids that are named of each fault.
 const NAMED: u64 = 5;
 
-/// What was given to `produce` under a name: the ids `1..=last`, whose rows must hold their squares.
+/// What was given to `produce` under a name: the ids `1..=last`. What their rows must hold, the checker computes itself.
 #[derive(Debug, Clone)]
 pub struct Submitted {
     /// The run's name.
@@ -20,13 +20,13 @@ pub struct Submitted {
 /// What is wrong with what is stored, in numbers of ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Submitted, and not in the view.
+    /// Submitted, and neither in the view nor, where it must be one, a dead letter.
     pub lost: u64,
     /// In the view more than once.
     pub doubled: u64,
-    /// In the view, and never submitted.
+    /// In the view, and never submitted; or a dead letter without a reason to be one.
     pub unexpected: u64,
-    /// In the view with another result than their square.
+    /// In the view with other values than the checker computes.
     pub wrong: u64,
     /// Rows in the table beyond the first of their id.
     pub raw_doubled: u64,
@@ -58,12 +58,14 @@ pub struct Checker {
     pipeline: &'static str,
     /// Which ids must be dead letters, in SQL.
     dead: &'static str,
+    /// When a row holds what it should, in SQL.
+    right: &'static str,
 }
 
 impl Checker {
     /// Asks the ClickHouse at this address about pipeline `trial`, none of whose ids may die.
     pub fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), pipeline: "trial", dead: "0" }
+        Self { url: url.to_owned(), pipeline: "trial", dead: "0", right: "squared = id * id" }
     }
 
     /// The same about pipeline `rogue`.
@@ -71,11 +73,23 @@ impl Checker {
         Self { pipeline: "rogue", dead: "id % 1000 BETWEEN 101 AND 106 OR id % 100 = 97", ..Self::new(url) }
     }
 
+    /// The same about pipeline `variant`, whose builds share columns `lo` and `hi`.
+    pub fn of_bounds(url: &str) -> Self {
+        Self { pipeline: "variant", right: "lo = id AND hi = id + 1000", ..Self::new(url) }
+    }
+
+    /// The same about build `kinds` of it: of ten ids, one has a number and one a name that its column does not have.
+    pub fn of_kinds(url: &str) -> Self {
+        let right = "kind = if(id % 2 = 0, 'low', 'high') AND name = 'high'";
+        Self { pipeline: "variant", dead: "id % 10 IN (7, 8)", right, ..Self::new(url) }
+    }
+
     /// What is wrong with a run as its readers see it, and as it lies in the table.
     pub fn look(&self, submitted: &Submitted) -> Found {
         let Submitted { run, last } = submitted;
-        let Self { pipeline, dead, .. } = self;
+        let Self { pipeline, dead, right, .. } = self;
         let view = format!("millstream.{pipeline} WHERE run = '{run}'");
+        let letters = format!("SELECT id FROM millstream.{pipeline}_dead WHERE run = '{run}'");
         // `numbers()` has other arguments on old servers.
         let ids = format!("SELECT number + 1 AS id FROM system.numbers LIMIT {last}");
         let mut found = Found::default();
@@ -91,10 +105,19 @@ impl Checker {
             "lost",
             format!("SELECT id FROM ({ids}) WHERE NOT ({dead}) AND id NOT IN (SELECT id FROM {view})"),
         );
+        let undead = count(
+            "lost, which must be dead letters",
+            format!("SELECT id FROM ({ids}) WHERE ({dead}) AND id NOT IN ({letters})"),
+        );
         let doubled = count("doubled", format!("SELECT id FROM {view} GROUP BY id HAVING count() > 1"));
         let unexpected =
             count("unexpected", format!("SELECT id FROM {view} AND (id < 1 OR id > {last} OR {dead})"));
-        let wrong = count("wrong", format!("SELECT id FROM {view} AND squared != id * id"));
+        let dead = count(
+            "dead letters for no reason",
+            format!("{letters} AND (id < 1 OR id > {last} OR NOT ({dead}))"),
+        );
+        let wrong = count("wrong", format!("SELECT id FROM {view} AND NOT ({right})"));
+        let (lost, unexpected) = (lost + undead, unexpected + dead);
         Found { lost, doubled, unexpected, wrong, raw_doubled: self.raw_doubled(run), ..found }
     }
 

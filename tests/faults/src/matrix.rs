@@ -1,13 +1,13 @@
-//! The fault matrix: 38 rows of `reliability.md` §6.1 and three of commands that came later, each with the scenarios that
-//! play it: all of them can run on one Linux machine as root.
+//! The fault matrix: 38 rows of `reliability.md` §6.1 and seven that came later, of commands and of rows as columns, each
+//! with the scenarios that play it: all of them can run on one Linux machine as root.
 //!
 //! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
 
 use crate::Plan;
 use crate::scenarios::{
-    clickhouse, cluster, machine, nats, net, old_clickhouse, outage, power, producer, sealer, sink, steered,
-    streams, worker,
+    clickhouse, cluster, machine, nats, net, old_clickhouse, outage, power, producer, rows, sealer, sink,
+    steered, streams, worker,
 };
 use crate::scene::Report;
 
@@ -67,7 +67,7 @@ const fn ci(scenario: Scenario) -> Scenario {
 }
 
 /// All of it.
-pub static ROWS: [Row; 41] = [
+pub static ROWS: [Row; 45] = [
     row(
         1,
         "kill -9 P",
@@ -141,7 +141,6 @@ pub static ROWS: [Row; 41] = [
         &[
             ci(at("answers dropped, then reset, 4 times", Raw::Never, net::answers_lost)),
             at("answers dropped for 100 s", Raw::Never, net::answers_lost_for_long),
-            ci(at("answers dropped, on clickhouse-server 18.16", Raw::Never, old_clickhouse::answers_lost)),
             ci(at(
                 "KILL QUERY SYNC of an insert cut off, on 18.16",
                 Raw::Never,
@@ -165,12 +164,6 @@ pub static ROWS: [Row; 41] = [
             ci(at("in an INSERT, 6 times", Raw::Never, clickhouse::killed_in_insert)),
             ci(at("between a part and its rename", Raw::Never, clickhouse::killed_at_rename)),
             at("in a merge, 3 times", Raw::Never, clickhouse::killed_in_merge),
-            ci(at(
-                "in an INSERT, 5 times, on clickhouse-server 18.16",
-                Raw::Never,
-                old_clickhouse::killed_in_insert,
-            )),
-            at("SIGTERM and start, 3 times, on 18.16", Raw::Never, old_clickhouse::restarted),
         ],
     ),
     row(
@@ -404,6 +397,34 @@ pub static ROWS: [Row; 41] = [
         "rebuild killed",
         "failpoints",
         &[ci(at("before readers are told", Raw::Never, steered::killed_in_rebuild))],
+    ),
+    row(
+        42,
+        "rows of a faulty build",
+        "messages with a sound envelope in a batch's place",
+        &[
+            ci(at("block cut, in a frame and between two", Raw::Never, rows::blocks_cut)),
+            ci(at("block too short, others behind it", Raw::Never, rows::block_too_short)),
+            at("block that takes bytes of the next", Raw::Never, rows::block_that_borrows),
+        ],
+    ),
+    row(
+        43,
+        "three builds of two schemas at once, W and K of each killed",
+        "SIGKILL",
+        &[at("while a column is added", Raw::Never, rows::builds_side_by_side)],
+    ),
+    row(
+        44,
+        "materialized view that throws",
+        "an operator's view, failpoint",
+        &[at("K killed in an INSERT meanwhile", Raw::Never, rows::view_throws)],
+    ),
+    row(
+        45,
+        "values that a column does not have",
+        "a build of such values, SIGKILL of W",
+        &[ci(at("2 of 10 ids", Raw::Never, rows::values_without_column))],
     ),
 ];
 

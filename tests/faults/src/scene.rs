@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::dice::Dice;
 use tests::nats::nats_info;
+use tests::variants::VARIABLE;
 use tests::{Host, Launch, Process, SOON, Up, ask_clickhouse, wait_until};
 
 use crate::checker::{Checker, Found, Submitted};
@@ -43,6 +44,8 @@ pub struct Setup {
     pub ballast: u32,
     /// Ids end their process or never end.
     pub rogue: bool,
+    /// Pipeline `variant`, as this build of it has it.
+    pub build: Option<&'static str>,
     /// nats-server's store is a disk of so many MB.
     pub nats_disk_mb: Option<u32>,
     /// ClickHouse's data are on a disk of so many MB.
@@ -58,6 +61,7 @@ impl Setup {
             config: "sink.group_ms = 200\n",
             ballast: 0,
             rogue: false,
+            build: None,
             nats_disk_mb: None,
             clickhouse_disk_mb: None,
         }
@@ -121,6 +125,9 @@ impl Scene {
         if setup.rogue {
             host.env.push(("TRIAL_ROGUE".to_owned(), "1".to_owned()));
         }
+        if let Some(build) = setup.build {
+            host.env.push((VARIABLE.to_owned(), build.to_owned()));
+        }
         let data = host.path().join(".millstream");
         let disks = [("nats", setup.nats_disk_mb), ("clickhouse", setup.clickhouse_disk_mb)];
         let disks = disks.into_iter().filter_map(|(name, mb)| Some(Disk::mount(&data.join(name), mb?)));
@@ -129,8 +136,11 @@ impl Scene {
         let (nats, clickhouse) = (up.nats.clone(), up.clickhouse.clone());
         let mut scene = Self::on_servers(plan, setup.name, host, &nats, &clickhouse);
         (scene.up, scene.disks) = (Some(up), disks);
-        if setup.rogue {
-            scene.checker = Checker::of_rogue(&scene.clickhouse);
+        match setup.build {
+            _ if setup.rogue => scene.checker = Checker::of_rogue(&scene.clickhouse),
+            Some("kinds") => scene.checker = Checker::of_kinds(&scene.clickhouse),
+            Some(_) => scene.checker = Checker::of_bounds(&scene.clickhouse),
+            None => {}
         }
         scene
     }
@@ -584,16 +594,17 @@ impl Scene {
         found
     }
 
-    /// The engine's own proof must agree with the checker's.
+    /// The engine's own proof, of the values too, must agree with the checker's.
     pub fn verified(&mut self) {
         for Submitted { run, last } in self.submitted.clone() {
             // A server that takes its time may not answer at once.
             let report: Value = self.wait(&format!("the proof of `{run}`"), SOON, |scene| {
-                let called = scene.host.call(&["verify", &run, "--json"]);
+                let called = scene.host.call(&["verify", &run, "--values", "--json"]);
                 serde_json::from_str(&called.stdout).map_err(|_| called.stderr)
             });
             assert_eq!((&report["sealed"], &report["complete"]), (&true.into(), &true.into()), "{report}");
             assert_eq!((&report["ids"], &report["rows"]), (&last.into(), &last.into()), "{report}");
+            assert_eq!(report["values_at_fault"], 0, "{report}");
         }
     }
 

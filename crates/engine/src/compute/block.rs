@@ -1,6 +1,6 @@
 //! The rows of a message as one Native block: the very bytes that ClickHouse ingests, columns with names and types.
 //!
-//! The columns that all pipelines have come first, the pipeline's own behind them. What is the same in all rows of a
+//! The columns that all pipelines have come first, the pipeline's own behind them, and the build last. What is the same in all rows of a
 //! message is written as a repeated value and compresses to almost nothing.
 
 use millstream::columns::{Columns, city_hash_of_numbers};
@@ -13,6 +13,11 @@ use crate::tables::{STATUS_DEAD, STATUS_OK};
 
 /// What is compressed together, before compression. ClickHouse reads frames one by one.
 const FRAME: usize = 1 << 20;
+
+/// The column behind all others, whose form ClickHouse checks: a version, a dictionary, a number of rows. A block that has
+/// fewer values than it says, in whichever column, is refused, though the next block follows in the same INSERT. Behind a
+/// column of numbers the server would take the next block's first bytes for the missing values, and go on.
+const LAST: &str = "build";
 
 /// Bytes of a row that are the same in all rows of a message: numbers, a moment, an index each for three texts, a status.
 const REPEATED: usize = 3 * 4 + 3 * 8 + 3 + 1;
@@ -85,12 +90,13 @@ fn write<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Rows, out: &
             "status" => native::fixed(out, name, kind, &statuses),
             "error" => native::texts(out, name, errors(rows)),
             "host" => native::repeated_text(out, name, &maker.host, count),
-            "build" => native::repeated_text(out, name, &maker.build, count),
+            LAST => {}
             "computed_at" => repeated(out, &computed_ms.to_le_bytes()),
             _ => unreachable!("every own column has its value here: {name}"),
         }
     }
     rows.columns.write_native(schema, out);
+    native::repeated_text(out, LAST, &maker.build, count);
 }
 
 fn statuses(rows: &Rows) -> Vec<u8> {

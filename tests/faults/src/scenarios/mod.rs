@@ -9,6 +9,7 @@ pub mod old_clickhouse;
 pub mod outage;
 pub mod power;
 pub mod producer;
+pub mod rows;
 pub mod sealer;
 pub mod sink;
 pub mod steered;
@@ -17,10 +18,13 @@ pub mod worker;
 
 use std::process::ExitCode;
 
-/// The pipeline under test: squares, and with ballast where a scenario needs large rows.
+/// The pipeline under test: squares, with ballast where a scenario needs large rows; or one of the builds of `variant`.
 pub fn pipeline() -> ExitCode {
     if std::env::var_os("TRIAL_ROGUE").is_some() {
         return millstream_cli::main(tests::Rogue);
+    }
+    if std::env::var_os(tests::variants::VARIABLE).is_some() {
+        return tests::variants::main();
     }
     match std::env::var("TRIAL_BALLAST").ok().and_then(|bytes| bytes.parse().ok()) {
         None | Some(0) => millstream_cli::main(tests::Trial),

@@ -21,24 +21,24 @@ fn scene(plan: Plan, name: &'static str) -> Scene {
     scene
 }
 
-fn nats(scene: &Scene) -> Nats {
+pub(super) fn nats(scene: &Scene) -> Nats {
     Nats::connect(&scene.nats)
 }
 
-fn purge(nats: &mut Nats, stream: &str, subject: &str) {
+pub(super) fn purge(nats: &mut Nats, stream: &str, subject: &str) {
     let answer = nats.api(&format!("STREAM.PURGE.{stream}"), &json!({ "filter": subject }));
     assert_eq!(answer["purged"], 1, "{subject}: {answer}");
 }
 
 /// Publishes into a stream as anyone could; the answer is the stream's.
-fn put(nats: &mut Nats, subject: &str, bytes: &[u8]) {
+pub(super) fn put(nats: &mut Nats, subject: &str, bytes: &[u8]) {
     let answer = nats.request(subject, "", bytes).payload;
     let answer: Value = serde_json::from_slice(&answer).expect("JSON");
     assert!(answer["seq"].is_u64(), "{subject}: {answer}");
 }
 
 /// The bytes of the last message under a subject.
-fn stored(nats: &mut Nats, stream: &str, subject: &str) -> Vec<u8> {
+pub(super) fn stored(nats: &mut Nats, stream: &str, subject: &str) -> Vec<u8> {
     let bytes = nats.request(&format!("$JS.API.DIRECT.GET.{stream}.{subject}"), "", b"").payload;
     assert!(!bytes.is_empty(), "nothing under {subject}");
     bytes
