@@ -195,3 +195,60 @@ fn rows_that_clickhouse_refuses_are_computed_again_by_a_mended_build() {
     scene.host.wait_sealed("a", SOON);
     assert_eq!(scene.rows("a", "hi = id + 1000 AND startsWith(build, '1+')"), 1000);
 }
+
+/// An operator drops a column under a running sink: the rows wait, named, and hold up no other run.
+#[test]
+fn rows_whose_column_is_dropped_under_a_running_sink_wait_and_are_named() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    let _sink = scene.start("sink", "lohi", &["sink"]);
+    let _worker = scene.start("work", "lohi", &["work"]);
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "before"]).expect(0);
+    scene.host.wait_sealed("before", SOON);
+    // The sink has asked the table a moment ago, and goes by that.
+    scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN hi SETTINGS mutations_sync = 2");
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "waits"]).expect(0);
+    wait_until("rows that are left", SOON, || match scene.host.log("sink") {
+        log if log.contains("rows of another schema are not stored") => Ok(()),
+        log => Err(log),
+    });
+    assert!(scene.host.log("sink").contains("the table has no column `hi`"), "{}", scene.host.log("sink"));
+    assert_eq!(scene.rows("waits", "1"), 0);
+    // Not in its log alone.
+    let status = wait_until("a report of the sink", SOON, || {
+        match scene.call("lohi", &["status", "waits"]).expect(0).stdout {
+            told if told.contains("has no column `hi`") => Ok(told),
+            told => Err(told),
+        }
+    });
+    assert!(status.contains("rows of build `1+") && status.contains("setup --yes"), "{status}");
+    let doctor = scene.call("lohi", &["doctor"]).stdout;
+    assert!(doctor.contains("warn  rows waiting") && doctor.contains("has no column `hi`"), "{doctor}");
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD COLUMN hi UInt64");
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "after"]).expect(0);
+    scene.host.wait_sealed("waits", SOON);
+    scene.host.wait_sealed("after", SOON);
+    assert_eq!(scene.rows("waits", "hi = id + 1000"), 1000);
+}
+
+/// Another build's rows, for which the table has no column by now.
+#[test]
+fn a_rebuild_ends_where_the_table_does_not_take_the_rows() {
+    let scene = Scene::new();
+    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n")
+        .expect("written");
+    scene.run("extra", "1..=1000", "a", 0);
+    scene.up.ask("TRUNCATE TABLE millstream.variant_rows");
+    scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN extra SETTINGS mutations_sync = 2");
+    let refused = scene.call("lohi", &["rebuild", "a"]).expect(1);
+    refused.says(&[
+        "rows of build `3+",
+        "has no column `extra` (UInt32)",
+        "hint: ",
+        "setup --yes",
+        "rebuild a",
+    ]);
+    scene.call("extra", &["setup", "--yes"]).expect(0);
+    scene.call("lohi", &["rebuild", "a"]).expect(0);
+    assert_eq!(scene.rows("a", "extra = 7"), 1000);
+}

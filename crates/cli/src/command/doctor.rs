@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use millstream::Spec;
 use millstream_engine::broker::Kept;
+use millstream_engine::hosts;
 use millstream_engine::moment::length;
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
 use serde::Serialize;
@@ -129,6 +130,9 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         }
         Err(error) => failed("JetStream", &error.into()),
     });
+    if let Some(told) = check_left(&broker).await {
+        checks.push(told);
+    }
     match check_kept(&broker, limits).await {
         Ok(kept) => checks.extend(kept),
         Err(error) => checks.push(failed("kept", &error.into())),
@@ -144,6 +148,23 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         Err(error) => failed("set aside", &error.into()),
     });
     checks
+}
+
+/// Rows that sinks have and the table does not take; nothing where no bucket is set up yet.
+async fn check_left(broker: &Broker) -> Option<Check> {
+    let records = broker.records().await.ok()?;
+    let hosts = match hosts::alive(&records).await {
+        Ok(hosts) => hosts,
+        Err(error) => return Some(failed("rows waiting", &error.into())),
+    };
+    let told: Vec<String> = hosts
+        .iter()
+        .filter_map(|host| Some(format!("{} (sink on {}, process {})", host.left()?, host.host, host.pid)))
+        .collect();
+    Some(match told[..] {
+        [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
+        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(hosts::LEFT_HINT)),
+    })
 }
 
 /// What the streams keep, and for how long.
