@@ -583,6 +583,11 @@ impl StoreFault {
         matches!(self, Self::Exception { code: 497 | 164, .. })
     }
 
+    /// Whether a table or a database that was asked is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Exception { code: 60 | 81, .. })
+    }
+
     /// What to do when this came of an insert.
     ///
     /// Codes: <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.

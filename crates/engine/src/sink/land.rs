@@ -14,7 +14,7 @@ use super::{ASKING, GroupKey, INSERTING, Item, SET_BACK, Sink};
 use crate::error::{StoreFault, full_cause};
 use crate::failpoint;
 use crate::retry::Backoff;
-use crate::store::Fit;
+use crate::store::{Fit, in_ranges};
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -183,13 +183,13 @@ impl Landing<'_> {
     async fn note_views(&mut self, landed: &[Item]) {
         let store = &self.sink.store;
         let Some(fault) = self.failed.take().filter(|_| !landed.is_empty()) else { return };
-        let batches: Vec<u32> = landed.iter().map(|item| item.portion.batch).collect();
+        let batches = in_ranges(landed.iter().map(|item| item.portion.batch));
         let GroupKey { run, pass, .. } = self.key;
         let pass = *pass;
         match store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
             Ok(views) if views.is_empty() => {}
             Ok(views) => {
-                tracing::error!(%run, pass, batches = batches.len(), views = views.join(", "), %fault,
+                tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
                 "materialized views on the rows table did not get these rows")
             }
