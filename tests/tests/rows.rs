@@ -252,3 +252,27 @@ fn a_rebuild_ends_where_the_table_does_not_take_the_rows() {
     scene.call("lohi", &["rebuild", "a"]).expect(0);
     assert_eq!(scene.rows("a", "extra = 7"), 1000);
 }
+
+/// Where versions of the columns cannot be kept, rows are stored all the same.
+#[test]
+fn a_sink_goes_on_without_the_table_of_schemas() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD COLUMN extra UInt32");
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "a"]).expect(0);
+    scene.call("lohi", &["pause", "a"]).expect(0);
+    let _services =
+        [("sink", "lohi"), ("work", "extra")].map(|(role, build)| scene.start(role, build, &[role]));
+    wait_until("both services", SOON, || match scene.host.status("a") {
+        status if status["hosts"].as_array().is_some_and(|hosts| hosts.len() == 2) => Ok(()),
+        status => Err(status.to_string()),
+    });
+    // What sets up would make it anew.
+    scene.up.ask("DROP TABLE millstream.variant_schemas");
+    scene.call("lohi", &["resume", "a"]).expect(0);
+    wait_until("stored rows", SOON, || match scene.rows("a", "extra = 7") {
+        1000 => Ok(()),
+        rows => Err(format!("{rows} rows: {}", scene.host.log("sink"))),
+    });
+    assert!(scene.host.log("sink").contains("the schema version is not kept"), "{}", scene.host.log("sink"));
+}

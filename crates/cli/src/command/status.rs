@@ -104,6 +104,11 @@ fn told(status: &Status) -> String {
             .iter()
             .map(|fault| format!("views     {}; `doctor` says what helps", show::view_fault(fault))),
     );
+    lines.extend(status.view_faults_unknown.iter().map(|why| {
+        format!(
+            "views     whether views lack rows of it could not be asked: {why}; grant SELECT on that table"
+        )
+    }));
     lines.extend(status.hosts.iter().filter_map(waits));
     let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
     if !hosts.is_empty() {

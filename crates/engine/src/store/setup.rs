@@ -290,8 +290,22 @@ impl Store {
     }
 
     /// Keeps a version of the columns with the tables, unless it is known: digests of rows go over them. A process that may
-    /// not write there leaves it to others.
+    /// not, or that has outlived their table, leaves it to others: rows are stored all the same.
     pub(super) async fn keep_schema(&self, schema: &Schema, build: &str) -> Result<(), Error> {
+        match self.try_keep_schema(schema, build).await {
+            Err(Error::Store { source, .. }) if source.is_denied() || source.is_missing() => {
+                tracing::warn!(
+                    %source,
+                    hint = "grant SELECT and INSERT on the table of schemas, or run `setup` of this build as a user who may",
+                    "the schema version is not kept: other versions of the pipeline cannot prove the values of these rows"
+                );
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn try_keep_schema(&self, schema: &Schema, build: &str) -> Result<(), Error> {
         let known: Vec<(u32, String)> = self.all("look up schema versions", &self.tables.schemas()).await?;
         let text = schema.to_text();
         if known.iter().any(|(_, columns)| *columns == text) {
@@ -299,17 +313,7 @@ impl Store {
         }
         let version = known.iter().map(|(version, _)| *version).max().unwrap_or(0) + 1;
         let statement = self.tables.insert_schema(version, schema, build, now_ms());
-        match self.write("keep the schema version", &statement).await {
-            Err(Error::Store { source, .. }) if source.is_denied() => {
-                tracing::warn!(
-                    %source,
-                    hint = "grant INSERT on that table, or run `setup` of this build as a user who may",
-                    "the schema version is not kept: other versions of the pipeline cannot prove the values of these rows"
-                );
-                Ok(())
-            }
-            outcome => outcome,
-        }
+        self.write("keep the schema version", &statement).await
     }
 
     /// Names of tables and views that are not there, in quotes with their database.
