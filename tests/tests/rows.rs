@@ -200,7 +200,9 @@ fn rows_that_clickhouse_refuses_are_computed_again_by_a_mended_build() {
 fn values_that_were_changed_are_found_and_computed_again() {
     let scene = Scene::new();
     scene.run("lohi", "1..=5000", "a", 0);
-    scene.up.ask("ALTER TABLE millstream.variant_rows UPDATE hi = 5 WHERE id = 77 SETTINGS mutations_sync = 2");
+    scene
+        .up
+        .ask("ALTER TABLE millstream.variant_rows UPDATE hi = 5 WHERE id = 77 SETTINGS mutations_sync = 2");
     // Every id has its row still.
     scene.call("lohi", &["verify", "a"]).expect(0);
     let report = scene.call("lohi", &["verify", "a", "--values", "--json"]).expect(1).json();
@@ -231,7 +233,9 @@ fn values_of_a_column_that_was_dropped_are_not_proven_and_not_wrong() {
 fn a_column_that_was_widened_holds_values_that_the_older_build_has_not() {
     let scene = Scene::new();
     scene.run("lohi", "1..=5000", "a", 0);
-    scene.up.ask("ALTER TABLE millstream.variant_rows MODIFY COLUMN hi Nullable(UInt64) SETTINGS alter_sync = 2");
+    scene
+        .up
+        .ask("ALTER TABLE millstream.variant_rows MODIFY COLUMN hi Nullable(UInt64) SETTINGS alter_sync = 2");
     scene.run("nullable", "1..=5000", "b", 0);
     for (build, run) in [("lohi", "a"), ("nullable", "a"), ("lohi", "b"), ("nullable", "b")] {
         scene.call(build, &["verify", run, "--values"]).expect(0);
@@ -266,4 +270,85 @@ fn a_pass_takes_over_nothing_but_what_was_computed() {
         log => Err(log),
     });
     assert_ne!(scene.host.status("a")["state"], "sealed");
+}
+
+/// An operator drops a column under a running sink: the rows wait, named, and hold up no other run.
+#[test]
+fn rows_whose_column_is_dropped_under_a_running_sink_wait_and_are_named() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    let _sink = scene.start("sink", "lohi", &["sink"]);
+    let _worker = scene.start("work", "lohi", &["work"]);
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "before"]).expect(0);
+    scene.host.wait_sealed("before", SOON);
+    // The sink has asked the table a moment ago, and goes by that.
+    scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN hi SETTINGS mutations_sync = 2");
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "waits"]).expect(0);
+    wait_until("rows that are left", SOON, || match scene.host.log("sink") {
+        log if log.contains("rows of another schema are not stored") => Ok(()),
+        log => Err(log),
+    });
+    assert!(scene.host.log("sink").contains("the table has no column `hi`"), "{}", scene.host.log("sink"));
+    assert_eq!(scene.rows("waits", "1"), 0);
+    // Not in its log alone.
+    let status = wait_until("a report of the sink", SOON, || {
+        match scene.call("lohi", &["status", "waits"]).expect(0).stdout {
+            told if told.contains("has no column `hi`") => Ok(told),
+            told => Err(told),
+        }
+    });
+    assert!(status.contains("rows of build `1+") && status.contains("setup --yes"), "{status}");
+    let doctor = scene.call("lohi", &["doctor"]).stdout;
+    assert!(doctor.contains("warn  rows waiting") && doctor.contains("has no column `hi`"), "{doctor}");
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD COLUMN hi UInt64");
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "after"]).expect(0);
+    scene.host.wait_sealed("waits", SOON);
+    scene.host.wait_sealed("after", SOON);
+    assert_eq!(scene.rows("waits", "hi = id + 1000"), 1000);
+}
+
+/// Another build's rows, for which the table has no column by now.
+#[test]
+fn a_rebuild_ends_where_the_table_does_not_take_the_rows() {
+    let scene = Scene::new();
+    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n")
+        .expect("written");
+    scene.run("extra", "1..=1000", "a", 0);
+    scene.up.ask("TRUNCATE TABLE millstream.variant_rows");
+    scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN extra SETTINGS mutations_sync = 2");
+    let refused = scene.call("lohi", &["rebuild", "a"]).expect(1);
+    refused.says(&[
+        "rows of build `3+",
+        "has no column `extra` (UInt32)",
+        "hint: ",
+        "setup --yes",
+        "rebuild a",
+    ]);
+    scene.call("extra", &["setup", "--yes"]).expect(0);
+    scene.call("lohi", &["rebuild", "a"]).expect(0);
+    assert_eq!(scene.rows("a", "extra = 7"), 1000);
+}
+
+/// Where versions of the columns cannot be kept, rows are stored all the same.
+#[test]
+fn a_sink_goes_on_without_the_table_of_schemas() {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD COLUMN extra UInt32");
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "a"]).expect(0);
+    scene.call("lohi", &["pause", "a"]).expect(0);
+    let _services =
+        [("sink", "lohi"), ("work", "extra")].map(|(role, build)| scene.start(role, build, &[role]));
+    wait_until("both services", SOON, || match scene.host.status("a") {
+        status if status["hosts"].as_array().is_some_and(|hosts| hosts.len() == 2) => Ok(()),
+        status => Err(status.to_string()),
+    });
+    // What sets up would make it anew.
+    scene.up.ask("DROP TABLE millstream.variant_schemas");
+    scene.call("lohi", &["resume", "a"]).expect(0);
+    wait_until("stored rows", SOON, || match scene.rows("a", "extra = 7") {
+        1000 => Ok(()),
+        rows => Err(format!("{rows} rows: {}", scene.host.log("sink"))),
+    });
+    assert!(scene.host.log("sink").contains("the schema version is not kept"), "{}", scene.host.log("sink"));
 }

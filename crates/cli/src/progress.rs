@@ -325,6 +325,7 @@ mod tests {
             readers: None,
             builds: Vec::new(),
             view_faults: Vec::new(),
+            view_faults_unknown: None,
         };
         let text = described(&status, 1000.0, show::short, show::clock);
         assert_eq!(text, "9.98G/9.99G ids, 9,999/9,999 batches, 1,000 ids/s, ETA 2:46:40, 9,999 dead");

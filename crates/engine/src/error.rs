@@ -452,6 +452,16 @@ pub enum Error {
         /// Why, as far as it can be known.
         why: String,
     },
+    /// Rows that the table does not take.
+    #[error("rebuild pass {pass} of run `{run}`, whose rows the table does not take:\n  {}", faults.join("\n  "))]
+    RowsLeft {
+        /// The run.
+        run: String,
+        /// The pass.
+        pass: u32,
+        /// One entry for each build and cause: the columns, or what ClickHouse says.
+        faults: Vec<String>,
+    },
     /// A rebuild of a pass that was never whole.
     #[error("rebuild pass {pass} of run `{run}`: it is {state}, not sealed")]
     NotSealed {
@@ -564,7 +574,8 @@ pub enum Class {
     Retry,
     /// The same, but it may have been done: kill it, ask, then try again.
     Unclear,
-    /// The bytes themselves are refused: trying again cannot help.
+    /// The bytes themselves are refused, or the table does not have what the INSERT names: trying the same again cannot
+    /// help, and must not hold other rows up.
     Reject,
 }
 
@@ -586,6 +597,11 @@ impl StoreFault {
         matches!(self, Self::Exception { code: 497 | 164, .. })
     }
 
+    /// Whether a table or a database that was asked is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Exception { code: 60 | 81, .. })
+    }
+
     /// What to do when this came of an insert.
     ///
     /// Codes: <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
@@ -599,6 +615,8 @@ impl StoreFault {
                 code: 6 | 26 | 27 | 33 | 38 | 41 | 50 | 53 | 62 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691,
                 ..
             } => Class::Reject,
+            // The table was changed since it was asked about its columns: one is gone, computed, or of another type.
+            Self::Exception { code: 8 | 10 | 16 | 20 | 44 | 47 | 122, .. } => Class::Reject,
             // It ran and was stopped, timed out, or lost touch with its own parts: it may have committed.
             Self::Exception { code: 159 | 209 | 210 | 216 | 236 | 319 | 394 | 425 | 999, .. } => {
                 Class::Unclear
@@ -679,11 +697,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_insert_is_rejected_only_for_its_own_bytes() {
+    fn an_insert_is_rejected_only_for_its_own_bytes_and_columns() {
         let table = [
             (33, Class::Reject),   // CANNOT_READ_ALL_DATA
             (50, Class::Reject),   // UNKNOWN_TYPE
             (62, Class::Reject),   // SYNTAX_ERROR
+            (16, Class::Reject),   // NO_SUCH_COLUMN_IN_TABLE
+            (44, Class::Reject),   // ILLEGAL_COLUMN: it is computed by now
             (252, Class::Retry),   // TOO_MANY_PARTS
             (243, Class::Retry),   // NOT_ENOUGH_SPACE
             (241, Class::Retry),   // MEMORY_LIMIT_EXCEEDED
@@ -694,6 +714,8 @@ mod tests {
         for (code, class) in table {
             assert_eq!(StoreFault::Exception { code, text: String::new() }.class(), class, "{code}");
         }
+        let text = format!("Missing columns: {PUSHING}e.mv (`x`)");
+        assert_eq!(StoreFault::Exception { code: 47, text }.class(), Class::Retry, "a view's fault");
         assert_eq!(StoreFault::Silent(Duration::from_secs(1)).class(), Class::Unclear);
     }
 

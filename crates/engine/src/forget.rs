@@ -63,6 +63,7 @@ pub async fn forget(
     forget.remove_rows(&mut forgotten).await?;
     // A sealer that had its proof before a cancel may have shown a pass that is gone now.
     forget.hide().await?;
+    forget.remove_view_faults().await?;
     failpoint::pass("forget-after-rows");
     forget.remove_records(passes, &mut forgotten).await?;
     Ok(forgotten)
@@ -145,6 +146,18 @@ impl Forget<'_> {
         }
         forgotten.row_bytes = before.saturating_sub(self.store.bytes_beside(run).await?);
         Ok(())
+    }
+
+    /// What views did not get of rows that are gone. Where this process may not look, the operator acknowledges it.
+    async fn remove_view_faults(&self) -> Result<(), Error> {
+        match self.store.forget_view_faults(self.run.as_str(), self.pass).await {
+            Err(Error::Store { source, .. }) if source.is_denied() => {
+                tracing::warn!(run = %self.run, %source, hint = "`doctor --acknowledge` by a user who may removes them",
+                    "what is noted of views that lack its rows stays");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     async fn remove_records(&self, passes: Vec<PassRecord>, forgotten: &mut Forgotten) -> Result<(), Error> {

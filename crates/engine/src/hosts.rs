@@ -22,6 +22,10 @@ const STALE: Duration = Duration::from_secs(12);
 /// A sealer purges records older than this.
 const GONE: Duration = Duration::from_secs(600);
 
+/// What helps rows that the table does not take.
+pub const LEFT_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
+                             come again by themselves, within ten minutes";
+
 /// One process at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostReport {
@@ -62,6 +66,9 @@ pub enum Doing {
         total: SinkTimes,
         /// Rows stored a second.
         rows_per_second: f64,
+        /// What stands against rows that the table does not take: builds and columns. `null` where no rows wait for that.
+        #[serde(default)]
+        left: Option<String>,
     },
     /// It publishes a run.
     Produce {
@@ -80,6 +87,14 @@ impl HostReport {
         match &self.doing {
             Doing::Work { runs, .. } => runs.iter().find(|share| share.run == run && share.pass == pass),
             Doing::Sink { .. } | Doing::Produce { .. } => None,
+        }
+    }
+
+    /// What stands against rows that it has and the table does not take.
+    pub fn left(&self) -> Option<&str> {
+        match &self.doing {
+            Doing::Sink { left, .. } => left.as_deref(),
+            Doing::Work { .. } | Doing::Produce { .. } => None,
         }
     }
 }
@@ -182,7 +197,12 @@ mod tests {
     use super::*;
 
     fn sink(pid: u32, total: [f64; 3]) -> HostReport {
-        let doing = Doing::Sink { recent: SinkTimes::default(), total: total.into(), rows_per_second: 0.0 };
+        let doing = Doing::Sink {
+            recent: SinkTimes::default(),
+            total: total.into(),
+            rows_per_second: 0.0,
+            left: None,
+        };
         HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
     }
 

@@ -56,7 +56,7 @@ struct Rebuild<'a> {
 ///
 /// # Errors
 /// [`Error::NoSuchPass`]; [`Error::NotSealed`]; [`Error::RowsGone`] when the stream does not have all that the table
-/// lacks: then what it has is inserted; [`Error::Stopped`]; those of the broker and ClickHouse.
+/// lacks: then what it has is inserted; [`Error::RowsLeft`] when the table does not take them; [`Error::Stopped`]; those of the broker and ClickHouse.
 pub async fn rebuild(
     broker: &Broker,
     records: &Records,
@@ -149,7 +149,9 @@ impl Rebuild<'_> {
             while !stage.taking_stopped() {
                 let open = broker.rebuild_progress(self.run, pass).await;
                 // A server that does not answer now is asked again: the sink waits for it too.
-                if matches!(open, Ok(open) if open.as_ref().is_none_or(is_drawn)) {
+                let is_drawn = matches!(open, Ok(open) if open.as_ref().is_none_or(is_drawn));
+                // Rows that the table does not take come again and again: the operator has to do something first.
+                if is_drawn || !counts.left.faults().is_empty() {
                     stage.stop_taking();
                 }
                 tokio::select! {
@@ -162,6 +164,11 @@ impl Rebuild<'_> {
         let sinking = sink(broker, self.store, plan, counts.clone(), Arc::default(), &stage);
         let (sunk, ()) = tokio::join!(sinking, watch);
         sunk?;
+        let faults = counts.left.faults();
+        if !faults.is_empty() {
+            broker.remove_rebuild_consumer(self.run, pass).await?;
+            return Err(Error::RowsLeft { run: self.run.to_string(), pass, faults });
+        }
         tracing::info!(pass, batches = counts.batches.load(Ordering::Relaxed), "inserted from the stream");
         if self.stop.taking_stopped() {
             return Err(Error::Stopped);

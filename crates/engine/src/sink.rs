@@ -4,6 +4,7 @@
 //! knows, is made again from the same bytes.
 
 mod land;
+mod left;
 mod schemas;
 pub(crate) mod step;
 
@@ -31,6 +32,7 @@ use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use crate::store::{Portion, Store};
+pub use left::Left;
 use schemas::Schemas;
 
 /// One INSERT carries no more than this, so that it stays one block and one part.
@@ -44,6 +46,8 @@ const MAX_PULL_BYTES: usize = 16 << 20;
 const MAX_PULL: usize = 1000;
 /// How long a pull waits for more. Short, because groups age meanwhile.
 const PULL_FOR: Duration = Duration::from_millis(500);
+/// How often a sink that is to end says what it waits for.
+const TELL: Duration = Duration::from_secs(15);
 /// A message that cannot be inserted now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
@@ -101,6 +105,8 @@ pub struct SinkCounts {
     pub redelivered: AtomicU64,
     /// Messages that are no batch of ours, kept apart.
     pub set_aside: AtomicU64,
+    /// Rows that the table does not take, and why.
+    pub left: Left,
 }
 
 /// What rows of one INSERT have in common.
@@ -197,7 +203,10 @@ pub async fn sink(
     tracing::info!("sinking");
     sink.gather(consumer).await;
     tracing::info!(held = sink.held.count(), "taking no more rows, landing what is held");
-    stop.finished(sink.plan.drain).await;
+    tokio::select! {
+        () = stop.finished(sink.plan.drain) => {}
+        () = sink.tell_what_lasts() => {}
+    }
     broker.flush().await;
     Ok(())
 }
@@ -213,10 +222,25 @@ impl Sink {
                 let stored = this.counts.rows.load(Ordering::Relaxed) as f64;
                 let ([more], within) = rows.note([stored]);
                 let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
-                Doing::Sink { recent, total, rows_per_second: more / within }
+                let left = this.counts.left.told();
+                Doing::Sink { recent, total, rows_per_second: more / within, left }
             };
             hosts::report(&records, this.store.tables().build(), &stop, look).await;
         });
+    }
+
+    /// Says, once work is given up and not over, what is waited for. Does not return.
+    async fn tell_what_lasts(&self) {
+        self.stop.given_up().await;
+        loop {
+            tokio::time::sleep(TELL).await;
+            tracing::warn!(
+                batches = self.held.count(),
+                at_most_s = self.store.insert_over().as_secs(),
+                hint = "materialized views that are slow make it long; a second signal leaves at once, and loses nothing",
+                "waiting for inserts under way: the outcome of one that is left is not known"
+            );
+        }
     }
 
     async fn gather(self: &Arc<Self>, mut consumer: PullConsumer) {

@@ -74,6 +74,8 @@ pub struct Status {
     pub builds: Vec<String>,
     /// Materialized views of the operator's that did not get rows of this run.
     pub view_faults: Vec<ViewFault>,
+    /// Why that could not be asked, where this user lacks the right to.
+    pub view_faults_unknown: Option<String>,
 }
 
 /// Reads a run's status. Costs a few requests, however large the run, and one for each process that works.
@@ -132,7 +134,14 @@ pub async fn status(
         None => Sight::default(),
     };
     (status.readers_see, status.readers) = (sight.sees, sight.why);
-    status.view_faults = store.view_faults(Some(run.as_str())).await?;
+    match store.view_faults(Some(run.as_str())).await {
+        Ok(faults) => status.view_faults = faults,
+        // A reader of results may know the rest.
+        Err(Error::Store { source, .. }) if source.is_denied() => {
+            status.view_faults_unknown = Some(source.to_string());
+        }
+        Err(error) => return Err(error),
+    }
     status.lag_rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
     status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
     status.hosts = hosts;
@@ -187,6 +196,7 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         readers: None,
         builds: sealed.map(|sealed| sealed.builds.clone()).unwrap_or_default(),
         view_faults: Vec::new(),
+        view_faults_unknown: None,
     }
 }
 

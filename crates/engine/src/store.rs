@@ -27,6 +27,7 @@ use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
 pub use dead::DeadLetter;
 pub use faults::ViewFault;
+pub(crate) use faults::in_ranges;
 pub use fit::Fit;
 pub use setup::{Change, Found, Plan};
 pub use views::{BuildRows, Sight};

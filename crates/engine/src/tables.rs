@@ -20,6 +20,7 @@ use crate::store::{Portion, Stored};
 pub use columns::{Column, holds};
 pub use dead::Letters;
 pub use selected::Selection;
+pub use shape::VIEW_FAULTS;
 pub use values::Digested;
 pub use views::View;
 
@@ -570,7 +571,7 @@ mod tests {
             tables.is_seen(text),
             tables.builds(text, 1),
             tables.build_names(text, 1),
-            tables.insert_view_fault((text, 1, &[1, 2]), (text, text), 1),
+            tables.insert_view_fault((text, 1, &[[1, 2]]), (text, text), 1),
             tables.view_faults(Some(text)),
             tables.refill("v", "SELECT 1"),
             tables.insert_run(&record),
@@ -592,7 +593,8 @@ mod tests {
             tables.modify_column(&columns[0]),
             tables.schemas(),
             tables.insert_schema(1, &schema, text, 1),
-            tables.forget_view_faults(),
+            tables.forget_view_faults(text, Some(1)),
+            tables.acknowledge_view_faults([(text, 1, text, 1)].into_iter()),
             Tables::view_queries(&[(text.to_owned(), text.to_owned())]),
         ];
         let views = View::ALL.map(|view| tables.make_view(view, &columns, true));

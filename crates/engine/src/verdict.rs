@@ -98,7 +98,7 @@ impl Fleet {
                     fleet.cores += cores;
                     fleet.add_work(span.of(recent, total));
                 }
-                Doing::Sink { recent, total, rows_per_second } => {
+                Doing::Sink { recent, total, rows_per_second, .. } => {
                     fleet.sinks += 1;
                     fleet.rows_per_second += rows_per_second;
                     fleet.add_sink(span.of(recent, total));
@@ -357,7 +357,12 @@ mod tests {
     }
 
     fn sink(parts: [f64; 3]) -> HostReport {
-        report(Doing::Sink { recent: parts.into(), total: SinkTimes::default(), rows_per_second: 1000.0 })
+        report(Doing::Sink {
+            recent: parts.into(),
+            total: SinkTimes::default(),
+            rows_per_second: 1000.0,
+            left: None,
+        })
     }
 
     fn produce(parts: [f64; 2]) -> HostReport {

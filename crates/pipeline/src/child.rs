@@ -18,7 +18,8 @@
 //! is to blame. A worker may send ids ahead. The end of its stdin tells the child to leave. Its stderr is free text, whose
 //! tail a worker shows. Nothing else may be written to stdout.
 //!
-//! A child of any language may speak this; `Pipeline` binaries do when started with [`ARGUMENT`].
+//! `Pipeline` binaries speak this when started with [`ARGUMENT`], and nothing else is meant to: the body of a row is
+//! `Columns` in a layout of this crate's own, which may change with [`VERSION`]. Worker and child are the same file.
 
 /// The version of this protocol.
 pub const VERSION: u8 = 2;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use millstream::Spec;
 use millstream_engine::broker::Kept;
+use millstream_engine::hosts;
 use millstream_engine::moment::length;
+use millstream_engine::store::ViewFault;
+use millstream_engine::tables::VIEW_FAULTS;
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
 use serde::Serialize;
 use serde_json::json;
@@ -47,19 +50,29 @@ pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Resu
         .on_servers(Holder::Moment, |servers| async move {
             let mut checks = vec![check_pipeline(&context.spec), check_cores(context)];
             checks.extend(check_nats(&servers, &context.spec, &context.config.limits).await);
-            checks.extend(check_store(&servers, &context.spec).await);
-            if args.acknowledge {
-                Store::connect(&context.spec, servers.store.clone()).await?.forget_view_faults().await?;
-            }
+            let (told, faults) = check_store(&servers, &context.spec).await;
+            checks.extend(told);
             if args.json {
                 show::json(&json!({ "checks": checks }));
             } else {
                 checks.iter().for_each(tell);
             }
+            if args.acknowledge && !show::failed() {
+                acknowledge(&servers, &context.spec, &faults).await?;
+            }
             let fails = checks.iter().any(|check| check.verdict == Verdict::Fail);
             Ok(if fails { Ended::Badly } else { Ended::Well })
         })
         .await
+}
+
+/// Forgets the faults of views that were shown, and no others.
+async fn acknowledge(servers: &Servers, spec: &Spec, faults: &[ViewFault]) -> anyhow::Result<()> {
+    if !faults.is_empty() {
+        Store::connect(spec, servers.store.clone()).await?.acknowledge(faults).await?;
+    }
+    show::note(&format!("{} of views acknowledged", show::counted(faults.len() as u64, "fault")));
+    Ok(())
 }
 
 fn tell(check: &Check) {
@@ -129,6 +142,9 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         }
         Err(error) => failed("JetStream", &error.into()),
     });
+    if let Some(told) = check_left(&broker).await {
+        checks.push(told);
+    }
     match check_kept(&broker, limits).await {
         Ok(kept) => checks.extend(kept),
         Err(error) => checks.push(failed("kept", &error.into())),
@@ -144,6 +160,23 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         Err(error) => failed("set aside", &error.into()),
     });
     checks
+}
+
+/// Rows that sinks have and the table does not take; nothing where no bucket is set up yet.
+async fn check_left(broker: &Broker) -> Option<Check> {
+    let records = broker.records().await.ok()?;
+    let hosts = match hosts::alive(&records).await {
+        Ok(hosts) => hosts,
+        Err(error) => return Some(failed("rows waiting", &error.into())),
+    };
+    let told: Vec<String> = hosts
+        .iter()
+        .filter_map(|host| Some(format!("{} (sink on {}, process {})", host.left()?, host.host, host.pid)))
+        .collect();
+    Some(match told[..] {
+        [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
+        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(hosts::LEFT_HINT)),
+    })
 }
 
 /// What the streams keep, and for how long.
@@ -184,14 +217,16 @@ fn told_kept(what: &'static str, unlimited: &str, kept: &Kept, wanted: Duration)
     check(what, Verdict::Ok, found, None)
 }
 
-async fn check_store(servers: &Servers, spec: &Spec) -> Vec<Check> {
+/// What ClickHouse says, and the faults of views that are told by it.
+async fn check_store(servers: &Servers, spec: &Spec) -> (Vec<Check>, Vec<ViewFault>) {
+    let unreachable = |error: Error| (vec![failed("ClickHouse", &error.into())], Vec::new());
     let store = match Store::connect(spec, servers.store.clone()).await {
         Ok(store) => store,
-        Err(error) => return vec![failed("ClickHouse", &error.into())],
+        Err(error) => return unreachable(error),
     };
     let version = match store.version().await {
         Ok(version) => version,
-        Err(error) => return vec![failed("ClickHouse", &error.into())],
+        Err(error) => return unreachable(error),
     };
     let mut checks =
         vec![check("ClickHouse", Verdict::Ok, format!("{version} ({})", servers.store.origin), None)];
@@ -207,7 +242,17 @@ async fn check_store(servers: &Servers, spec: &Spec) -> Vec<Check> {
         Ok(found) => checks.extend(found),
         Err(error) => checks.push(failed("tables", &error.into())),
     }
-    checks
+    // Whatever is wrong with the tables: rows that views lack are told.
+    match view_faults(&store).await {
+        Ok((told, faults)) => {
+            checks.push(told);
+            (checks, faults)
+        }
+        Err(error) => {
+            checks.push(failed("view faults", &error.into()));
+            (checks, Vec::new())
+        }
+    }
 }
 
 /// Whether the tables take rows, readers see what is there, and what else sees it.
@@ -258,17 +303,19 @@ async fn check_tables(store: &Store) -> Result<Vec<Check>, Error> {
             ),
         });
     }
-    checks.push(check_view_faults(store).await?);
     Ok(checks)
 }
 
 /// Rows that materialized views of the operator's did not get.
-async fn check_view_faults(store: &Store) -> Result<Check, Error> {
+async fn view_faults(store: &Store) -> Result<(Check, Vec<ViewFault>), Error> {
     let faults = store.view_faults(None).await?;
     if faults.is_empty() {
-        return Ok(check("view faults", Verdict::Ok, "none", None));
+        return Ok((check("view faults", Verdict::Ok, "none", None), faults));
     }
-    let told: Vec<String> = faults.iter().map(show::view_fault).collect();
+    let mut told = faults.iter().map(show::view_fault).collect::<Vec<_>>().join("; ");
+    if faults.len() == VIEW_FAULTS {
+        told = format!("{told}; there may be more, which are shown once these are acknowledged");
+    }
     let refills = store.refills(&faults).await?;
     let seen = "then `doctor --acknowledge`";
     let hint = match refills[..] {
@@ -278,7 +325,7 @@ async fn check_view_faults(store: &Store) -> Result<Check, Error> {
             refills.join("; ")
         ),
     };
-    Ok(check("view faults", Verdict::Warn, told.join("; "), Some(&hint)))
+    Ok((check("view faults", Verdict::Warn, told, Some(&hint)), faults))
 }
 
 fn at_least(version: &str, (major, minor): (u32, u32)) -> bool {

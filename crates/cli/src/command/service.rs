@@ -60,7 +60,8 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
             let counts = Arc::new(SinkCounts::default());
             let counted = counts.clone();
             report(&stop, move || {
-                let SinkCounts { rows, batches, inserts, failed_inserts, redelivered, set_aside } = &*counted;
+                let SinkCounts { rows, batches, inserts, failed_inserts, redelivered, set_aside, .. } =
+                    &*counted;
                 let [rows, batches, inserts, failed, redelivered, set_aside] =
                     [rows, batches, inserts, failed_inserts, redelivered, set_aside]
                         .map(|count| count.load(Ordering::Relaxed));

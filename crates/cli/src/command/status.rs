@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use millstream::names::RunName;
-use millstream_engine::hosts::{Doing, HostReport};
+use millstream_engine::hosts::{Doing, HostReport, LEFT_HINT};
 use millstream_engine::status::{Status, status as read_status};
 
 use super::{Context, run_name};
@@ -104,6 +104,12 @@ fn told(status: &Status) -> String {
             .iter()
             .map(|fault| format!("views     {}; `doctor` says what helps", show::view_fault(fault))),
     );
+    lines.extend(status.view_faults_unknown.iter().map(|why| {
+        format!(
+            "views     whether views lack rows of it could not be asked: {why}; grant SELECT on that table"
+        )
+    }));
+    lines.extend(status.hosts.iter().filter_map(waits));
     let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
     if !hosts.is_empty() {
         lines.push(String::new());
@@ -136,6 +142,12 @@ fn builds(status: &Status) -> Option<String> {
             builds.join(", ")
         )
     })
+}
+
+/// That a sink has rows, of whatever run, that the table does not take.
+fn waits(host: &HostReport) -> Option<String> {
+    let left = host.left()?;
+    Some(format!("waiting   {left} (sink on {}, process {}); {LEFT_HINT}", host.host, host.pid))
 }
 
 /// What a person has set, where it is not the usual.

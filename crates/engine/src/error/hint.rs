@@ -155,6 +155,12 @@ impl Error {
                      keeps rows for the next time"
                 )
             }
+            Self::RowsLeft { run, .. } => {
+                format!(
+                    "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; then \
+                     `rebuild {run}` goes on"
+                )
+            }
             Self::NotSealed { run, .. } => format!("sinks insert its rows by themselves; `status {run}` shows how far it is"),
             Self::NoSuchPass { .. } => "`runs` lists runs, `status` shows a run's newest pass".into(),
             Self::PassSeen { run, .. } => {

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use millstream::schema::Schema;
 
+use super::left::Cause;
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, GroupKey, INSERTING, Item, SET_BACK, Sink};
 use crate::error::{StoreFault, full_cause};
 use crate::failpoint;
 use crate::retry::Backoff;
-use crate::store::Fit;
+use crate::store::{Fit, in_ranges};
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -46,7 +47,12 @@ impl Sink {
         let Some(Known { schema, fit }) = self.judge(key, &items).await else {
             return hand_back(items, Duration::ZERO).await;
         };
-        let (Some(schema), Fit::Exact | Fit::Wider) = (schema, &fit) else { return leave(items).await };
+        let schema = match (schema, &fit) {
+            (Some(schema), Fit::Exact | Fit::Wider) => schema,
+            (_, Fit::Unfit(faults)) => return self.leave(key, items, faults).await,
+            (None, _) => return self.leave(key, items, &[]).await,
+        };
+        self.counts.left.fits(key.schema);
         let pause = Backoff::new(PAUSE.0, PAUSE.1);
         let wider = fit == Fit::Wider;
         let mut landing = Landing {
@@ -93,6 +99,42 @@ impl Sink {
                 return None;
             }
         }
+    }
+
+    /// Rows that this table does not take now: for another sink, or for later. The more often they came, the later.
+    async fn leave(&self, key: &GroupKey, items: Vec<Item>, faults: &[String]) {
+        let Some(first) = items.first() else { return };
+        let why = format!("{}: {}", of_build(first), faults.join(", "));
+        let delay = |item: &Item| {
+            let times = u32::try_from(item.delivery.deliveries()).unwrap_or(u32::MAX);
+            SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)
+        };
+        let longest = items.iter().map(delay).max().unwrap_or_default();
+        self.counts.left.note(Cause::Columns(key.schema), why, longest);
+        for item in items {
+            let delay = delay(&item);
+            item.delivery.nak(delay).await;
+        }
+    }
+
+    /// Rows of columns that the table has, and which ClickHouse refuses all the same.
+    async fn reject(&self, key: &GroupKey, items: Vec<Item>, fault: &StoreFault) {
+        for item in &items {
+            self.counts.left.note(
+                Cause::Refused(key.schema),
+                format!("{}: {fault}", of_build(item)),
+                SET_BACK,
+            );
+            tracing::error!(
+                subject = item.delivery.subject(),
+                build = %String::from_utf8_lossy(&item.build),
+                %fault,
+                hint = "`doctor` compares the table with the pipeline. If that build was at fault: deploy a mended one to the \
+                        workers, then `verify RUN --repair --recompute` has these ids computed again",
+                "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
+            );
+        }
+        hand_back(items, SET_BACK).await;
     }
 }
 
@@ -141,13 +183,13 @@ impl Landing<'_> {
     async fn note_views(&mut self, landed: &[Item]) {
         let store = &self.sink.store;
         let Some(fault) = self.failed.take().filter(|_| !landed.is_empty()) else { return };
-        let batches: Vec<u32> = landed.iter().map(|item| item.portion.batch).collect();
+        let batches = in_ranges(landed.iter().map(|item| item.portion.batch));
         let GroupKey { run, pass, .. } = self.key;
         let pass = *pass;
         match store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
             Ok(views) if views.is_empty() => {}
             Ok(views) => {
-                tracing::error!(%run, pass, batches = batches.len(), views = views.join(", "), %fault,
+                tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
                 "materialized views on the rows table did not get these rows")
             }
@@ -210,14 +252,24 @@ impl Landing<'_> {
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
     }
 
-    /// One of these bodies is refused: alone, the others land.
+    /// One of these bodies is refused, or all of them, as the table is another by now: it is asked once more. Alone, those
+    /// that are at no fault land.
     async fn apart(self) {
-        if self.items.len() == 1 {
-            self.sink.schemas.doubt(self.key.schema);
-            return reject(self.items, &self.fault).await;
+        let Self { sink, key, items, fault, wider, .. } = self;
+        sink.schemas.doubt(key.schema);
+        if items.len() > 1 {
+            for item in items {
+                Box::pin(sink.land(key, vec![item])).await;
+            }
+            return;
         }
-        for item in self.items {
-            Box::pin(self.sink.land(self.key, vec![item])).await;
+        let Some(known) = sink.judge(key, &items).await else {
+            return hand_back(items, Duration::ZERO).await;
+        };
+        match known.fit == if wider { Fit::Wider } else { Fit::Exact } {
+            true => sink.reject(key, items, &fault).await,
+            // The table has changed. It cannot change with each attempt for long.
+            false => Box::pin(sink.land(key, items)).await,
         }
     }
 }
@@ -232,24 +284,6 @@ async fn hand_back(items: Vec<Item>, delay: Duration) {
     }
 }
 
-/// Rows that this table does not take now: for another sink, or for later. The more often they came, the later.
-async fn leave(items: Vec<Item>) {
-    for item in items {
-        let times = u32::try_from(item.delivery.deliveries()).unwrap_or(u32::MAX);
-        item.delivery.nak(SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)).await;
-    }
-}
-
-async fn reject(items: Vec<Item>, fault: &StoreFault) {
-    for item in &items {
-        tracing::error!(
-            subject = item.delivery.subject(),
-            build = %String::from_utf8_lossy(&item.build),
-            %fault,
-            hint = "`doctor` compares the table with the pipeline. If that build was at fault: deploy a mended one to the \
-                    workers, then `verify RUN --repair --recompute` has these ids computed again",
-            "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
-        );
-    }
-    hand_back(items, SET_BACK).await;
+fn of_build(item: &Item) -> String {
+    format!("rows of build `{}`", String::from_utf8_lossy(&item.build))
 }

@@ -7,13 +7,13 @@
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWER_WITHIN, Store, within};
+use super::{HEAL_WITHIN, Store};
 use crate::error::{Error, StoreFault};
 use crate::records::now_ms;
 use crate::tables::{Tables, full_name};
 
-/// ClickHouse's codes for a table and a database that are not there.
-const UNKNOWN: [u32; 2] = [60, 81];
+/// Ranges of batches in one statement: a server reads no more than 256 KiB of text.
+const RANGES: usize = 2000;
 
 /// Rows of a pass that a view did not get.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct ViewFault {
 }
 
 impl Store {
-    /// Keeps that an insert of these batches failed with `fault` although they are stored: the view that it names did not
+    /// Keeps that an insert of these batches, ranges of a first one and the one after the last, failed with `fault` although they are stored: the view that it names did not
     /// get them, and other views may not have. The names of those views.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Store {
         &self,
         run: &str,
         pass: u32,
-        batches: &[u32],
+        ranges: &[[u32; 2]],
         fault: &StoreFault,
     ) -> Result<Vec<String>, Error> {
         let named = fault.view();
@@ -64,8 +64,10 @@ impl Store {
             views.push((view.clone(), error));
         }
         for (view, error) in &views {
-            let statement = self.tables.insert_view_fault((run, pass, batches), (view, error), now_ms());
-            self.write("keep a fault of a view", &statement).await?;
+            for ranges in ranges.chunks(RANGES) {
+                let statement = self.tables.insert_view_fault((run, pass, ranges), (view, error), now_ms());
+                self.write("keep a fault of a view", &statement).await?;
+            }
         }
         Ok(views.into_iter().map(|(view, _)| view).collect())
     }
@@ -77,7 +79,7 @@ impl Store {
     pub async fn view_faults(&self, run: Option<&str>) -> Result<Vec<ViewFault>, Error> {
         match self.answer(&self.tables.view_faults(run)).await {
             // Without such a table none was kept.
-            Err(StoreFault::Exception { code, .. }) if UNKNOWN.contains(&code) => Ok(Vec::new()),
+            Err(fault) if fault.is_missing() => Ok(Vec::new()),
             answer => answer.map_err(|fault| self.failed("look up faults of views", fault)),
         }
     }
@@ -101,18 +103,61 @@ impl Store {
         Ok(queries.iter().filter_map(refill).collect())
     }
 
-    /// Forgets all faults of views.
+    /// Forgets these faults, which the operator has seen; of each of them what was noted since stays.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn forget_view_faults(&self) -> Result<(), Error> {
-        let statement = self.tables.forget_view_faults();
-        let forgotten = within(ANSWER_WITHIN, self.client.query_raw(&statement).execute()).await;
-        forgotten.map_err(|fault| self.failed("forget faults of views", fault))
+    pub async fn acknowledge(&self, faults: &[ViewFault]) -> Result<(), Error> {
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let seen = faults.iter().map(|fault| (&*fault.run, fault.pass, &*fault.view, fault.at_ms));
+        let statement = self.tables.acknowledge_view_faults(seen);
+        self.execute("forget faults of views", &statement, HEAL_WITHIN).await
     }
+
+    /// Removes the faults of a run or of one of its passes.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn forget_view_faults(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
+        let faults = self.view_faults(Some(run)).await?;
+        if !faults.iter().any(|fault| pass.is_none_or(|pass| pass == fault.pass)) {
+            return Ok(());
+        }
+        let statement = self.tables.forget_view_faults(run, pass);
+        self.execute("remove faults of views", &statement, HEAL_WITHIN).await
+    }
+}
+
+/// Batches in order as ranges of a first one and the one after the last.
+pub(crate) fn in_ranges(batches: impl IntoIterator<Item = u32>) -> Vec<[u32; 2]> {
+    let mut ranges: Vec<[u32; 2]> = Vec::new();
+    for batch in batches {
+        match ranges.last_mut() {
+            // Parts of one batch come behind each other.
+            Some([first, end]) if (*first..=*end).contains(&batch) => {
+                *end = (*end).max(batch.saturating_add(1))
+            }
+            _ => ranges.push([batch, batch.saturating_add(1)]),
+        }
+    }
+    ranges
 }
 
 /// A name without the quotes that not every text of the server has.
 fn unquoted(name: &str) -> String {
     name.replace('`', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_told_as_ranges() {
+        assert_eq!(in_ranges([]), [[0; 2]; 0]);
+        assert_eq!(in_ranges([3]), [[3, 4]]);
+        assert_eq!(in_ranges([3, 3, 4, 5, 7, 9, 9, 10]), [[3, 6], [7, 8], [9, 11]]);
+    }
 }

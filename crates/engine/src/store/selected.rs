@@ -118,8 +118,7 @@ impl Store {
             && fault.view().is_some()
         {
             // What was copied is there by then: copied once more it comes to nothing, for the view either.
-            let batches: Vec<u32> = (range[0]..range[1]).collect();
-            self.note_view_fault(run, pass, &batches, fault).await?;
+            self.note_view_fault(run, pass, &[range], fault).await?;
         }
         copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
     }

@@ -290,26 +290,35 @@ impl Store {
     }
 
     /// Keeps a version of the columns with the tables, unless it is known: digests of rows go over them. A process that may
-    /// not write there leaves it to others.
+    /// not, or that has outlived their table, leaves it to others: rows are stored all the same.
     pub(super) async fn keep_schema(&self, schema: &Schema, build: &str) -> Result<(), Error> {
-        let known: Vec<(u32, String)> = self.all("look up schema versions", &self.tables.schemas()).await?;
-        let text = schema.to_text();
-        if known.iter().any(|(_, columns)| *columns == text) {
-            return Ok(());
-        }
-        let version = known.iter().map(|(version, _)| *version).max().unwrap_or(0) + 1;
-        let statement = self.tables.insert_schema(version, schema, build, now_ms());
-        match self.write("keep the schema version", &statement).await {
-            Err(Error::Store { source, .. }) if source.is_denied() => {
+        match self.try_keep_schema(schema, build).await {
+            Err(Error::Store { source, .. }) if source.is_denied() || source.is_missing() => {
                 tracing::warn!(
                     %source,
-                    hint = "grant INSERT on that table, or run `setup` of this build as a user who may",
+                    hint = "grant SELECT and INSERT on the table of schemas, or run `setup` of this build as a user who may",
                     "the schema version is not kept: other versions of the pipeline cannot prove the values of these rows"
                 );
                 Ok(())
             }
             outcome => outcome,
         }
+    }
+
+    /// Versions of the columns that are kept with the tables: number, and columns as text.
+    pub(super) async fn kept_schemas(&self) -> Result<Vec<(u32, String)>, Error> {
+        self.all("look up schema versions", &self.tables.schemas()).await
+    }
+
+    async fn try_keep_schema(&self, schema: &Schema, build: &str) -> Result<(), Error> {
+        let known = self.kept_schemas().await?;
+        let text = schema.to_text();
+        if known.iter().any(|(_, columns)| *columns == text) {
+            return Ok(());
+        }
+        let version = known.iter().map(|(version, _)| *version).max().unwrap_or(0) + 1;
+        let statement = self.tables.insert_schema(version, schema, build, now_ms());
+        self.write("keep the schema version", &statement).await
     }
 
     /// Names of tables and views that are not there, in quotes with their database.

@@ -6,7 +6,7 @@ use super::{PARTITIONS, Tables, string};
 use millstream::Id;
 
 /// Removes rows, and waits until they are gone on every replica.
-fn delete(table: &str, condition: &str) -> String {
+pub(super) fn delete(table: &str, condition: &str) -> String {
     format!("ALTER TABLE {table} DELETE WHERE {condition} SETTINGS mutations_sync = 2")
 }
 
@@ -40,6 +40,11 @@ impl Tables {
     /// Takes a sealed pass of a run from readers.
     pub fn hide(&self, run: &str, pass: u32) -> String {
         delete(&self.passes(), &of(run, Some(pass)))
+    }
+
+    /// Removes the faults of views of a run or of one of its passes.
+    pub fn forget_view_faults(&self, run: &str, pass: Option<u32>) -> String {
+        delete(&self.table("_view_faults"), &of(run, pass))
     }
 
     /// Removes a run's record.

@@ -2,11 +2,15 @@
 
 use millstream::schema::Schema;
 
+use super::forget::delete;
 use super::{Column, PARTITIONS, Tables, View, identifier, millis, moment, string};
 
 /// Settings under which the server spells a type on one line, and says no more of a column than that.
 const BRIEFLY: &str =
     "describe_compact_output = 1, describe_include_subcolumns = 0, print_pretty_type_names = 0";
+
+/// Faults of views that are listed at once: runs, passes and views.
+pub const VIEW_FAULTS: usize = 100;
 
 impl Tables {
     /// Tables without which nothing can be said of a run.
@@ -147,16 +151,18 @@ impl Tables {
 
 /// SQL about rows that a materialized view of the operator's did not get.
 impl Tables {
-    /// Keeps a fault of a view.
+    /// Keeps a fault of a view, over batches told as ranges of a first one and the one after the last.
     pub fn insert_view_fault(
         &self,
-        (run, pass, batches): (&str, u32, &[u32]),
+        (run, pass, ranges): (&str, u32, &[[u32; 2]]),
         (view, error): (&str, &str),
         at_ms: u64,
     ) -> String {
-        let batches = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let ranges: Vec<String> =
+            ranges.iter().map(|[first, end]| format!("range(toUInt32({first}), toUInt32({end}))")).collect();
+        let batches = ranges.join(", ");
         format!(
-            "INSERT INTO {} (run, pass, batches, view, error, at) SELECT {}, {pass}, [{batches}], {}, {}, {}",
+            "INSERT INTO {} (run, pass, batches, view, error, at) SELECT {}, {pass}, arrayFlatten([{batches}]), {}, {}, {}",
             self.table("_view_faults"),
             string(run),
             string(view),
@@ -170,16 +176,25 @@ impl Tables {
         let run = run.map(|run| format!("WHERE run = {} ", string(run)));
         format!(
             "SELECT run, pass, view, argMax(error, at), toUInt64(length(groupUniqArrayArray(batches))), {} FROM {} {}GROUP BY \
-             run, pass, view ORDER BY max(at) DESC, view LIMIT 100",
+             run, pass, view ORDER BY max(at) DESC, view LIMIT {VIEW_FAULTS}",
             millis("max(at)"),
             self.table("_view_faults"),
             run.unwrap_or_default(),
         )
     }
 
-    /// Forgets them all.
-    pub fn forget_view_faults(&self) -> String {
-        format!("TRUNCATE TABLE {}", self.table("_view_faults"))
+    /// Forgets these faults of views, `(run, pass, view, at)`: of each what is no newer than that.
+    pub fn acknowledge_view_faults<'a>(
+        &self,
+        seen: impl Iterator<Item = (&'a str, u32, &'a str, u64)>,
+    ) -> String {
+        let seen: Vec<String> = seen
+            .map(|(run, pass, view, at_ms)| {
+                let (run, view, at) = (string(run), string(view), moment(at_ms));
+                format!("run = {run} AND pass = {pass} AND view = {view} AND at <= {at}")
+            })
+            .collect();
+        delete(&self.table("_view_faults"), &seen.join(" OR "))
     }
 
     /// What materialized views select: `(database, name, query)`.
