@@ -176,7 +176,9 @@ struct Lying {
 impl Serialize for Lying {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut row = serializer.serialize_struct("Lying", 2)?;
-        match self.hi % 4 {
+        // Blank rows, which are tried at the start, say nothing of it.
+        let kind = if (1_000_000..2_000_000).contains(&self.hi) { self.hi % 4 } else { 0 };
+        match kind {
             1 => row.serialize_field("lo", "text")?,
             2 => row.serialize_field("low", &1u64)?,
             3 => row.serialize_field("lo", &-1i64)?,

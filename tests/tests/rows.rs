@@ -99,8 +99,8 @@ fn a_field_that_is_left_out_is_named_at_its_id() {
 #[test]
 fn a_field_that_can_be_left_out_is_refused_at_the_start_where_that_is_seen() {
     let scene = Scene::new();
-    scene.call("zeroless", &["run", "--ids", "1..=100"]).expect(1).says(&["`lo`", "skip_serializing_if"]);
-    assert_eq!(scene.up.ask("SHOW TABLES FROM millstream LIKE 'variant%'").trim(), "");
+    scene.call("zeroless", &["run", "--ids", "1..=100"]).expect(2).says(&["`lo`", "skip_serializing_if"]);
+    assert_eq!(scene.up.number("SELECT count() FROM system.tables WHERE name LIKE 'variant%'"), 0);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_flattened_row_goes_by_name() {
 #[test]
 fn a_row_that_serialises_to_something_else_than_it_reads_costs_its_ids() {
     let scene = Scene::new();
-    scene.run("lies", "1..=400", "a", 3);
+    scene.run("lies", "1000001..=1000400", "a", 3);
     assert_eq!(scene.rows("a", "status = 'dead'"), 300);
     assert_eq!(scene.rows("a", "status = 'ok' AND lo = 1 AND id % 4 = 0"), 100);
     for (rest, part) in [(1, "text"), (2, "low"), (3, "-1")] {
@@ -127,9 +127,16 @@ fn a_row_that_serialises_to_something_else_than_it_reads_costs_its_ids() {
 fn rows_of_a_schema_that_the_table_does_not_have_wait_and_are_named() {
     let scene = Scene::new();
     scene.call("lohi", &["setup"]).expect(0);
+    // The worker's build starts where the table has its column, which then is taken away.
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD COLUMN top UInt64");
+    let mut renamed = scene.start("renamed", "renamed", &["work"]);
+    wait_until("a worker", SOON, || match scene.host.log("renamed") {
+        log if log.contains("working") => Ok(()),
+        log => Err(log),
+    });
+    scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN top SETTINGS alter_sync = 2");
     let _sink = scene.start("sink", "lohi", &["sink"]);
     scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "foreign"]).expect(0);
-    let mut renamed = scene.start("renamed", "renamed", &["work"]);
     wait_until("rows that are left", SOON, || match scene.host.log("sink") {
         log if log.contains("rows of another schema are not stored") => Ok(log),
         log => Err(log),
