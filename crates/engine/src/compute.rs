@@ -378,7 +378,7 @@ mod tests {
         let pool = pool_of(Slow);
         let Computed { rows, spent, .. } = pool.compute((0..100).collect(), true).await;
         // A thread sleeps no shorter than it was told to, and the rows that are not timed count like those that are.
-        assert_eq!(rows.len(), 100);
+        assert_eq!(rows.count(), 100);
         assert!(spent.encoding >= std::time::Duration::from_millis(200), "{spent:?}");
     }
 
@@ -391,7 +391,7 @@ mod tests {
     async fn every_id_yields_one_row() {
         let ids: Vec<u64> = (0..5000).collect();
         let computed = pool_of(Picky).compute(ids.clone(), true).await;
-        assert_eq!((computed.ids, computed.rows.len()), (ids, 5000));
+        assert_eq!((computed.ids, computed.rows.count()), (ids, 5000));
         let dead: Vec<u32> = computed.rows.dead.iter().map(|(at, _)| *at).collect();
         let wanted: Vec<u32> = (0..5000).filter(|id| (1..=3).contains(&(id % 1000))).collect();
         assert_eq!(dead, wanted);
@@ -431,7 +431,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_while_a_row_is_written_costs_one_id() {
         let computed = pool_of(Shaky).compute((0..100).collect(), true).await;
-        assert_eq!((computed.ids.len(), computed.rows.len(), computed.rows.dead.len()), (100, 100, 10));
+        assert_eq!((computed.ids.len(), computed.rows.count(), computed.rows.dead.len()), (100, 100, 10));
         let (at, reason) = &computed.rows.dead[0];
         assert!(*at == 7 && reason.ends_with(": a row that ends in 7"), "{at}: {reason}");
     }
@@ -441,7 +441,7 @@ mod tests {
         let computed = pool_of(Picky).compute((0..10).collect(), false).await;
         assert_eq!(computed.again, [(3, "not yet".to_owned())]);
         assert_eq!(computed.ids, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(computed.rows.len(), 9);
+        assert_eq!(computed.rows.count(), 9);
     }
 
     /// A thread that waits inside the user's function may be given another piece.

@@ -100,7 +100,7 @@ fn write<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Rows, out: &
 }
 
 fn statuses(rows: &Rows) -> Vec<u8> {
-    let mut statuses = vec![STATUS_OK; rows.len()];
+    let mut statuses = vec![STATUS_OK; rows.count()];
     for (at, _) in &rows.dead {
         statuses[*at as usize] = STATUS_DEAD;
     }
@@ -110,7 +110,7 @@ fn statuses(rows: &Rows) -> Vec<u8> {
 /// Each row's error; an ok row has none.
 fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
     let mut dead = rows.dead.iter().peekable();
-    (0..rows.len() as u32).map(move |row| match dead.next_if(|(at, _)| *at == row) {
+    (0..rows.count() as u32).map(move |row| match dead.next_if(|(at, _)| *at == row) {
         Some((_, reason)) => reason,
         None => "",
     })

@@ -37,7 +37,7 @@ impl Rows {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.columns.rows()
     }
 
@@ -48,7 +48,7 @@ impl Rows {
 
     /// Appends the row of an id; a dead letter if the row does not fit its columns, or is too large.
     pub fn ok<R: Serialize>(&mut self, schema: &Schema, row: &R) {
-        if !self.len().is_multiple_of(TIMED) {
+        if !self.count().is_multiple_of(TIMED) {
             return self.write(schema, row);
         }
         let begun = Instant::now();
@@ -57,7 +57,7 @@ impl Rows {
     }
 
     fn write<R: Serialize>(&mut self, schema: &Schema, row: &R) {
-        let (rows, before) = (self.len(), self.bytes());
+        let (rows, before) = (self.count(), self.bytes());
         match self.columns.push(schema, row) {
             Ok(()) if self.bytes() - before <= MAX_ROW => {}
             Ok(()) => {
@@ -79,13 +79,13 @@ impl Rows {
 
     /// Appends the row of a dead letter.
     pub fn dead(&mut self, schema: &Schema, reason: &str) {
-        self.dead.push((self.len() as u32, shortened(reason).to_owned()));
+        self.dead.push((self.count() as u32, shortened(reason).to_owned()));
         self.columns.push_blank(schema);
     }
 
     /// Appends rows of the same columns.
     pub fn append(&mut self, more: Self) {
-        let rows = self.len() as u32;
+        let rows = self.count() as u32;
         self.dead.extend(more.dead.into_iter().map(|(at, reason)| (rows + at, reason)));
         self.columns.append(more.columns);
     }
@@ -100,7 +100,7 @@ impl Rows {
 
     /// Copies the rows in another order: the first is the one that was at place `order[0]`.
     pub fn reordered(&self, order: &[u32]) -> Self {
-        let mut reasons: Vec<Option<&str>> = vec![None; self.len()];
+        let mut reasons: Vec<Option<&str>> = vec![None; self.count()];
         for (at, reason) in &self.dead {
             reasons[*at as usize] = Some(reason);
         }
@@ -111,16 +111,15 @@ impl Rows {
 
     /// Whether rows that another process sent are so many rows of these columns.
     pub fn is_sound(&self, schema: &Schema, rows: usize) -> bool {
-        let places = self.dead.iter().map(|(at, _)| *at);
         self.columns.is_sound(schema, rows)
-            && places.clone().is_sorted_by(|a, b| a < b)
-            && places.last().is_none_or(|at| (at as usize) < rows)
+            && self.dead.is_sorted_by(|(one, _), (next, _)| one < next)
+            && self.dead.last().is_none_or(|(at, _)| (*at as usize) < rows)
     }
 
     /// Time that went into writing all of them.
     pub fn encoding(&self) -> Duration {
         let (time, rows) = self.writing;
-        time.mul_f64(self.len() as f64 / f64::from(rows.max(1)))
+        time.mul_f64(self.count() as f64 / f64::from(rows.max(1)))
     }
 }
 
@@ -162,7 +161,7 @@ mod tests {
         for n in [1, 1 << 40, 3] {
             rows.ok(&schema, &Number { n });
         }
-        assert_eq!((rows.len(), rows.dead.len(), rows.dead[0].0), (3, 1, 1));
+        assert_eq!((rows.count(), rows.dead.len(), rows.dead[0].0), (3, 1, 1));
         let reason = &rows.dead[0].1;
         assert!(reason.contains("column `n`") && reason.contains("1099511627776"), "{reason}");
     }
