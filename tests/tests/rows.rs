@@ -284,13 +284,15 @@ fn a_pass_takes_over_nothing_but_what_was_computed() {
 fn rows_whose_column_is_dropped_under_a_running_sink_wait_and_are_named() {
     let scene = Scene::new();
     scene.call("lohi", &["setup"]).expect(0);
+    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "waits"]).expect(0);
+    scene.call("lohi", &["pause", "waits"]).expect(0);
     let _sink = scene.start("sink", "lohi", &["sink"]);
     let _worker = scene.start("work", "lohi", &["work"]);
     scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "before"]).expect(0);
     scene.host.wait_sealed("before", SOON);
     // The sink has asked the table a moment ago, and goes by that.
     scene.up.ask("ALTER TABLE millstream.variant_rows DROP COLUMN hi SETTINGS mutations_sync = 2");
-    scene.call("lohi", &["produce", "--ids", "1..=1000", "--run", "waits"]).expect(0);
+    scene.call("lohi", &["resume", "waits"]).expect(0);
     wait_until("rows that are left", SOON, || match scene.host.log("sink") {
         log if log.contains("rows of another schema are not stored") => Ok(()),
         log => Err(log),
