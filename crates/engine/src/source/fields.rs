@@ -283,6 +283,10 @@ impl Record {
                 self.field_quoted = true;
                 self.state = Quoted;
             }
+            // Lines that end with it alone would all be one record.
+            (Plain, byte) if byte != b'\n' && self.field.ends_with(b"\r") => {
+                return Err(ReadFault::BareReturn { line: self.lines + 1 });
+            }
             (Start | Plain | Quote, byte) if byte == self.delimiter => {
                 self.end_field();
                 self.state = Start;
@@ -405,6 +409,7 @@ mod tests {
         let text = b"n,id\r\n1, a \r\n2,\" b\r\nc \"\r\n3,\"say \"\"hi\"\"\"\r\n4,a\"b\r\n";
         assert_eq!(ids(text, &column("id")), [" a ", " b\r\nc ", "say \"hi\"", "a\"b"]);
         assert_eq!(ids(b"id,n\n\"\r\",1\n", &column("id")), ["\r"]);
+        assert_eq!(ids(b"id,n\r\na,1\r\nb,2\r", &column("id")), ["a", "b"]);
     }
 
     #[test]

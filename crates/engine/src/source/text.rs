@@ -35,6 +35,12 @@ pub enum ReadFault {
         /// The line.
         line: u64,
     },
+    /// A carriage return that ends no line, outside of quotes.
+    #[error("line {line} has a carriage return without a line feed")]
+    BareReturn {
+        /// The line.
+        line: u64,
+    },
     /// Text in another encoding.
     #[error("it is text in {encoding}, and UTF-8 is needed")]
     Encoding {
@@ -70,6 +76,9 @@ impl ReadFault {
             Self::Changed => "give the input as it was, or a copy of it that does not change".into(),
             Self::OpenQuote { .. } | Self::EarlyQuote { .. } => {
                 "nothing was published; within quotes a quote is written twice (\"\"); mend that line".into()
+            }
+            Self::BareReturn { .. } => {
+                "nothing was published; lines end with LF or CRLF: `tr '\\r' '\\n' < FILE` mends a file of a Mac of old".into()
             }
             Self::BlankQuote { .. } => {
                 "nothing was published; remove the blank, or choose another --delimiter".into()

@@ -26,7 +26,9 @@ pub(super) fn put_whole(
         ColumnType::Date => within(number.fits(2, false))?,
         ColumnType::DateTime(_) | ColumnType::Ipv4 => within(number.fits(4, false))?,
         ColumnType::Date32 => within(small().is_some_and(|days| DATE32_DAYS.contains(&days)))?,
-        ColumnType::DateTime64(digits, _) => within(small().is_some_and(|ticks| is_moment(ticks, *digits)))?,
+        ColumnType::DateTime64(digits, zone) => {
+            within(small().is_some_and(|ticks| is_moment(ticks, *digits, zone.as_deref())))?;
+        }
         ColumnType::Enum(known) => {
             let found = small().and_then(|number| i16::try_from(number).ok());
             within(found.is_some_and(|number| known.has(number)))?;
@@ -45,8 +47,18 @@ pub(super) fn put_whole(
 }
 
 /// Whether a count of ticks is within the years that the server reads back.
-pub(super) fn is_moment(ticks: i64, digits: u8) -> bool {
-    DATETIME64_SECONDS.contains(&ticks.div_euclid(10i64.pow(u32::from(digits))))
+pub(super) fn is_moment(ticks: i64, digits: u8, zone: Option<&str>) -> bool {
+    is_read_back(ticks.div_euclid(10i64.pow(u32::from(digits))), zone)
+}
+
+/// The server keeps the first and the last year in the column's own time zone: a day less at both ends is safe in all.
+fn is_read_back(seconds: i64, zone: Option<&str>) -> bool {
+    const DAY: i64 = 24 * 3600;
+    let (first, last) = (*DATETIME64_SECONDS.start(), *DATETIME64_SECONDS.end());
+    match zone.is_some_and(|zone| !is_utc(zone)) {
+        true => (first + DAY..=last - DAY).contains(&seconds),
+        false => (first..=last).contains(&seconds),
+    }
 }
 
 /// The first bytes of `bytes`, as many as the column's values have.
@@ -182,8 +194,8 @@ fn put_days(kind: &ColumnType, values: &mut Values, days: i64) -> Result<(), ()>
 fn put_moment(kind: &ColumnType, values: &mut Values, moment: Moment) -> Result<(), &'static str> {
     const LOST: &str = "it has more digits behind the second than the column";
     match kind {
-        ColumnType::DateTime64(digits, _) => {
-            if !DATETIME64_SECONDS.contains(&moment.seconds()) {
+        ColumnType::DateTime64(digits, zone) => {
+            if !is_read_back(moment.seconds(), zone.as_deref()) {
                 return Err("");
             }
             let unit = 10i128.pow(u32::from(9 - digits.min(&9)));

@@ -64,8 +64,9 @@ fn are_values(kind: &ColumnType, bytes: &[u8]) -> bool {
             let days = |bytes: &[u8; 4]| i64::from(i32::from_le_bytes(*bytes));
             bytes.as_chunks().0.iter().all(|found| DATE32_DAYS.contains(&days(found)))
         }
-        ColumnType::DateTime64(digits, _) => {
-            bytes.as_chunks().0.iter().all(|ticks| is_moment(i64::from_le_bytes(*ticks), *digits))
+        ColumnType::DateTime64(digits, zone) => {
+            let is_sound = |ticks: &[u8; 8]| is_moment(i64::from_le_bytes(*ticks), *digits, zone.as_deref());
+            bytes.as_chunks().0.iter().all(is_sound)
         }
         ColumnType::Decimal { precision, .. } => match kind.width() {
             Some(width) => {
