@@ -174,7 +174,8 @@ fn two_builds_work_on_one_run_while_a_column_is_added() {
         200_000
     );
     let report = scene.call("extra", &["verify", "a", "--values", "--json"]).expect(0).json();
-    for figure in ["values_at_fault", "values_unproven", "wrong_batches", "missing_batches", "short_batches"] {
+    for figure in ["values_at_fault", "values_unproven", "wrong_batches", "missing_batches", "short_batches"]
+    {
         assert_eq!(report[figure], 0, "{figure}: {report}");
     }
 }

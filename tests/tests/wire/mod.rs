@@ -1,5 +1,6 @@
 //! A proxy that stands before ClickHouse and loses, invents and cuts.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,36 +70,77 @@ impl Request {
         }
         let mut rest = &raw[..];
         while !rest.is_empty() {
-            let run = String::from_utf8(take_string(&mut rest)).expect("text");
-            let [pass, batch, _ids] = [(); 3].map(|()| u32::from_le_bytes(take(&mut rest)));
-            let id = u64::from_le_bytes(take(&mut rest));
-            let [_status] = take(&mut rest);
-            take_string(&mut rest);
-            let _squared: [u8; 8] = take(&mut rest);
-            rows.push(Row { run, pass, batch, id });
+            rows.extend(take_block(&mut rest));
         }
         rows
     }
 }
 
+/// The rows of one Native block: of its columns, those that a [`Row`] has.
+fn take_block(rest: &mut &[u8]) -> Vec<Row> {
+    let (columns, rows) = (take_varint(rest), take_varint(rest));
+    let (mut run, mut numbers) = (Vec::new(), HashMap::new());
+    for _ in 0..columns {
+        let [name, kind] = [(); 2].map(|()| String::from_utf8(take_text(rest)).expect("text"));
+        let width = match kind.as_str() {
+            "String" => {
+                (0..rows).for_each(|_| drop(take_text(rest)));
+                continue;
+            }
+            "LowCardinality(String)" => {
+                // One text for all rows: a version, flags, how many keys, the key, how many rows, an index each.
+                let [version, _flags, keys] = [(); 3].map(|()| u64::from_le_bytes(take(rest)));
+                assert_eq!((version, keys), (1, 1), "{name}");
+                let text = take_text(rest);
+                assert_eq!(u64::from_le_bytes(take(rest)), rows as u64, "{name}");
+                assert!(rest.split_off(..rows).expect("indexes").iter().all(|index| *index == 0), "{name}");
+                if name == "run" {
+                    run = text;
+                }
+                continue;
+            }
+            "UInt32" => 4,
+            "UInt64" => 8,
+            kind if kind.starts_with("Enum8") => 1,
+            kind if kind.starts_with("DateTime64") => 8,
+            kind => panic!("column {name} of a type that these tests do not know: {kind}"),
+        };
+        let values = rest.split_off(..width * rows).expect("values").chunks(width);
+        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        numbers.insert(name, values.map(number).collect::<Vec<u64>>());
+    }
+    let run = String::from_utf8(run).expect("text");
+    let at = |name: &str, row: usize| numbers[name][row];
+    let row = |row| Row {
+        run: run.clone(),
+        pass: at("pass", row) as u32,
+        batch: at("batch", row) as u32,
+        id: at("id", row),
+    };
+    (0..rows).map(row).collect()
+}
+
 fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
-    let (head, rest) = bytes.split_first_chunk().expect("a whole row");
+    let (head, rest) = bytes.split_first_chunk().expect("a whole block");
     *bytes = rest;
     *head
 }
 
-/// Strings of these tests are shorter than 128 bytes or have a length of two.
-fn take_string(bytes: &mut &[u8]) -> Vec<u8> {
-    let [low] = take(bytes);
-    let length = if low < 128 {
-        usize::from(low)
-    } else {
-        let [high] = take(bytes);
-        usize::from(low & 127) | usize::from(high) << 7
-    };
-    let (text, rest) = bytes.split_at(length);
-    *bytes = rest;
-    text.to_vec()
+fn take_text(bytes: &mut &[u8]) -> Vec<u8> {
+    let length = take_varint(bytes);
+    bytes.split_off(..length).expect("a whole text").to_vec()
+}
+
+fn take_varint(bytes: &mut &[u8]) -> usize {
+    let (mut value, mut shift) = (0, 0);
+    loop {
+        let [byte] = take(bytes);
+        value |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            return value;
+        }
+    }
 }
 
 type Rule = Box<dyn FnMut(&Request) -> Fate + Send>;
