@@ -196,7 +196,8 @@ impl<I: Id> Encoded<I> {
         let reason = format!(
             "row of {} bytes is larger than a message may be ({} bytes): return less for one id, or raise max_payload \
              of nats-server",
-            packed.raw_bytes, self.max_payload
+            rows.bytes(),
+            self.max_payload
         );
         let mut dead = compute::Rows::with_room(&self.schema, 1);
         dead.dead(&self.schema, &reason);

@@ -153,25 +153,23 @@ impl Tables {
     ) -> String {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
-        let copied = format!(
-            "{} AND {range} AND NOT ({}) AND (batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
-            of_pass(run, covers.base),
-            covers.condition(),
-            of_pass(run, pass),
-        );
+        let others = format!("{} AND {range} AND NOT ({})", of_pass(run, covers.base), covers.condition());
+        let lacking =
+            format!("(batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})", of_pass(run, pass));
         let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
         let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
         let values = names.map(|name| match name {
             "pass" => format!("toUInt32({pass})"),
-            // It goes over the rows that are copied, which may be some of a message's.
+            // It goes over all that the pass takes over of a batch, whether it is copied now or was before: rows that come in
+            // two copies still have one digest.
             "batch_digest" => "`$copied`".to_owned(),
             name => identifier(name),
         });
         let values = values.collect::<Vec<_>>().join(", ");
         format!(
-            "INSERT INTO {rows} ({columns}) SELECT {values} FROM (SELECT {columns} FROM {rows} FINAL WHERE {copied}) AS `$rows` \
-             INNER JOIN ({}) AS `$digests` USING (batch, schema)",
-            self.copied_digests(&copied, schemas),
+            "INSERT INTO {rows} ({columns}) SELECT {values} FROM (SELECT {columns} FROM {rows} FINAL WHERE {others} AND {lacking}) AS \
+             `$rows` INNER JOIN ({}) AS `$digests` USING (batch, schema)",
+            self.copied_digests(&others, schemas),
         )
     }
 }
