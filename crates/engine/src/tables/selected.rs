@@ -154,8 +154,10 @@ impl Tables {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
         let others = format!("{} AND {range} AND NOT ({})", of_pass(run, covers.base), covers.condition());
-        let lacking =
-            format!("(batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})", of_pass(run, pass));
+        let lacking = format!(
+            "(batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
+            of_pass(run, pass)
+        );
         let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
         let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
         let values = names.map(|name| match name {
