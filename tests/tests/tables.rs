@@ -81,7 +81,7 @@ fn a_type_that_the_server_refuses_is_named_before_anything_is_created() {
             "error: failed to",
             "column `at` of type DateTime('Nowhere')",
             "Cannot load time zone Nowhere",
-            "column `low` of type LowCardinality(UInt64)",
+            "column `then` of type DateTime64(3, 'Atlantis')",
             "hint: ",
         ]);
     }
@@ -422,7 +422,7 @@ fn dead_letters_know_their_host_and_build() {
     let letter = &dead["letters"][0];
     let (name, build) =
         (letter["host"].as_str().expect("a host"), letter["build"].as_str().expect("a build"));
-    assert!(!name.is_empty() && build.contains('+'), "{dead}");
+    assert!(!name.is_empty() && build.len() == 16, "{dead}");
     let told = host.call(&["dead", "r"]).expect(0);
     assert!(told.stdout.contains(name) && told.stdout.contains(build), "{}", told.stdout);
     for (flag, value, found) in

@@ -41,7 +41,7 @@ pipeline!(Spelled, SpelledRow, "spelled", {
 pipeline!(Nowhere, NowhereRow, "nowhere", {
     a: u32, "UInt32" = |id| id as u32;
     at: u32, "DateTime('Nowhere')" = |id| id as u32;
-    low: u64, "LowCardinality(UInt64)" = |id| id;
+    then: i64, "DateTime64(3, 'Atlantis')" = |id| id as i64;
 });
 
 fn main() -> std::process::ExitCode {
