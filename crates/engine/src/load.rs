@@ -205,7 +205,7 @@ pub struct WorkLoad {
     busy: AtomicU64,
     computing: AtomicU64,
     encoding: AtomicU64,
-    /// Of the time computing, what the pool's hands do not show.
+    /// Of the time computing and encoding, what the pool's hands do not show.
     alone: AtomicU64,
     /// Cores that the batches which are being computed can occupy.
     occupied: AtomicUsize,
@@ -300,7 +300,7 @@ impl WorkLoad {
         self.encoding.fetch_add(spent.encoding.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Cores were used by children that have one id at a time.
+    /// Cores were used by children that have one id at a time, or for packing rows.
     pub(crate) fn alone(&self, spent: Duration) {
         self.alone.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
@@ -315,6 +315,17 @@ impl WorkLoad {
     /// So many ids are being computed.
     pub(crate) fn computing(&self, ids: u32) -> Under<'_> {
         Under::begin(&self.occupied, (ids as usize).min(self.cores))
+    }
+
+    /// Rows of a batch are being packed, which takes a core that the pool does not show.
+    pub(crate) fn packing(&self) -> Under<'_> {
+        Under::begin(&self.occupied, 1)
+    }
+
+    /// Rows were packed for so long.
+    pub(crate) fn packed(&self, took: Duration) {
+        self.spent(Spent { computing: Duration::ZERO, encoding: took });
+        self.alone(took);
     }
 
     /// Rows are on their way to the broker.

@@ -20,6 +20,7 @@ use crate::compute::block::{Head, Packed, pack};
 use crate::compute::{self, BatchKey, Computed, Maker};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
+use crate::load::WorkLoad;
 use crate::records::now_ms;
 use crate::retry::Backoff;
 use crate::sink::MAX_INSERT_BYTES;
@@ -50,6 +51,7 @@ pub(crate) async fn publish<I: Id>(
     maker: &Arc<Maker>,
     key: &BatchKey,
     computed: Computed<I>,
+    load: &WorkLoad,
     stop: &Stop,
 ) -> Result<Published, Error> {
     let mut published = Published { dead: computed.rows.dead.len() as u32, packing: Duration::ZERO };
@@ -58,6 +60,7 @@ pub(crate) async fn publish<I: Id>(
     let all = 0..key.ids;
     let mut left = vec![all];
     while let Some(places) = left.pop() {
+        let under_way = load.packing();
         let (packer, wanted) = (rows.clone(), places.clone());
         // Megabytes are compressed: not for a thread that does I/O.
         let packed = tokio::task::spawn_blocking(move || {
@@ -65,8 +68,11 @@ pub(crate) async fn publish<I: Id>(
             (packer.message(&wanted), begun.elapsed())
         });
         let (message, took) = packed.await.expect("packing does not panic");
+        drop(under_way);
+        load.packed(took);
         published.packing += took;
         published.dead += u32::from(message.too_large);
+        let _publishing = load.publishing();
         let parts = store(broker, key, &places, message, stop).await?;
         left.extend(parts.into_iter().rev());
     }

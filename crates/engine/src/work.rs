@@ -243,7 +243,6 @@ impl<I: Id> Worker<I> {
         };
         failpoint::pass("work-before-publish");
         let mut spent = computed.spent;
-        let _publishing = self.load.publishing();
         spent.encoding += self.publish(key, computed).await?;
         Ok(spent)
     }
@@ -381,10 +380,9 @@ impl<I: Id> Worker<I> {
 
     /// Stores the rows, and returns how long they were packed.
     async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<Duration, Error> {
-        let Self { broker, schema, maker, stop, .. } = self;
+        let Self { broker, schema, maker, load, stop, .. } = self;
         let parts::Published { dead, packing } =
-            parts::publish(broker, schema, maker, key, computed, stop).await?;
-        self.load.spent(Spent { computing: Duration::ZERO, encoding: packing });
+            parts::publish(broker, schema, maker, key, computed, load, stop).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
         self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
