@@ -62,7 +62,7 @@ const UNKNOWN_SETTING: &str = "&input_format_native_allow_types_conversion=0";
 /// own would hide raw duplicates before they are counted.
 const TABLES: [&str; 5] = [
     "CREATE DATABASE millstream",
-    "CREATE TABLE millstream.trial_rows (run String, pass UInt32, batch UInt32, batch_ids UInt32, batch_digest UInt64, \
+    "CREATE TABLE millstream.trial_rows (run String, pass UInt32, batch UInt32, batch_ids UInt32, batch_digest UInt64, schema UInt64, \
      id UInt64, status Enum8('ok' = 1, 'dead' = 2), error String, host String, build String, computed_at UInt64, \
      squared UInt64) ENGINE = ReplacingMergeTree PARTITION BY sipHash64(run) % 16 ORDER BY (run, pass, batch, id) \
      SETTINGS max_bytes_to_merge_at_max_space_in_pool = 1",

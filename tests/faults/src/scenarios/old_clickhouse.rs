@@ -159,7 +159,7 @@ fn bodies() -> Vec<Bytes> {
             "batch_ids" => native::repeated(&mut raw, name, kind, &IDS.to_le_bytes(), count),
             "id" => native::fixed(&mut raw, name, "UInt64", &numbers(&mut ids.clone())),
             "status" => native::repeated(&mut raw, name, kind, &[1], count),
-            "batch_digest" | "computed_at" => {
+            "batch_digest" | "schema" | "computed_at" => {
                 native::repeated(&mut raw, name, "UInt64", &0u64.to_le_bytes(), count)
             }
             _ => native::texts(&mut raw, name, (0..count).map(|_| "")),
