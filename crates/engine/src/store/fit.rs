@@ -68,7 +68,7 @@ impl Store {
         for schema in known.into_iter().filter(|schema| there.contains(&schema.fingerprint())) {
             match self.plan_of(&schema, found).await {
                 Ok(plan) if plan.changes.is_empty() && plan.refused.is_empty() => {
-                    digested.push(self.widened(schema, found).await?);
+                    digested.push(self.widened(schema, found, there.len() == 1).await?);
                 }
                 Ok(_) | Err(StoreFault::Exception { .. }) => {}
                 Err(fault) => return Err(self.failed("ask about the types of columns", fault)),
@@ -77,7 +77,7 @@ impl Store {
         Ok(digested)
     }
 
-    async fn widened(&self, schema: Schema, found: &Found) -> Result<Digested, Error> {
+    async fn widened(&self, schema: Schema, found: &Found, is_all: bool) -> Result<Digested, Error> {
         let spelled = self.spell(&columns_of(&schema)).await;
         let spelled = spelled.map_err(|fault| self.failed("ask about the types of columns", fault))?;
         let is_other = |column: &Column| {
@@ -85,7 +85,7 @@ impl Store {
         };
         let widened: HashMap<String, String> =
             spelled.into_iter().filter(is_other).map(|column| (column.name, column.kind)).collect();
-        Ok(Digested { schema, widened })
+        Ok(Digested { schema, widened, is_all })
     }
 
     async fn plan_of(&self, schema: &Schema, found: &Found) -> Result<Plan, StoreFault> {
