@@ -354,7 +354,7 @@ fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
     let statement = hint[begin..].split("; ").next().expect("it ends");
     up.ask(statement);
     assert_eq!(up.number("SELECT count() FROM millstream.picky"), 10);
-    // Of what is noted, only what was shown is acknowledged: here more than is listed at once.
+    // Only what was shown is acknowledged: here more is noted than is listed at once.
     up.ask(
         "INSERT INTO millstream.shape_view_faults SELECT concat('older', toString(number)), 1, [0], 'v', 'e', \
          toDateTime64('2026-01-01 00:00:00', 3, 'UTC') FROM numbers(120)",

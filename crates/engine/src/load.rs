@@ -205,7 +205,7 @@ pub struct WorkLoad {
     busy: AtomicU64,
     computing: AtomicU64,
     encoding: AtomicU64,
-    /// Of the time computing and encoding, what the pool's hands do not show.
+    /// The time computing and encoding that the pool's hands do not show.
     alone: AtomicU64,
     /// Cores that the batches which are being computed can occupy.
     occupied: AtomicUsize,

@@ -143,7 +143,7 @@ impl Columns {
     }
 
     /// Keeps the first `rows` rows.
-    pub fn truncate(&mut self, _: &Schema, rows: usize) {
+    pub fn truncate(&mut self, rows: usize) {
         self.rows = self.rows.min(rows);
         self.values.iter_mut().for_each(|values| values.truncate(rows));
     }

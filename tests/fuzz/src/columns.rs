@@ -73,7 +73,7 @@ fn used(schema: &Schema, columns: &Columns) {
     assert_eq!(apart, hashes);
     head.append(tail);
     assert_eq!(native(schema, &head), written, "put together again");
-    head.truncate(schema, middle);
+    head.truncate(middle);
     assert_eq!(native(schema, &head), native(schema, &columns.slice(0..middle)), "cut again");
 
     // Backwards, and back.

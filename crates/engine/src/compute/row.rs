@@ -62,7 +62,7 @@ impl Rows {
             Ok(()) if self.bytes() - before <= MAX_ROW => {}
             Ok(()) => {
                 let length = self.bytes() - before;
-                self.columns.truncate(schema, rows);
+                self.columns.truncate(rows);
                 self.dead(
                     schema,
                     &format!("row of {length} bytes is larger than a row may be ({MAX_ROW} bytes)"),

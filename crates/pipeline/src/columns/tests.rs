@@ -227,7 +227,7 @@ mod random {
             prop_assert_eq!(&whole.slice(cut..rows.len()), &of(&rows[cut..]));
             joined.append(whole.slice(cut..rows.len()));
             prop_assert_eq!(&joined, &whole);
-            joined.truncate(&schema, cut);
+            joined.truncate(cut);
             prop_assert_eq!(&joined, &of(&rows[..cut]));
         }
 
@@ -290,7 +290,7 @@ mod random {
         columns.append(columns.reordered(&[0]));
         columns.push_blank(&schema);
         columns = columns.slice(1..rows + 2);
-        columns.truncate(&schema, 1);
+        columns.truncate(1);
         assert!(columns.is_sound(&schema, 1));
     }
 }
