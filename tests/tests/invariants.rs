@@ -20,7 +20,7 @@ use millstream_engine::compute::{BatchKey, Function, Maker, Place, Pool};
 use millstream_engine::parts;
 use millstream_engine::records::Records;
 use millstream_engine::seal::seal_passes;
-use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
+use millstream_engine::sink::{MAX_INSERT_ROWS, SinkCounts, SinkPlan, sink};
 use millstream_engine::work::{WorkCounts, WorkPlan, work};
 use millstream_engine::{Broker, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
@@ -561,7 +561,7 @@ async fn own_the_bytes() {
 async fn one_insert_one_part() {
     let mut scene = Scene::new().await;
     scene.hold_merges();
-    for batch in 0..20 {
+    for batch in 0..40 {
         scene.stage("a", batch..batch + 1, 30_000).await;
         if batch % 5 == 0 {
             scene.stage("b", batch..batch + 1, 1000).await;
@@ -569,10 +569,14 @@ async fn one_insert_one_part() {
         }
     }
     // So large that only the bound of an insert ends a group.
-    let plan =
-        SinkPlan { group_rows: 500_000, group_age: SOON, held_bytes: 256 << 20, ..SinkPlan::default() };
+    let plan = SinkPlan {
+        group_rows: MAX_INSERT_ROWS,
+        group_age: SOON,
+        held_bytes: 256 << 20,
+        ..SinkPlan::default()
+    };
     let (sink, _) = scene.start_sink(plan);
-    scene.wait_acked(28);
+    scene.wait_acked(56);
     sink.end().await;
     let mut largest = 0;
     for insert in scene.proxy.inserts() {
@@ -581,8 +585,8 @@ async fn one_insert_one_part() {
         assert_eq!(passes.len(), 1, "{passes:?} in one insert");
         largest = largest.max(rows.len());
     }
-    assert!((300_000..=500_000).contains(&largest), "the largest insert has {largest} rows");
-    assert_eq!(scene.raw_rows(), 608_000);
+    assert!((600_000..=MAX_INSERT_ROWS as usize).contains(&largest), "the largest insert has {largest} rows");
+    assert_eq!(scene.raw_rows(), 1_216_000);
     assert_one_part_each(&scene);
 }
 
@@ -592,14 +596,14 @@ async fn one_insert_one_part_whatever_its_size() {
     let scene = Scene::new().await;
     scene.hold_merges();
     let mut largest = Vec::new();
-    for batch in 0..10 {
+    for batch in 0..20 {
         largest.push(frames("a", 1, batch, 50_000, 1).await);
     }
     scene.insert("largest", &largest).await;
     scene.insert("smallest", &[frames("a", 2, 0, 1, 1).await]).await;
     let parts = "SELECT rows FROM system.parts WHERE database = 'millstream' AND table = 'trial_rows' AND active \
                  ORDER BY rows";
-    assert_eq!(scene.up.ask(parts).split_whitespace().collect::<Vec<_>>(), ["1", "500000"]);
+    assert_eq!(scene.up.ask(parts).split_whitespace().collect::<Vec<_>>(), ["1", "1000000"]);
     assert_one_part_each(&scene);
 }
 

@@ -261,7 +261,7 @@ fn one_insert_is_one_part() {
     engine.must("CREATE TABLE t (id UInt64, word String) ENGINE = MergeTree ORDER BY id");
     engine.must("SYSTEM STOP MERGES t");
     let wide = vec![b'x'; 230];
-    for (rows, word) in [(500_000_u64, &b"ab"[..]), (500_000, &wide[..])] {
+    for (rows, word) in [(1_000_000_u64, &b"ab"[..]), (1_000_000, &wide[..])] {
         let mut body = Vec::new();
         for id in 0..rows {
             body.extend_from_slice(&id.to_le_bytes());
@@ -282,7 +282,7 @@ fn one_insert_is_one_part() {
         assert_eq!(status, 200, "{text}");
     }
     let parts = engine.must("SELECT rows FROM system.parts WHERE table = 't' AND active ORDER BY name");
-    assert_eq!(parts, "500000\n500000");
+    assert_eq!(parts, "1000000\n1000000");
 }
 
 #[test]

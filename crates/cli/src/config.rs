@@ -9,7 +9,7 @@ use millstream::Limits;
 use millstream::limits::LEAST_MEMORY;
 use millstream::names::check_database;
 use millstream_engine::compute::Place;
-use millstream_engine::sink::SinkPlan;
+use millstream_engine::sink::{MAX_INSERT_ROWS, SinkPlan};
 use millstream_engine::work::WorkPlan;
 use millstream_engine::{NatsAddress, StoreAddress, StreamLimits, compute};
 
@@ -210,7 +210,7 @@ fn work_plan(threads: Option<u64>, usual: Limits, file: &mut File, faults: &mut 
 fn sink_plan(file: &mut File) -> SinkPlan {
     let usual = SinkPlan::default();
     SinkPlan {
-        group_rows: file.number("sink.group_rows", 1, 500_000).unwrap_or(usual.group_rows),
+        group_rows: file.number("sink.group_rows", 1, MAX_INSERT_ROWS).unwrap_or(usual.group_rows),
         group_age: file.number("sink.group_ms", 1, 60_000).map_or(usual.group_age, Duration::from_millis),
         held_bytes: file
             .bytes("sink.held_bytes", 16 << 20, 4 << 30)

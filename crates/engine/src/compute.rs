@@ -123,13 +123,14 @@ impl<I: Id> Computed<I> {
         pieces.sort_unstable_by_key(|piece| piece.from);
         let mut whole = Self::none(schema);
         for Piece { from, count, rows, again, spent } in pieces {
-            let mut later = again.into_iter().peekable();
-            for (at, id) in (from..).zip(&ids[from as usize..(from + count) as usize]) {
-                match later.next_if(|(place, _)| *place == at) {
-                    Some((_, reason)) => whole.again.push((id.clone(), reason)),
-                    None => whole.ids.push(id.clone()),
-                }
+            let (mut rest, mut next) = (&ids[from as usize..(from + count) as usize], from);
+            for (place, reason) in again {
+                let (before, from_it) = rest.split_at((place - next) as usize);
+                whole.ids.extend_from_slice(before);
+                whole.again.push((from_it[0].clone(), reason));
+                (rest, next) = (&from_it[1..], place + 1);
             }
+            whole.ids.extend_from_slice(rest);
             whole.rows.append(rows);
             whole.spent += spent;
         }

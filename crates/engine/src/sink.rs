@@ -35,8 +35,9 @@ use crate::store::{Portion, Store};
 pub use left::Left;
 use schemas::Schemas;
 
-/// One INSERT carries no more than this, so that it stays one block and one part.
-const MAX_INSERT_ROWS: u64 = 500_000;
+/// One INSERT carries no more than this, so that it stays one block and one part: a server cuts blocks at 1,048,449 rows
+/// unless it is told otherwise, and one that does not know [`INSERT_SETTINGS`](crate::tables::INSERT_SETTINGS) is not told.
+pub const MAX_INSERT_ROWS: u64 = 1_000_000;
 pub(crate) const MAX_INSERT_BYTES: u64 = 128 << 20;
 /// A message's subject, reply and headers beside its payload.
 const MESSAGE_OVERHEAD: usize = 4 << 10;
@@ -81,7 +82,7 @@ impl Default for SinkPlan {
     fn default() -> Self {
         Self {
             drawn: Drawn::Shared,
-            group_rows: 400_000,
+            group_rows: 900_000,
             group_age: Duration::from_secs(2),
             held_bytes: 32 << 20,
             inserts: 2,

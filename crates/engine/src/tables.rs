@@ -33,19 +33,23 @@ pub const STATUS_DEAD: u8 = 2;
 /// table, and hundreds of runs do not make hundreds of partitions.
 const PARTITIONS: u32 = 16;
 
-/// Settings of a MergeTree table that make an acked batch survive power loss, and deduplication of inserts, which loses
-/// rows, stay off.
-const DURABLE: [(&str, &str); 5] = [
+/// Settings of our MergeTree tables: an acked batch survives power loss; deduplication of inserts, which loses rows, stays
+/// off. The last two keep merges from taking the cores while a run computes (figures in `benches/README.md`): statistics for
+/// the query planner, of every column at every merge, help no question over this sorting key; and as parts are large and
+/// hardly overlap, they are merged by sixteen, not by five, so each row is written anew half as often.
+const TABLE_SETTINGS: [(&str, &str); 7] = [
     ("fsync_after_insert", "1"),
     ("fsync_part_directory", "1"),
     ("min_rows_to_fsync_after_merge", "1"),
     ("min_compressed_bytes_to_fsync_after_merge", "1"),
     ("non_replicated_deduplication_window", "0"),
+    ("auto_statistics_types", "''"),
+    ("merge_selector_base", "16"),
 ];
 
 /// Names of settings that [`Tables::create`] uses where the server knows them.
 pub fn wanted_table_settings() -> impl Iterator<Item = &'static str> {
-    DURABLE.iter().map(|(name, _)| *name)
+    TABLE_SETTINGS.iter().map(|(name, _)| *name)
 }
 
 /// Settings of every INSERT: one block, one part, no buffering in the server, no tokens (**no-dedup-tokens**).
@@ -181,7 +185,7 @@ impl Tables {
 
     /// Statements that create the tables that are missing. `known` are the table settings that the server has.
     pub fn create(&self, known: &[String]) -> Vec<String> {
-        let settings: String = DURABLE
+        let settings: String = TABLE_SETTINGS
             .iter()
             .filter(|(name, _)| known.iter().any(|known| known == name))
             .map(|(name, value)| format!(", {name} = {value}"))

@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::block::{Block, BlockFault};
 use crate::{Id, MAX_BATCH_IDS};
@@ -77,7 +77,13 @@ pub struct RowBatch<'a> {
     /// The build that computed the rows: a version and a hash of the program.
     pub build: &'a str,
     /// The rows, ready to be sent to ClickHouse.
+    #[serde(serialize_with = "whole")]
     pub rows: &'a [u8],
+}
+
+/// Bytes in one piece. Without it serde writes a list of bytes, one by one; the message is the same.
+fn whole<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 impl RowBatch<'_> {

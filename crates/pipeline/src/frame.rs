@@ -95,11 +95,25 @@ pub fn raw_len(mut frames: &[u8]) -> Option<u64> {
     Some(sum)
 }
 
-/// Appends what the one frame that `bytes` holds was made from.
+/// What a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Block<'a> {
+    /// An LZ4 block.
+    Lz4 {
+        /// The block.
+        packed: &'a [u8],
+        /// Bytes that it says it decompresses to; it could have as many.
+        size: usize,
+    },
+    /// Bytes as they are.
+    Plain(&'a [u8]),
+}
+
+/// The block in the one frame that `bytes` holds, whose checksum is right. It is not decompressed.
 ///
 /// # Errors
-/// [`FrameFault`]; `out` is then as it was.
-pub fn decompress(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FrameFault> {
+/// [`FrameFault`].
+pub fn open(bytes: &[u8]) -> Result<Block<'_>, FrameFault> {
     let wanted = frame_len(bytes)?.unwrap_or(CHECKSUM + HEADER);
     if bytes.len() != wanted {
         return Err(FrameFault::Cut { found: bytes.len(), wanted });
@@ -112,18 +126,29 @@ pub fn decompress(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FrameFault> {
     if size > MAX_FRAME {
         return Err(FrameFault::Size { size });
     }
-    let start = out.len();
     match method {
-        METHOD_NONE if packed.len() == size => out.extend_from_slice(packed),
-        METHOD_LZ4 if size <= packed.len().saturating_mul(LZ4_MOST) => {
+        METHOD_NONE if packed.len() == size => Ok(Block::Plain(packed)),
+        METHOD_LZ4 if size <= packed.len().saturating_mul(LZ4_MOST) => Ok(Block::Lz4 { packed, size }),
+        METHOD_NONE | METHOD_LZ4 => Err(FrameFault::Block { size }),
+        _ => Err(FrameFault::Method { method }),
+    }
+}
+
+/// Appends what the one frame that `bytes` holds was made from.
+///
+/// # Errors
+/// [`FrameFault`]; `out` is then as it was.
+pub fn decompress(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FrameFault> {
+    match open(bytes)? {
+        Block::Plain(plain) => out.extend_from_slice(plain),
+        Block::Lz4 { packed, size } => {
+            let start = out.len();
             out.resize(start + size, 0);
             if !block::decompress_into(packed, &mut out[start..]).is_ok_and(|written| written == size) {
                 out.truncate(start);
                 return Err(FrameFault::Block { size });
             }
         }
-        METHOD_NONE | METHOD_LZ4 => return Err(FrameFault::Block { size }),
-        _ => return Err(FrameFault::Method { method }),
     }
     Ok(())
 }

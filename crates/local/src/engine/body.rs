@@ -23,12 +23,25 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub(super) struct MemoryFile {
     file: File,
     length: u64,
+    /// How what is in it is compressed, by the engine's word for it.
+    compression: Option<&'static str>,
+}
+
+/// How a body is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// As it comes.
+    AsItIs,
+    /// Frames, each decompressed.
+    Frames,
+    /// Frames whose blocks stay compressed, for the engine to decompress as it reads.
+    Packed,
 }
 
 impl MemoryFile {
     pub(super) fn new() -> io::Result<Self> {
         let file = memfd_create("millstream", MFdFlags::MFD_CLOEXEC)?;
-        Ok(Self { file: File::from(file), length: 0 })
+        Ok(Self { file: File::from(file), length: 0, compression: None })
     }
 
     /// Where others in this process, the engine above all, find it.
@@ -38,6 +51,11 @@ impl MemoryFile {
 
     pub(super) fn len(&self) -> u64 {
         self.length
+    }
+
+    /// How what is in it is compressed, by the engine's word for it.
+    pub(super) fn compression(&self) -> Option<&'static str> {
+        self.compression
     }
 
     /// At most the first `limit` bytes.
@@ -85,9 +103,14 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    pub(super) fn new(decompress: bool) -> Result<Self, Exception> {
+    pub(super) fn new(coming: Coming) -> Result<Self, Exception> {
         let file = MemoryFile::new().map_err(|error| Exception::io("make room for the body", &error))?;
-        Ok(Self { file, decoder: decompress.then(Decoder::default) })
+        let decoder = match coming {
+            Coming::AsItIs => None,
+            Coming::Frames => Some(Decoder::default()),
+            Coming::Packed => Some(Decoder::packing()),
+        };
+        Ok(Self { file, decoder })
     }
 
     /// Blocks for as long as a frame that ends in `bytes` takes to decompress, and one may hold a lot.
@@ -99,21 +122,24 @@ impl Receiving {
         stored.map_err(refused)
     }
 
-    pub(super) fn finish(self) -> Result<MemoryFile, Exception> {
-        self.decoder.map_or(Ok(()), |decoder| decoder.finish())?;
+    pub(super) fn finish(mut self) -> Result<MemoryFile, Exception> {
+        if let Some(decoder) = self.decoder {
+            decoder.finish(&mut self.file).map_err(refused)?;
+            self.file.compression = decoder.has_packed().then_some("lz4");
+        }
         Ok(self.file)
     }
 }
 
 /// Reads `body` to its end. An error means that nothing of it may be executed.
-pub(super) async fn receive(mut body: Incoming, decompress: bool) -> Result<MemoryFile, Exception> {
-    let mut receiving = Receiving::new(decompress)?;
+pub(super) async fn receive(mut body: Incoming, coming: Coming) -> Result<MemoryFile, Exception> {
+    let mut receiving = Receiving::new(coming)?;
     while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| silent())? {
         let frame = frame.map_err(cut)?;
         let Ok(bytes) = frame.into_data() else { continue };
-        match decompress {
-            true => tokio::task::block_in_place(|| receiving.push(&bytes))?,
-            false => receiving.push(&bytes)?,
+        match coming {
+            Coming::AsItIs => receiving.push(&bytes)?,
+            Coming::Frames | Coming::Packed => tokio::task::block_in_place(|| receiving.push(&bytes))?,
         }
     }
     receiving.finish()

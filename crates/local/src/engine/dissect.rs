@@ -10,7 +10,7 @@ use hyper::http::request::Parts;
 use super::body::Receiving;
 use super::errors::Exception;
 use super::execute::into_file;
-use super::http::Asked;
+use super::http::{Asked, coming};
 use super::insert;
 use super::request::Request;
 use super::statement::{self, Statement};
@@ -36,6 +36,8 @@ pub struct Dissected {
     pub kind: Kind,
     /// The rows of an INSERT; for others, what is left of the body.
     pub rows: Vec<u8>,
+    /// How the rows are compressed, by the engine's word for it.
+    pub compression: Option<&'static str>,
     /// Query parameters, name and value.
     pub params: Vec<(String, String)>,
 }
@@ -71,14 +73,16 @@ pub fn dissect(
 
 fn ask(head: &Parts, pieces: &[&[u8]]) -> Result<Dissected, Exception> {
     let request = Request::new(head)?;
-    let mut receiving = Receiving::new(request.decompress)?;
+    let mut receiving = Receiving::new(coming(&request))?;
     pieces.iter().try_for_each(|piece| receiving.push(piece))?;
     let Asked { request, sql, statement, rows } = Asked::new(request, receiving.finish()?)?;
     let (kind, statement) = match statement {
         Statement::Reads(reads) => {
             (Kind::Reads, into_file(&statement::with_real_query_ids(&sql), &reads, FILE))
         }
-        Statement::Insert(insert) => (Kind::Insert, insert::from_file(TABLE, &insert, FILE)?),
+        Statement::Insert(insert) => {
+            (Kind::Insert, insert::from_file(TABLE, &insert, FILE, rows.compression())?)
+        }
         Statement::Kill(kill) => {
             (Kind::Kill, kill.ids.iter().flat_map(|id| statement::kill_marked(id)).collect())
         }
@@ -88,6 +92,14 @@ fn ask(head: &Parts, pieces: &[&[u8]]) -> Result<Dissected, Exception> {
     };
     let query_id = request.query_id.as_deref().unwrap_or(QUERY_ID);
     let length = usize::try_from(rows.len()).unwrap_or(usize::MAX);
+    let compression = rows.compression();
     let rows = rows.head(length).map_err(|error| Exception::io("read the rows", &error))?;
-    Ok(Dissected { session: request.session(query_id), statement, kind, rows, params: request.params })
+    Ok(Dissected {
+        session: request.session(query_id),
+        statement,
+        kind,
+        rows,
+        compression,
+        params: request.params,
+    })
 }

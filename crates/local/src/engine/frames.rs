@@ -1,9 +1,14 @@
 //! ClickHouse's own compressed frames ([`millstream::frame`]), for `decompress=1` bodies and `compress=1` answers.
+//!
+//! A body of frames is stored decompressed, or still compressed as a file that the engine decompresses while it reads: an LZ4
+//! frame file has the very blocks that our frames have, between other headers
+//! (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md>). So an INSERT's rows are not written and read once more.
 
 use std::io::{self, Write};
 
-use millstream::frame::{self, FrameFault};
+use millstream::frame::{self, Block, FrameFault};
 
+use super::body::MAX_BODY;
 use super::errors::{Exception, code};
 
 /// What one frame of an answer holds at most.
@@ -16,11 +21,25 @@ pub(super) fn encode(data: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// Begins an LZ4 frame file: its magic number, version 1 with independent blocks and no checksums, blocks of [`LZ4_BLOCK`] at most,
+/// and the checksum of those two bytes.
+const LZ4_HEAD: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x70, 0x73];
+/// Ends one.
+const LZ4_END: [u8; 4] = [0; 4];
+/// The most that one block of an LZ4 frame file decompresses to.
+const LZ4_BLOCK: usize = 4 << 20;
+/// The bit in a block's size which says that its bytes are not compressed.
+const LZ4_PLAIN: u32 = 1 << 31;
+
 /// Takes a body's frames apart as its bytes arrive, in pieces of any size.
 #[derive(Default)]
 pub(super) struct Decoder {
     pending: Vec<u8>,
     plain: Vec<u8>,
+    /// Whether blocks stay compressed, as an LZ4 frame file.
+    packs: bool,
+    /// Bytes that all frames so far were made from, as their headers say.
+    raw: u64,
 }
 
 /// Why a body could not be stored.
@@ -50,6 +69,16 @@ impl From<FrameFault> for Fault {
 }
 
 impl Decoder {
+    /// One that leaves blocks compressed.
+    pub(super) fn packing() -> Self {
+        Self { packs: true, ..Self::default() }
+    }
+
+    /// Whether what was written is an LZ4 frame file. Nothing at all is none.
+    pub(super) fn has_packed(&self) -> bool {
+        self.packs && self.raw > 0
+    }
+
     /// Writes the data of every frame that `bytes` completes to `sink`.
     pub(super) fn push(&mut self, bytes: &[u8], sink: &mut impl Write) -> Result<(), Fault> {
         self.pending.extend_from_slice(bytes);
@@ -57,7 +86,10 @@ impl Decoder {
         while let Some(length) = frame::frame_len(&self.pending[done..])? {
             let Some(whole) = self.pending.get(done..done + length) else { break };
             self.plain.clear();
-            frame::decompress(whole, &mut self.plain)?;
+            match self.packs {
+                true => pack(whole, &mut self.raw, &mut self.plain)?,
+                false => frame::decompress(whole, &mut self.plain)?,
+            }
             sink.write_all(&self.plain).map_err(Fault::Write)?;
             done += length;
         }
@@ -65,31 +97,88 @@ impl Decoder {
         Ok(())
     }
 
-    /// Says whether the body ended between two frames.
-    pub(super) fn finish(&self) -> Result<(), Exception> {
+    /// Ends the file, or says that the body ended within a frame.
+    pub(super) fn finish(&self, sink: &mut impl Write) -> Result<(), Fault> {
         if self.pending.is_empty() {
-            return Ok(());
+            let end: &[u8] = if self.has_packed() { &LZ4_END } else { &[] };
+            return sink.write_all(end).map_err(Fault::Write);
         }
-        Err(Exception::new(
+        Err(Fault::Frame(Exception::new(
             code::UNEXPECTED_END_OF_FILE,
             &format!("the body ends {} bytes into a compressed frame", self.pending.len()),
-        ))
+        )))
     }
+}
+
+/// Appends a frame's block as one of an LZ4 frame file, behind that file's head if it is the first that has anything. What is too
+/// large for one block goes uncompressed.
+fn pack(frame: &[u8], raw: &mut u64, out: &mut Vec<u8>) -> Result<(), Fault> {
+    let mut apart = Vec::new();
+    let block = match frame::open(frame)? {
+        Block::Lz4 { size, .. } if size > LZ4_BLOCK => {
+            frame::decompress(frame, &mut apart)?;
+            Block::Plain(&apart)
+        }
+        block => block,
+    };
+    let size = match block {
+        Block::Lz4 { size, .. } => size,
+        Block::Plain(plain) => plain.len(),
+    } as u64;
+    if size == 0 {
+        return Ok(());
+    }
+    // Where the file as it would be uncompressed has no room, it has none compressed.
+    if *raw + size > MAX_BODY {
+        return Err(Fault::Write(io::ErrorKind::FileTooLarge.into()));
+    }
+    if *raw == 0 {
+        out.extend_from_slice(&LZ4_HEAD);
+    }
+    *raw += size;
+    let mut block_of = |bytes: &[u8], flag: u32| {
+        out.extend_from_slice(&(bytes.len() as u32 | flag).to_le_bytes());
+        out.extend_from_slice(bytes);
+    };
+    match block {
+        Block::Lz4 { packed, .. } => block_of(packed, 0),
+        Block::Plain(plain) => plain.chunks(LZ4_BLOCK).for_each(|chunk| block_of(chunk, LZ4_PLAIN)),
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use lz4_flex::frame::FrameDecoder;
+
     use super::*;
 
     fn decode(bytes: &[u8], piece: usize) -> Result<Vec<u8>, u32> {
-        let (mut decoder, mut out) = (Decoder::default(), Vec::new());
-        for part in bytes.chunks(piece) {
-            decoder.push(part, &mut out).map_err(|fault| match fault {
-                Fault::Frame(exception) => exception.code,
-                Fault::Write(error) => panic!("{error}"),
-            })?;
+        let plain = run(Decoder::default(), bytes, piece);
+        // Packed, it is refused in the same way, or is the same once it is decompressed.
+        let packed = run(Decoder::packing(), bytes, piece);
+        match (&plain, &packed) {
+            (Ok(plain), Ok(packed)) if packed.is_empty() => assert!(plain.is_empty()),
+            (Ok(plain), Ok(packed)) => {
+                let mut back = Vec::new();
+                FrameDecoder::new(&packed[..]).read_to_end(&mut back).expect("an LZ4 frame file");
+                assert!(back == *plain, "{} bytes are not {}", back.len(), plain.len());
+            }
+            (plain, packed) => assert_eq!(plain, packed),
         }
-        decoder.finish().map_err(|exception| exception.code)?;
+        plain
+    }
+
+    fn run(mut decoder: Decoder, bytes: &[u8], piece: usize) -> Result<Vec<u8>, u32> {
+        let code = |fault| match fault {
+            Fault::Frame(exception) => exception.code,
+            Fault::Write(error) => panic!("{error}"),
+        };
+        let mut out = Vec::new();
+        bytes.chunks(piece).try_for_each(|part| decoder.push(part, &mut out)).map_err(code)?;
+        decoder.finish(&mut out).map_err(code)?;
         Ok(out)
     }
 
@@ -109,6 +198,16 @@ mod tests {
         let mut framed = Vec::new();
         encode(&sample(100), &mut framed);
         assert_eq!(decode(&framed, 1), Ok(sample(100)));
+    }
+
+    #[test]
+    fn a_block_larger_than_a_file_of_lz4_takes_goes_uncompressed() {
+        for data in [sample(LZ4_BLOCK), sample(LZ4_BLOCK + 1), vec![7; 3 * LZ4_BLOCK + 5]] {
+            let mut framed = Vec::new();
+            frame::compress(&data, &mut framed);
+            frame::compress(b"more", &mut framed);
+            assert_eq!(decode(&framed, usize::MAX), Ok([&data[..], b"more"].concat()));
+        }
     }
 
     #[test]

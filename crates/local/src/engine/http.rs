@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use super::answer::{Abandon, Answer, Begun, Outcome, Stream, begin};
-use super::body::{self, MemoryFile};
+use super::body::{self, Coming, MemoryFile};
 use super::chdb::{Engine, Output};
 use super::errors::{Exception, code};
 use super::execute::{self, Done, Sink, Work};
@@ -74,7 +74,7 @@ async fn query(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<A
         Ok(entered) => entered,
         Err(exception) => {
             // A client that is still sending would not see the answer.
-            if let Err(error) = body::receive(incoming, false).await {
+            if let Err(error) = body::receive(incoming, Coming::AsItIs).await {
                 tracing::debug!(?error, "a refused request's body");
             }
             return failed(&exception, None, false, &face.version);
@@ -113,7 +113,7 @@ async fn respond(
     incoming: Incoming,
 ) -> Result<Response<Answer>, Exception> {
     let received = tokio::select! {
-        received = body::receive(incoming, request.decompress) => received?,
+        received = body::receive(incoming, coming(&request)) => received?,
         exception = entry.killed() => return Err(exception),
     };
     let asked = tokio::task::block_in_place(|| Asked::new(request, received))?;
@@ -142,6 +142,19 @@ async fn respond(
             let format = kill.format.clone();
             call.read(format, |sink| Work::Kill(kill, sink)).await
         }
+    }
+}
+
+/// How the body of a request is stored. What the sink sends stays compressed: blocks of rows in Native, the statement in the URL.
+pub(super) fn coming(request: &Request) -> Coming {
+    let rows_alone = || match statement::parse(&request.query) {
+        Ok(Statement::Insert(insert)) => insert.format == "Native" && insert.data_at == request.query.len(),
+        _ => false,
+    };
+    match request.decompress {
+        false => Coming::AsItIs,
+        true if request.boundary.is_none() && rows_alone() => Coming::Packed,
+        true => Coming::Frames,
     }
 }
 

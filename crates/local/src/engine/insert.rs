@@ -41,19 +41,24 @@ pub(super) fn rewrite(
     .concat();
     let answer =
         connection.query(&describe, "JSONEachRow", params).map_err(|text| Exception::from_engine(&text))?;
-    let statement = from_file(&answer.data, insert, &rows.path())?;
+    let statement = from_file(&answer.data, insert, &rows.path(), rows.compression())?;
     Ok((rows.len() > 0).then_some(statement))
 }
 
 /// The statement that inserts the rows of a file into a table of which DESCRIBE says `described`, in JSONEachRow.
-pub(super) fn from_file(described: &[u8], insert: &Insert, path: &str) -> Result<Vec<u8>, Exception> {
+pub(super) fn from_file(
+    described: &[u8],
+    insert: &Insert,
+    path: &str,
+    compression: Option<&str>,
+) -> Result<Vec<u8>, Exception> {
     let table = described
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .map(serde_json::from_slice)
         .collect::<Result<Vec<Column>, _>>()
         .map_err(|error| Exception::new(code::STD_EXCEPTION, &format!("cannot read DESCRIBE: {error}")))?;
-    Ok(statement(insert, &targets(&table, insert)?, path))
+    Ok(statement(insert, &targets(&table, insert)?, path, compression))
 }
 
 /// The columns in the order of the rows.
@@ -82,7 +87,7 @@ fn no_column(name: &str, insert: &Insert) -> Exception {
     ))
 }
 
-fn statement(insert: &Insert, columns: &[Column], path: &str) -> Vec<u8> {
+fn statement(insert: &Insert, columns: &[Column], path: &str, compression: Option<&str>) -> Vec<u8> {
     let names: Vec<Vec<u8>> = columns.iter().map(|column| quoted(column.name.as_bytes(), b'`')).collect();
     let structure: Vec<Vec<u8>> = columns.iter().map(|column| declaration(column, columns)).collect();
     let mut sql =
@@ -99,6 +104,10 @@ fn statement(insert: &Insert, columns: &[Column], path: &str) -> Vec<u8> {
     sql.extend(quoted(insert.format.as_bytes(), b'\''));
     sql.extend_from_slice(b", ");
     sql.extend(quoted(&structure.join(&b", "[..]), b'\''));
+    if let Some(compression) = compression {
+        sql.extend_from_slice(b", ");
+        sql.extend(quoted(compression.as_bytes(), b'\''));
+    }
     sql.extend_from_slice(b")");
     sql
 }
@@ -161,13 +170,15 @@ mod tests {
     fn the_statement_reads_the_rows_as_the_tables_columns() {
         let insert = insert(None, Some("x = 1 "));
         let columns = targets(&table(), &insert).expect("columns");
-        let sql = String::from_utf8(statement(&insert, &columns, "/p")).expect("text");
+        let sql = String::from_utf8(statement(&insert, &columns, "/p", None)).expect("text");
         let (head, tail) = sql.split_once(ONE_BLOCK).expect("our settings");
         assert_eq!(head, "INSERT INTO d.t (`id`, `it\\`s`, `n`) SETTINGS x = 1 \n, ");
         assert_eq!(
             tail,
             r" SELECT * FROM file('/p', 'CSV', '`id` UInt64, `it\\`s` Enum8(\'a\' = 1) DEFAULT \'a\', `n` UInt64 DEFAULT id + 1')"
         );
+        let packed = statement(&insert, &columns, "/p", Some("lz4"));
+        assert!(packed.ends_with(b" DEFAULT id + 1', 'lz4')"), "{}", packed.escape_ascii());
     }
 
     #[test]
