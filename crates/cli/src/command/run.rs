@@ -29,6 +29,9 @@ use crate::{Ended, show};
 const LOOK: Duration = Duration::from_secs(1);
 /// How soon at first: a small run is over by then.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// A look at a large run reads a byte of each of its rows. It may take this part of the time, and is made so often at least.
+const LOOK_SHARE: u32 = 20;
+const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
 /// How long the stages may take to finish what they hold after Ctrl-C.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -162,10 +165,13 @@ pub(super) async fn watch(
     let mut pause = FIRST_LOOK;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(pause) => pause = LOOK,
+            () = tokio::time::sleep(pause) => {}
             () = stop.no_more_taking() => return Err(Error::Stopped).context("interrupted"),
         }
-        match status(&session.broker, &session.records, &session.store, run).await {
+        let begun = Instant::now();
+        let looked = status(&session.broker, &session.records, &session.store, run).await;
+        pause = LOOK.max(begun.elapsed() * LOOK_SHARE).min(LOOK_AT_LEAST);
+        match looked {
             Ok(mut status) => {
                 failing = None;
                 line.show(&status);
