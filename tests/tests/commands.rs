@@ -31,9 +31,40 @@ fn shows(called: &Called, parts: &[&str]) {
 }
 
 #[test]
+fn a_question_does_not_make_a_stack() {
+    let host = trial();
+    let none = "there is no local stack in `mistyped`\nhint: name the directory of one with --data";
+    let service = "the local stack of `mistyped` is not up\nhint: start `up`";
+    for (args, says) in [
+        (&["runs"][..], none),
+        (&["status"], none),
+        (&["sql", "SELECT 1"], none),
+        (&["doctor"], none),
+        (&["pause", "a"], none),
+        (&["work"], service),
+    ] {
+        let args = [args, &["--data", "mistyped"]].concat();
+        host.call(&args).expect(2).says(&[says]);
+        assert!(!host.path().join("mistyped").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_data_directory_that_is_gone_is_noticed() {
+    let host = trial();
+    let mut up = host.up();
+    fs::rename(host.path().join(".millstream"), host.path().join("moved")).expect("moved");
+    assert_eq!(up.process.wait(SOON).code(), Some(1));
+    let log = host.log("up");
+    assert!(log.contains("its data directory `.millstream` is gone"), "{log}");
+}
+
+/// On another data directory than the usual one, and typed into a shell as they stand.
+#[test]
 fn run_ends_with_a_summary_whose_commands_work() {
     let host = trial();
-    let called = host.call(&["run", "--ids", "1..=2000", "--run", "a"]).expect(3);
+    let run = ["run", "--ids", "1..=2000", "--run", "a", "--data", "my data"];
+    let called = host.call(&run).expect(3);
     shows(
         &called,
         &[
@@ -45,20 +76,18 @@ fn run_ends_with_a_summary_whose_commands_work() {
             "ids/s    ",
         ],
     );
-    shows(&called, &["sealed   yes\n", "look at the rows:\n", "look at the dead letters:\n  trial dead a\n"]);
-    called.says(&["opening the local stack in `.millstream`", "of run `a`: "]);
-    let called = host.call(&["run", "--ids", "1..=2000", "--run", "a"]).expect(3);
-    let commands: Vec<&str> =
-        called.stdout.lines().filter_map(|line| line.strip_prefix("  trial ")).collect();
+    shows(&called, &["sealed   yes\n", "look at the rows:\n", "look at the dead letters:\n"]);
+    called.says(&["opening the local stack in `my data`", "of run `a`: "]);
+    let called = host.call(&run).expect(3);
+    let commands: Vec<&str> = called.stdout.lines().filter(|line| line.starts_with("  /")).collect();
     assert_eq!(commands.len(), 3, "{}", called.stdout);
     for command in commands {
-        // As a shell splits them: one argument may be in double quotes.
-        let (words, quoted) = command.split_once('"').unwrap_or((command, ""));
-        let mut args: Vec<&str> = words.split_whitespace().collect();
-        args.extend(quoted.strip_suffix('"'));
-        let answer = host.call(&args).expect(0);
-        assert!(answer.stdout.lines().count() > 2, "{command}: {}", answer.stdout);
+        let mut shell = std::process::Command::new("sh");
+        let output = shell.args(["-c", command]).current_dir(host.path()).output().expect("a shell");
+        assert!(output.status.success(), "{command}: {output:?}");
+        assert!(output.stdout.iter().filter(|byte| **byte == b'\n').count() > 2, "{command}: {output:?}");
     }
+    assert!(!host.path().join(".millstream").exists(), "one of them made another stack");
 }
 
 #[test]

@@ -60,6 +60,42 @@ pub(crate) struct Options {
     pub log: Option<String>,
 }
 
+impl Options {
+    /// The program as it was called, with those of its options that say where runs are: what another command on the same run
+    /// begins with. An address with a password in it is left to the reader.
+    pub fn typed(&self) -> String {
+        let program = std::env::args_os().next().unwrap_or_default();
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let named = [
+            ("--config", self.config.as_ref().map(path)),
+            ("--data", self.data.as_ref().map(path)),
+            ("--nats", self.nats.clone()),
+            ("--nats-creds", self.nats_creds.as_ref().map(path)),
+            ("--clickhouse", self.clickhouse.clone()),
+            ("--clickhouse-user", self.clickhouse_user.clone()),
+            ("--database", self.database.clone()),
+        ];
+        let mut typed = quoted(&program.to_string_lossy());
+        for (flag, value) in named {
+            match value {
+                Some(value) if value.contains('@') => typed.push_str(&format!(" {flag} URL")),
+                Some(value) => typed.push_str(&format!(" {flag} {}", quoted(&value))),
+                None => {}
+            }
+        }
+        typed
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_./:=+,%".contains(char);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Publish, compute, store and seal a run in this one process

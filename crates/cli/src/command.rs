@@ -41,6 +41,8 @@ pub(crate) struct Context {
     pub spec: Arc<Spec>,
     pub config: Config,
     pub progress: Progress,
+    /// What a command on the same servers begins with.
+    pub typed: String,
     signals: Signals,
 }
 
@@ -92,7 +94,8 @@ impl Context {
         let filter =
             if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
         crate::logs::start(filter, &progress.lines().clone());
-        Ok(Self { spec, config, progress, signals: Signals::default() })
+        let typed = cli.options.typed();
+        Ok(Self { spec, config, progress, typed, signals: Signals::default() })
     }
 
     /// Runs the command to its end.

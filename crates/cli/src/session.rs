@@ -15,7 +15,9 @@ use crate::show;
 pub(crate) enum Holder {
     /// `run`: for itself alone, until it ends.
     Run,
-    /// A short command: attaches, or starts the stack for the moment.
+    /// A short command that makes something: attaches, or starts the stack for the moment.
+    Maker,
+    /// A short command about what is there: attaches to a stack that there is, or starts it for the moment.
     Moment,
     /// A short command that asks ClickHouse alone.
     Question,
@@ -67,6 +69,12 @@ impl Servers {
     async fn local(config: &Config, holder: Holder, progress: &Progress) -> anyhow::Result<Self> {
         use millstream_local::Owner;
 
+        // Where one server is named, the words of a stack that is made for the other cannot be mistyped ones.
+        let asks = matches!(holder, Holder::Moment | Holder::Question | Holder::Service);
+        let none_named = config.nats.is_none() && config.clickhouse.is_none();
+        if asks && none_named && !millstream_local::is_there(&config.data) {
+            return Err(no_stack(config, holder));
+        }
         let owner = if holder == Holder::Run { Owner::Run } else { Owner::Moment };
         let needs = Needs {
             nats: config.nats.is_none() && holder != Holder::Question,
@@ -75,12 +83,7 @@ impl Servers {
         let stack = open_stack(config, owner, needs, (0, 0), progress).await?;
         if holder == Holder::Service && !stack.attached() {
             stack.stop().await?;
-            return Err(crate::Usage(format!(
-                "no servers are named, and the local stack of `{}` is not up\nhint: start `up` in another terminal, or \
-                 name the servers with --nats and --clickhouse",
-                config.data.display()
-            ))
-            .into());
+            return Err(no_stack(config, holder));
         }
         let origin = format!("local stack in `{}`", config.data.display());
         let local_nats = |url: &str| NatsAddress { url: url.to_owned(), creds: None, origin: origin.clone() };
@@ -131,6 +134,23 @@ impl Servers {
         }
         Ok(())
     }
+}
+
+/// Why a command that makes no stack cannot go on without one.
+#[cfg(feature = "local")]
+fn no_stack(config: &Config, holder: Holder) -> anyhow::Error {
+    let data = config.data.display();
+    let text = match holder {
+        Holder::Service => format!(
+            "no servers are named, and the local stack of `{data}` is not up\nhint: start `up` in another terminal, or name \
+             the servers with --nats and --clickhouse"
+        ),
+        _ => format!(
+            "no servers are named, and there is no local stack in `{data}`\nhint: name the directory of one with --data, or \
+             the servers with --nats and --clickhouse; `up`, `run` and `produce` make a stack"
+        ),
+    };
+    crate::Usage(text).into()
 }
 
 /// Which servers the local stack is to provide.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const SURE_AFTER: u32 = 4;
 /// Half a second of waiting is not worth a line.
 const TELL_AFTER: u32 = 10;
+/// The file whose lock is the directory's.
+pub(crate) const LOCK: &str = "lock";
+/// How often the holder looks whether the directory is still there.
+const LOOK_FOR_DIR: Duration = Duration::from_secs(2);
 /// A log that is longer than this starts anew, the old one is kept once.
 const LONGEST_LOG: u64 = 5 * 1024 * 1024;
 
@@ -170,7 +174,7 @@ impl Dir {
 
     /// Takes the lock, if it is free.
     pub(crate) fn try_lock(&self) -> Result<Option<Lock>, Error> {
-        let path = self.path.join("lock");
+        let path = self.path.join(LOCK);
         let failed = |source| Error::Data { path: path.clone(), source };
         let file = OpenOptions::new()
             .create(true)
@@ -226,14 +230,31 @@ impl Lock {
         self.dir.write("kept.json", json(kept).as_bytes()).map(drop)
     }
 
+    /// Resolves with the directory's path when it is no more the one that is locked: it was removed, moved or replaced, and
+    /// another process may begin a stack of its own in its place. Cancel safe.
+    pub(crate) async fn lost(&self) -> PathBuf {
+        let mut looks = tokio::time::interval(LOOK_FOR_DIR);
+        loop {
+            looks.tick().await;
+            let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+            let locked = self.file.metadata().map(identity);
+            let there = fs::metadata(self.dir.path.join(LOCK)).map(identity);
+            match (locked, there) {
+                (Ok(locked), Ok(there)) if locked != there => return self.dir.named.clone(),
+                (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    return self.dir.named.clone();
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Removes the record, then gives the directory free.
     pub(crate) fn release(self) -> Result<(), Error> {
         let path = self.dir.path.join("stack.json");
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Data { path, source }),
-            _ => {
-                self.file.unlock().map_err(|source| Error::Data { path: self.dir.path.join("lock"), source })
-            }
+            _ => self.file.unlock().map_err(|source| Error::Data { path: self.dir.path.join(LOCK), source }),
         }
     }
 }

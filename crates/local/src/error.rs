@@ -193,6 +193,12 @@ pub enum Error {
         /// Who held the data directory.
         holder: Holder,
     },
+    /// The data directory was removed, moved or replaced under the servers.
+    #[error("keep the local stack up: its data directory `{}` is gone", path.display())]
+    DataGone {
+        /// The data directory, as it was named.
+        path: PathBuf,
+    },
     /// A supervising task panicked.
     #[error("supervise the local stack")]
     Supervise {
@@ -272,6 +278,9 @@ impl Error {
             }
             Error::KeepUp { last, .. } => return last.hint(),
             Error::HolderGone { .. } => "run the command again".to_owned(),
+            Error::DataGone { .. } => {
+                "put it back, or begin anew: what was stored there is lost with it".to_owned()
+            }
             Error::Leftover { pid, .. } => format!("kill process {pid}, then try again"),
             Error::Spawn { command, .. } => {
                 format!("put `{}` on PATH", command.split(' ').next().unwrap_or_default())

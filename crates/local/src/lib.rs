@@ -44,4 +44,4 @@ pub use engine::dissect;
 pub use error::{Error, Tail};
 pub use event::{Event, Progress, Server};
 pub use find::{ClickHouse, find_clickhouse, find_nats_server};
-pub use stack::{Options, Stack, open};
+pub use stack::{Options, Stack, is_there, open};

@@ -84,6 +84,11 @@ pub async fn open(options: Options, progress: Progress) -> Result<Stack, Error> 
     }
 }
 
+/// Whether a directory holds a stack, or did.
+pub fn is_there(data: &Path) -> bool {
+    data.join(data::LOCK).exists()
+}
+
 async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Result<Stack, Error> {
     let holder = Holder { owner: options.owner, pid: std::process::id() };
     let mut record = Record { holder, stage: Stage::Finding, nats_port: None, clickhouse_port: None };
@@ -257,8 +262,12 @@ impl Stack {
     /// Resolves when a server cannot be kept up, with the reason; never while all is well. Cancel safe.
     pub async fn failed(&mut self) -> Error {
         match &mut self.hold {
-            Hold::Own { keepers, .. } => loop {
-                match keepers.join_next().await {
+            Hold::Own { keepers, lock, .. } => loop {
+                let joined = tokio::select! {
+                    joined = keepers.join_next() => joined,
+                    path = lock.lost() => return Error::DataGone { path },
+                };
+                match joined {
                     Some(Ok(Ok(()))) => {}
                     Some(Ok(Err(error))) => return error,
                     Some(Err(source)) => return Error::Supervise { source },

@@ -20,7 +20,7 @@ pub(super) async fn finish(
     bad: u64,
     args: &ProduceArgs,
 ) -> anyhow::Result<Ended> {
-    summarize(last, context.spec.name, bad, args.json);
+    summarize(last, context, bad, args.json);
     if let Some(command) = &args.then {
         follow_up(last, bad, command).await?;
     }
@@ -89,7 +89,8 @@ async fn call(command: &str, came: impl IntoIterator<Item = (&str, String)>) -> 
     Ok(())
 }
 
-fn summarize(last: &Status, name: &str, bad: u64, as_json: bool) {
+fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
+    let (name, typed) = (context.spec.name, &context.typed);
     let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, summary, .. } = last;
     let sealed = *state == "sealed";
     // Of a run that was over before anybody reported nothing is known.
@@ -113,8 +114,8 @@ fn summarize(last: &Status, name: &str, bad: u64, as_json: bool) {
     let summary = summary.as_deref().map(summary_table).filter(|table| !table.is_empty());
     show::line(&format!(
         "run      {run} (pass {pass})\nids      {}\nrows     {}\ndead     {}\nseconds  {seconds:.1}\nids/s    {}\n\
-         sealed   yes{}{}\n\nlook at the rows:\n  {name} sql \"SELECT * FROM {name} WHERE run = '{run}' ORDER BY id LIMIT 10\"\n  \
-         {name} sql \"SELECT count() FROM {name} WHERE run = '{run}'\"",
+         sealed   yes{}{}\n\nlook at the rows:\n  {typed} sql \"SELECT * FROM {name} WHERE run = '{run}' ORDER BY id LIMIT 10\"\n  \
+         {typed} sql \"SELECT count() FROM {name} WHERE run = '{run}'\"",
         show::grouped(*ids),
         show::grouped(*done),
         show::grouped(*dead),
@@ -123,7 +124,7 @@ fn summarize(last: &Status, name: &str, bad: u64, as_json: bool) {
         verdict.map_or_else(String::new, |verdict| format!("\n\n{}", verdict.text.replace("RUN", run))),
     ));
     if *dead > 0 {
-        show::line(&format!("\nlook at the dead letters:\n  {name} dead {run}"));
+        show::line(&format!("\nlook at the dead letters:\n  {typed} dead {run}"));
     }
 }
 

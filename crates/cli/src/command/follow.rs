@@ -24,7 +24,7 @@ pub(super) async fn follow<I: Id>(
     let Words { run, batch_ids, priority, rate, .. } = Words::check(&args.produce)?;
     let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate };
     context
-        .on_servers(Holder::Moment, |servers| async move {
+        .on_servers(Holder::Maker, |servers| async move {
             let Session { broker, store, records } =
                 Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let stop = Stop::new();

@@ -29,7 +29,7 @@ pub(super) async fn produce<I: Id>(
     };
     let stop = Stop::new();
     context
-        .on_servers(Holder::Moment, |servers| async move {
+        .on_servers(Holder::Maker, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let progress = context.progress.clone();
             context.on_signal(&stop, move |_| {

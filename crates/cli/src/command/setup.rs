@@ -11,7 +11,7 @@ use crate::{Ended, show};
 
 pub(super) async fn setup(context: &Context, args: &SetupArgs) -> anyhow::Result<Ended> {
     context
-        .on_servers(Holder::Moment, |servers| async move {
+        .on_servers(Holder::Maker, |servers| async move {
             let (_broker, store) = servers.connect(&context.spec, "setup").await?;
             let plan = store.plan().await?;
             if plan.refused.is_empty() {

@@ -194,7 +194,9 @@ impl StoreFault {
             Self::Exception { code: 81, .. } => {
                 "the database does not exist: create it, or let `setup` with enough rights do it".into()
             }
-            Self::Exception { code: 60, .. } => "the tables are missing: run `setup`".into(),
+            Self::Exception { code: 60, .. } => {
+                "`sql 'SHOW TABLES'` lists the tables there are; one of the pipeline's own is made by `setup`".into()
+            }
             Self::Exception { .. } => return None,
             Self::Unclear(_) | Self::Silent(_) => {
                 "start ClickHouse there, name another with --clickhouse URL or CLICKHOUSE_URL, or name none to use \

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::timeout;
 
+use super::encoding::Encoding;
 use super::errors::{Exception, code};
 use super::frames::{Decoder, Fault};
 
@@ -100,17 +101,18 @@ impl Write for MemoryFile {
 pub(super) struct Receiving {
     file: MemoryFile,
     decoder: Option<Decoder>,
+    encoding: Option<Encoding>,
 }
 
 impl Receiving {
-    pub(super) fn new(coming: Coming) -> Result<Self, Exception> {
+    pub(super) fn new(coming: Coming, encoding: Option<Encoding>) -> Result<Self, Exception> {
         let file = MemoryFile::new().map_err(|error| Exception::io("make room for the body", &error))?;
         let decoder = match coming {
             Coming::AsItIs => None,
             Coming::Frames => Some(Decoder::default()),
             Coming::Packed => Some(Decoder::packing()),
         };
-        Ok(Self { file, decoder })
+        Ok(Self { file, decoder, encoding })
     }
 
     /// Blocks for as long as a frame that ends in `bytes` takes to decompress, and one may hold a lot.
@@ -122,18 +124,26 @@ impl Receiving {
         stored.map_err(refused)
     }
 
+    /// What was received, decompressed. Blocks for as long as that takes.
     pub(super) fn finish(mut self) -> Result<MemoryFile, Exception> {
         if let Some(decoder) = self.decoder {
             decoder.finish(&mut self.file).map_err(refused)?;
             self.file.compression = decoder.has_packed().then_some("lz4");
         }
-        Ok(self.file)
+        match self.encoding {
+            Some(encoding) => encoding.decoded(self.file),
+            None => Ok(self.file),
+        }
     }
 }
 
 /// Reads `body` to its end. An error means that nothing of it may be executed.
-pub(super) async fn receive(mut body: Incoming, coming: Coming) -> Result<MemoryFile, Exception> {
-    let mut receiving = Receiving::new(coming)?;
+pub(super) async fn receive(
+    mut body: Incoming,
+    coming: Coming,
+    encoding: Option<Encoding>,
+) -> Result<MemoryFile, Exception> {
+    let mut receiving = Receiving::new(coming, encoding)?;
     while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(|_| silent())? {
         let frame = frame.map_err(cut)?;
         let Ok(bytes) = frame.into_data() else { continue };
@@ -142,10 +152,14 @@ pub(super) async fn receive(mut body: Incoming, coming: Coming) -> Result<Memory
             Coming::Frames | Coming::Packed => tokio::task::block_in_place(|| receiving.push(&bytes))?,
         }
     }
-    receiving.finish()
+    match encoding {
+        Some(_) => tokio::task::block_in_place(|| receiving.finish()),
+        None => receiving.finish(),
+    }
 }
 
-fn refused(fault: Fault) -> Exception {
+/// Why a body could not be stored, as a client is told.
+pub(super) fn refused(fault: Fault) -> Exception {
     match fault {
         Fault::Frame(exception) => exception,
         Fault::Write(error) if error.kind() == io::ErrorKind::FileTooLarge => Exception::new(

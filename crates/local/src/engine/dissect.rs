@@ -73,7 +73,7 @@ pub fn dissect(
 
 fn ask(head: &Parts, pieces: &[&[u8]]) -> Result<Dissected, Exception> {
     let request = Request::new(head)?;
-    let mut receiving = Receiving::new(coming(&request))?;
+    let mut receiving = Receiving::new(coming(&request), request.encoding)?;
     pieces.iter().try_for_each(|piece| receiving.push(piece))?;
     let Asked { request, sql, statement, rows } = Asked::new(request, receiving.finish()?)?;
     let (kind, statement) = match statement {

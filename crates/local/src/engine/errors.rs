@@ -2,6 +2,8 @@
 
 use hyper::StatusCode;
 
+use super::statement;
+
 /// The codes that this module's own answers carry; the engine brings its own.
 pub(super) mod code {
     pub(crate) const BAD_ARGUMENTS: u32 = 36;
@@ -12,6 +14,7 @@ pub(super) mod code {
     pub(crate) const QUERY_IS_TOO_LARGE: u32 = 229;
     pub(crate) const QUERY_WAS_CANCELLED: u32 = 394;
     pub(crate) const QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING: u32 = 216;
+    pub(crate) const SESSION_NOT_FOUND: u32 = 372;
     pub(crate) const SOCKET_TIMEOUT: u32 = 209;
     pub(crate) const STD_EXCEPTION: u32 = 1001;
     pub(crate) const SYNTAX_ERROR: u32 = 62;
@@ -46,10 +49,28 @@ impl Exception {
             .split_once("Code: ")
             .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
             .and_then(|digits| digits.parse().ok());
+        // The client asked for the table, not for what stands in its place.
+        let text = text.replace(&statement::processes(), "system.processes");
         match code {
             Some(code) => Self { code, text: text.trim_end().to_owned() },
             None => Self::new(code::UNKNOWN_EXCEPTION, text.trim_end()),
         }
+    }
+
+    /// The same without words that this face, not the client, put into the statement: `ours`, or what is left of them where the
+    /// engine's parser stopped within.
+    pub(super) fn without(mut self, ours: &str) -> Self {
+        if self.text.contains(ours) {
+            self.text = self.text.replace(ours, "");
+            return self;
+        }
+        let Some((first, rest)) = ours.trim_start().split_once(' ') else { return self };
+        let (word, _) = rest.split_once(' ').unwrap_or((rest, ""));
+        for (stop, left) in [(first, ours.trim_start()), (word, rest)] {
+            let at_ours = format!("({stop}): {left}");
+            self.text = self.text.replace(&at_ours, "(end of query): ");
+        }
+        self
     }
 
     /// The whole line, as the body of an answer has it.
@@ -84,6 +105,7 @@ fn name(code: u32) -> &'static str {
         code::QUERY_IS_TOO_LARGE => "QUERY_IS_TOO_LARGE",
         code::QUERY_WAS_CANCELLED => "QUERY_WAS_CANCELLED",
         code::QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING => "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+        code::SESSION_NOT_FOUND => "SESSION_NOT_FOUND",
         code::SOCKET_TIMEOUT => "SOCKET_TIMEOUT",
         code::STD_EXCEPTION => "STD_EXCEPTION",
         code::SYNTAX_ERROR => "SYNTAX_ERROR",
@@ -110,6 +132,30 @@ mod tests {
             let exception = Exception::from_engine(text);
             assert_eq!((exception.code, exception.status()), (code, status), "{text}");
             assert_eq!(exception.line("1"), format!("{} (version 1 (chdb build))\n", text.trim_end()));
+        }
+    }
+
+    #[test]
+    fn words_of_this_face_are_not_shown() {
+        let ours = " INTO OUTFILE '/proc/self/fd/5' APPEND ";
+        let cases = [
+            (
+                "failed at position 15 (x): x y INTO OUTFILE '/proc/self/fd/5' APPEND . Expected",
+                "failed at position 15 (x): x y. Expected",
+            ),
+            (
+                "failed at position 28 (OUTFILE): OUTFILE '/proc/self/fd/5' APPEND . Expected",
+                "failed at position 28 (end of query): . Expected",
+            ),
+            (
+                "failed at position 20 (INTO): INTO OUTFILE '/proc/self/fd/5' APPEND . Expected",
+                "failed at position 20 (end of query): . Expected",
+            ),
+            ("another", "another"),
+        ];
+        for (text, shown) in cases {
+            let exception = Exception::from_engine(&format!("Code: 62. DB::Exception: {text}")).without(ours);
+            assert_eq!(exception.text, format!("Code: 62. DB::Exception: {shown}"));
         }
     }
 

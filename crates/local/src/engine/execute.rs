@@ -119,12 +119,16 @@ impl Query<'_> {
 
     /// The engine's client formats the result, block by block, as it arrives, and writes it to the sink.
     fn read(&mut self, sql: &[u8], reads: &Reads, sink: &Sink) -> Result<Output, Exception> {
-        self.run(&into_file(sql, reads, &sink.path()))
+        let path = sink.path();
+        self.run(&into_file(sql, reads, &path)).map_err(|exception| exception.without(&outfile(&path)))
     }
 
     fn insert(&mut self, insert: &Insert, rows: &MemoryFile) -> Result<Output, Exception> {
         match insert::rewrite(self.connection, insert, rows, &self.request.params)? {
-            Some(sql) => self.run(&sql),
+            Some(sql) => {
+                let place = format!("(in file/uri {}): ", rows.path());
+                self.run(&sql).map_err(|exception| exception.without(&place))
+            }
             None => Ok(Output::default()),
         }
     }
@@ -180,8 +184,12 @@ impl Query<'_> {
 /// The same statement with its result written to a file.
 pub(super) fn into_file(sql: &[u8], reads: &Reads, path: &str) -> Vec<u8> {
     let (before, after) = sql.split_at(sql.len() - reads.after);
-    let outfile = format!(" INTO OUTFILE '{path}' APPEND ");
-    [before, outfile.as_bytes(), after].concat()
+    [before, outfile(path).as_bytes(), after].concat()
+}
+
+/// The clause that sends a result to a file.
+fn outfile(path: &str) -> String {
+    format!(" INTO OUTFILE '{path}' APPEND ")
 }
 
 /// A query whose result is that of a KILL.

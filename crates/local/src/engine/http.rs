@@ -74,7 +74,7 @@ async fn query(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<A
         Ok(entered) => entered,
         Err(exception) => {
             // A client that is still sending would not see the answer.
-            if let Err(error) = body::receive(incoming, Coming::AsItIs).await {
+            if let Err(error) = body::receive(incoming, Coming::AsItIs, None).await {
                 tracing::debug!(?error, "a refused request's body");
             }
             return failed(&exception, None, false, &face.version);
@@ -113,7 +113,7 @@ async fn respond(
     incoming: Incoming,
 ) -> Result<Response<Answer>, Exception> {
     let received = tokio::select! {
-        received = body::receive(incoming, coming(&request)) => received?,
+        received = body::receive(incoming, coming(&request), request.encoding) => received?,
         exception = entry.killed() => return Err(exception),
     };
     let asked = tokio::task::block_in_place(|| Asked::new(request, received))?;

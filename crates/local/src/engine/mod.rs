@@ -9,7 +9,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `http` | routes, queues for a slot, answers |
-//! | `request`, `body`, `frames` | takes the URL and the form apart; reads the body whole, out of its LZ4 frames |
+//! | `request`, `body`, `frames`, `encoding` | takes the URL and the form apart; reads the body whole, out of its frames or coding |
 //! | `running` | holds its query id while it is under way |
 //! | `tokens`, `statement` | tells a SELECT, an INSERT with rows, a KILL, anything else |
 //! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
@@ -21,11 +21,12 @@
 //! up to 1,048,449 rows are one block, hence atomic, for one partition.
 //!
 //! What is not as with a server:
-//! - Users and passwords are accepted and ignored. There are no sessions between requests.
+//! - Users and passwords are accepted and ignored. There are no sessions between requests: what only a later request
+//!   could notice (SET, USE, temporary tables) is refused with code 48.
 //! - The engine makes query ids of its own. `KILL QUERY WHERE query_id = …` (or `IN`) is answered here, from the requests
 //!   under way; other conditions go to the engine. In `FROM system.processes`, `query_id` is the client's, by way of
 //!   the setting `log_comment`, which clients therefore cannot use; `query` shows statements as the engine got them.
-//! - Results are not compressed by headers (`Accept-Encoding`), only by `compress=1`. `Content-Encoding` is refused.
+//! - Results are not compressed by headers (`Accept-Encoding`), only by `compress=1`.
 //! - INSERT INTO FUNCTION with rows, INSERT from `input()`, a column list with `*` or EXCEPT, and external tables are
 //!   refused with code 48 or 36. `async_insert` has no effect.
 //! - The engine never removes the data of a dropped table; the next start does. So DROP … SYNC does not wait.
@@ -36,6 +37,7 @@ mod body;
 mod chdb;
 mod directory;
 pub mod dissect;
+mod encoding;
 mod errors;
 mod execute;
 mod frames;

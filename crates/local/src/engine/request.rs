@@ -6,12 +6,14 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method};
 
+use super::encoding::Encoding;
 use super::errors::{Exception, code};
 use super::statement;
 use super::tokens::quoted;
 
 /// Parameters that ClickHouse does not take for settings, and that mean nothing here. A session (`session_id`) would
-/// hold temporary tables and settings between requests; here every request is a session of its own.
+/// hold temporary tables and settings between requests; here every request is a session of its own, and statements that
+/// would need one are refused (`statement::parse`).
 const IGNORED: &[&str] = &[
     "user",
     "password",
@@ -21,7 +23,6 @@ const IGNORED: &[&str] = &[
     "buffer_size",
     "session_id",
     "session_timeout",
-    "session_check",
     "close_session",
     "client_protocol_version",
     "framing",
@@ -56,6 +57,8 @@ pub(super) struct Request {
     pub(super) decompress: bool,
     /// Answer once the query is over: an error then has its own status in any case.
     pub(super) wait_end: bool,
+    /// How the body is compressed for HTTP.
+    pub(super) encoding: Option<Encoding>,
     /// The boundary of a `multipart/form-data` body.
     pub(super) boundary: Option<String>,
     read_only: bool,
@@ -73,15 +76,15 @@ impl Request {
             ..Self::default()
         };
         if let Some(encoding) = header(CONTENT_ENCODING.as_str()) {
-            return Err(Exception::new(
-                code::NOT_IMPLEMENTED,
-                &format!(
-                    "Content-Encoding {encoding} is not supported by the local engine; use decompress=1"
-                ),
-            ));
+            request.encoding = Encoding::named(&encoding)?;
         }
         for (name, value) in form_pairs(head.uri.query().unwrap_or_default()) {
             request.take(&name, &value)?;
+        }
+        if request.encoding.is_some() && request.decompress {
+            let both =
+                "a body with both a Content-Encoding and decompress=1 is not supported by the local engine";
+            return Err(Exception::new(code::NOT_IMPLEMENTED, both));
         }
         Ok(request)
     }
@@ -100,6 +103,11 @@ impl Request {
             "compress" => self.compress = is_on(&value),
             "decompress" => self.decompress = is_on(&value),
             "wait_end_of_query" => self.wait_end = is_on(&value),
+            "session_check" if is_on(&value) => {
+                let none = "Session not found: the local engine keeps no sessions between requests";
+                return Err(Exception::new(code::SESSION_NOT_FOUND, none));
+            }
+            "session_check" => {}
             name if IGNORED.contains(&name) => {}
             name => match name.strip_prefix("param_") {
                 Some(param) => self.params.push((param.to_owned(), value)),

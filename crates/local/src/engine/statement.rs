@@ -70,6 +70,7 @@ pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
     if first.is(sql, "INSERT") {
         return parse_insert(sql, tokens);
     }
+    refuse_what_needs_a_session(sql, first, tokens)?;
     let all = top_level(sql)?;
     if first.is(sql, "KILL") {
         return Ok(parse_kill(sql, &all));
@@ -86,6 +87,25 @@ pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
         return Err(Exception::new(code::INTO_OUTFILE_NOT_ALLOWED, "INTO OUTFILE is not allowed over HTTP"));
     }
     Ok(Statement::Reads(parse_reads(sql, &all)))
+}
+
+/// Refuses what would succeed here, and be forgotten before the client's next request.
+fn refuse_what_needs_a_session(sql: &[u8], first: Token, mut rest: Tokens<'_>) -> Result<(), Exception> {
+    let (what, instead) = if first.is(sql, "SET") {
+        ("SET", "give the setting in the URL or in the statement's SETTINGS clause")
+    } else if first.is(sql, "USE") {
+        ("USE", "name the database in the URL (database=…) or before the table's name")
+    } else if first.is_any(sql, &["CREATE", "REPLACE"])
+        && rest.by_ref().take(3).any(|token| token.is_any(sql, &["TEMPORARY", "TEMP"]))
+    {
+        ("a temporary table", "make a table of engine Memory and drop it at the end")
+    } else {
+        return Ok(());
+    };
+    Err(Exception::new(
+        code::NOT_IMPLEMENTED,
+        &format!("{what} would not outlive this request, as the local engine keeps no sessions: {instead}"),
+    ))
 }
 
 /// The tokens outside of brackets, without a last semicolon. An opening bracket stands for what is in it.
@@ -347,15 +367,17 @@ pub(super) fn with_real_query_ids(sql: &[u8]) -> Vec<u8> {
             && named(processes, b"processes")
         {
             out.extend_from_slice(&sql[copied..system.start]);
-            let real = real_query_id();
-            out.extend_from_slice(
-                format!("(SELECT * REPLACE ({real} AS query_id) FROM system.processes)").as_bytes(),
-            );
+            out.extend_from_slice(self::processes().as_bytes());
             copied = processes.end;
         }
     }
     out.extend_from_slice(&sql[copied..]);
     out
+}
+
+/// What stands for `system.processes`, as the engine spells it in its errors.
+pub(super) fn processes() -> String {
+    format!("(SELECT * REPLACE ({} AS query_id) FROM system.processes)", real_query_id())
 }
 
 /// Puts the HTTP `query_id` in the place of the engine's, in a KILL's condition.

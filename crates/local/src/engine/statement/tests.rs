@@ -117,10 +117,24 @@ fn the_outfile_clause_goes_before_the_format() {
 
 #[test]
 fn statements_without_a_result_are_left_to_the_engine() {
-    for sql in
-        ["CREATE TABLE t (a UInt8) ENGINE = Memory;", "OPTIMIZE TABLE t FINAL", "SET a = 1", "nonsense"]
-    {
+    for sql in ["CREATE TABLE t (temporary UInt8) ENGINE = Memory;", "OPTIMIZE TABLE t FINAL", "nonsense"] {
         assert_eq!(parse(sql.as_bytes()), Ok(Statement::Other), "{sql}");
+    }
+}
+
+#[test]
+fn what_only_a_session_would_remember_is_refused() {
+    for sql in [
+        "SET a = 1",
+        "use d",
+        "CREATE TEMPORARY TABLE t (a UInt8)",
+        "create or replace temporary table t AS SELECT 1",
+    ] {
+        assert_eq!(
+            parse(sql.as_bytes()).map_err(|exception| exception.code),
+            Err(code::NOT_IMPLEMENTED),
+            "{sql}"
+        );
     }
 }
 
