@@ -312,6 +312,11 @@ pub(crate) fn view_fault(fault: &ViewFault) -> String {
     )
 }
 
+/// That a pass was sealed without what the pipeline's author wanted to know of it.
+pub(crate) fn summary_fault(fault: &str) -> String {
+    format!("the pipeline's SUMMARY failed, and the pass was sealed without it: {fault}")
+}
+
 /// `1 id`, `4,200 ids`.
 pub(crate) fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })

@@ -33,6 +33,28 @@ pub enum Error {
         /// Batches at fault.
         batches: u64,
     },
+    /// The pass whose rows are to be taken over has lost some of them.
+    #[error(
+        "complete pass {pass} of run `{run}`: {rows} rows of pass {base}, from which it takes over those that it does not \
+         compute, are gone from the table"
+    )]
+    BaseGone {
+        /// The run.
+        run: String,
+        /// The pass that takes them over.
+        pass: u32,
+        /// The pass that had them.
+        base: u32,
+        /// Rows that it lacks.
+        rows: u64,
+    },
+    /// The pipeline's own SQL about a pass is refused, or has no answer.
+    #[error("use the pipeline's SUMMARY")]
+    Summary {
+        /// What ClickHouse says about it.
+        #[source]
+        source: StoreFault,
+    },
     /// No connection to NATS.
     #[error("connect to NATS at `{server}` ({origin})")]
     Connect {
@@ -684,6 +706,12 @@ pub(crate) fn full_cause(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// An error with its causes and what helps, on one line.
+pub(crate) fn full_hint(error: &Error) -> String {
+    let hint = error.hint().map(|hint| format!("; {hint}"));
+    format!("{}{}", full_cause(error), hint.unwrap_or_default())
 }
 
 /// Wraps a failure of the broker with what was being done.

@@ -563,7 +563,7 @@ mod tests {
             tables.proof(text, 1, Some(&digested)),
             tables.raw_count(text, 1),
             tables.batches(text, 1, Some(&digested)),
-            tables.base_at_fault(text, &covers, [0, 9], &digested),
+            tables.base_at_fault(text, &covers, [0, 9], &tables.row_columns(), &digested),
             tables.schemas_of(text, 1),
             tables.repeated(text, 1),
             tables.insert_pass(&seen),

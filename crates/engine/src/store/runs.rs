@@ -89,7 +89,7 @@ impl Store {
             self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
         let sealed = |kept: KeptPass| {
             let KeptPass { pass, rows, dead, repeated_ids, builds, at_ms } = kept;
-            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, builds })
+            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, summary_fault: None, builds })
         };
         Ok(passes.into_iter().map(sealed).collect())
     }
