@@ -391,6 +391,14 @@ fn a_view_that_throws_is_named_though_the_sink_is_killed_in_the_insert() {
         }
     });
     sink.kill();
+    // What it had is delivered again at once, not only after two minutes.
+    let mut nats = Nats::connect(&up.nats);
+    let info = nats.api("CONSUMER.INFO.shape_rows.sink", &serde_json::json!({}));
+    let mut config = info["config"].clone();
+    config["ack_wait"] = 2_000_000_000u64.into();
+    let request = serde_json::json!({ "stream_name": "shape_rows", "config": config });
+    let answer = nats.api("CONSUMER.DURABLE.CREATE.shape_rows.sink", &request);
+    assert!(answer["error"].is_null(), "{answer}");
     let _sink = host.start_as(
         "second-sink",
         &Launch {
@@ -408,7 +416,6 @@ fn a_view_that_throws_is_named_though_the_sink_is_killed_in_the_insert() {
     assert_eq!(named, up.number("SELECT uniqExact(batch) FROM millstream.shape_rows"));
     assert_eq!(up.number("SELECT count() FROM millstream.picky"), 0);
     // What was kept for that goes once it is named.
-    let mut nats = Nats::connect(&up.nats);
     wait_until("no rows in the stream", SOON, || match nats.messages("shape_rows") {
         0 => Ok(()),
         found => Err(format!("{found} messages")),

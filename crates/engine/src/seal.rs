@@ -4,6 +4,8 @@
 //! one of them say so. The proof needs ClickHouse and the run's record alone: what NATS believes only decides when it
 //! is worth trying. A pass that has come to rest and is not complete is repaired here, as `verify --repair` does it.
 
+mod tidy;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,11 +24,10 @@ use crate::hosts;
 use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
 use crate::replay::take_over;
 use crate::retry::Backoff;
-use crate::steer::free_ids;
 use crate::stop::Stop;
 use crate::store::{Store, Stored};
 use crate::tables::SeenPass;
-use crate::verify::{self, Landing, Repair};
+use crate::verify::{self, Repair};
 
 /// How often passes are looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -136,7 +137,7 @@ pub async fn seal_passes<I: Id>(
             if let Err(error) = broker.make_room().await {
                 tracing::warn!(error = full_cause(&error), "no room could be made in the rows stream");
             }
-            sealer.purge_later(&mut untidy).await;
+            Box::pin(sealer.purge_later(&mut untidy)).await;
         }
         if Instant::now() >= next_sweep {
             next_sweep = Instant::now() + SWEEP_EVERY;
@@ -244,36 +245,7 @@ impl Sealer {
         }
         let repeated_ids =
             if record.may_repeat { self.store.repeated_ids(run.as_str(), pass).await? } else { 0 };
-        self.seal(run, entry, &proof, repeated_ids, untidy).await
-    }
-
-    /// Removes what the broker holds of a cancelled pass, its rows once they are stored.
-    async fn free(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
-        if Instant::now() < watch.next_try {
-            return Ok(());
-        }
-        let Some(mut entry) = self.records.pass(run, pass).await? else { return Ok(()) };
-        // Its producer may not have heard of it yet: done is what twice had nothing to remove, a second or more apart.
-        let is_free = free_ids(&self.broker, run, &entry.record).await? == 0;
-        if !(std::mem::replace(&mut watch.is_free, is_free) && is_free) {
-            watch.next_try = Instant::now() + FREE_AGAIN;
-            return Ok(());
-        }
-        let landing =
-            verify::landing(&self.broker, &self.records, (run, pass), self.store.insert_over()).await?;
-        // What ClickHouse does not take goes with the rest.
-        if matches!(landing, Landing::UnderWay(_)) {
-            watch.set_back();
-            return Ok(());
-        }
-        self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
-        // A sealer may have been about to say that it is sealed.
-        self.store.hide(run.as_str(), Some(pass)).await?;
-        entry.record.freed = true;
-        if self.records.update_pass(&entry, run).await? == Change::Made {
-            tracing::info!(%run, pass, "cancelled, and its messages are gone");
-        }
-        Ok(())
+        Box::pin(self.seal(run, entry, &proof, repeated_ids, untidy)).await
     }
 
     /// Has computed again what can be, and says what a person has to do about the rest.
@@ -283,7 +255,9 @@ impl Sealer {
             tracing::error!(%run, pass, repairs = REPAIRS, hint, "the pass is still not complete, and is left alone");
             return;
         }
-        match verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass).await {
+        // Boxed: the walk over a pass and its repair are more than each look should hold.
+        let healing = Box::pin(verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass));
+        match healing.await {
             Ok(Repair { busy: Some(why), .. }) => tracing::debug!(%run, pass, why, "not repaired yet"),
             Ok(Repair { stuck: Some(why), .. }) => {
                 tracing::error!(%run, pass, why, "the pass waits for what no repair brings")
@@ -375,7 +349,7 @@ impl Sealer {
         if entry.record.state != PassState::Running {
             return Ok(());
         }
-        let (summary, summary_fault) = self.sum_up(run, pass).await?;
+        let (summary, summary_fault) = Box::pin(self.sum_up(run, pass)).await?;
         let builds = self.store.build_names(run.as_str(), pass).await?;
         let (rows, dead, at_ms) = (stored.ids, stored.dead, now_ms());
         let sealed = Sealed { rows, dead, repeated_ids, at_ms, summary, summary_fault, builds };
@@ -450,59 +424,6 @@ impl Sealer {
         entry.record.sealed = Some(sealed.clone());
         entry.record.repair = None;
         self.records.update_pass(&entry, run).await
-    }
-
-    /// Rows that are proven need no second copy, where none was asked for, and no worker asks for this pass any more.
-    async fn tidy(&self, run: &RunName, pass: u32, untidy: &mut Vec<(RunName, u32)>) -> Result<(), Error> {
-        match self.may_purge(run, pass).await? {
-            true => self.broker.purge_sealed(run, pass).await?,
-            false => untidy.push((run.clone(), pass)),
-        }
-        match self.records.pass(run, pass).await? {
-            // A repair has opened it again meanwhile, with a consumer of its own.
-            Some(entry) if entry.record.state != PassState::Sealed => Ok(()),
-            _ => self.broker.remove_work_consumer(run, pass).await,
-        }
-    }
-
-    /// Whether no sink has to look at the rows once more. Where materialized views of the operator's are filled with them, a sink
-    /// may have been killed in an INSERT that failed there: the next one that draws them says so.
-    async fn may_purge(&self, run: &RunName, pass: u32) -> Result<bool, Error> {
-        if !self.store.feeds_views() {
-            return Ok(true);
-        }
-        let Some(sinks) = self.broker.sink_progress().await? else { return Ok(true) };
-        let last = self.broker.last_rows(run, pass).await?;
-        Ok(last.is_none_or(|last| last.sequence <= sinks.ack_floor.stream_sequence))
-    }
-
-    /// Purges rows of sealed passes that could not be purged before. Where this process ends first, or other rows are never
-    /// acked, they go with the age of the stream or when it needs room.
-    async fn purge_later(&self, untidy: &mut Vec<(RunName, u32)>) {
-        let mut left = Vec::new();
-        for (run, pass) in untidy.drain(..) {
-            let purged = async {
-                match self.records.pass(&run, pass).await? {
-                    Some(entry) if entry.record.state == PassState::Sealed => {}
-                    // It is computed again, or forgotten.
-                    _ => return Ok(true),
-                }
-                let may = self.may_purge(&run, pass).await?;
-                if may {
-                    self.broker.purge_sealed(&run, pass).await?;
-                }
-                Ok::<_, Error>(may)
-            };
-            match purged.await {
-                Ok(true) => {}
-                Ok(false) => left.push((run, pass)),
-                Err(error) => {
-                    tracing::debug!(%run, pass, error = full_cause(&error), "rows of a sealed pass stay");
-                    left.push((run, pass));
-                }
-            }
-        }
-        *untidy = left;
     }
 }
 

@@ -31,7 +31,7 @@ use crate::load::{Phases, Recent};
 use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use crate::store::{Portion, Store};
+use crate::store::{Portion, Store, insert_prefix};
 pub use left::{Cause, Left, LeftPass};
 use schemas::Schemas;
 
@@ -190,8 +190,8 @@ pub async fn sink(
         schemas: Schemas::default(),
         open: Mutex::default(),
         name: format!(
-            "millstream-{}-{}-{}",
-            broker.names().pipeline(),
+            "{}{}-{}",
+            insert_prefix(broker.names().pipeline()),
             std::process::id(),
             crate::records::now_ms()
         ),

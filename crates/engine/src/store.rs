@@ -31,6 +31,7 @@ pub use dead::DeadLetter;
 pub use faults::ViewFault;
 pub(crate) use faults::in_ranges;
 pub use fit::Fit;
+pub(crate) use runs::insert_prefix;
 pub use setup::{Change, Found, Plan};
 pub use views::{BuildRows, Sight};
 

@@ -31,8 +31,8 @@ impl Store {
         self.one("count dead letters", &self.tables.count_dead(run, pass, letters)).await
     }
 
-    /// Dead letters of a pass, each id once. Counted so only where raw duplicates may be among them, as many as the seal counted
-    /// are answered from an index.
+    /// Dead letters of a pass, each id once. Where there are as many rows as the seal counted, an index answers; else raw
+    /// duplicates may be among them, and are folded.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::Store;
 use crate::error::Error;
 use crate::records::{Published, RunRecord, Sealed};
+use crate::tables::{View, long_running};
 
 /// A run's record as [`Tables::run_record`](crate::tables::Tables::run_record) selects it.
 #[derive(Row, Deserialize)]
@@ -32,6 +33,11 @@ struct KeptPass {
     repeated_ids: u64,
     builds: Vec<String>,
     at_ms: u64,
+}
+
+/// How the names of a pipeline's INSERTs begin.
+pub(crate) fn insert_prefix(pipeline: &str) -> String {
+    format!("millstream-{pipeline}-")
 }
 
 impl KeptRun {
@@ -77,6 +83,20 @@ impl Store {
         match self.run_record(&record.run).await? {
             Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
             _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
+        }
+    }
+
+    /// Whether an INSERT of a sink runs for longer than `seconds`, whichever process began it; `None` where this user may not
+    /// ask.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn has_long_inserts(&self, seconds: u64) -> Result<Option<bool>, Error> {
+        let question = long_running(&insert_prefix(&self.tables.view_name(View::Sealed)), seconds);
+        match self.answer::<u64>(&question).await {
+            Ok(found) => Ok(Some(found.iter().any(|queries| *queries > 0))),
+            Err(fault) if fault.is_denied() => Ok(None),
+            Err(fault) => Err(self.failed("look for inserts under way", fault)),
         }
     }
 

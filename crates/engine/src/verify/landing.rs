@@ -2,10 +2,8 @@
 //!
 //! All sinks share one consumer, and all that it says by pass is what it has not delivered yet. Of what it has delivered it knows
 //! the first message that is not acked; that may be one of another pass, which ClickHouse refuses and which comes back
-//! for ever. So the sinks are asked, whose reports name the passes of the rows that they have in hand or have handed back.
-//! What none of them has, and none can be inserting any more, is either stored or lost.
-
-use std::time::Duration;
+//! for ever. So the sinks are asked, whose reports name the passes of the rows that they have in hand or have handed back; and
+//! ClickHouse, where an INSERT of a sink that is gone may still run. What none of them has is either stored or lost.
 
 use async_nats::jetstream::consumer::Info;
 use millstream::names::RunName;
@@ -15,6 +13,13 @@ use crate::error::Error;
 use crate::hosts;
 use crate::records::{Records, now_ms};
 use crate::sink::Cause;
+use crate::store::Store;
+
+/// A message that is older than this has been drawn by a sink whose report says so; or that sink is gone, and its report no
+/// longer counts.
+const REPORTED_MS: u64 = 15_000;
+/// A sink whose report no longer counts ended longer ago than this, in seconds, and began no INSERT since.
+const ENDED: u64 = 5;
 
 /// Where the rows of a pass are.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,15 +37,15 @@ pub(crate) enum Landing {
     Left(String),
 }
 
-/// Asks where the rows of a pass are. No insert of a sink lasts longer than `longest`.
+/// Asks where the rows of a pass are.
 ///
 /// # Errors
-/// The broker's.
+/// The broker's and ClickHouse's.
 pub(crate) async fn landing(
     broker: &Broker,
     records: &Records,
+    store: &Store,
     (run, pass): (&RunName, u32),
-    longest: Duration,
 ) -> Result<Landing, Error> {
     broker.ensure_sink_consumer().await?;
     let Some(sinks) = broker.sink_progress().await? else { return Ok(Landing::Over) };
@@ -61,7 +66,7 @@ pub(crate) async fn landing(
         return Ok(Landing::Left(format!("{what}: {}", left.why)));
     }
     let is_held = hosts.iter().any(|host| host.holds(run.as_str(), pass));
-    if is_held || is_fresh(&last, &sinks, longest) {
+    if is_held || last.sequence > sinks.delivered.stream_sequence || may_be_inserted(store, &last).await? {
         return Ok(Landing::UnderWay(format!("{open} computed batches of all runs are still to be stored")));
     }
     Ok(Landing::Settled { acked: sinks.ack_floor.stream_sequence })
@@ -72,8 +77,15 @@ pub(super) fn open(info: &Info) -> u64 {
     info.num_pending + info.num_ack_pending as u64
 }
 
-/// Whether no sink has had the message, or one had it so lately that a sink which is gone may have it in an INSERT.
-fn is_fresh(last: &RowsMessage, sinks: &Info, longest: Duration) -> bool {
-    let age = now_ms().saturating_sub(last.at_ms);
-    last.sequence > sinks.delivered.stream_sequence || age < longest.as_millis() as u64
+/// Whether an INSERT may carry the message that no living sink has in hand.
+async fn may_be_inserted(store: &Store, last: &RowsMessage) -> Result<bool, Error> {
+    let age_ms = now_ms().saturating_sub(last.at_ms);
+    if age_ms < REPORTED_MS {
+        return Ok(true);
+    }
+    Ok(match store.has_long_inserts(ENDED).await? {
+        Some(is_inserting) => is_inserting,
+        // It ends by its own limit.
+        None => age_ms < store.insert_over().as_millis() as u64,
+    })
 }

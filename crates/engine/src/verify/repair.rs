@@ -225,7 +225,7 @@ async fn at_rest(
     if unstored == Unstored::Recompute {
         return Ok(Ok(None));
     }
-    match landing(broker, records, (run, pass), store.insert_over()).await? {
+    match landing(broker, records, store, (run, pass)).await? {
         Landing::Over => Ok(Ok(None)),
         Landing::Settled { acked } => Ok(Ok(Some(acked))),
         Landing::UnderWay(why) => busy(why),
