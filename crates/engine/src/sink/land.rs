@@ -203,10 +203,10 @@ impl Landing<'_> {
             Ok(views) => {
                 tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
-                "materialized views on the rows table did not get these rows")
+                "materialized views on the rows table may lack these rows")
             }
             Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
-                "materialized views on the rows table did not get these rows, and this could not be written down"),
+                "materialized views on the rows table may lack these rows, and this could not be written down"),
         }
         self.failed = None;
         Ok(())
