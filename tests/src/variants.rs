@@ -42,6 +42,7 @@ pub fn main() -> ExitCode {
         "flat" => millstream_cli::main(Flat),
         "nullable" => millstream_cli::main(Nullable),
         "zeroless" => millstream_cli::main(Zeroless),
+        "unsummed" => millstream_cli::main(Unsummed),
         "lies" => millstream_cli::main(Lies),
         _ => millstream_cli::main(LoHi),
     }
@@ -189,3 +190,16 @@ impl Serialize for Lying {
     }
 }
 build!(Lies, "1", Lying, &[("lo", "UInt64"), ("hi", "UInt64")], |id| Lying { lo: 0, hi: id });
+
+// A build whose summary names a column that it does not have.
+struct Unsummed;
+impl Pipeline for Unsummed {
+    const NAME: &'static str = "variant";
+    const COLUMNS: &'static [(&'static str, &'static str)] = LoHi::COLUMNS;
+    const SUMMARY: Option<&'static str> = Some("SELECT max(no_such_column) FROM {rows}");
+    type Id = u64;
+    type Row = Bounds;
+    fn compute(&self, id: &u64) -> Outcome<Bounds> {
+        LoHi.compute(id)
+    }
+}

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tests::Host;
 use tests::nats::Nats;
+use tests::variants::VARIABLE;
 
 const WORDS: &[u8] = b"tea\ncoffee\nwasser\nbiscuit\n";
 
@@ -71,4 +72,32 @@ fn a_run_with_dead_letters_is_complete_too() {
     let words = ["run", "--ids", "1..=1000", "--run", "a", "--then", "echo $MILLSTREAM_DEAD > dead"];
     host.call(&words).expect(3);
     assert_eq!(std::fs::read_to_string(host.path().join("dead")).expect("written"), "3\n");
+}
+
+/// The pipeline's own SQL fails at the end of a run: the rows are no less right.
+#[test]
+fn a_summary_that_fails_is_named_and_the_run_is_sealed() {
+    let host = Host::new(env!("CARGO_BIN_EXE_words"));
+    let _up = host.up();
+    let parts = ["the pipeline's SUMMARY", "code 395", "a word of more than 40 symbols"];
+    let long = format!("tea\n{}\n", "long".repeat(20));
+    let called = host.call_with_input(&["run", "--stdin", "--run", "w"], long.as_bytes()).expect(0);
+    for part in parts.iter().chain(&["sealed   yes"]) {
+        assert!(called.stdout.contains(part), "`{part}` is not in {}", called.stdout);
+    }
+    let status = host.call(&["status", "w"]).expect(0).stdout;
+    for part in parts {
+        assert!(status.contains(part), "`{part}` is not in {status}");
+    }
+    let status = host.status("w");
+    assert_eq!((&status["state"], &status["summary"]), (&"sealed".into(), &Value::Null), "{status}");
+    host.call(&["verify", "w"]).expect(0);
+    // With dead letters the exit code is theirs, and one that is no SQL is refused before anything is computed.
+    let host = Host::new(env!("CARGO_BIN_EXE_variant"));
+    let env = [(VARIABLE, "unsummed")];
+    host.call_with_env(&["run", "--ids", "1..=9"], &env).expect(1).says(&[
+        "the pipeline's SUMMARY",
+        "no_such_column",
+        "hint: ",
+    ]);
 }

@@ -209,6 +209,24 @@ fn a_foreign_id_is_removed() {
 }
 
 /// Rows that are lost after they were acked and before the proof.
+/// A row that somebody made a dead letter by hand: every id has its row, and readers lack one.
+#[test]
+fn dead_letters_that_the_seal_did_not_count_are_told() {
+    let sealed = Sealed::new();
+    sealed.up.ask(
+        "ALTER TABLE millstream.trial_rows UPDATE status = 'dead' WHERE id = 5 SETTINGS mutations_sync = 2",
+    );
+    let told = sealed.host.call(&["verify", "a"]).expect(1).stdout;
+    assert!(told.contains("1, where the seal counted 0") && told.contains("verify a --repair"), "{told}");
+    let report = sealed.host.call(&["verify", "a", "--json"]).expect(1).json();
+    assert_says(&report, [("dead", 1.into()), ("dead_sealed", 0.into()), ("missing_batches", 0.into())]);
+    let status = sealed.host.call(&["status", "a"]).expect(0).stdout;
+    assert!(status.contains("1 dead letter") && status.contains("the seal counted 0"), "{status}");
+    assert_says(&sealed.host.status("a"), [("dead", 1.into())]);
+    sealed.repair(1);
+    sealed.host.call(&["verify", "a"]).expect(0);
+}
+
 #[test]
 fn what_is_not_complete_is_not_sealed() {
     let (host, up) = servers(env!("CARGO_BIN_EXE_trial"));

@@ -221,6 +221,62 @@ fn a_paused_pass_is_waited_for_and_a_cancelled_one_is_passed_over() {
     assert_eq!(scene.up.ask(&passes).trim().len(), "[1,3]".len(), "nothing was computed of pass 2");
 }
 
+/// The base of a pass is gone from the table: no repair of that pass can bring it back, and none goes on trying.
+#[test]
+fn a_pass_whose_base_is_gone_says_what_helps() {
+    let mut scene = Scene::new();
+    scene.sink.kill();
+    scene.cure();
+    scene.replay(&["--dead"]);
+    let lose = "ALTER TABLE millstream.trial_rows DELETE WHERE pass = 1 AND batch IN (3, 4) SETTINGS mutations_sync = 2";
+    scene.up.ask(lose);
+    scene.sink = scene.host.start("second-sink", &["sink"]);
+    let parts = ["pass 2 of run `a`", "200 rows of pass 1", "`cancel a`", "`replay a`"];
+    let all_in = |told: &str| match parts.iter().find(|part| !told.contains(**part)) {
+        None => Ok(()),
+        Some(part) => Err(format!("`{part}` is not in {told}")),
+    };
+    wait_until("a sealer that says so", SOON, || all_in(&scene.host.log("second-sink")));
+    for words in [&["status", RUN][..], &["verify", RUN], &["verify", RUN, "--repair"]] {
+        let called = scene.host.call(words);
+        all_in(&(called.stdout + &called.stderr)).expect("it is said");
+    }
+    let repaired = scene.host.call(&["verify", RUN, "--repair", "--json"]).json();
+    assert_eq!(repaired["repair"]["batches_again"], 0, "{repaired}");
+    assert!(!scene.host.log("second-sink").contains("repaired what was not complete"));
+    // And it helps.
+    scene.host.call(&["cancel", RUN]).expect(0);
+    scene.replay(&[]);
+    wait_until("a sealed pass", SOON, || match scene.host.status(RUN) {
+        status if status["pass"] == 3 && status["state"] == "sealed" => Ok(()),
+        status => Err(status.to_string()),
+    });
+    assert_eq!(scene.view(), (IDS, IDS));
+}
+
+/// 200 MB of rows are copied; a part holds no more than an insert of a sink does.
+#[test]
+fn rows_that_are_taken_over_come_in_pieces_of_bounded_bytes() {
+    let mut host = Host::new(env!("CARGO_BIN_EXE_bulky"));
+    host.env.push(("BULKY_PLAIN".into(), "1".into()));
+    let up = host.up();
+    host.call(&["setup"]).expect(0);
+    let _services = ["work", "sink"].map(|name| host.start(name, &[name]));
+    host.call(&["produce", "--ids", "1..=2000", "--run", RUN, "--batch", "100"]).expect(0);
+    host.wait_sealed(RUN, SOON);
+    up.ask("SYSTEM STOP MERGES millstream.bulky_rows");
+    host.call(&["replay", RUN, "--batches", "0..1"]).expect(0);
+    wait_until("a sealed pass", SOON, || match host.status(RUN) {
+        status if status["pass"] == 2 && status["state"] == "sealed" => Ok(()),
+        status => Err(status.to_string()),
+    });
+    let largest = "SELECT max(bytes) FROM (SELECT sum(byteSize(noise)) AS bytes FROM millstream.bulky_rows WHERE pass = 2 GROUP BY _part)";
+    let largest = up.number(largest);
+    assert!((1..=130 << 20).contains(&largest), "a part of {largest} bytes");
+    host.call(&["verify", RUN, "--values"]).expect(0);
+    assert_eq!(up.number("SELECT count() FROM millstream.bulky_rows WHERE pass = 2"), 2000);
+}
+
 #[test]
 fn some_batches_are_computed_again_and_the_others_keep_their_rows() {
     let mut scene = Scene::new();

@@ -1,5 +1,7 @@
 //! Rows say what they are: columns go by name, a bad value costs one id, and rows know who computed them.
 
+use serde_json::json;
+use tests::nats::Nats;
 use tests::variants::VARIABLE;
 use tests::{Called, Host, Launch, Process, SOON, Up, wait_until};
 
@@ -35,6 +37,13 @@ impl Scene {
         self.up.number(&format!(
             "SELECT count() FROM millstream.variant_rows FINAL WHERE run = '{run}' AND {condition}"
         ))
+    }
+
+    fn wait_log(&self, name: &str, part: &str) {
+        wait_until(part, SOON, || {
+            let log = self.host.log(name);
+            if log.contains(part) { Ok(()) } else { Err(log) }
+        });
     }
 
     /// A run of one build from its ids to its end, all in one process.
@@ -204,6 +213,81 @@ fn rows_that_clickhouse_refuses_are_computed_again_by_a_mended_build() {
     scene.call("lohi", &["verify", "a", "--repair", "--recompute"]);
     scene.host.wait_sealed("a", SOON);
     assert_eq!(scene.rows("a", "hi = id + 1000 AND startsWith(build, '1+')"), 1000);
+}
+
+/// A scene in which ClickHouse refuses the rows of run `refused`, with a sink that goes on and no worker.
+fn refusing() -> (Scene, Process) {
+    let scene = Scene::new();
+    scene.call("lohi", &["setup"]).expect(0);
+    scene.up.ask("ALTER TABLE millstream.variant_rows ADD CONSTRAINT small CHECK hi < 1000000");
+    let sink = scene.start("sink", "lohi", &["sink"]);
+    let mut faulty = scene.start("faulty", "large", &["work"]);
+    scene.call("lohi", &["produce", "--ids", "1..=100", "--run", "refused", "--batch", "100"]).expect(0);
+    scene.wait_log("sink", "ClickHouse refuses this batch's rows");
+    faulty.kill();
+    (scene, sink)
+}
+
+/// Rows that come back for ever are those of another run: what is missing of this one is lost.
+#[test]
+fn rows_that_clickhouse_refuses_hold_up_no_repair_of_another_run() {
+    let (scene, mut sink) = refusing();
+    let mut nats = Nats::connect(&scene.up.nats);
+    sink.signal("TERM");
+    sink.wait(SOON);
+    let words = ["produce", "--ids", "1..=1000", "--batch", "100", "--run"];
+    for run in ["purged", "lost"] {
+        scene.call("lohi", &[&words[..], &[run]].concat()).expect(0);
+    }
+    // One batch of it cannot be computed yet, so that it is not sealed before rows of others are lost.
+    let gone = nats.api("STREAM.PURGE.variant_ids", &json!({ "filter": "variant.ids.lost.9" }));
+    assert_eq!(gone["purged"], 1, "{gone}");
+    let _worker = scene.start("work", "lohi", &["work"]);
+    wait_until("rows of every batch", SOON, || match nats.messages("variant_rows") {
+        // One of the run that is refused, ten, and nine.
+        20 => Ok(()),
+        found => Err(format!("{found} messages")),
+    });
+    let purged = nats.api("STREAM.PURGE.variant_rows", &json!({ "filter": "variant.rows.purged.1.3" }));
+    assert_eq!(purged["purged"], 1, "{purged}");
+    let _sink = scene.start("second-sink", "lohi", &["sink"]);
+    scene.wait_log("second-sink", "ClickHouse refuses this batch's rows");
+    scene.host.wait_sealed("purged", SOON);
+    wait_until("rows of the other run", SOON, || match scene.rows("lost", "1") {
+        900.. => Ok(()),
+        found => Err(format!("{found} rows")),
+    });
+    scene.up.ask(
+        "ALTER TABLE millstream.variant_rows DELETE WHERE run = 'lost' AND (batch = 1 OR batch = 5 AND id % 3 = 0) \
+         SETTINGS mutations_sync = 2",
+    );
+    scene.call("lohi", &[&words[..], &["lost"]].concat()).expect(0);
+    scene.host.wait_sealed("lost", SOON);
+    for run in ["purged", "lost"] {
+        scene.call("lohi", &["verify", run, "--values"]).expect(0);
+        assert_eq!(scene.rows(run, "hi = id + 1000"), 1000);
+    }
+    assert_ne!(scene.host.status("refused")["state"], "sealed");
+}
+
+/// Nothing is done that comes to the same again, and what helps is said.
+#[test]
+fn a_repair_of_rows_that_clickhouse_refuses_says_so() {
+    let (scene, _sink) = refusing();
+    let _worker = scene.start("work", "large", &["work"]);
+    let told = wait_until("the reason", SOON, || {
+        let called = scene.call("lohi", &["verify", "refused", "--repair"]);
+        let told = called.stdout + &called.stderr;
+        if told.contains("ClickHouse refuses") { Ok(told) } else { Err(told) }
+    });
+    for part in ["code 469", "build `5+", "verify refused --repair --recompute"] {
+        assert!(told.contains(part), "`{part}` is not in {told}");
+    }
+    assert!(!told.contains("see that `work` and `sink` run"), "{told}");
+    let report = scene.call("lohi", &["verify", "refused", "--repair", "--json"]).json();
+    assert_eq!(report["repair"]["batches_again"], 0, "{report}");
+    // Unattended, the sealer says it as well.
+    scene.wait_log("sink", "the pass waits for what no repair brings");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 
 use serde_json::Value;
+use tests::nats::Nats;
 use tests::{Called, Host, Launch, Process, SOON, Up, wait_until};
 
 /// A host of the pipeline `shape` in its first version.
@@ -367,6 +368,58 @@ fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
     up.ask("ALTER TABLE millstream.shape_rows MODIFY COLUMN a String");
     assert!(host.call(&["doctor", "--acknowledge"]).expect(1).stdout.contains("run `older"));
     assert_eq!(up.number("SELECT count() FROM millstream.shape_view_faults"), 0);
+}
+
+/// No process is left that knows how the insert ended: its rows are there, and the view has none of them.
+#[test]
+fn a_view_that_throws_is_named_though_the_sink_is_killed_in_the_insert() {
+    let host = shapes();
+    let up = host.up();
+    host.call(&["setup"]).expect(0);
+    up.ask("CREATE TABLE millstream.picky (id UInt64, x UInt8) ENGINE = MergeTree ORDER BY id");
+    // It fails late enough for a kill while it is filled.
+    up.ask(
+        "CREATE MATERIALIZED VIEW millstream.to_picky TO millstream.picky AS \
+         SELECT id, throwIf(id = 7 + sleepEachRow(0.25)) AS x FROM millstream.shape_rows",
+    );
+    let (_work, mut sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
+    call_as(&host, "first", &["produce", "--ids", "1..=10", "--run", "r"]).expect(0);
+    wait_until("rows of an insert that goes on", SOON, || {
+        match up.number("SELECT count() FROM millstream.shape_rows") {
+            10 => Ok(()),
+            rows => Err(format!("{rows} rows")),
+        }
+    });
+    sink.kill();
+    // What it had is delivered again at once, not only after two minutes.
+    let mut nats = Nats::connect(&up.nats);
+    let info = nats.api("CONSUMER.INFO.shape_rows.sink", &serde_json::json!({}));
+    let mut config = info["config"].clone();
+    config["ack_wait"] = 2_000_000_000u64.into();
+    let request = serde_json::json!({ "stream_name": "shape_rows", "config": config });
+    let answer = nats.api("CONSUMER.DURABLE.CREATE.shape_rows.sink", &request);
+    assert!(answer["error"].is_null(), "{answer}");
+    let _sink = host.start_as(
+        "second-sink",
+        &Launch {
+            words: vec!["sink".into()],
+            env: vec![("SHAPE".into(), "first".into())],
+            ..Launch::default()
+        },
+    );
+    host.wait_sealed("r", SOON);
+    wait_until("the view named", SOON, || match host.status("r") {
+        status if status["view_faults"][0]["view"] == "`millstream`.`to_picky`" => Ok(()),
+        status => Err(format!("{status} {}", host.log("second-sink"))),
+    });
+    let named = up.number("SELECT uniqExactArray(batches) FROM millstream.shape_view_faults");
+    assert_eq!(named, up.number("SELECT uniqExact(batch) FROM millstream.shape_rows"));
+    assert_eq!(up.number("SELECT count() FROM millstream.picky"), 0);
+    // What was kept for that goes once it is named.
+    wait_until("no rows in the stream", SOON, || match nats.messages("shape_rows") {
+        0 => Ok(()),
+        found => Err(format!("{found} messages")),
+    });
 }
 
 #[test]

@@ -302,14 +302,19 @@ pub(crate) fn choice(choice: &Choice) -> String {
     }
 }
 
-/// Which rows a materialized view did not get.
+/// Which rows a materialized view did not get, or may not have got.
 pub(crate) fn view_fault(fault: &ViewFault) -> String {
     let ViewFault { run, pass, view, error, batches, .. } = fault;
     let of = if *batches == 1 { "batch" } else { "batches" };
     format!(
-        "view {view} did not get the rows of {} {of} of run `{run}`, pass {pass}: {error}",
+        "view {view} may lack the rows of {} {of} of run `{run}`, pass {pass}: {error}",
         grouped(*batches)
     )
+}
+
+/// That a pass was sealed without what the pipeline's author wanted to know of it.
+pub(crate) fn summary_fault(fault: &str) -> String {
+    format!("the pipeline's SUMMARY failed, and the pass was sealed without it: {fault}")
 }
 
 /// `1 id`, `4,200 ids`.

@@ -1,5 +1,6 @@
 //! NATS: the connection, publishing, reading and purging messages. Every wait for an answer has a timeout.
 
+mod again;
 mod consumers;
 mod kept;
 mod messages;
@@ -20,6 +21,7 @@ use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 
+pub use again::RowsMessage;
 pub use kept::Kept;
 pub use messages::Stray;
 pub use setup::StreamLimits;

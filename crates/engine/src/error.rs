@@ -1,10 +1,14 @@
 //! What can fail, and whether trying again may help.
 
 mod hint;
+mod store;
+mod told;
 
 pub(crate) use hint::USERS_QUERY;
+pub(crate) use store::PUSHING;
+pub use store::{Class, StoreFault};
+pub(crate) use told::{full_cause, full_hint};
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use millstream::envelope::EnvelopeFault;
@@ -12,6 +16,7 @@ use millstream::names::NameFault;
 
 use crate::source::ColumnFault;
 use crate::tables::Selection;
+use told::{are, held, listed, passes, refused_types, run_named};
 
 /// Any failure of another party.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -32,6 +37,28 @@ pub enum Error {
         base: u32,
         /// Batches at fault.
         batches: u64,
+    },
+    /// The pass whose rows are to be taken over has lost some of them.
+    #[error(
+        "complete pass {pass} of run `{run}`: {rows} rows of pass {base}, from which it takes over those that it does not \
+         compute, are gone from the table"
+    )]
+    BaseGone {
+        /// The run.
+        run: String,
+        /// The pass that takes them over.
+        pass: u32,
+        /// The pass that had them.
+        base: u32,
+        /// Rows that it lacks.
+        rows: u64,
+    },
+    /// The pipeline's own SQL about a pass is refused, or has no answer.
+    #[error("use the pipeline's SUMMARY")]
+    Summary {
+        /// What ClickHouse says about it.
+        #[source]
+        source: StoreFault,
     },
     /// No connection to NATS.
     #[error("connect to NATS at `{server}` ({origin})")]
@@ -539,94 +566,6 @@ pub enum Error {
     Stopped,
 }
 
-fn refused_types(faults: &[(String, String, String)]) -> String {
-    let told = faults.iter().map(|(name, kind, words)| format!("column `{name}` of type {kind}: {words}"));
-    told.collect::<Vec<_>>().join("\n  ")
-}
-
-fn are(names: &[String]) -> String {
-    format!("{} {}", quoted(names), if names.len() == 1 { "is" } else { "are" })
-}
-
-/// Why ClickHouse did not do what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreFault {
-    /// It answered with an exception.
-    #[error("code {code}: {text}")]
-    Exception {
-        /// ClickHouse's error code.
-        code: u32,
-        /// Its text, shortened.
-        text: String,
-    },
-    /// No answer, a cut connection, or an answer that makes no sense: whether it was done is unknown.
-    #[error("{0}")]
-    Unclear(String),
-    /// No answer in time: whether it was done is unknown.
-    #[error("no answer within {} s", .0.as_secs())]
-    Silent(Duration),
-}
-
-/// What to do about a failed insert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// Wait and try again, for as long as it takes: the fault is the server's.
-    Retry,
-    /// The same, but it may have been done: kill it, ask, then try again.
-    Unclear,
-    /// The bytes themselves are refused, or the table does not have what the INSERT names: trying the same again cannot
-    /// help, and must not hold other rows up.
-    Reject,
-}
-
-/// What stands before the name of a materialized view that an INSERT failed in.
-pub(crate) const PUSHING: &str = "while pushing to view ";
-
-impl StoreFault {
-    /// The materialized view of the operator's that the INSERT failed in, as the server spells it. Our own rows are stored
-    /// by then in most servers; the view, and perhaps others, did not get them.
-    pub fn view(&self) -> Option<&str> {
-        let Self::Exception { text, .. } = self else { return None };
-        let name = text.split_once(PUSHING)?.1;
-        let end = [" (", ". (", ": ", ", ", "\n"].iter().filter_map(|end| name.find(end)).min();
-        Some(name[..end.unwrap_or(name.len())].trim_end_matches('.'))
-    }
-
-    /// Whether the user lacks the right to do it.
-    pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Exception { code: 497 | 164, .. })
-    }
-
-    /// Whether a table or a database that was asked is not there.
-    pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Exception { code: 60 | 81, .. })
-    }
-
-    /// What to do when this came of an insert.
-    ///
-    /// Codes: <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
-    pub fn class(&self) -> Class {
-        match self {
-            // Not our bytes, whatever the code is: the rows may be stored, which is asked next.
-            fault if fault.view().is_some() => Class::Retry,
-            // Parsing of the body: bad data, types or arguments that do not fit, constraints. A type whose name is none (50, 62)
-            // is what is read where one block ended early and another follows.
-            Self::Exception {
-                code: 6 | 26 | 27 | 33 | 38 | 41 | 50 | 53 | 62 | 69 | 70 | 72 | 117 | 131 | 349 | 469 | 691,
-                ..
-            } => Class::Reject,
-            // The table was changed since it was asked about its columns: one is gone, computed, or of another type.
-            Self::Exception { code: 8 | 10 | 16 | 20 | 44 | 47 | 122, .. } => Class::Reject,
-            // It ran and was stopped, timed out, or lost touch with its own parts: it may have committed.
-            Self::Exception { code: 159 | 209 | 210 | 216 | 236 | 319 | 394 | 425 | 999, .. } => {
-                Class::Unclear
-            }
-            Self::Exception { .. } => Class::Retry,
-            Self::Unclear(_) | Self::Silent(_) => Class::Unclear,
-        }
-    }
-}
-
 impl Error {
     /// Whether nobody was there to answer: a server that starts, or an election that is not over.
     pub(crate) fn is_nobody(&self) -> bool {
@@ -641,92 +580,8 @@ impl Error {
     }
 }
 
-fn held(of: &str, lines: u64) -> String {
-    if lines == 1 { format!("a {of} of it holds") } else { format!("{lines} of its {of}s hold") }
-}
-
-fn listed(of: &str, count: u64, lines: &[(u64, String)]) -> String {
-    let mut text = String::new();
-    for (line, fault) in lines {
-        write!(text, "\n  {of} {line}: {fault}").expect("writing to a String cannot fail");
-    }
-    match count.saturating_sub(lines.len() as u64) {
-        0 => text,
-        more => format!("{text}\n  … and {more} more"),
-    }
-}
-
-fn quoted(names: &[String]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-}
-
-fn passes(known: &[u32]) -> String {
-    match known {
-        [] => "it has none".to_owned(),
-        [only] => format!("there is pass {only}"),
-        known => format!("there are {}", known.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
-    }
-}
-
-fn run_named(run: &str) -> String {
-    if run.is_empty() { "a run".to_owned() } else { format!("run `{run}`") }
-}
-
-/// An error with its causes on one line; what a cause repeats of the text before it is left out.
-pub(crate) fn full_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let next = inner.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = inner.source();
-    }
-    text
-}
-
 /// Wraps a failure of the broker with what was being done.
 pub(crate) fn broker<E: Into<Source>>(doing: impl Into<String>) -> impl FnOnce(E) -> Error {
     let doing = doing.into();
     move |source| Error::Broker { doing, source: source.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_insert_is_rejected_only_for_its_own_bytes_and_columns() {
-        let table = [
-            (33, Class::Reject),   // CANNOT_READ_ALL_DATA
-            (50, Class::Reject),   // UNKNOWN_TYPE
-            (62, Class::Reject),   // SYNTAX_ERROR
-            (16, Class::Reject),   // NO_SUCH_COLUMN_IN_TABLE
-            (44, Class::Reject),   // ILLEGAL_COLUMN: it is computed by now
-            (252, Class::Retry),   // TOO_MANY_PARTS
-            (243, Class::Retry),   // NOT_ENOUGH_SPACE
-            (241, Class::Retry),   // MEMORY_LIMIT_EXCEEDED
-            (60, Class::Retry),    // UNKNOWN_TABLE: an operator can bring it back
-            (159, Class::Unclear), // TIMEOUT_EXCEEDED
-            (216, Class::Unclear), // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
-        ];
-        for (code, class) in table {
-            assert_eq!(StoreFault::Exception { code, text: String::new() }.class(), class, "{code}");
-        }
-        let text = format!("Missing columns: {PUSHING}e.mv (`x`)");
-        assert_eq!(StoreFault::Exception { code: 47, text }.class(), Class::Retry, "a view's fault");
-        assert_eq!(StoreFault::Silent(Duration::from_secs(1)).class(), Class::Unclear);
-    }
-
-    #[test]
-    fn bad_lines_are_listed_one_below_the_other() {
-        let first = vec![(3, "`x` is not a number".to_owned()), (9, "`y` is not a number".to_owned())];
-        let error = Error::BadLines { input: "file `ids.txt`".into(), of: "line", count: 12, first };
-        assert_eq!(
-            error.to_string(),
-            "read file `ids.txt`: 12 of its lines hold no id\n  line 3: `x` is not a number\n  line 9: `y` is not a number\n  \
-             … and 10 more"
-        );
-    }
 }

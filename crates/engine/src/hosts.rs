@@ -11,6 +11,7 @@ use crate::broker::host_name;
 use crate::error::{Error, full_cause};
 use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
 use crate::records::{Records, now_ms};
+use crate::sink::LeftPass;
 use crate::stop::Stop;
 
 /// How often a process says what it does.
@@ -69,6 +70,12 @@ pub enum Doing {
         /// What stands against rows that the table does not take: builds and columns. `null` where no rows wait for that.
         #[serde(default)]
         left: Option<String>,
+        /// The passes whose rows those are, the first of them.
+        #[serde(default)]
+        left_passes: Vec<LeftPass>,
+        /// The passes of the rows that it has in hand.
+        #[serde(default)]
+        holds: Vec<(String, u32)>,
     },
     /// It publishes a run.
     Produce {
@@ -87,6 +94,24 @@ impl HostReport {
         match &self.doing {
             Doing::Work { runs, .. } => runs.iter().find(|share| share.run == run && share.pass == pass),
             Doing::Sink { .. } | Doing::Produce { .. } => None,
+        }
+    }
+
+    /// Whether it has rows of a pass in hand.
+    pub fn holds(&self, run: &str, pass: u32) -> bool {
+        match &self.doing {
+            Doing::Sink { holds, .. } => holds.iter().any(|held| (held.0.as_str(), held.1) == (run, pass)),
+            Doing::Work { .. } | Doing::Produce { .. } => false,
+        }
+    }
+
+    /// What stands against rows of a pass that it has handed back.
+    pub fn left_of(&self, run: &str, pass: u32) -> Option<&LeftPass> {
+        match &self.doing {
+            Doing::Sink { left_passes, .. } => {
+                left_passes.iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
+            }
+            Doing::Work { .. } | Doing::Produce { .. } => None,
         }
     }
 
@@ -202,6 +227,8 @@ mod tests {
             total: total.into(),
             rows_per_second: 0.0,
             left: None,
+            left_passes: Vec::new(),
+            holds: Vec::new(),
         };
         HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
     }

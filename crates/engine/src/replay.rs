@@ -24,7 +24,7 @@ use crate::stop::Stop;
 use crate::store::Store;
 use crate::tables::Selection;
 
-pub(crate) use complete::{check_selected, copy_others, take_over};
+pub(crate) use complete::{base_gone, check_selected, copy_others, take_over};
 
 /// Batches whose selected ids are read at once, and ids that those may have together.
 const READ_AT_ONCE: (u32, u32) = (64, 500_000);

@@ -4,6 +4,8 @@
 //! one of them say so. The proof needs ClickHouse and the run's record alone: what NATS believes only decides when it
 //! is worth trying. A pass that has come to rest and is not complete is repaired here, as `verify --repair` does it.
 
+mod tidy;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use millstream::Id;
 use millstream::names::RunName;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::board::{self, Open};
@@ -21,7 +24,6 @@ use crate::hosts;
 use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, RunRecord, Sealed, now_ms};
 use crate::replay::take_over;
 use crate::retry::Backoff;
-use crate::steer::free_ids;
 use crate::stop::Stop;
 use crate::store::{Store, Stored};
 use crate::tables::SeenPass;
@@ -127,7 +129,7 @@ pub async fn seal_passes<I: Id>(
     let records = broker.records().await?;
     let open = board::follow(&records, stop).await?;
     let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry };
-    let mut watches = HashMap::new();
+    let (mut watches, mut untidy) = (HashMap::new(), Vec::new());
     let (mut next_room, mut next_sweep) = (Instant::now(), Instant::now());
     while !stop.taking_stopped() {
         if Instant::now() >= next_room {
@@ -135,6 +137,7 @@ pub async fn seal_passes<I: Id>(
             if let Err(error) = broker.make_room().await {
                 tracing::warn!(error = full_cause(&error), "no room could be made in the rows stream");
             }
+            Box::pin(sealer.purge_later(&mut untidy)).await;
         }
         if Instant::now() >= next_sweep {
             next_sweep = Instant::now() + SWEEP_EVERY;
@@ -148,13 +151,13 @@ pub async fn seal_passes<I: Id>(
         for (key, pass) in passes {
             let watch = watches.entry(key.clone()).or_insert_with(Watch::new);
             let looked = match pass.state {
-                PassState::Running => sealer.look::<I>(&key.0, key.1, watch).await,
+                PassState::Running => sealer.look::<I>(&key.0, key.1, watch, &mut untidy).await,
                 PassState::Cancelled => sealer.free(&key.0, key.1, watch).await,
                 PassState::Paused | PassState::Sealed => continue,
             };
             if let Err(error) = looked {
-                watch.next_try = Instant::now() + AFTER_ERROR;
-                tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), "not sealed yet");
+                watch.next_try = watch.next_try.max(Instant::now() + AFTER_ERROR);
+                tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), hint = error.hint(), "not sealed yet");
             }
         }
         tokio::select! {
@@ -186,7 +189,13 @@ impl Watch {
 }
 
 impl Sealer {
-    async fn look<I: Id>(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
+    async fn look<I: Id>(
+        &self,
+        run: &RunName,
+        pass: u32,
+        watch: &mut Watch,
+        untidy: &mut Vec<(RunName, u32)>,
+    ) -> Result<(), Error> {
         if Instant::now() < watch.next_try {
             return Ok(());
         }
@@ -211,7 +220,7 @@ impl Sealer {
         }
         if let Some(covers) = covers {
             let taking_over = take_over(&self.store, run, pass, covers, record.batch_ids, &published);
-            // Of a selection that is another each time only a person can say what to do.
+            // Of a selection that is another each time, or a base that is gone, only a person can say what to do.
             if let Err(error) = taking_over.await {
                 watch.set_back();
                 return Err(error);
@@ -236,35 +245,7 @@ impl Sealer {
         }
         let repeated_ids =
             if record.may_repeat { self.store.repeated_ids(run.as_str(), pass).await? } else { 0 };
-        self.seal(run, entry, &proof, repeated_ids).await
-    }
-
-    /// Removes what the broker holds of a cancelled pass, its rows once they are stored.
-    async fn free(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
-        if Instant::now() < watch.next_try {
-            return Ok(());
-        }
-        let Some(mut entry) = self.records.pass(run, pass).await? else { return Ok(()) };
-        // Its producer may not have heard of it yet: done is what twice had nothing to remove, a second or more apart.
-        let is_free = free_ids(&self.broker, run, &entry.record).await? == 0;
-        if !(std::mem::replace(&mut watch.is_free, is_free) && is_free) {
-            watch.next_try = Instant::now() + FREE_AGAIN;
-            return Ok(());
-        }
-        let Some(sinks) = self.broker.sink_progress().await? else { return Ok(()) };
-        let last = self.broker.last_rows(run, pass).await?;
-        if last.is_some_and(|last| last > sinks.ack_floor.stream_sequence) {
-            watch.set_back();
-            return Ok(());
-        }
-        self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
-        // A sealer may have been about to say that it is sealed.
-        self.store.hide(run.as_str(), Some(pass)).await?;
-        entry.record.freed = true;
-        if self.records.update_pass(&entry, run).await? == Change::Made {
-            tracing::info!(%run, pass, "cancelled, and its messages are gone");
-        }
-        Ok(())
+        Box::pin(self.seal(run, entry, &proof, repeated_ids, untidy)).await
     }
 
     /// Has computed again what can be, and says what a person has to do about the rest.
@@ -274,13 +255,18 @@ impl Sealer {
             tracing::error!(%run, pass, repairs = REPAIRS, hint, "the pass is still not complete, and is left alone");
             return;
         }
-        match verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass).await {
+        // Boxed: the walk over a pass and its repair are more than each look should hold.
+        let healing = Box::pin(verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass));
+        match healing.await {
             Ok(Repair { busy: Some(why), .. }) => tracing::debug!(%run, pass, why, "not repaired yet"),
+            Ok(Repair { stuck: Some(why), .. }) => {
+                tracing::error!(%run, pass, why, "the pass waits for what no repair brings")
+            }
             // Rows landed since the proof.
             Ok(repair) if repair == Repair::default() => {}
             Ok(repair) => {
                 // What has to wait for its input again is no attempt.
-                watch.repairs += u32::from(repair.batches_again + repair.duplicates_merged > 0);
+                watch.repairs += u32::from(repair.comes_to() > 0);
                 told(run, pass, &repair);
             }
             Err(error) => {
@@ -357,15 +343,16 @@ impl Sealer {
         entry: Entry<PassRecord>,
         proof: &Proof,
         repeated_ids: u64,
+        untidy: &mut Vec<(RunName, u32)>,
     ) -> Result<(), Error> {
         let (Proof { published, stored }, pass) = (proof, entry.record.pass);
         if entry.record.state != PassState::Running {
             return Ok(());
         }
-        let summary = self.sum_up(run, pass).await?;
+        let (summary, summary_fault) = Box::pin(self.sum_up(run, pass)).await?;
         let builds = self.store.build_names(run.as_str(), pass).await?;
-        let sealed =
-            Sealed { rows: stored.ids, dead: stored.dead, repeated_ids, at_ms: now_ms(), summary, builds };
+        let (rows, dead, at_ms) = (stored.ids, stored.dead, now_ms());
+        let sealed = Sealed { rows, dead, repeated_ids, at_ms, summary, summary_fault, builds };
         // What readers are about to see they see through views that have the columns of today.
         self.store.try_follow_views().await;
         // Readers first: should this process die now, the next one proves again and writes the same row.
@@ -391,7 +378,7 @@ impl Sealer {
         let announced =
             self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await;
         failpoint::pass("seal-before-tidy");
-        let tidied = self.tidy(run, pass).await;
+        let tidied = self.tidy(run, pass, untidy).await;
         failpoint::pass("seal-after-tidy");
         announced.and(tidied)
     }
@@ -406,14 +393,23 @@ impl Sealer {
         }
     }
 
-    /// What the pipeline's summary says of the pass. One that ClickHouse refuses keeps nothing from being sealed.
-    async fn sum_up(&self, run: &RunName, pass: u32) -> Result<Option<Vec<serde_json::Value>>, Error> {
-        match self.store.summary(run.as_str(), pass).await {
-            Err(Error::Store { source: fault @ StoreFault::Exception { .. }, .. }) => {
-                tracing::error!(%run, pass, %fault, "the pass is sealed without its summary");
-                Ok(None)
+    /// What the pipeline's summary says of the pass, or why it says nothing: one that fails keeps nothing from being sealed.
+    async fn sum_up(&self, run: &RunName, pass: u32) -> Result<(Option<Vec<Value>>, Option<String>), Error> {
+        let mut summed = self.store.summary(run.as_str(), pass).await;
+        // Without an answer it is asked once more: the server may have been away for another reason.
+        if matches!(&summed, Err(Error::Summary { source }) if !matches!(source, StoreFault::Exception { .. }))
+        {
+            self.store.version().await?;
+            summed = self.store.summary(run.as_str(), pass).await;
+        }
+        match summed {
+            Ok(summary) => Ok((summary, None)),
+            Err(Error::Summary { source: fault }) => {
+                tracing::error!(%run, pass, %fault, hint = "mend the SQL in the pipeline's `SUMMARY`",
+                    "the pipeline's SUMMARY failed; the pass is sealed without it");
+                Ok((None, Some(fault.to_string())))
             }
-            outcome => outcome,
+            Err(error) => Err(error),
         }
     }
 
@@ -429,22 +425,15 @@ impl Sealer {
         entry.record.repair = None;
         self.records.update_pass(&entry, run).await
     }
-
-    /// Rows that are proven need no second copy, where none was asked for, and no worker asks for this pass any more.
-    async fn tidy(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        self.broker.purge_sealed(run, pass).await?;
-        match self.records.pass(run, pass).await? {
-            // A repair has opened it again meanwhile, with a consumer of its own.
-            Some(entry) if entry.record.state != PassState::Sealed => Ok(()),
-            _ => self.broker.remove_work_consumer(run, pass).await,
-        }
-    }
 }
 
 fn told(run: &RunName, pass: u32, repair: &Repair) {
-    let Repair { batches_again, duplicates_merged, whole_run, ids_gone, ids_damaged, .. } = repair;
-    if *batches_again + *duplicates_merged > 0 {
-        tracing::warn!(%run, pass, batches_again, whole_run, duplicates_merged, "repaired what was not complete");
+    let Repair {
+        batches_again, batches_handed_out, duplicates_merged, whole_run, ids_gone, ids_damaged, ..
+    } = repair;
+    if repair.comes_to() > 0 {
+        tracing::warn!(%run, pass, batches_again, batches_handed_out, whole_run, duplicates_merged,
+            "repaired what was not complete");
     }
     if let Some(hint) = repair.hint(run.as_str()) {
         tracing::error!(%run, pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint,

@@ -31,8 +31,8 @@ use crate::load::{Phases, Recent};
 use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use crate::store::{Portion, Store};
-pub use left::Left;
+use crate::store::{Portion, Store, insert_prefix};
+pub use left::{Cause, Left, LeftPass};
 use schemas::Schemas;
 
 /// One INSERT carries no more than this, so that it stays one block and one part: a server cuts blocks at 1,048,449 rows
@@ -191,8 +191,8 @@ pub async fn sink(
         schemas: Schemas::default(),
         open: Mutex::default(),
         name: format!(
-            "millstream-{}-{}-{}",
-            broker.names().pipeline(),
+            "{}{}-{}",
+            insert_prefix(broker.names().pipeline()),
             std::process::id(),
             crate::records::now_ms()
         ),
@@ -223,8 +223,9 @@ impl Sink {
                 let stored = this.counts.rows.load(Ordering::Relaxed) as f64;
                 let ([more], within) = rows.note([stored]);
                 let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
-                let left = this.counts.left.told();
-                Doing::Sink { recent, total, rows_per_second: more / within, left }
+                let (left, left_passes) = (this.counts.left.told(), this.counts.left.passes());
+                let holds = passes_of(this.open().iter());
+                Doing::Sink { recent, total, rows_per_second: more / within, left, left_passes, holds }
             };
             hosts::report(&records, this.store.tables().build(), &stop, look).await;
         });
@@ -415,6 +416,19 @@ impl Group {
         self.oldest.get_or_insert_with(|| item.delivery.received());
         self.items.push(item);
     }
+}
+
+/// The passes of messages, each once.
+fn passes_of<'a>(subjects: impl Iterator<Item = &'a String>) -> Vec<(String, u32)> {
+    let pass = |subject: &'a String| {
+        // Behind the name of the pipeline and the word for rows.
+        let mut words = subject.split('.').skip(2);
+        Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+    };
+    let mut passes: Vec<(String, u32)> = subjects.filter_map(pass).collect();
+    passes.sort_unstable();
+    passes.dedup();
+    passes
 }
 
 /// Rows as a message brings them. The bytes share the message's.

@@ -4,10 +4,11 @@ use millstream::names::RunName;
 use serde::Serialize;
 
 use crate::broker::Broker;
-use crate::error::Error;
+use crate::error::{Error, full_hint};
 use crate::hosts::{self, HostReport, REPORT};
 use crate::load::RECENT;
 use crate::records::{PassRecord, PassState, Records, RunRecord, now_ms};
+use crate::replay::base_gone;
 use crate::store::{Sight, Store, ViewFault};
 use crate::tables::Letters;
 use crate::verdict::{Bottleneck, Scene, Span, Verdict, verdict};
@@ -31,6 +32,8 @@ pub struct Status {
     pub done: u64,
     /// How many of those are dead letters.
     pub dead: u64,
+    /// How many the seal counted, where somebody has changed rows since and there are more or fewer now.
+    pub dead_sealed: Option<u64>,
     /// Batches that workers hold.
     pub in_flight: u64,
     /// Batches that nobody has taken yet.
@@ -64,6 +67,10 @@ pub struct Status {
     pub hosts: Vec<HostReport>,
     /// What the pipeline's summary query answered when the pass was sealed.
     pub summary: Option<Vec<serde_json::Value>>,
+    /// Why it answered nothing, where it failed.
+    pub summary_fault: Option<String>,
+    /// That the pass can never be complete, as the pass whose rows it takes over has lost some; and what helps.
+    pub base_gone: Option<String>,
     /// What limits the run; `null` where nothing is computed.
     pub verdict: Option<Verdict>,
     /// Whether readers see the pass, which ClickHouse was asked.
@@ -134,6 +141,19 @@ pub async fn status(
         None => Sight::default(),
     };
     (status.readers_see, status.readers) = (sight.sees, sight.why);
+    if let Some(sealed) = sealed {
+        status.dead = store.dead_ids(run.as_str(), number, sealed.dead).await?;
+        status.dead_sealed = Some(sealed.dead).filter(|dead| *dead != status.dead);
+    }
+    if let (Some(covers), Some(published), Some((rows, _))) = (
+        pass.as_ref().and_then(|pass| pass.covers.as_ref()),
+        record.published.as_ref(),
+        stored.filter(|_| !status.is_over()),
+    ) && rows < published.ids
+    {
+        let gone = base_gone(store, (run, number), covers, published.ids).await?;
+        status.base_gone = gone.as_ref().map(full_hint);
+    }
     match store.view_faults(Some(run.as_str())).await {
         Ok(faults) => status.view_faults = faults,
         // A reader of results may know the rest.
@@ -175,6 +195,7 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         ids: published.map_or(expected, |published| published.ids),
         done: sealed.map_or(0, |sealed| sealed.rows),
         dead: sealed.map_or(0, |sealed| sealed.dead),
+        dead_sealed: None,
         in_flight: 0,
         pending: 0,
         redelivered: 0,
@@ -191,6 +212,8 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         rate: pass.and_then(|pass| pass.rate),
         hosts: Vec::new(),
         summary: sealed.and_then(|sealed| sealed.summary.clone()),
+        summary_fault: sealed.and_then(|sealed| sealed.summary_fault.clone()),
+        base_gone: None,
         verdict: None,
         readers_see: false,
         readers: None,

@@ -7,6 +7,8 @@ mod forget;
 mod runs;
 mod selected;
 mod setup;
+mod summary;
+mod users;
 mod views;
 
 use std::collections::HashMap;
@@ -21,7 +23,7 @@ use millstream::names::check_database;
 use millstream::schema::Schema;
 
 use crate::broker::without_password;
-use crate::error::{Error, PUSHING, StoreFault, USERS_QUERY, full_cause};
+use crate::error::{Error, PUSHING, StoreFault, full_cause};
 use crate::failpoint;
 use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
@@ -29,6 +31,7 @@ pub use dead::DeadLetter;
 pub use faults::ViewFault;
 pub(crate) use faults::in_ranges;
 pub use fit::Fit;
+pub(crate) use runs::insert_prefix;
 pub use setup::{Change, Found, Plan};
 pub use views::{BuildRows, Sight};
 
@@ -50,8 +53,6 @@ const ANSWER_LATER: Duration = Duration::from_secs(30);
 const CANNOT_KILL: u32 = 380;
 /// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
 const PARTS_ASKED: usize = 10;
-/// The answer of a summary is kept in a record.
-const SUMMARY_BYTES: usize = 64 << 10;
 /// A merge of a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -369,74 +370,6 @@ impl Store {
     /// [`Error::Store`].
     pub async fn write(&self, doing: &str, statement: &str) -> Result<(), Error> {
         self.execute(doing, statement, ANSWER_WITHIN).await
-    }
-
-    /// Asks ClickHouse whether the pipeline's summary is one, before there is anything to sum up.
-    ///
-    /// # Errors
-    /// [`Error::Store`] with ClickHouse's own words.
-    pub async fn check_summary(&self) -> Result<(), Error> {
-        let Some(query) = self.tables.summary("", 0) else { return Ok(()) };
-        let query = tables::describe_query(&query);
-        self.sql(&query, "TSV", drop).await
-    }
-
-    /// The answer of the pipeline's summary of a pass: its rows as objects; `None` without a summary.
-    ///
-    /// # Errors
-    /// [`Error::Store`]; an answer that is larger than a record may be is one too.
-    pub async fn summary(&self, run: &str, pass: u32) -> Result<Option<Vec<serde_json::Value>>, Error> {
-        let Some(query) = self.tables.summary(run, pass) else { return Ok(None) };
-        let mut answer = Vec::new();
-        self.sql(&query, "JSONEachRow", |bytes| {
-            if answer.len() <= SUMMARY_BYTES {
-                answer.extend_from_slice(&bytes);
-            }
-        })
-        .await?;
-        let failed = |text: String| self.failed("sum up a pass", StoreFault::Exception { code: 0, text });
-        if answer.len() > SUMMARY_BYTES {
-            return Err(failed(format!("its answer is more than {SUMMARY_BYTES} bytes")));
-        }
-        let lines = answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let rows = lines.map(serde_json::from_slice).collect::<Result<_, _>>();
-        rows.map(Some).map_err(|fault| failed(fault.to_string()))
-    }
-
-    /// A query of the user's, whose answer is handed to `each` piece by piece, in `format` unless it names its own.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn sql(&self, query: &str, format: &str, mut each: impl FnMut(Bytes)) -> Result<(), Error> {
-        let failed = |error| self.failed(USERS_QUERY, store_fault(error, PROOF_WITHIN));
-        let mut client = self.client.clone();
-        // Before anything is set up there is no such database, and `SELECT version()` is no less of a question.
-        let databases = tables::databases(self.tables.database());
-        if self.one::<u64>("look up the database", &databases).await? > 0 {
-            client = client.with_database(self.tables.database());
-        }
-        let mut cursor = client.query_raw(query).fetch_bytes(format).map_err(failed)?;
-        while let Some(piece) = cursor.next().await.map_err(failed)? {
-            each(piece);
-        }
-        Ok(())
-    }
-
-    /// Columns of the answer to a user's query: `(name, type)`.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn describe_query(&self, query: &str) -> Result<Vec<(String, String)>, Error> {
-        let mut text = Vec::new();
-        self.sql(&tables::describe_query(query), "TSVRaw", |piece| text.extend_from_slice(&piece)).await?;
-        let columns = String::from_utf8_lossy(&text);
-        Ok(columns
-            .lines()
-            .filter_map(|line| {
-                let mut fields = line.split('\t');
-                Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
-            })
-            .collect())
     }
 
     async fn answer<T: RowOwned + RowRead>(&self, question: &str) -> Result<Vec<T>, StoreFault> {

@@ -427,6 +427,14 @@ pub fn running(query_id: &str) -> String {
     format!("SELECT count() FROM system.processes WHERE query_id = {}", string(query_id))
 }
 
+/// How many queries whose names begin so run for longer than some seconds: `(queries)`.
+pub fn long_running(prefix: &str, seconds: u64) -> String {
+    format!(
+        "SELECT count() FROM system.processes WHERE startsWith(query_id, {}) AND elapsed > {seconds}",
+        string(prefix)
+    )
+}
+
 fn of_pass(run: &str, pass: u32) -> String {
     format!("run = {} AND pass = {pass}", string(run))
 }
@@ -567,7 +575,7 @@ mod tests {
             tables.proof(text, 1, Some(&digested)),
             tables.raw_count(text, 1),
             tables.batches(text, 1, Some(&digested)),
-            tables.base_at_fault(text, &covers, [0, 9], &digested),
+            tables.base_at_fault(text, &covers, [0, 9], &tables.row_columns(), &digested),
             tables.schemas_of(text, 1),
             tables.repeated(text, 1),
             tables.insert_pass(&seen),
@@ -607,6 +615,7 @@ mod tests {
             databases(text),
             kill(text),
             running(text),
+            long_running(text, 1),
         ];
         tables.create(&[]).into_iter().chain(views).chain(of_run).chain(others).chain(server).collect()
     }

@@ -362,6 +362,8 @@ mod tests {
             total: SinkTimes::default(),
             rows_per_second: 1000.0,
             left: None,
+            left_passes: Vec::new(),
+            holds: Vec::new(),
         })
     }
 

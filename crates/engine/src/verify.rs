@@ -2,6 +2,7 @@
 //!
 //! There is one way of healing: [`repair`]. `verify --repair`, `produce` and the sealer call it.
 
+mod landing;
 mod repair;
 
 use std::cmp::Ordering;
@@ -14,11 +15,13 @@ use serde::Serialize;
 
 use crate::aside::fault_of_ids;
 use crate::broker::Broker;
-use crate::error::Error;
+use crate::error::{Error, full_hint};
 use crate::records::{Entry, PassRecord, PassState, Records, Sealed};
+use crate::replay::base_gone;
 use crate::seal::Proof;
 use crate::store::{BuildRows, Sight, Store, Stored, StoredBatch};
 
+pub(crate) use landing::{Landing, landing};
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
 
@@ -57,6 +60,8 @@ pub struct Report {
     pub raw_duplicates: u64,
     /// Rows that are dead letters.
     pub dead: u64,
+    /// How many the seal counted; `None` before.
+    pub dead_sealed: Option<u64>,
     /// Ids given more than once, in different batches.
     pub repeated_ids: u64,
     /// Whether the ids' digest is the run's.
@@ -82,6 +87,8 @@ pub struct Report {
     pub revision: Option<u64>,
     /// Ids that the pass computes again, where those are not all: it takes over the rows of the others.
     pub computes: Option<u64>,
+    /// That it can never be complete, as the pass whose rows it takes over has lost some; and what helps.
+    pub base_gone: Option<String>,
     /// Whether readers see the pass, which ClickHouse was asked.
     pub readers_see: bool,
     /// Why they do not see a sealed pass; or what is wrong with a view although they do.
@@ -151,7 +158,12 @@ impl Walk {
 impl Report {
     /// Whether there is nothing to repair.
     pub fn is_clean(&self) -> bool {
-        self.complete && self.raw_duplicates == 0
+        self.complete && self.raw_duplicates == 0 && !self.has_other_dead()
+    }
+
+    /// Whether rows have become dead letters since the seal, or results: somebody changed them in the table.
+    pub fn has_other_dead(&self) -> bool {
+        self.dead_sealed.is_some_and(|dead| dead != self.dead)
     }
 
     /// Whether the pass is sealed by its record, and readers do not see it.
@@ -241,8 +253,9 @@ async fn examine<I: Id>(
         values_unproven: stored.values.map(|values| values.unproven),
         raw_duplicates: stored.raw_duplicates,
         dead: stored.dead,
+        dead_sealed: sealed.as_ref().filter(|_| is_sealed).map(|sealed| sealed.dead),
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
-        digest_matches: published.is_some_and(|published| published.digest == stored.digest),
+        digest_matches: published.as_ref().is_some_and(|published| published.digest == stored.digest),
         sealed: is_sealed,
         state: pass.as_ref().map_or(PassState::Running, |pass| pass.state).word(),
         complete,
@@ -252,13 +265,18 @@ async fn examine<I: Id>(
         ids_gone: walk.ids_gone.first,
         ids_damaged: walk.ids_damaged.first,
         revision,
-        computes: covers.map(|covers| covers.ids.unwrap_or(0)),
+        computes: covers.as_ref().map(|covers| covers.ids.unwrap_or(0)),
+        base_gone: None,
         readers_see: sight.sees,
         readers: sight.why,
         builds: store.builds(run.as_str(), number).await?,
         proven: sealed,
         stored,
     };
+    if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
+        let gone = base_gone(store, (run, number), covers, published.ids).await?;
+        report.base_gone = gone.as_ref().map(full_hint);
+    }
     // A pass over some ids has messages of its own for them.
     if report.published && report.computes.is_none() {
         look_at_ids::<I>(broker, run, &mut report).await?;

@@ -91,14 +91,27 @@ async fn call(command: &str, came: impl IntoIterator<Item = (&str, String)>) -> 
 
 fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
     let (name, typed) = (context.spec.name, &context.typed);
-    let Status { run, pass, ids, done, dead, seconds, ids_per_second, state, hosts, summary, .. } = last;
+    let Status {
+        run,
+        pass,
+        ids,
+        done,
+        dead,
+        seconds,
+        ids_per_second,
+        state,
+        hosts,
+        summary,
+        summary_fault,
+        ..
+    } = last;
     let sealed = *state == "sealed";
     // Of a run that was over before anybody reported nothing is known.
     let verdict = (!hosts.is_empty()).then(|| verdict(hosts, run, Span::Total, &last.scene()));
     if as_json {
         show::json(&json!({
             "run": run, "pass": pass, "ids": ids, "rows": done, "dead": dead, "seconds": seconds,
-            "ids_per_second": ids_per_second, "sealed": sealed, "summary": summary, "verdict": verdict, "bad_lines": bad,
+            "ids_per_second": ids_per_second, "sealed": sealed, "summary": summary, "summary_fault": summary_fault, "verdict": verdict, "bad_lines": bad,
         }));
         return;
     }
@@ -112,6 +125,9 @@ fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
         return;
     }
     let summary = summary.as_deref().map(summary_table).filter(|table| !table.is_empty());
+    let failed = summary_fault
+        .as_deref()
+        .map_or_else(String::new, |fault| format!("\n\n{}", show::summary_fault(fault)));
     show::line(&format!(
         "run      {run} (pass {pass})\nids      {}\nrows     {}\ndead     {}\nseconds  {seconds:.1}\nids/s    {}\n\
          sealed   yes{}{}\n\nlook at the rows:\n  {typed} sql \"SELECT * FROM {name} WHERE run = '{run}' ORDER BY id LIMIT 10\"\n  \
@@ -120,7 +136,7 @@ fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
         show::grouped(*done),
         show::grouped(*dead),
         show::grouped(*ids_per_second as u64),
-        summary.map_or_else(String::new, |table| format!("\n\n{table}")),
+        summary.map_or_else(String::new, |table| format!("\n\n{table}")) + &failed,
         verdict.map_or_else(String::new, |verdict| format!("\n\n{}", verdict.text.replace("RUN", run))),
     ));
     if *dead > 0 {

@@ -96,6 +96,17 @@ fn told(status: &Status) -> String {
             eta(status)
         ),
     ];
+    lines.extend(status.dead_sealed.map(|sealed| {
+        format!(
+            "changed   {} stored, the seal counted {}: somebody has changed rows since; `verify {run} --repair` has their batches \
+             computed again",
+            show::counted(status.dead, "dead letter"),
+            number(sealed)
+        )
+    }));
+    lines.extend(status.base_gone.iter().map(|why| format!("stuck     {why}")));
+    lines
+        .extend(status.summary_fault.iter().map(|fault| format!("summary   {}", show::summary_fault(fault))));
     lines.extend(readers(status));
     lines.extend(builds(status));
     lines.extend(

@@ -85,6 +85,7 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
             Some(format!("see that `work` and `sink` run, then verify {} --repair", report.run))
         }
         Some(repaired) => repaired.hint(&report.run),
+        None if report.base_gone.is_some() => None,
         None if report.published && (!report.is_clean() || report.is_hidden()) => {
             Some(format!("verify {} --repair", report.run))
         }
@@ -101,6 +102,7 @@ fn told(report: &Report, with_hosts: bool) -> String {
             "sealed: every id has its row, once, with the values that were computed"
         }
         (true, true, true) => "sealed: every id has its row, once",
+        (true, false, true) if report.complete && report.raw_duplicates == 0 => "NOT as it was sealed",
         (true, true, false) => "complete, and not sealed yet: a running sink seals it",
         (true, false, _) => "NOT complete",
     };
@@ -132,12 +134,27 @@ fn told(report: &Report, with_hosts: bool) -> String {
         number(report.repeated_ids),
         if report.digest_matches { "matches" } else { "differs" },
         values_told(report),
-        number(report.dead),
+        dead_told(report),
         lost("ids gone", &report.ids_gone),
         lost("ids damaged", &report.ids_damaged),
-        report.readers.as_ref().map_or_else(String::new, |why| format!("\nreaders          {why}")),
+        told_as("stuck", &report.base_gone) + &told_as("readers", &report.readers),
         builds(&report.builds, with_hosts),
     )
+}
+
+fn told_as(what: &str, why: &Option<String>) -> String {
+    why.as_ref().map_or_else(String::new, |why| format!("\n{what:<16} {why}"))
+}
+
+fn dead_told(report: &Report) -> String {
+    let dead = show::grouped(report.dead);
+    match report.dead_sealed.filter(|_| report.has_other_dead()) {
+        Some(sealed) => format!(
+            "{dead}, where the seal counted {}: somebody has changed rows since, and --values says in how many batches",
+            show::grouped(sealed)
+        ),
+        None => dead,
+    }
 }
 
 fn values_told(report: &Report) -> String {
@@ -188,6 +205,13 @@ fn repaired_told(repair: &Repair) -> String {
                 .to_owned(),
         );
     }
+    if repair.batches_handed_out > 0 {
+        lines.push(format!(
+            "the rows of {} batches, which the stream has, are handed out to sinks once more",
+            number(repair.batches_handed_out)
+        ));
+    }
+    lines.extend(repair.stuck.iter().map(|why| format!("nothing is computed again: {why}")));
     if let Some(busy) = &repair.busy {
         lines.push(format!("nothing counts as lost yet: {busy}"));
     }

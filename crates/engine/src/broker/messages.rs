@@ -60,16 +60,11 @@ impl Broker {
         Ok(found.map(|message| message.payload))
     }
 
-    /// The sequence of the last message that holds rows of a pass.
-    ///
-    /// # Errors
-    /// The broker's.
-    pub async fn last_rows(&self, run: &RunName, pass: u32) -> Result<Option<u64>, Error> {
-        let found = self.last_message(self.names.rows_stream(), &self.names.pass_rows(run, pass)).await?;
-        Ok(found.map(|message| message.sequence))
-    }
-
-    async fn last_message(&self, stream: String, subject: &str) -> Result<Option<StreamMessage>, Error> {
+    pub(super) async fn last_message(
+        &self,
+        stream: String,
+        subject: &str,
+    ) -> Result<Option<StreamMessage>, Error> {
         let doing = format!("read message `{subject}`");
         let stream = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;
         match within(&doing, stream.get_last_raw_message_by_subject(subject)).await? {

@@ -144,6 +144,13 @@ impl Error {
                 "rows were changed in the table: `cancel {run}` and `forget {run} --pass {pass}`, then `verify {run} --repair` has \
                  those batches computed again, then replay"
             ),
+            Self::BaseGone { run, pass, .. } => format!(
+                "`replay {run}` computes every id of the run once more; where pass {pass} is not sealed, `cancel {run}` comes first"
+            ),
+            Self::Summary { source: StoreFault::Exception { .. } } => {
+                "mend the SQL in the pipeline's `SUMMARY`, in which {rows} stands for the rows of a pass".into()
+            }
+            Self::Summary { source } => return source.hint(),
             Self::Unstable { .. } => {
                 "use a condition on what the rows hold: no now(), no rand(), no table that changes; a pass that was begun with \
                  it can only be cancelled"

@@ -178,6 +178,9 @@ pub struct Sealed {
     /// What the pipeline's summary query answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Vec<serde_json::Value>>,
+    /// Why it answered nothing, where it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary_fault: Option<String>,
     /// The builds that computed it.
     #[serde(default)]
     pub builds: Vec<String>,

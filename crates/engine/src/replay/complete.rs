@@ -7,15 +7,17 @@ use crate::failpoint;
 use crate::records::{Covers, Published};
 use crate::store::Store;
 
-/// Rows that one copy inside ClickHouse takes at most, which is what one part should hold.
+/// Rows that one copy inside ClickHouse takes at most, which is what one part should hold. The store cuts it where they are
+/// large.
 const COPIED_AT_ONCE: u32 = 500_000;
 
 /// Once every id that the pass covers is computed, copies the rows of all others from its base; `false` while they are
 /// not.
 ///
 /// # Errors
-/// [`Error::Unstable`] when the condition no longer selects what it did; ClickHouse's. It can be called again at any
-/// time, by any number of processes: what is copied twice is merged away before the seal.
+/// [`Error::BaseGone`] when the base has lost rows that the pass lacks; [`Error::Unstable`] when the condition no longer selects
+/// what it did; ClickHouse's. It can be called again at any time, by any number of processes: what is copied twice is merged away
+/// before the seal.
 pub(crate) async fn take_over(
     store: &Store,
     run: &RunName,
@@ -24,6 +26,11 @@ pub(crate) async fn take_over(
     batch_ids: u32,
     published: &Published,
 ) -> Result<bool, Error> {
+    if store.raw_rows(run.as_str(), pass).await? < published.ids
+        && let Some(gone) = base_gone(store, (run, pass), covers, published.ids).await?
+    {
+        return Err(gone);
+    }
     check_selected(store, run, covers).await?;
     for piece in pieces(batch_ids, published) {
         if store.not_computed(run.as_str(), pass, covers, piece).await? > 0 {
@@ -32,6 +39,22 @@ pub(crate) async fn take_over(
     }
     copy_others(store, run, pass, covers, batch_ids, published).await?;
     Ok(true)
+}
+
+/// What stands against a pass over some ids whose base lacks rows, of as many as the run has ids. Where raw duplicates stand in
+/// for them, they are not missed.
+///
+/// # Errors
+/// ClickHouse's.
+pub(crate) async fn base_gone(
+    store: &Store,
+    (run, pass): (&RunName, u32),
+    covers: &Covers,
+    ids: u64,
+) -> Result<Option<Error>, Error> {
+    let base = covers.base;
+    let rows = ids.saturating_sub(store.raw_rows(run.as_str(), base).await?);
+    Ok((rows > 0).then(|| Error::BaseGone { run: run.to_string(), pass, base, rows }))
 }
 
 /// Copies the rows of all ids that the pass does not cover, by a selection that was checked.

@@ -11,7 +11,7 @@ use super::left::Cause;
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, GroupKey, INSERTING, Item, SET_BACK, Sink};
-use crate::error::{StoreFault, full_cause};
+use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::retry::Backoff;
 use crate::store::{Fit, in_ranges};
@@ -110,7 +110,7 @@ impl Sink {
             SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)
         };
         let longest = items.iter().map(delay).max().unwrap_or_default();
-        self.counts.left.note(Cause::Columns(key.schema), why, longest);
+        self.counts.left.note(key, Cause::Columns, why, longest);
         for item in items {
             let delay = delay(&item);
             item.delivery.nak(delay).await;
@@ -120,11 +120,7 @@ impl Sink {
     /// Rows of columns that the table has, and which ClickHouse refuses all the same.
     async fn reject(&self, key: &GroupKey, items: Vec<Item>, fault: &StoreFault) {
         for item in &items {
-            self.counts.left.note(
-                Cause::Refused(key.schema),
-                format!("{}: {fault}", of_build(item)),
-                SET_BACK,
-            );
+            self.counts.left.note(key, Cause::Refused, format!("{}: {fault}", of_build(item)), SET_BACK);
             tracing::error!(
                 subject = item.delivery.subject(),
                 build = %String::from_utf8_lossy(&item.build),
@@ -168,9 +164,12 @@ impl Landing<'_> {
         let mut stored = stored.into_iter();
         let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.ids, stored));
         let landed: Vec<Item> = self.items.extract_if(.., |item| landed(item)).collect();
-        // Before the ack: a kill between the two has it noted once more. A kill before this, once an insert has failed in a
-        // view, leaves these batches unnamed: the next sink finds their rows stored.
-        self.note_views(&landed).await;
+        // Before the ack: a kill between the two has it noted once more.
+        if let Err(fault) = self.note_views(&landed).await {
+            self.items.extend(landed);
+            self.items.sort_unstable_by_key(|item| item.portion.batch);
+            return Err(fault);
+        }
         for item in landed {
             self.sink.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
             self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
@@ -180,23 +179,37 @@ impl Landing<'_> {
         Ok(())
     }
 
-    /// Rows that are stored although their insert failed may have come to no materialized view of the operator's.
-    async fn note_views(&mut self, landed: &[Item]) {
-        let store = &self.sink.store;
-        let Some(fault) = self.failed.take().filter(|_| !landed.is_empty()) else { return };
-        let batches = in_ranges(landed.iter().map(|item| item.portion.batch));
+    /// Rows that are stored although their insert failed may have come to no materialized view of the operator's. Neither may
+    /// those that were delivered to another process before, which did not say how its insert ended.
+    async fn note_views(&mut self, landed: &[Item]) -> Result<(), StoreFault> {
+        let of_others = |item: &&Item| self.query_id.is_empty() && item.delivery.deliveries() > 1;
+        let (doubtful, fault): (Vec<&Item>, _) = match &self.failed {
+            Some(fault) => (landed.iter().collect(), fault.clone()),
+            None => (landed.iter().filter(of_others).collect(), unsaid()),
+        };
+        if doubtful.is_empty() {
+            self.failed = None;
+            return Ok(());
+        }
+        let batches = in_ranges(doubtful.iter().map(|item| item.portion.batch));
         let GroupKey { run, pass, .. } = self.key;
         let pass = *pass;
-        match store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
+        match self.sink.store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
+            // It is noted once the server answers again: until then nothing is acked.
+            Err(Error::Store { source: away @ (StoreFault::Unclear(_) | StoreFault::Silent(_)), .. }) => {
+                return Err(away);
+            }
             Ok(views) if views.is_empty() => {}
             Ok(views) => {
                 tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
-                "materialized views on the rows table did not get these rows")
+                "materialized views on the rows table may lack these rows")
             }
             Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
-                "materialized views on the rows table did not get these rows, and this could not be written down"),
+                "materialized views on the rows table may lack these rows, and this could not be written down"),
         }
+        self.failed = None;
+        Ok(())
     }
 
     /// An insert under way is never dropped: what became of it would not be known.
@@ -277,6 +290,10 @@ impl Landing<'_> {
 
 fn unconfirmed() -> StoreFault {
     StoreFault::Unclear("the insert is done, and not all of its rows are there".into())
+}
+
+fn unsaid() -> StoreFault {
+    StoreFault::Unclear("the sink that had these rows before did not say how its insert ended".into())
 }
 
 async fn hand_back(items: Vec<Item>, delay: Duration) {

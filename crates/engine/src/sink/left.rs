@@ -4,23 +4,53 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use super::GroupKey;
+
 /// How much later than announced rows may come again before it is taken that another sink has stored them.
 const LATER: Duration = Duration::from_secs(30);
 /// A report is a small record: so many symbols of it are about rows that wait.
 const TOLD: usize = 1000;
+/// So many passes are named in it, and of each so many symbols.
+const PASSES_TOLD: (usize, usize) = (100, 300);
 
-/// Why rows were handed back, by the fingerprint of their schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Cause {
+/// Why rows were handed back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
     /// The table lacks columns of theirs, or has them with other types.
-    Columns(u64),
+    Columns,
     /// ClickHouse refuses rows of columns that fit.
-    Refused(u64),
+    Refused,
+}
+
+/// A pass of which rows wait, and for what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftPass {
+    /// The run.
+    pub run: String,
+    /// The pass.
+    pub pass: u32,
+    /// Why.
+    pub cause: Cause,
+    /// The build that computed them, and the columns or ClickHouse's words; shortened.
+    pub why: String,
+}
+
+/// Rows that have one thing in common: why they were handed back.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    cause: Cause,
+    /// The fingerprint of their schema.
+    schema: u64,
+    run: String,
+    pass: u32,
 }
 
 /// What stands against rows that were handed back and have not come again since.
 #[derive(Debug, Default)]
-pub struct Left(Mutex<BTreeMap<Cause, Waiting>>);
+pub struct Left(Mutex<BTreeMap<Kind, Waiting>>);
 
 #[derive(Debug)]
 struct Waiting {
@@ -30,24 +60,43 @@ struct Waiting {
 
 impl Left {
     /// Rows were handed back for this long.
-    pub(super) fn note(&self, cause: Cause, why: String, delay: Duration) {
+    pub(super) fn note(&self, key: &GroupKey, cause: Cause, why: String, delay: Duration) {
         let until = Instant::now() + delay + LATER;
+        let kind = Kind { cause, schema: key.schema, run: key.run.to_string(), pass: key.pass };
         let mut waiting = self.waiting();
-        let before = waiting.get(&cause).map_or(until, |before| before.until);
-        waiting.insert(cause, Waiting { until: until.max(before), why });
+        let before = waiting.get(&kind).map_or(until, |before| before.until);
+        waiting.insert(kind, Waiting { until: until.max(before), why });
     }
 
     /// The table takes rows of this schema.
     pub(super) fn fits(&self, schema: u64) {
-        self.waiting().remove(&Cause::Columns(schema));
+        self.waiting().retain(|kind, _| kind.cause != Cause::Columns || kind.schema != schema);
     }
 
-    /// What stands against rows that wait: one text for each build and cause.
+    /// What stands against rows that wait: each text once.
     pub fn faults(&self) -> Vec<String> {
+        let mut faults: Vec<String> = self.current(|_, waiting| waiting.why.clone());
+        faults.sort_unstable();
+        faults.dedup();
+        faults
+    }
+
+    /// The passes whose rows wait.
+    pub(super) fn passes(&self) -> Vec<LeftPass> {
+        let mut passes = self.current(|kind, waiting| {
+            let why = waiting.why.chars().take(PASSES_TOLD.1).collect();
+            LeftPass { run: kind.run.clone(), pass: kind.pass, cause: kind.cause, why }
+        });
+        passes.truncate(PASSES_TOLD.0);
+        passes
+    }
+
+    /// Of those that have not come again since.
+    fn current<T>(&self, each: impl Fn(&Kind, &Waiting) -> T) -> Vec<T> {
         let mut waiting = self.waiting();
         let now = Instant::now();
         waiting.retain(|_, waiting| waiting.until > now);
-        waiting.values().map(|waiting| waiting.why.clone()).collect()
+        waiting.iter().map(|(kind, waiting)| each(kind, waiting)).collect()
     }
 
     /// The same in one text, shortened; `None` where no rows wait.
@@ -60,7 +109,7 @@ impl Left {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<Cause, Waiting>> {
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<Kind, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,14 +121,21 @@ mod tests {
     #[test]
     fn what_waits_is_told_until_the_table_takes_it() {
         let left = Left::default();
+        let key = |pass, schema| GroupKey { run: "a".parse().expect("a name"), pass, schema };
         assert_eq!(left.told(), None);
-        left.note(Cause::Columns(1), "no column `a`".into(), Duration::from_secs(600));
-        left.note(Cause::Columns(1), "no column `b`".into(), Duration::from_secs(60));
-        left.note(Cause::Refused(1), "code 469".into(), Duration::from_secs(60));
-        assert_eq!(left.told().as_deref(), Some("no column `b`; code 469"));
+        left.note(&key(1, 1), Cause::Columns, "no column `a`".into(), Duration::from_secs(600));
+        left.note(&key(1, 1), Cause::Columns, "no column `b`".into(), Duration::from_secs(60));
+        left.note(&key(1, 1), Cause::Refused, "code 469".into(), Duration::from_secs(60));
+        left.note(&key(2, 1), Cause::Refused, "code 469".into(), Duration::from_secs(60));
+        assert_eq!(left.told().as_deref(), Some("code 469; no column `b`"));
         left.fits(1);
         assert_eq!(left.faults(), ["code 469"]);
-        left.note(Cause::Columns(2), "ö".repeat(5000), Duration::ZERO);
+        let passes = left.passes();
+        assert_eq!(
+            passes.iter().map(|left| (left.pass, left.cause)).collect::<Vec<_>>(),
+            [(1, Cause::Refused), (2, Cause::Refused)]
+        );
+        left.note(&key(1, 2), Cause::Columns, "ö".repeat(5000), Duration::ZERO);
         assert_eq!(left.told().map(|told| told.chars().count()), Some(TOLD + 1));
     }
 }

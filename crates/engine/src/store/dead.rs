@@ -31,6 +31,18 @@ impl Store {
         self.one("count dead letters", &self.tables.count_dead(run, pass, letters)).await
     }
 
+    /// Dead letters of a pass, each id once. Where there are as many rows as the seal counted, an index answers; else raw
+    /// duplicates may be among them, and are folded.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_ids(&self, run: &str, pass: u32, sealed: u64) -> Result<u64, Error> {
+        match self.dead_rows(run, pass, &Letters::default()).await? {
+            rows if rows == sealed => Ok(rows),
+            _ => self.one("count dead letters", &self.tables.dead_ids(run, pass)).await,
+        }
+    }
+
     /// Dead letters of a pass, in order.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::Store;
 use crate::error::Error;
 use crate::records::{Published, RunRecord, Sealed};
+use crate::tables::{View, long_running};
 
 /// A run's record as [`Tables::run_record`](crate::tables::Tables::run_record) selects it.
 #[derive(Row, Deserialize)]
@@ -32,6 +33,11 @@ struct KeptPass {
     repeated_ids: u64,
     builds: Vec<String>,
     at_ms: u64,
+}
+
+/// How the names of a pipeline's INSERTs begin.
+pub(crate) fn insert_prefix(pipeline: &str) -> String {
+    format!("millstream-{pipeline}-")
 }
 
 impl KeptRun {
@@ -80,6 +86,20 @@ impl Store {
         }
     }
 
+    /// Whether an INSERT of a sink runs for longer than `seconds`, whichever process began it; `None` where this user may not
+    /// ask.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn has_long_inserts(&self, seconds: u64) -> Result<Option<bool>, Error> {
+        let question = long_running(&insert_prefix(&self.tables.view_name(View::Sealed)), seconds);
+        match self.answer::<u64>(&question).await {
+            Ok(found) => Ok(Some(found.iter().any(|queries| *queries > 0))),
+            Err(fault) if fault.is_denied() => Ok(None),
+            Err(fault) => Err(self.failed("look for inserts under way", fault)),
+        }
+    }
+
     /// What was proven of a run's passes, in order.
     ///
     /// # Errors
@@ -89,7 +109,7 @@ impl Store {
             self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
         let sealed = |kept: KeptPass| {
             let KeptPass { pass, rows, dead, repeated_ids, builds, at_ms } = kept;
-            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, builds })
+            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, summary_fault: None, builds })
         };
         Ok(passes.into_iter().map(sealed).collect())
     }

@@ -7,6 +7,8 @@ use clickhouse::{RowOwned, RowRead};
 use super::{PROOF_WITHIN, Store};
 use crate::error::{Error, StoreFault};
 use crate::records::{Covers, Selected};
+use crate::sink::MAX_INSERT_BYTES;
+use crate::tables::{Column, Digested};
 
 /// How long it may take to copy half a million rows inside ClickHouse.
 const COPY_WITHIN: Duration = Duration::from_secs(600);
@@ -87,7 +89,8 @@ impl Store {
         Ok(found.first().copied().unwrap_or_default())
     }
 
-    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, selected ids excepted.
+    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, selected ids excepted; in as many
+    /// pieces as keep each to the bytes of one block, but for a batch that is larger by itself.
     ///
     /// # Errors
     /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`]; that the same is being
@@ -101,12 +104,33 @@ impl Store {
     ) -> Result<(), Error> {
         let found = self.look().await?;
         let digested = self.digested(run, covers.base, &found).await?;
-        let question = self.tables.base_at_fault(run, covers, range, &digested);
-        let faults: Vec<u64> = self.long("prove the values that are to be taken over", &question).await?;
-        if let Some(batches) = faults.first().copied().filter(|batches| *batches > 0) {
-            return Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches });
+        let mut left = vec![range];
+        while let Some([first, end]) = left.pop() {
+            let question = self.tables.base_at_fault(run, covers, [first, end], found.rows(), &digested);
+            let proven: Vec<(u64, u64)> =
+                self.long("prove the values that are to be taken over", &question).await?;
+            let (batches, bytes) = proven.first().copied().unwrap_or_default();
+            if batches > 0 {
+                return Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches });
+            }
+            match pieces([first, end], bytes) {
+                pieces if pieces.len() > 1 => left.extend(pieces.into_iter().rev()),
+                _ => self.copy(run, pass, covers, [first, end], found.rows(), &digested).await?,
+            }
         }
-        let statement = self.tables.take_over(run, pass, covers, range, found.rows(), &digested);
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        range: [u32; 2],
+        table: &[Column],
+        digested: &[Digested],
+    ) -> Result<(), Error> {
+        let statement = self.tables.take_over(run, pass, covers, range, table, digested);
         // Of two that copy the same at once, the server refuses the second: code 216.
         let id = format!("millstream-copy-{}-{run}-{pass}-{}", self.tables.view(), range[0]);
         let mut query = self.client.query_raw(&statement).with_setting("query_id", id);
@@ -115,9 +139,9 @@ impl Store {
         }
         let copied = super::within(COPY_WITHIN, query.execute()).await;
         if let Err(fault) = &copied
-            && fault.view().is_some()
+            && (fault.view().is_some() || !matches!(fault, StoreFault::Exception { .. }))
         {
-            // What was copied is there by then: copied once more it comes to nothing, for the view either.
+            // What was copied may be there by then: copied once more it comes to nothing, for the view either.
             self.note_view_fault(run, pass, &[range], fault).await?;
         }
         copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
@@ -131,5 +155,29 @@ impl Store {
     ) -> Result<Vec<T>, Error> {
         let query = self.client.query_raw(question).fetch_all::<T>();
         super::within(PROOF_WITHIN, query).await.map_err(|fault| self.failed(doing, fault))
+    }
+}
+
+/// Batches from the first to below the second, cut so that each piece has its share of the bytes and no more than one block.
+fn pieces([first, end]: [u32; 2], bytes: u64) -> Vec<[u32; 2]> {
+    let batches = end.saturating_sub(first);
+    let wanted = u32::try_from(bytes.div_ceil(MAX_INSERT_BYTES)).unwrap_or(u32::MAX);
+    let step = (batches / wanted.clamp(1, batches.max(1))).max(1);
+    let firsts = (first..end).step_by(step as usize);
+    firsts.map(|first| [first, first.saturating_add(step).min(end)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_as_many_as_the_bytes_need() {
+        assert_eq!(pieces([3, 9], 0), [[3, 9]]);
+        assert_eq!(pieces([3, 9], MAX_INSERT_BYTES), [[3, 9]]);
+        assert_eq!(pieces([3, 9], MAX_INSERT_BYTES + 1), [[3, 6], [6, 9]]);
+        assert_eq!(pieces([0, 5], 2 * MAX_INSERT_BYTES), [[0, 2], [2, 4], [4, 5]]);
+        assert_eq!(pieces([0, 2], u64::MAX), [[0, 1], [1, 2]]);
+        assert_eq!(pieces([7, 8], u64::MAX), [[7, 8]]);
     }
 }

@@ -42,6 +42,11 @@ impl Tables {
         )
     }
 
+    /// Dead letters of a pass, each id once: `(ids)`.
+    pub fn dead_ids(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count() FROM {} FINAL WHERE {} AND status = 'dead'", self.rows(), of_pass(run, pass))
+    }
+
     /// Dead letters of a pass, in order: `(batch, id as text, error, host, build)`.
     pub fn dead(&self, run: &str, pass: u32, letters: &Letters, limit: u64) -> String {
         format!(

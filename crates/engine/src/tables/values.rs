@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use millstream::Id;
 use millstream::schema::Schema;
 
-use super::{Covers, Tables, identifier, of_pass, string};
+use super::{Column, Covers, Tables, identifier, of_pass, string};
 
 /// Aggregation spills to disk beyond this many bytes: a pass may have millions of batches. Where there are several schemas, a
 /// hash is computed of the rows of its own alone: the values of others may be none that its types have.
@@ -72,8 +72,8 @@ impl Tables {
 
     /// Rows that a condition selects by batch and digest, each row once: FINAL merges by the sorting key, `(run, pass, batch,
     /// id)`. Without `schemas`, values are not looked at. No column of a pipeline's can have the name of one of these aliases: the
-    /// server would take the alias for the column.
-    fn by_digest(&self, condition: &str, schemas: Option<&[Digested]>) -> String {
+    /// server would take the alias for the column. `more` is selected besides.
+    fn by_digest(&self, condition: &str, schemas: Option<&[Digested]>, more: &str) -> String {
         let values = match schemas {
             None => "0 AS `$fault`, 0 AS `$unproven`".to_owned(),
             Some(schemas) => {
@@ -91,7 +91,7 @@ impl Tables {
         let keys = if schemas.is_some() { "batch, batch_digest, schema" } else { "batch" };
         format!(
             "SELECT batch, max(batch_ids) AS `$expected`, count() AS `$found`, sum(sipHash64(id)) AS `$digest`, \
-             countIf(status = 'dead') AS `$dead`, {values} FROM {} FINAL WHERE {condition} GROUP BY {keys}",
+             countIf(status = 'dead') AS `$dead`, {values}{more} FROM {} FINAL WHERE {condition} GROUP BY {keys}",
             self.rows(),
         )
     }
@@ -104,7 +104,7 @@ impl Tables {
             "SELECT toUInt64(uniqExact(batch)), sum(`$found`), sum(`$digest`), sum(`$dead`), {}, {} FROM ({}) SETTINGS {SETTINGS}",
             by("`$fault`"),
             by("`$unproven`"),
-            self.by_digest(&of_pass(run, pass), schemas)
+            self.by_digest(&of_pass(run, pass), schemas, "")
         )
     }
 
@@ -114,23 +114,27 @@ impl Tables {
         format!(
             "SELECT batch, sum(`$found`), max(`$expected`), sum(`$digest`), toUInt8(max(`$fault`)) FROM ({}) GROUP BY batch \
              ORDER BY batch SETTINGS {SETTINGS}",
-            self.by_digest(&of_pass(run, pass), schemas)
+            self.by_digest(&of_pass(run, pass), schemas, "")
         )
     }
 
-    /// How many batches of the base pass, from the first to below the second, hold other values than those computed:
-    /// `(batches)`.
+    /// How many batches of the base pass, from the first to below the second, hold other values than those computed, and how many
+    /// bytes its rows are: `(batches, bytes)`.
     pub fn base_at_fault(
         &self,
         run: &str,
         covers: &Covers,
         [first, end]: [u32; 2],
+        table: &[Column],
         schemas: &[Digested],
     ) -> String {
+        let columns = table.iter().filter(|column| column.is_insertable());
+        let columns: Vec<String> = columns.map(|column| identifier(&column.name)).collect();
+        let bytes = format!(", sum(byteSize({})) AS `$bytes`", columns.join(", "));
         let condition = format!("{} AND batch >= {first} AND batch < {end}", of_pass(run, covers.base));
         format!(
-            "SELECT toUInt64(uniqExactIf(batch, `$fault`)) FROM ({}) SETTINGS {SETTINGS}",
-            self.by_digest(&condition, Some(schemas))
+            "SELECT toUInt64(uniqExactIf(batch, `$fault`)), toUInt64(sum(`$bytes`)) FROM ({}) SETTINGS {SETTINGS}",
+            self.by_digest(&condition, Some(schemas), &bytes)
         )
     }
 

@@ -3,12 +3,14 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
 use millstream::names::RunName;
 use serde::Serialize;
 
-use super::{LISTED, Report, examine};
-use crate::broker::Broker;
+use super::landing::open;
+use super::{LISTED, LOOKS, Landing, Report, examine, landing};
+use crate::broker::{Broker, RowsMessage};
 use crate::error::Error;
 use crate::failpoint;
 use crate::records::{Change, Entry, PassRecord, PassState, Records, now_ms};
@@ -41,15 +43,39 @@ pub struct Repair {
     pub ids_gone: Vec<u32>,
     /// Batches whose ids cannot be read: publishing the same input again replaces them.
     pub ids_damaged: Vec<u32>,
+    /// Batches whose rows are in the stream and not stored: sinks get them once more.
+    pub batches_handed_out: u64,
     /// Why nothing was had computed again: work is still under way.
     pub busy: Option<String>,
+    /// Why nothing was had computed again: ClickHouse does not take the rows, or the rows to be taken over are gone.
+    pub stuck: Option<String>,
     /// Whether a sealed pass, which readers did not see, was made visible again.
     pub shown_again: bool,
 }
 
+impl Report {
+    /// Whether more is at fault than can be named.
+    fn is_too_much(&self) -> bool {
+        self.faulty() > LISTED as u64
+    }
+
+    /// Whether computing some of it again removes all of its rows from the stream.
+    fn needs_all_again(&self) -> bool {
+        self.is_too_much() || self.computes.is_some()
+    }
+}
+
 impl Repair {
+    /// How much was done.
+    pub(crate) fn comes_to(&self) -> u64 {
+        self.duplicates_merged + self.batches_again + self.batches_handed_out
+    }
+
     /// What a person has to do.
     pub fn hint(&self, run: &str) -> Option<String> {
+        if self.stuck.is_some() {
+            return None;
+        }
         let lost = self.ids_gone.len() + self.ids_damaged.len();
         (lost > 0).then(|| {
             format!("`produce` with the same input and --run {run} publishes the ids of those batches again")
@@ -74,8 +100,8 @@ pub async fn heal<I: Id>(
         return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
     }
     // Before the walk over all that is stored, which costs more than the question.
-    if let Some(busy) = under_way(broker, run, pass, state.word(), Unstored::Wait).await? {
-        return Ok(Repair { busy: Some(busy), ..Repair::default() });
+    if let Err(repair) = at_rest((broker, records, store), run, pass, state.word(), Unstored::Wait).await? {
+        return Ok(repair);
     }
     let report = examine::<I>(broker, records, store, run, entry, true).await?;
     repair(broker, records, store, &report, Unstored::Wait).await
@@ -109,15 +135,26 @@ pub async fn repair(
     if !report.published {
         return Ok(repair);
     }
-    if let Some(busy) = under_way(broker, &run, report.pass, report.state, unstored).await? {
-        return Ok(Repair { busy: Some(busy), ..repair });
+    if let Some(gone) = &report.base_gone {
+        return Ok(Repair { stuck: Some(gone.clone()), ..repair });
     }
+    let acked = match at_rest((broker, records, store), &run, report.pass, report.state, unstored).await? {
+        Ok(acked) => acked,
+        Err(Repair { busy, stuck, .. }) => return Ok(Repair { busy, stuck, ..repair }),
+    };
+    let unstored = not_acked(broker, &run, report, acked).await?;
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
-    let again: Vec<u32> = report.named().filter(|batch| report.has_ids(*batch)).collect();
+    let is_unstored = |batch: &u32| unstored.iter().any(|(unstored, _)| unstored == batch);
+    let mut again: Vec<u32> =
+        report.named().filter(|batch| report.has_ids(*batch) && !is_unstored(batch)).collect();
+    if !unstored.is_empty() && report.needs_all_again() {
+        // That would remove them. The rest is for the next repair.
+        again.clear();
+    }
     // The rows of a wrong batch are all there is of it while its ids are not.
     let wrong = report.wrong.iter().copied();
     let wrong: Vec<u32> = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
-    if again.is_empty() && wrong.is_empty() {
+    if again.is_empty() && wrong.is_empty() && unstored.is_empty() {
         return Ok(repair);
     }
     let faster = |repair| Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
@@ -131,6 +168,12 @@ pub async fn repair(
         return faster(repair);
     }
     compute_again(broker, &run, report, &again, &mut repair).await?;
+    for (_, messages) in unstored {
+        for message in messages {
+            broker.hand_out_again(message).await?;
+        }
+        repair.batches_handed_out += 1;
+    }
     release(records, &run, report.pass, claim).await?;
     Ok(repair)
 }
@@ -159,43 +202,60 @@ pub(crate) fn is_being_repaired(entry: &Entry<PassRecord>) -> bool {
     entry.record.repair.is_some() && age < LEASE.as_millis() as u64
 }
 
-/// What still has to come to rest before something counts as lost.
-async fn under_way(
-    broker: &Broker,
+/// Whether nothing of a pass is under way, so that what is not stored counts as lost: the sequence up to which all its messages
+/// are acked, where others may not be; else what a repair comes to.
+async fn at_rest(
+    (broker, records, store): (&Broker, &Records, &Store),
     run: &RunName,
     pass: u32,
     state: &str,
     unstored: Unstored,
-) -> Result<Option<String>, Error> {
-    let open = |info: &async_nats::jetstream::consumer::Info| info.num_pending + info.num_ack_pending as u64;
+) -> Result<Result<Option<u64>, Repair>, Error> {
+    let busy = |why: String| Ok(Err(Repair { busy: Some(why), ..Repair::default() }));
     if [PassState::Paused, PassState::Cancelled].map(PassState::word).contains(&state) {
-        return Ok(Some(format!("the pass is {state}")));
+        return busy(format!("the pass is {state}"));
     }
     // Nobody draws from what is left of a sealed pass's consumer.
     if state != PassState::Sealed.word() {
         let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
         if computing > 0 {
-            return Ok(Some(format!("{computing} batches are still to be computed")));
+            return busy(format!("{computing} batches are still to be computed"));
         }
     }
     if unstored == Unstored::Recompute {
-        return Ok(None);
+        return Ok(Ok(None));
     }
-    broker.ensure_sink_consumer().await?;
-    let Some(sinks) = broker.sink_progress().await? else { return Ok(None) };
-    let landing = open(&sinks);
-    if landing == 0 {
-        return Ok(None);
+    match landing(broker, records, store, (run, pass)).await? {
+        Landing::Over => Ok(Ok(None)),
+        Landing::Settled { acked } => Ok(Ok(Some(acked))),
+        Landing::UnderWay(why) => busy(why),
+        Landing::Left(why) => {
+            let stuck = format!(
+                "{why}. They come again by themselves, and are stored once the table takes them; if the build is at fault: deploy \
+                 a mended one to the workers, then `verify {run} --repair --recompute`"
+            );
+            Ok(Err(Repair { stuck: Some(stuck), ..Repair::default() }))
+        }
     }
-    // Rows of other passes may never come to rest; all up to the floor are stored.
-    let last = broker.last_rows(run, pass).await?;
-    let landed = last.is_none_or(|last| last <= sinks.ack_floor.stream_sequence);
-    Ok((!landed).then(|| {
-        format!(
-            "{landing} computed batches are still to be stored. If the sink's log says that ClickHouse refuses them: deploy \
-             a mended build to the workers, then `verify {run} --repair --recompute`"
-        )
-    }))
+}
+
+/// Batches without all of their rows whose messages the stream holds, and which need not have been acked.
+async fn not_acked(
+    broker: &Broker,
+    run: &RunName,
+    report: &Report,
+    acked: Option<u64>,
+) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
+    let Some(acked) = acked else { return Ok(Vec::new()) };
+    let batches: Vec<u32> = report.missing.iter().chain(&report.short).copied().collect();
+    let looks = batches.into_iter().map(|batch| async move {
+        let messages = broker.rows_of_batch(run, report.pass, batch).await?;
+        Ok::<_, Error>((batch, messages))
+    });
+    let looks: Vec<_> = looks.collect();
+    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let is_open = |messages: &[RowsMessage]| messages.iter().any(|message| message.sequence > acked);
+    Ok(found.into_iter().filter(|(_, messages)| is_open(messages)).collect())
 }
 
 /// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
@@ -273,7 +333,7 @@ async fn compute_again(
     if again.is_empty() {
         return Ok(());
     }
-    repair.whole_run = report.faulty() > LISTED as u64;
+    repair.whole_run = report.is_too_much();
     // Rows that the first worker stored stand in the way of the second's.
     if report.computes.is_some() {
         // Its ids alone: the sealer brings the other rows from the pass before.
