@@ -26,7 +26,7 @@ use millstream::envelope::{Rows, decode_rows};
 use millstream::{Pipeline, check};
 use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
 use millstream_engine::parts::whole_message;
-use millstream_engine::{Store, StoreAddress};
+use millstream_engine::{Environment, Store, StoreAddress};
 use rayon::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -409,7 +409,7 @@ async fn store_of(up: &Up) -> Store {
         url: up.clickhouse.clone(),
         user: String::new(),
         password: String::new(),
-        database: "millstream".into(),
+        environment: Environment::plain("millstream"),
         origin: "the bench".into(),
     };
     let store = Store::connect(&check::<Collatz>().expect("sound"), address).await.expect("connects");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millstream::envelope::{Rows, decode_rows};
-use millstream::names::{Names, RunName};
+use millstream::names::RunName;
 use millstream::schema::Schema;
 use millstream::{Id, Limits, Outcome, Pipeline, check};
 use millstream_engine::broker::Written;
@@ -22,7 +22,7 @@ use millstream_engine::records::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{MAX_INSERT_ROWS, SinkCounts, SinkPlan, sink};
 use millstream_engine::work::{WorkCounts, WorkPlan, work};
-use millstream_engine::{Broker, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
+use millstream_engine::{Broker, Environment, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
@@ -71,15 +71,15 @@ impl Scene {
     async fn new() -> Self {
         let (host, up) = servers(env!("CARGO_BIN_EXE_trial"));
         let proxy = Proxy::before(&up.clickhouse);
-        let address = NatsAddress { url: up.nats.clone(), creds: None, origin: "test".into() };
-        let names = Names::new(Trial::NAME).expect("legal");
-        let broker = Broker::connect(&address, names, "test").await.expect("NATS");
+        let address = NatsAddress { url: up.nats.clone(), origin: "test".into(), ..NatsAddress::default() };
+        let environment = Environment::plain("millstream");
+        let broker = Broker::connect(&address, Trial::NAME, environment, "test").await.expect("NATS");
         broker.setup(&StreamLimits::default()).await.expect("streams");
         let address = StoreAddress {
             url: proxy.url.clone(),
             user: String::new(),
             password: String::new(),
-            database: "millstream".into(),
+            environment: Environment::plain("millstream"),
             origin: "test".into(),
         };
         let store = Store::connect(&check::<Trial>().expect("sound"), address).await.expect("ClickHouse");

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use millstream::names::{Names, RunName};
+use millstream::names::RunName;
 use millstream::{Id, Limits, Pipeline, check};
 use millstream_engine::compute::{Function, Place};
 use millstream_engine::publish::{Submission, submit};
@@ -24,7 +24,7 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, sink};
 use millstream_engine::source::Input;
 use millstream_engine::work::{WorkCounts, WorkPlan, work};
-use millstream_engine::{Broker, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
+use millstream_engine::{Broker, Environment, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
 use tests::nats::Nats;
 use tests::{Bulky, Host, SOON, Up, ask_clickhouse, signal, wait_until};
@@ -312,8 +312,8 @@ fn name(run: &str) -> RunName {
 }
 
 async fn connect(url: &str) -> Broker {
-    let address = NatsAddress { url: url.to_owned(), creds: None, origin: "test".into() };
-    Broker::connect(&address, Names::new("bulky").expect("legal"), "test").await.expect("NATS")
+    let address = NatsAddress { url: url.to_owned(), origin: "test".into(), ..NatsAddress::default() };
+    Broker::connect(&address, "bulky", Environment::plain("millstream"), "test").await.expect("NATS")
 }
 
 async fn store<I: Id>(url: &str) -> Store {
@@ -321,7 +321,7 @@ async fn store<I: Id>(url: &str) -> Store {
         url: url.to_owned(),
         user: String::new(),
         password: String::new(),
-        database: "millstream".into(),
+        environment: Environment::plain("millstream"),
         origin: "test".into(),
     };
     Store::connect(&check::<Bulky<I>>().expect("sound"), address).await.expect("ClickHouse")

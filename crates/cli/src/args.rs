@@ -12,9 +12,10 @@ use crate::listen;
 pub(crate) use produce::{ColumnArgs, ProduceArgs, PublishArgs, SourceArgs, SteerArgs};
 
 const AFTER: &str = "\
-Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, CLICKHOUSE_URL, CLICKHOUSE_USER, \
+Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, NATS_CA, NATS_CERT, NATS_KEY, CLICKHOUSE_URL, CLICKHOUSE_USER, \
 CLICKHOUSE_PASSWORD, CLICKHOUSE_DATABASE), then millstream.toml. What nobody names, the local stack provides: a private \
-nats-server and a private ClickHouse under --data. MILLSTREAM_DATA and MILLSTREAM_LOG stand for --data and --log.
+nats-server and a private ClickHouse under --data. MILLSTREAM_NAMESPACE, MILLSTREAM_DATA and MILLSTREAM_LOG stand for \
+--namespace, --data and --log.
 
 Results go to stdout, logs and progress to stderr.
 
@@ -34,21 +35,36 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Servers and logs")]
 pub(crate) struct Options {
-    /// NATS server, `nats://[user:password@]host:port`, several with commas between
+    /// NATS server, `nats://[user:password@]host:port` or `nats://TOKEN@host:port`, several with commas between
     #[arg(long, global = true, value_name = "URL")]
     pub nats: Option<String>,
-    /// NATS credentials file
+    /// NATS credentials file, or one with an nkey's seed; read again at every connection
     #[arg(long, global = true, value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
+    /// Certificates of the authority of NATS's certificate, where the system does not know it
+    #[arg(long, global = true, value_name = "FILE")]
+    pub nats_ca: Option<PathBuf>,
+    /// Certificate that is shown to NATS, with --nats-key
+    #[arg(long, global = true, value_name = "FILE")]
+    pub nats_cert: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, global = true, value_name = "FILE")]
+    pub nats_key: Option<PathBuf>,
     /// ClickHouse's HTTP address, `http://host:port`
     #[arg(long, global = true, value_name = "URL")]
     pub clickhouse: Option<String>,
     /// ClickHouse user; the password comes from CLICKHOUSE_PASSWORD or millstream.toml, never from a flag
     #[arg(long, global = true, value_name = "NAME")]
     pub clickhouse_user: Option<String>,
-    /// ClickHouse database that holds the tables [default: millstream]
+    /// ClickHouse database that holds the tables [default: millstream, or millstream_NAMESPACE]
     #[arg(long, global = true, value_name = "NAME")]
     pub database: Option<String>,
+    /// Tells environments of one pipeline on the same servers apart, such as staging and production
+    ///
+    /// It is part of every name in NATS, and of the usual database's. Streams and tables know to which environment they
+    /// belong: a process of another one is refused.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
     /// Data directory of the local stack [default: .millstream]
     #[arg(long, global = true, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -71,9 +87,13 @@ impl Options {
             ("--data", self.data.as_ref().map(path)),
             ("--nats", self.nats.clone()),
             ("--nats-creds", self.nats_creds.as_ref().map(path)),
+            ("--nats-ca", self.nats_ca.as_ref().map(path)),
+            ("--nats-cert", self.nats_cert.as_ref().map(path)),
+            ("--nats-key", self.nats_key.as_ref().map(path)),
             ("--clickhouse", self.clickhouse.clone()),
             ("--clickhouse-user", self.clickhouse_user.clone()),
             ("--database", self.database.clone()),
+            ("--namespace", self.namespace.clone()),
         ];
         let mut typed = quoted(&program.to_string_lossy());
         for (flag, value) in named {
@@ -384,7 +404,17 @@ pub(crate) struct TuneArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ForgetArgs {
     /// The run; none of its passes may be running or paused
-    pub run: String,
+    #[arg(required_unless_present = "pipeline")]
+    pub run: Option<String>,
+    /// Remove a whole pipeline instead, by its name: tables, views, streams and records, with all of its runs
+    ///
+    /// Says what that is; --yes does it. Any pipeline's program can remove any other's of the same namespace and database,
+    /// so one that was renamed or mistyped can be removed too. No process may work for it.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["run", "pass"])]
+    pub pipeline: Option<String>,
+    /// Remove the pipeline
+    #[arg(long, requires = "pipeline")]
+    pub yes: bool,
     /// Only this pass, which must not be the one that readers see
     #[arg(long, value_name = "N")]
     pub pass: Option<u32>,

@@ -11,14 +11,13 @@ use millstream::names::check_database;
 use millstream_engine::compute::Place;
 use millstream_engine::sink::{MAX_INSERT_ROWS, SinkPlan};
 use millstream_engine::work::WorkPlan;
-use millstream_engine::{NatsAddress, StoreAddress, StreamLimits, compute};
+use millstream_engine::{Environment, NatsAddress, StoreAddress, StreamLimits, compute, percent_decoded};
 
 use crate::args::Options;
 use crate::{listen, logs};
 use file::File;
 
 const FILE: &str = "millstream.toml";
-const DATABASE: &str = "millstream";
 const USER: &str = "default";
 /// Rows are kept for at least this many seconds, or not at all.
 const LEAST_ROWS_AGE: u64 = 3600;
@@ -30,7 +29,7 @@ pub(crate) struct Config {
     pub nats: Option<NatsAddress>,
     /// ClickHouse, where somebody named it; user and database hold for the local one too.
     pub clickhouse: Option<StoreAddress>,
-    pub database: String,
+    pub environment: Environment,
     pub data: PathBuf,
     pub log: String,
     pub limits: StreamLimits,
@@ -89,14 +88,27 @@ impl Config {
             file.text(key).map(|value| From { value, origin: format!("{} in {}", key, path.display()) })
         };
         let (nats_file, creds_file) = (text("nats.url"), text("nats.creds"));
+        let [ca_file, cert_file, key_file] = ["nats.ca", "nats.cert", "nats.key"].map(&mut text);
         let (url_file, user_file, password_file) =
             (text("clickhouse.url"), text("clickhouse.user"), text("clickhouse.password"));
         let (database_file, data_file, log_file) = (text("clickhouse.database"), text("data"), text("log"));
-        let listen = text("listen");
+        let (listen, namespace_file) = (text("listen"), text("namespace"));
 
         let nats = pick(("--nats", options.nats.as_deref()), "NATS_URL", nats_file);
-        let creds = options.nats_creds.as_ref().map(|path| path.display().to_string());
-        let creds = pick(("--nats-creds", creds.as_deref()), "NATS_CREDS", creds_file);
+        let path_of = |flag, option: &Option<PathBuf>, variable, file| {
+            let path = option.as_ref().map(|path| path.display().to_string());
+            pick((flag, path.as_deref()), variable, file).map(|picked| PathBuf::from(picked.value))
+        };
+        let creds = path_of("--nats-creds", &options.nats_creds, "NATS_CREDS", creds_file);
+        let ca = path_of("--nats-ca", &options.nats_ca, "NATS_CA", ca_file);
+        let certificate = path_of("--nats-cert", &options.nats_cert, "NATS_CERT", cert_file);
+        let key = path_of("--nats-key", &options.nats_key, "NATS_KEY", key_file);
+        if certificate.is_some() != key.is_some() {
+            faults.push(
+                "a certificate for NATS and its key are given both, or neither (--nats-cert, --nats-key)"
+                    .into(),
+            );
+        }
         let url = pick(("--clickhouse", options.clickhouse.as_deref()), "CLICKHOUSE_URL", url_file);
         let user =
             pick(("--clickhouse-user", options.clickhouse_user.as_deref()), "CLICKHOUSE_USER", user_file);
@@ -110,13 +122,49 @@ impl Config {
         if let Some(From { value, origin }) = &nats {
             check_url(value, &["nats", "tls"], origin, faults);
         }
-        if let Some(From { value, origin }) = &url {
+        let (mut url, mut user, mut password) = (url, user, password);
+        if let Some(From { value, origin }) = &mut url {
             check_url(value, &["http", "https"], origin, faults);
+            if let Some((plain, named, secret)) = without_user(value) {
+                if user.is_some() || password.is_some() {
+                    let others =
+                        [&user, &password].map(|other| other.as_ref().map(|other| other.origin.clone()));
+                    let others: Vec<String> = others.into_iter().flatten().collect();
+                    faults.push(format!(
+                        "{origin}: the address names a user, and {} does too",
+                        others.join(" and ")
+                    ));
+                }
+                let from = |value| Some(From { value, origin: origin.clone() });
+                (user, password) = (from(named), secret.and_then(from));
+                *value = plain;
+            }
         }
-        let database = database.unwrap_or_else(|| From { value: DATABASE.into(), origin: "default".into() });
-        if let Err(fault) = check_database(&database.value) {
-            faults.push(format!("{}: {fault}", database.origin));
+        for From { value, origin } in [&user, &password].into_iter().flatten() {
+            if value.contains(|symbol: char| symbol.is_control()) {
+                faults.push(format!(
+                    "{origin}: it has a line end or another control character in it, which no server takes"
+                ));
+            }
         }
+        let namespace =
+            pick(("--namespace", options.namespace.as_deref()), "MILLSTREAM_NAMESPACE", namespace_file);
+        let namespace = namespace.and_then(|From { value, origin }| {
+            Environment::parse_namespace(&value).unwrap_or_else(|fault| {
+                faults.push(format!("{origin}: {fault}"));
+                None
+            })
+        });
+        let database = database.map_or_else(
+            || Environment::usual_database(namespace.as_ref()),
+            |database| {
+                if let Err(fault) = check_database(&database.value) {
+                    faults.push(format!("{}: {fault}", database.origin));
+                }
+                database.value
+            },
+        );
+        let environment = Environment { namespace, database };
         // Always loopback: the key is there so that whoever asks for more is told why.
         if let Some(From { value, origin }) = &listen
             && let Err(fault) = listen::address(value)
@@ -128,12 +176,13 @@ impl Config {
         {
             faults.push(format!("{origin}: `{value}` is not a log filter: {fault}"));
         }
-        let database = database.value;
         Self {
             nats: nats.map(|From { value: url, origin }| NatsAddress {
                 url,
                 origin,
-                creds: creds.map(|creds| creds.value.into()),
+                creds,
+                ca,
+                certificate: certificate.zip(key),
             }),
             clickhouse: url.map(|From { value: url, origin }| StoreAddress {
                 url,
@@ -144,9 +193,9 @@ impl Config {
                     |user| user.value,
                 ),
                 password: password.map(|password| password.value).unwrap_or_default(),
-                database: database.clone(),
+                environment: environment.clone(),
             }),
-            database,
+            environment,
             data: data.map_or_else(|| ".millstream".into(), |data| data.value.into()),
             log: log.map_or_else(|| "info".into(), |log| log.value),
             limits: limits(file),
@@ -161,7 +210,7 @@ fn limits(file: &mut File) -> StreamLimits {
     let ids = file.bytes("streams.ids_bytes", 64 << 20, 1 << 50);
     let rows = file.bytes("streams.rows_bytes", 64 << 20, 1 << 50);
     StreamLimits {
-        may_shrink: ids.is_none() && rows.is_none(),
+        is_flexible: ids.is_none() && rows.is_none(),
         ids_bytes: ids.unwrap_or(usual.ids_bytes),
         rows_bytes: rows.unwrap_or(usual.rows_bytes),
         ids_age: file.seconds("streams.keep_ids_seconds", 3600, 10 * 365 * 86400).unwrap_or(usual.ids_age),
@@ -221,10 +270,32 @@ fn sink_plan(file: &mut File) -> SinkPlan {
     }
 }
 
+/// An address without the user and password in it, and those two.
+fn without_user(url: &str) -> Option<(String, String, Option<String>)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (login, _) = rest[..host_ends].rsplit_once('@')?;
+    let (user, password) = match login.split_once(':') {
+        Some((user, password)) => (user, Some(percent_decoded(password))),
+        None => (login, None),
+    };
+    Some((format!("{scheme}://{}", &rest[login.len() + 1..]), percent_decoded(user), password))
+}
+
 fn check_url(urls: &str, schemes: &[&str], origin: &str, faults: &mut Vec<String>) {
     for url in urls.split(',').map(str::trim) {
         let sound =
             url.split_once("://").is_some_and(|(scheme, host)| schemes.contains(&scheme) && !host.is_empty());
+        // Behind such a sign a reader of addresses takes the password for a path, and the user for the host.
+        let cut = url.split_once("://").is_some_and(|(_, rest)| {
+            rest.find(['/', '?', '#'])
+                .is_some_and(|end| rest[end..].contains('@') && !rest[..end].contains('@'))
+        });
+        if sound && cut {
+            faults.push(format!(
+                "{origin}: in a user or password of an address, / ? # and @ are written %2F %3F %23 and %40"
+            ));
+        }
         if !sound {
             let forms: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
             faults.push(format!("{origin}: `{url}` is not an address like {}", forms.join(" or ")));
@@ -256,6 +327,26 @@ mod tests {
         assert_eq!(clickhouse.url, "http://file:2");
         assert!(clickhouse.origin.starts_with("clickhouse.url in "), "{}", clickhouse.origin);
         assert_eq!(config.work.threads, 5);
+    }
+
+    #[test]
+    fn a_clickhouse_address_may_name_its_user() {
+        let named = |url: &str| {
+            let options = Options { clickhouse: Some(url.into()), ..Options::default() };
+            with_file("", options, None).map(|config| config.clickhouse.expect("named"))
+        };
+        let address = named("https://me:p%40ss%2F@host:8443").expect("sound");
+        assert_eq!(
+            (address.url.as_str(), address.user.as_str(), address.password.as_str()),
+            ("https://host:8443", "me", "p@ss/")
+        );
+        assert_eq!(named("http://host:1/?a=b").expect("sound").url, "http://host:1/?a=b");
+        for (url, part) in
+            [("http://me:p/ss@host", "written %2F"), ("http://me:p%0a@host", "a line end or another control")]
+        {
+            let fault = named(url).expect_err("unsound").to_string();
+            assert!(fault.contains(part) && !fault.contains("p/ss"), "{fault}");
+        }
     }
 
     #[test]

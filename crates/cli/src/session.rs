@@ -2,7 +2,6 @@
 
 use anyhow::Context as _;
 use millstream::Spec;
-use millstream::names::Names;
 use millstream_engine::records::Records;
 use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
 
@@ -86,13 +85,14 @@ impl Servers {
             return Err(no_stack(config, holder));
         }
         let origin = format!("local stack in `{}`", config.data.display());
-        let local_nats = |url: &str| NatsAddress { url: url.to_owned(), creds: None, origin: origin.clone() };
+        let local_nats =
+            |url: &str| NatsAddress { url: url.to_owned(), origin: origin.clone(), ..NatsAddress::default() };
         let nats = config.nats.clone().or_else(|| stack.nats_url().map(local_nats));
         let store = config.clickhouse.clone().unwrap_or_else(|| StoreAddress {
             url: stack.clickhouse_url().unwrap_or_default().to_owned(),
             user: String::new(),
             password: String::new(),
-            database: config.database.clone(),
+            environment: config.environment.clone(),
             origin: origin.clone(),
         });
         let own = !stack.attached() && needs.nats && needs.clickhouse;
@@ -122,7 +122,7 @@ impl Servers {
     /// Connects to both.
     pub async fn connect(&self, spec: &Spec, role: &str) -> anyhow::Result<(Broker, Store)> {
         let nats = self.nats.as_ref().context("no NATS server is known to this command")?;
-        let broker = Broker::connect(nats, Names::new(spec.name)?, role).await?;
+        let broker = Broker::connect(nats, spec.name, self.store.environment.clone(), role).await?;
         Ok((broker, Store::connect(spec, self.store.clone()).await?))
     }
 

@@ -3,6 +3,7 @@
 mod again;
 mod consumers;
 mod kept;
+mod login;
 mod messages;
 mod setup;
 
@@ -12,17 +13,19 @@ use std::time::Duration;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{Context, context};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use millstream::names::Names;
 
+use crate::environment::Environment;
 use crate::error::{Error, Source, broker, full_cause};
 use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 
 pub use again::RowsMessage;
-pub use kept::Kept;
+pub use kept::{Kept, Reserved};
+use login::Login;
 pub use messages::Stray;
 pub use setup::StreamLimits;
 
@@ -33,17 +36,23 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_secs(5);
 
 /// Where NATS is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NatsAddress {
-    /// `nats://host:port`, several with commas between.
+    /// `nats://host:port`, several with commas between; with a token or a user and a password before an `@`.
     pub url: String,
-    /// A credentials file.
+    /// A credentials file, or one with an nkey's seed.
     pub creds: Option<PathBuf>,
+    /// Certificates of the authority that the server's is of, where the system does not know it.
+    pub ca: Option<PathBuf>,
+    /// The certificate and the key that this process shows to the server.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// Where the address came from, for messages: `--nats`, `NATS_URL`, the local stack.
     pub origin: String,
 }
 
-/// What helps when a stream is full, which is what `maximum bytes exceeded` means.
+/// The server's words where a stream is full.
+const FULL: &str = "maximum bytes";
+/// What helps then.
 const STREAM_FULL: &str = "the stream is full: rows wait for sinks to catch up; ids stay for replay, so give their \
                            stream more bytes ([streams] ids_bytes, `nats stream edit`) or remove old runs from it";
 
@@ -60,6 +69,7 @@ pub enum Written {
 #[derive(Debug, Clone)]
 pub struct Broker {
     names: Names,
+    environment: Environment,
     client: Client,
     jetstream: Context,
     /// Who speaks: the command and its host.
@@ -70,29 +80,38 @@ impl Broker {
     /// Connects. Afterwards the client reconnects by itself, for as long as it takes.
     ///
     /// # Errors
-    /// [`Error::Connect`] when no server answers now.
-    pub async fn connect(address: &NatsAddress, names: Names, role: &str) -> Result<Self, Error> {
-        let mut options = ConnectOptions::new()
+    /// [`Error::Name`] for a pipeline whose name is none; [`Error::Connect`] when no server answers now.
+    pub async fn connect(
+        address: &NatsAddress,
+        pipeline: &str,
+        environment: Environment,
+        role: &str,
+    ) -> Result<Self, Error> {
+        let names = Names::new(pipeline, environment.namespace.clone())?;
+        let login = Login::of(address)?;
+        login.check().await?;
+        let options = match login {
+            Login::Open => ConnectOptions::new(),
+            login => ConnectOptions::with_auth_callback(move |nonce| {
+                let login = login.clone();
+                async move { login.auth(&nonce).await }
+            }),
+        };
+        let mut options = options
             .name(format!("millstream {} {role}", names.pipeline()))
             .ping_interval(PING)
             .connection_timeout(Duration::from_secs(5))
             .request_timeout(Some(ANSWER_WITHIN))
             .max_reconnects(None)
             .event_callback(|event| async move { log_event(&event) });
-        if let Some(path) = &address.creds {
-            options = options
-                .credentials_file(path)
-                .await
-                .map_err(|source| Error::Credentials { path: path.display().to_string(), source })?;
+        if let Some(path) = &address.ca {
+            options = options.add_root_certificates(path.clone());
         }
-        let servers: Vec<&str> = address.url.split(',').map(str::trim).collect();
-        // The client takes no user from an address by itself.
-        if let Some(named) = servers.first().and_then(|first| first.parse::<ServerAddr>().ok())
-            && let (Some(user), Some(password)) = (named.username(), named.password())
-        {
-            options = options.user_and_password(percent_decoded(user), percent_decoded(password));
+        if let Some((certificate, key)) = &address.certificate {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
         }
-        let servers: Vec<String> = servers.into_iter().map(str::to_owned).collect();
+        let servers = address.url.split(',').map(str::trim);
+        let servers: Vec<String> = servers.map(str::to_owned).collect();
         let client = options.connect(servers).await.map_err(|source| Error::Connect {
             server: without_password(&address.url),
             origin: address.origin.clone(),
@@ -102,7 +121,7 @@ impl Broker {
             .timeout(ANSWER_WITHIN)
             .ack_timeout(ANSWER_WITHIN)
             .build(client.clone());
-        Ok(Self { names, client, jetstream, role: format!("{role} on {}", host_name()) })
+        Ok(Self { names, environment, client, jetstream, role: format!("{role} on {}", host_name()) })
     }
 
     /// The pipeline's names.
@@ -164,9 +183,12 @@ impl Broker {
                 },
                 Err(_) => "no answer".to_owned(),
             };
+            if error.contains(FULL) && self.grow(subject).await {
+                continue;
+            }
             let wait = backoff.wait();
             let hint = match () {
-                () if error.contains("maximum bytes") => STREAM_FULL,
+                () if error.contains(FULL) => STREAM_FULL,
                 () if error.contains("no stream found") => "`setup` makes the streams",
                 () => "",
             };
@@ -229,7 +251,7 @@ pub(crate) fn without_password(url: &str) -> String {
 }
 
 /// A part of an address as it was before `%40` and the like were put in.
-fn percent_decoded(text: &str) -> String {
+pub fn percent_decoded(text: &str) -> String {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let [first, after @ ..] = rest {
         let code =

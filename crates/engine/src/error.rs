@@ -71,6 +71,14 @@ pub enum Error {
         #[source]
         source: async_nats::ConnectError,
     },
+    /// Servers of one address are given different users.
+    #[error("log in to NATS at `{server}` ({origin}): its addresses name different users or tokens")]
+    MixedLogins {
+        /// The address, without passwords.
+        server: String,
+        /// Where it came from.
+        origin: String,
+    },
     /// The credentials file cannot be used.
     #[error("read NATS credentials from `{path}`")]
     Credentials {
@@ -108,6 +116,24 @@ pub enum Error {
         found: String,
         /// What it must be.
         expected: String,
+    },
+    /// Processes work for the pipeline that is to be removed.
+    #[error("remove pipeline `{pipeline}`, for which processes work: {}", .processes.join("; "))]
+    AtWork {
+        /// The pipeline.
+        pipeline: String,
+        /// What they are.
+        processes: Vec<String>,
+    },
+    /// What a server has under our names is another environment's.
+    #[error("use {what}: it belongs to {theirs}, and this process to {ours}")]
+    OtherEnvironment {
+        /// The stream or table.
+        what: String,
+        /// The environment that it says it is of.
+        theirs: String,
+        /// The environment of this process.
+        ours: String,
     },
     /// A message is larger than the server takes.
     #[error("publish `{subject}`: {bytes} bytes are more than the server's limit of {limit}")]

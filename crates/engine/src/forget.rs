@@ -3,6 +3,8 @@
 //! Readers first: what they see goes in one step. Records last, and only as they were read: killed at any point, there
 //! is still a record that the same words begin from, and what somebody began meanwhile is not lost unseen.
 
+mod pipeline;
+
 use millstream::names::RunName;
 use serde::Serialize;
 
@@ -11,6 +13,8 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::records::{Change, PassRecord, PassState, Records};
 use crate::store::Store;
+
+pub use pipeline::{Belongings, belongings, forget_pipeline};
 
 /// Rows that were on their way to ClickHouse may land while they are removed; they are removed again so many times.
 const SWEEPS: u32 = 5;

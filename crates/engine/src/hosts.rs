@@ -3,6 +3,9 @@
 //! `status` reads them, and so do workers, to know how many share a run's rate limit. A process that ends takes its record
 //! away; that of one which was killed is stale soon and removed by a sealer.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -163,13 +166,19 @@ impl Doing {
         }
     }
 
-    fn role(&self) -> &'static str {
+    pub(crate) fn role(&self) -> &'static str {
         match self {
             Self::Work { .. } => "work",
             Self::Sink { .. } => "sink",
             Self::Produce { .. } => "produce",
         }
     }
+}
+
+/// A number that tells this process from others whose hosts have one name and which have one process id, as in containers.
+pub(crate) fn instance() -> u32 {
+    static INSTANCE: LazyLock<u32> = LazyLock::new(|| RandomState::new().hash_one(now_ms()) as u32);
+    *INSTANCE
 }
 
 /// Reports what `look` says until taking stops, then takes the record away.

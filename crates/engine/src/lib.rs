@@ -26,6 +26,7 @@ pub mod build;
 pub mod compute;
 pub mod consume;
 pub mod delivery;
+mod environment;
 pub mod error;
 pub mod failpoint;
 pub mod follow;
@@ -58,7 +59,8 @@ pub mod verdict;
 pub mod verify;
 pub mod work;
 
-pub use broker::{Broker, NatsAddress, StreamLimits};
+pub use broker::{Broker, NatsAddress, StreamLimits, percent_decoded};
+pub use environment::Environment;
 pub use error::Error;
 pub use stop::Stop;
 pub use store::{Store, StoreAddress};

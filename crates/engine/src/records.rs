@@ -15,7 +15,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::broker::within;
 use crate::error::{Error, broker};
-use crate::hosts::HostReport;
+use crate::hosts::{HostReport, instance};
 use crate::retry::Backoff;
 
 pub use record::{Covers, PassRecord, PassState, Published, RunRecord, Sealed, Selected};
@@ -293,7 +293,7 @@ impl Records {
 
     /// The key under which a process speaks of itself.
     pub(crate) fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
-        self.names.host_key(role, host, pid)
+        self.names.host_key(role, host, pid, instance())
     }
 
     async fn remove(&self, key: &str, revision: u64) -> Result<Change, Error> {

@@ -191,9 +191,10 @@ pub async fn sink(
         schemas: Schemas::default(),
         open: Mutex::default(),
         name: format!(
-            "{}{}-{}",
+            "{}{}-{:08x}-{}",
             insert_prefix(broker.names().pipeline()),
             std::process::id(),
+            hosts::instance(),
             crate::records::now_ms()
         ),
         attempts: AtomicU64::new(0),

@@ -8,6 +8,7 @@ mod runs;
 mod selected;
 mod setup;
 mod summary;
+mod things;
 mod users;
 mod views;
 
@@ -23,6 +24,7 @@ use millstream::names::check_database;
 use millstream::schema::Schema;
 
 use crate::broker::without_password;
+use crate::environment::Environment;
 use crate::error::{Error, PUSHING, StoreFault, full_cause};
 use crate::failpoint;
 use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
@@ -33,6 +35,7 @@ pub(crate) use faults::in_ranges;
 pub use fit::Fit;
 pub(crate) use runs::insert_prefix;
 pub use setup::{Change, Found, Plan};
+pub use things::Thing;
 pub use views::{BuildRows, Sight};
 
 /// How long a short question may take.
@@ -65,8 +68,8 @@ pub struct StoreAddress {
     pub user: String,
     /// Their password.
     pub password: String,
-    /// The database that the tables are in.
-    pub database: String,
+    /// The environment that the tables are of, with their database.
+    pub environment: Environment,
     /// Where the address came from, for messages.
     pub origin: String,
 }
@@ -155,7 +158,7 @@ impl Store {
     /// [`Error::Name`] for a database whose name is none; [`Error::Store`] when the server does not answer, or not to
     /// this user.
     pub async fn connect(spec: &Spec, address: StoreAddress) -> Result<Self, Error> {
-        check_database(&address.database)?;
+        check_database(&address.environment.database)?;
         let mut client = Client::default()
             .with_url(&address.url)
             .with_compression(Compression::None)
@@ -166,7 +169,7 @@ impl Store {
         }
         let mut store = Self {
             client,
-            tables: Arc::new(Tables::of(spec, &address.database)),
+            tables: Arc::new(Tables::of(spec, &address.environment)),
             address: Arc::new(address),
             insert_settings: Arc::new([]),
             feeds_views: Arc::default(),

@@ -14,6 +14,7 @@ use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, Spec};
 
 use crate::build;
+use crate::environment::Environment;
 use crate::records::{Covers, Published, RunRecord};
 use crate::store::{Portion, Stored};
 
@@ -102,6 +103,8 @@ pub struct SeenPass<'a> {
 #[derive(Debug, Clone)]
 pub struct Tables {
     database: String,
+    /// What tables say of themselves: their environment.
+    comment: String,
     pipeline: String,
     id_type: &'static str,
     build: String,
@@ -111,12 +114,13 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// A pipeline's tables in `database`.
-    pub fn of(spec: &Spec, database: &str) -> Self {
+    /// A pipeline's tables in an environment.
+    pub fn of(spec: &Spec, environment: &Environment) -> Self {
         let own = spec.schema.columns().iter();
         let columns = own.map(|column| Column::plain(&column.name, &column.text)).collect();
         Self {
-            database: database.to_owned(),
+            database: environment.database.clone(),
+            comment: environment.comment(),
             pipeline: spec.name.to_owned(),
             id_type: spec.id_type,
             build: build::of_this_program(spec.version),
@@ -197,8 +201,10 @@ impl Tables {
             .collect();
         let table = |suffix: &str, columns: &str, engine: &str| {
             format!(
-                "CREATE TABLE IF NOT EXISTS {} ({columns}) ENGINE = {engine} SETTINGS index_granularity = 8192{settings}",
-                self.table(suffix)
+                "CREATE TABLE IF NOT EXISTS {} ({columns}) ENGINE = {engine} SETTINGS index_granularity = 8192{settings} \
+                 COMMENT {}",
+                self.table(suffix),
+                string(&self.comment)
             )
         };
         vec![
@@ -515,6 +521,7 @@ mod tests {
             build: "b".to_owned(),
             schema: schema.clone(),
             database: text.to_owned(),
+            comment: text.to_owned(),
             pipeline: text.to_owned(),
             id_type: "String",
             columns: vec![Column::plain(text, "UInt8")],

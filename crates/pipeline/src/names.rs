@@ -26,6 +26,9 @@ pub enum NameFault {
     /// Not a pipeline name.
     #[error("pipeline name `{0}` is not 1 to {MAX_PIPELINE_NAME} of a-z 0-9 _ beginning with a letter")]
     Pipeline(String),
+    /// Not a namespace.
+    #[error("namespace `{0}` is not 1 to {MAX_PIPELINE_NAME} of a-z 0-9 _ beginning with a letter")]
+    Namespace(String),
     /// Not a name that we give or take for a database.
     #[error(
         "`{0}` is not a database name: 1 to {MAX_DATABASE_NAME} of A-Z a-z 0-9 _ - beginning with a letter, a digit or _"
@@ -75,25 +78,59 @@ pub fn check_database(name: &str) -> Result<(), NameFault> {
     }
 }
 
+/// Tells environments of one pipeline on the same servers apart, staging and production: 1 to 32 of `a-z 0-9 _`, beginning with a
+/// letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace(String);
+
+impl FromStr for Namespace {
+    type Err = NameFault;
+
+    fn from_str(text: &str) -> Result<Self, NameFault> {
+        match is_plain(text) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(NameFault::Namespace(text.chars().take(QUOTED).collect())),
+        }
+    }
+}
+
+impl Namespace {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether this may be the name of a pipeline or a namespace.
+fn is_plain(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    begins && name.len() <= MAX_PIPELINE_NAME && name.bytes().all(legal)
+}
+
 /// Everything that is named after a pipeline in the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     pipeline: String,
+    namespace: Option<Namespace>,
+    /// What every name in the broker begins with. Neither of its parts may have a `-`, so no two pairs share one.
+    prefix: String,
 }
 
 impl Names {
-    /// Checks the pipeline's name.
+    /// Checks the pipeline's name. Within a namespace, all names in the broker begin with it.
     ///
     /// # Errors
     /// [`NameFault::Pipeline`] for a name outside the grammar.
-    pub fn new(pipeline: &str) -> Result<Self, NameFault> {
-        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        let begins = pipeline.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-        if begins && pipeline.len() <= MAX_PIPELINE_NAME && pipeline.bytes().all(legal) {
-            Ok(Self { pipeline: pipeline.to_owned() })
-        } else {
-            Err(NameFault::Pipeline(pipeline.chars().take(QUOTED).collect()))
+    pub fn new(pipeline: &str, namespace: Option<Namespace>) -> Result<Self, NameFault> {
+        if !is_plain(pipeline) {
+            return Err(NameFault::Pipeline(pipeline.chars().take(QUOTED).collect()));
         }
+        let prefix = match &namespace {
+            Some(namespace) => format!("{}-{pipeline}", namespace.as_str()),
+            None => pipeline.to_owned(),
+        };
+        Ok(Self { pipeline: pipeline.to_owned(), namespace, prefix })
     }
 
     /// The pipeline's own name, which is also the prefix of its tables.
@@ -101,75 +138,80 @@ impl Names {
         &self.pipeline
     }
 
+    /// The environment's name, if it has one.
+    pub fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
     /// The stream of id batches.
     pub fn ids_stream(&self) -> String {
-        format!("{}_ids", self.pipeline)
+        format!("{}_ids", self.prefix)
     }
 
     /// Every subject of the ids stream.
     pub fn all_ids(&self) -> String {
-        format!("{}.ids.>", self.pipeline)
+        format!("{}.ids.>", self.prefix)
     }
 
     /// Every batch of a run.
     pub fn run_ids(&self, run: &RunName) -> String {
-        format!("{}.ids.{run}.*", self.pipeline)
+        format!("{}.ids.{run}.*", self.prefix)
     }
 
     /// Every batch of a run, with those of passes over some of its ids.
     pub fn all_of_ids(&self, run: &RunName) -> String {
-        format!("{}.ids.{run}.>", self.pipeline)
+        format!("{}.ids.{run}.>", self.prefix)
     }
 
     /// One batch of a run.
     pub fn ids_subject(&self, run: &RunName, batch: u32) -> String {
-        format!("{}.ids.{run}.{batch}", self.pipeline)
+        format!("{}.ids.{run}.{batch}", self.prefix)
     }
 
     /// Every batch of a pass that computes only some of a run's ids.
     pub fn replay_ids(&self, run: &RunName, pass: u32) -> String {
-        format!("{}.ids.{run}.{pass}.*", self.pipeline)
+        format!("{}.ids.{run}.{pass}.*", self.prefix)
     }
 
     /// Those ids of one batch that such a pass computes.
     pub fn replay_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
-        format!("{}.ids.{run}.{pass}.{batch}", self.pipeline)
+        format!("{}.ids.{run}.{pass}.{batch}", self.prefix)
     }
 
     /// The stream of computed rows.
     pub fn rows_stream(&self) -> String {
-        format!("{}_rows", self.pipeline)
+        format!("{}_rows", self.prefix)
     }
 
     /// Every subject of the rows stream.
     pub fn all_rows(&self) -> String {
-        format!("{}.rows.>", self.pipeline)
+        format!("{}.rows.>", self.prefix)
     }
 
     /// Every batch of every pass of a run.
     pub fn all_of_rows(&self, run: &RunName) -> String {
-        format!("{}.rows.{run}.>", self.pipeline)
+        format!("{}.rows.{run}.>", self.prefix)
     }
 
     /// Every batch of a pass, with its parts.
     pub fn pass_rows(&self, run: &RunName, pass: u32) -> String {
-        format!("{}.rows.{run}.{pass}.>", self.pipeline)
+        format!("{}.rows.{run}.{pass}.>", self.prefix)
     }
 
     /// One computed batch of a pass.
     pub fn rows_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
-        format!("{}.rows.{run}.{pass}.{batch}", self.pipeline)
+        format!("{}.rows.{run}.{pass}.{batch}", self.prefix)
     }
 
     /// The parts of a computed batch, where its rows are more than one message may carry.
     pub fn batch_parts(&self, run: &RunName, pass: u32, batch: u32) -> String {
-        format!("{}.rows.{run}.{pass}.{batch}.*", self.pipeline)
+        format!("{}.rows.{run}.{pass}.{batch}.*", self.prefix)
     }
 
     /// One part of a computed batch: the rows of the ids at these places in its order. The places are the part's number,
     /// so that parts which were cut in different ways never meet under one subject.
     pub fn part_subject(&self, run: &RunName, pass: u32, batch: u32, places: &Range<u32>) -> String {
-        format!("{}.rows.{run}.{pass}.{batch}.{}-{}", self.pipeline, places.start, places.end)
+        format!("{}.rows.{run}.{pass}.{batch}.{}-{}", self.prefix, places.start, places.end)
     }
 
     /// The durable consumer from which all workers draw the batches of a pass.
@@ -189,7 +231,7 @@ impl Names {
 
     /// The key-value bucket of run and pass records.
     pub fn bucket(&self) -> String {
-        format!("{}_runs", self.pipeline)
+        format!("{}_runs", self.prefix)
     }
 
     /// The key of a run's record.
@@ -208,15 +250,16 @@ impl Names {
     }
 
     /// The key under which a process of a host says what it does. Of the host's name, what a key may not hold is left out.
-    pub fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
+    /// `instance` tells processes apart whose hosts have one name, as containers may, and which are all process 1.
+    pub fn host_key(&self, role: &str, host: &str, pid: u32, instance: u32) -> String {
         let host: String =
             host.chars().filter(|symbol| symbol.is_ascii_alphanumeric() || *symbol == '-').collect();
-        format!("host.{role}.{host}-{pid}")
+        format!("host.{role}.{host}-{pid}-{instance:08x}")
     }
 
     /// Where it is announced that a pass is sealed.
     pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
-        format!("{}.sealed.{run}.{pass}", self.pipeline)
+        format!("{}.sealed.{run}.{pass}", self.prefix)
     }
 
     /// Whether rows of this batch, or of a part of it, belong under `subject`.
@@ -225,20 +268,25 @@ impl Names {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
+    /// Whether a subject is of the rows stream.
+    pub fn is_of_rows(&self, subject: &str) -> bool {
+        subject.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with(".rows."))
+    }
+
     /// The stream of messages that are no batch of ours.
     pub fn aside_stream(&self) -> String {
-        format!("{}_aside", self.pipeline)
+        format!("{}_aside", self.prefix)
     }
 
     /// Every subject of that stream.
     pub fn all_aside(&self) -> String {
-        format!("{}.aside.>", self.pipeline)
+        format!("{}.aside.>", self.prefix)
     }
 
     /// Where a message that came under `subject` is set aside: `P.ids.a.7` becomes `P.aside.ids.a.7`.
     pub fn aside_subject(&self, subject: &str) -> String {
-        let prefix = format!("{}.", self.pipeline);
-        format!("{}.aside.{}", self.pipeline, subject.strip_prefix(&prefix).unwrap_or(subject))
+        let prefix = format!("{}.", self.prefix);
+        format!("{}.aside.{}", self.prefix, subject.strip_prefix(&prefix).unwrap_or(subject))
     }
 }
 
@@ -280,11 +328,28 @@ mod tests {
     #[test]
     fn pipeline_names_fit_sql_and_subjects() {
         for name in ["collatz", "a", "a_1"] {
-            assert!(Names::new(name).is_ok(), "{name}");
+            assert!(Names::new(name, None).is_ok(), "{name}");
         }
         for name in ["", "1a", "A", "a-b", "a.b", &"a".repeat(33)] {
-            assert!(Names::new(name).is_err(), "{name}");
+            assert!(Names::new(name, None).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn namespaces_keep_pipelines_apart() {
+        for name in ["staging", "a_1"] {
+            assert!(name.parse::<Namespace>().is_ok(), "{name}");
+        }
+        for name in HOSTILE.into_iter().chain(["", "1a", "a-b", "a.b", "Staging", &"a".repeat(33)]) {
+            assert!(name.parse::<Namespace>().is_err(), "{name}");
+        }
+        let run: RunName = "green".parse().expect("legal");
+        let names = Names::new("tea", Some("staging".parse().expect("legal"))).expect("legal");
+        assert_eq!(names.pipeline(), "tea");
+        assert_eq!(names.ids_stream(), "staging-tea_ids");
+        assert_eq!(names.rows_subject(&run, 2, 7), "staging-tea.rows.green.2.7");
+        assert_eq!(names.bucket(), "staging-tea_runs");
+        assert_eq!(names.aside_subject("staging-tea.ids.green.7"), "staging-tea.aside.ids.green.7");
     }
 
     #[test]
@@ -301,7 +366,7 @@ mod tests {
     fn hostile_names_are_none_and_quoted_in_part() {
         let long = "\u{1b}".repeat(10_000);
         for name in HOSTILE.into_iter().chain([&long[..]]) {
-            let (run, pipeline) = (name.parse::<RunName>(), Names::new(name));
+            let (run, pipeline) = (name.parse::<RunName>(), Names::new(name, None));
             let (Err(run), Err(pipeline)) = (run, pipeline) else { panic!("{name}") };
             assert!(run.to_string().chars().count() < 200 && pipeline.to_string().chars().count() < 200);
         }
@@ -309,7 +374,7 @@ mod tests {
 
     #[test]
     fn subjects_are_what_the_streams_listen_to() {
-        let names = Names::new("tea").expect("legal");
+        let names = Names::new("tea", None).expect("legal");
         let run: RunName = "green".parse().expect("legal");
         assert_eq!(names.ids_subject(&run, 7), "tea.ids.green.7");
         assert_eq!(names.run_ids(&run), "tea.ids.green.*");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream::Spec;
-use millstream_engine::broker::Kept;
+use millstream_engine::broker::{Kept, Reserved};
 use millstream_engine::hosts;
 use millstream_engine::moment::length;
 use millstream_engine::store::ViewFault;
@@ -109,12 +109,8 @@ fn check_cores(context: &Context) -> Check {
 }
 
 async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Vec<Check> {
-    let names = match millstream::names::Names::new(spec.name) {
-        Ok(names) => names,
-        Err(fault) => return vec![failed("NATS", &fault.into())],
-    };
     let Some(nats) = &servers.nats else { return Vec::new() };
-    let broker = match Broker::connect(nats, names, "doctor").await {
+    let broker = match Broker::connect(nats, spec.name, servers.store.environment.clone(), "doctor").await {
         Ok(broker) => broker,
         Err(error) => return vec![failed("NATS", &error.into())],
     };
@@ -149,6 +145,7 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         Ok(kept) => checks.extend(kept),
         Err(error) => checks.push(failed("kept", &error.into())),
     }
+    checks.extend(check_storage(&broker).await);
     checks.push(match broker.strays().await {
         Ok(0) => check("set aside", Verdict::Ok, "no message", None),
         Ok(strays) => check(
@@ -177,6 +174,22 @@ async fn check_left(broker: &Broker) -> Option<Check> {
         [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
         _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(hosts::LEFT_HINT)),
     })
+}
+
+/// Who holds how much of NATS's storage; nothing where this user may not ask.
+async fn check_storage(broker: &Broker) -> Option<Check> {
+    const SHOWN: usize = 8;
+    let all = broker.reserved().await.ok()?;
+    let told = |held: &Reserved| {
+        format!("{} {} ({} used)", held.holder, show::size(held.reserved), show::size(held.used))
+    };
+    let mut shown: Vec<String> = all.iter().take(SHOWN).map(told).collect();
+    if all.len() > SHOWN {
+        shown.push(format!("{} more", all.len() - SHOWN));
+    }
+    let total = show::size(all.iter().map(|held| held.reserved).sum());
+    let found = format!("{total} reserved: {}", shown.join(", "));
+    Some(check("storage", Verdict::Ok, found, None))
 }
 
 /// What the streams keep, and for how long.

@@ -1,6 +1,8 @@
 //! `forget`: removes a run, or one pass of it.
 
-use millstream_engine::forget::{Forgotten, forget as remove};
+use anyhow::Context as _;
+use millstream_engine::forget::{Belongings, Forgotten, belongings, forget as remove, forget_pipeline};
+use millstream_engine::{Broker, Store};
 use serde_json::json;
 
 use super::{Context, run_name};
@@ -9,7 +11,10 @@ use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
 pub(super) async fn forget(context: &Context, args: &ForgetArgs) -> anyhow::Result<Ended> {
-    let run = run_name(&args.run)?;
+    if let Some(pipeline) = &args.pipeline {
+        return forget_whole(context, pipeline, args).await;
+    }
+    let run = run_name(args.run.as_deref().unwrap_or_default())?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Session { broker, store, records } =
@@ -19,6 +24,45 @@ pub(super) async fn forget(context: &Context, args: &ForgetArgs) -> anyhow::Resu
             Ok(Ended::Well)
         })
         .await
+}
+
+async fn forget_whole(context: &Context, pipeline: &str, args: &ForgetArgs) -> anyhow::Result<Ended> {
+    context
+        .on_servers(Holder::Moment, |servers| async move {
+            let store = Store::connect(&context.spec, servers.store.clone()).await?;
+            let nats = servers.nats.as_ref().context("no NATS server is known to this command")?;
+            let broker = Broker::connect(nats, pipeline, servers.store.environment.clone(), "forget").await?;
+            let all = belongings(&broker, &store).await?;
+            if args.yes {
+                forget_pipeline(&broker, &store, &all).await?;
+            }
+            if args.json {
+                let mut value = serde_json::to_value(&all)?;
+                (value["pipeline"], value["removed"]) = (json!(pipeline), json!(args.yes));
+                show::json(&value);
+            } else {
+                show::line(&told(pipeline, &all, args.yes));
+            }
+            Ok(Ended::Well)
+        })
+        .await
+}
+
+fn told(pipeline: &str, all: &Belongings, is_done: bool) -> String {
+    if all.is_nothing() {
+        return format!("there is nothing of a pipeline `{pipeline}` here");
+    }
+    let Belongings { tables, rows, row_bytes, streams, reserved_bytes, .. } = all;
+    format!(
+        "{} `{pipeline}`{}\nClickHouse  {} ({} rows, {})\nNATS        {} ({} reserved)",
+        if is_done { "removed pipeline" } else { "to be removed with pipeline" },
+        if is_done { "" } else { ": nothing was changed, --yes does it" },
+        tables.join(", "),
+        show::grouped(*rows),
+        show::size(*row_bytes),
+        streams.join(", "),
+        show::size(*reserved_bytes),
+    )
 }
 
 fn report(run: &str, pass: Option<u32>, forgotten: &Forgotten, as_json: bool) -> anyhow::Result<()> {

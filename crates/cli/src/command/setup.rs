@@ -25,7 +25,7 @@ pub(super) async fn setup(context: &Context, args: &SetupArgs) -> anyhow::Result
             Session::set_up(&servers, &context.spec, &context.config, "setup").await?;
             show::line(&format!(
                 "pipeline `{}` is set up in database `{}`",
-                context.spec.name, context.config.database
+                context.spec.name, context.config.environment.database
             ));
             if !plan.fed.is_empty() {
                 show::line(&format!("{}: {}", plan.fed.join(", "), show::FED));

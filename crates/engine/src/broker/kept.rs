@@ -1,5 +1,6 @@
 //! What the streams keep: for how long, how much, and since when each batch.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
@@ -12,6 +13,8 @@ use crate::moment::{calendar, since_1970_ms};
 
 /// The server forgets a consumer that only looks after this long.
 const LOOKED: Duration = Duration::from_secs(30);
+/// How names of streams end, and that of a bucket's.
+const SUFFIXES: [&str; 4] = ["_ids", "_rows", "_aside", "_runs"];
 /// Messages asked for at once; their headers alone come.
 const LOOK_AT: usize = 1000;
 
@@ -32,7 +35,71 @@ pub struct Kept {
     pub max_bytes: u64,
 }
 
+/// What the streams of one pipeline, or one that is no pipeline's, take of the server's storage.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// What the names of the streams begin with.
+    pub holder: String,
+    /// Bytes that are kept free for them.
+    pub reserved: u64,
+    /// Bytes that they hold.
+    pub used: u64,
+}
+
 impl Broker {
+    /// Who holds how much of the server's storage, the largest share first.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn reserved(&self) -> Result<Vec<Reserved>, Error> {
+        let doing = "list all streams";
+        let mut streams = self.jetstream.streams();
+        let mut holders: BTreeMap<String, Reserved> = BTreeMap::new();
+        while let Some(info) = within(doing, streams.next()).await? {
+            let info = info.map_err(broker(doing))?;
+            let name = info.config.name.trim_start_matches("KV_");
+            let holder =
+                SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned();
+            let entry = holders.entry(holder).or_default();
+            entry.reserved += u64::try_from(info.config.max_bytes).unwrap_or(0).max(info.state.bytes);
+            entry.used += info.state.bytes;
+        }
+        let named = holders.into_iter().map(|(holder, entry)| Reserved { holder, ..entry });
+        let mut all: Vec<Reserved> = named.collect();
+        all.sort_by_key(|entry| std::cmp::Reverse(entry.reserved));
+        Ok(all)
+    }
+
+    /// Each stream of this pipeline that there is, by its whole name, the bucket's last.
+    ///
+    /// # Errors
+    /// [`Error::OtherEnvironment`]; the broker's.
+    pub async fn own_streams(&self) -> Result<Vec<Reserved>, Error> {
+        let names = [
+            self.names.ids_stream(),
+            self.names.rows_stream(),
+            self.names.aside_stream(),
+            format!("KV_{}", self.names.bucket()),
+        ];
+        let mut found = Vec::new();
+        for name in names {
+            let Some(info) = self.stream_info(&name).await? else { continue };
+            self.environment.check_stream(&name, &info.config.metadata)?;
+            let reserved = u64::try_from(info.config.max_bytes).unwrap_or(0).max(info.state.bytes);
+            found.push(Reserved { holder: name, reserved, used: info.state.bytes });
+        }
+        Ok(found)
+    }
+
+    /// Deletes a stream with all that is in it.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn delete_stream(&self, name: &str) -> Result<(), Error> {
+        let doing = format!("delete stream `{name}`");
+        within(&doing, self.jetstream.delete_stream(name)).await?.map_err(broker(doing)).map(drop)
+    }
+
     /// What a stream keeps; `None` where there is no such stream.
     ///
     /// # Errors

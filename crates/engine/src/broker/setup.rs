@@ -1,12 +1,13 @@
 //! What has to be there before anything moves: three streams and a bucket. What a setting is for stands beside it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{ErrorCode, context, kv};
 
 use super::{Broker, within};
-use crate::error::{Error, broker};
+use crate::error::{Error, broker, full_cause};
 
 /// How much the streams may hold.
 #[derive(Debug, Clone)]
@@ -21,34 +22,40 @@ pub struct StreamLimits {
     pub rows_age: Duration,
     /// Copies of each stream in a cluster of servers.
     pub replicas: usize,
-    /// Whether smaller limits will do when the server has no room for these.
-    pub may_shrink: bool,
+    /// Whether smaller limits will do when the server has no room for these, and streams may grow beyond them when they are full.
+    pub is_flexible: bool,
 }
 
 impl Default for StreamLimits {
     fn default() -> Self {
         Self {
-            ids_bytes: 16 << 30,
-            rows_bytes: 16 << 30,
+            ids_bytes: 64 << 20,
+            rows_bytes: 256 << 20,
             ids_age: Duration::from_secs(30 * 24 * 3600),
             rows_age: Duration::ZERO,
             replicas: 1,
-            may_shrink: true,
+            is_flexible: true,
         }
     }
 }
 
-/// Below this a stream is no buffer any more, and setting up fails instead.
-const SMALLEST_STREAM: u64 = 64 << 20;
+/// Below this a stream does not begin, and setting up fails instead.
+const SMALLEST_STREAM: u64 = 16 << 20;
 /// What the stream of messages set aside holds at most, and its part of the ids stream where that is small.
-const ASIDE_BYTES: u64 = 256 << 20;
-const ASIDE_PART: u64 = 16;
+const ASIDE_BYTES: u64 = 64 << 20;
+const ASIDE_PART: u64 = 4;
+/// A server keeps what streams may hold at most reserved for them, so they begin small: ten pipelines fit a server of 4 GB. Full,
+/// a stream doubles, as long as the server has room, up to this.
+const GROWS_TO: u64 = 64 << 30;
+/// The mark of a stream that may grow.
+const GROWS: &str = "millstream.grows";
 
 impl Broker {
     /// Creates what is missing: three streams, the bucket, the sinks' consumer. What exists is checked, not changed.
     ///
     /// # Errors
-    /// [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the broker's refusals.
+    /// [`Error::OtherEnvironment`]; [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the
+    /// broker's refusals.
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
         // The small ones first, so that the others are not given the room that they need.
         self.ensure_aside_stream(limits).await?;
@@ -84,8 +91,53 @@ impl Broker {
                 age
             }),
             allow_direct: true,
+            metadata: self.metadata(limits),
             ..Default::default()
         }
+    }
+
+    fn metadata(&self, limits: &StreamLimits) -> HashMap<String, String> {
+        let mut metadata = self.environment.metadata();
+        if limits.is_flexible {
+            metadata.insert(GROWS.to_owned(), "yes".to_owned());
+        }
+        metadata
+    }
+
+    /// Gives the stream of a subject twice the bytes, if it may grow and the server has them; whether it did.
+    pub(super) async fn grow(&self, subject: &str) -> bool {
+        let name =
+            if self.names.is_of_rows(subject) { self.names.rows_stream() } else { self.names.ids_stream() };
+        match self.try_grow(&name).await {
+            Ok(Some(bytes)) => {
+                tracing::info!(stream = name, bytes, "the stream was full and has grown");
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::debug!(
+                    stream = name,
+                    error = full_cause(&error),
+                    "a stream that is full could not grow"
+                );
+                false
+            }
+        }
+    }
+
+    async fn try_grow(&self, name: &str) -> Result<Option<u64>, Error> {
+        let Some(info) = self.stream_info(name).await? else { return Ok(None) };
+        let bytes = u64::try_from(info.config.max_bytes).unwrap_or(0);
+        // Another process may have made it grow already.
+        let is_full = info.state.bytes >= bytes / 10 * 9;
+        let grown = (bytes * 2).min(GROWS_TO);
+        if !info.config.metadata.contains_key(GROWS) || grown <= bytes || !is_full {
+            return Ok(None);
+        }
+        let doing = format!("give stream `{name}` {grown} bytes");
+        let larger = stream::Config { max_bytes: grown as i64, ..info.config };
+        within(&doing, self.jetstream.update_stream(larger)).await?.map_err(broker(doing))?;
+        Ok(Some(grown))
     }
 
     /// Where messages go that are no batch: bounded, and the oldest of them make room.
@@ -117,10 +169,12 @@ impl Broker {
                 (_, refusal) = self.ensure_stream(&rows).await?;
             }
             let Some(refusal) = refusal else { return Ok(()) };
-            if !limits.may_shrink || ids_bytes.min(rows_bytes) / 2 < SMALLEST_STREAM {
+            let least = |bytes: u64| (bytes / 2).max(SMALLEST_STREAM.min(bytes));
+            let smaller = (least(ids_bytes), least(rows_bytes));
+            if !limits.is_flexible || smaller == (ids_bytes, rows_bytes) {
                 return Err(refusal);
             }
-            (ids_bytes, rows_bytes) = (ids_bytes / 2, rows_bytes / 2);
+            (ids_bytes, rows_bytes) = smaller;
             if ids_made {
                 let doing = format!("give stream `{}` {ids_bytes} bytes", ids.name);
                 let smaller = stream::Config { max_bytes: ids_bytes as i64, ..ids };
@@ -132,7 +186,7 @@ impl Broker {
     /// Whether the stream was made now, and the server's refusal if it has no room for it.
     async fn ensure_stream(&self, config: &stream::Config) -> Result<(bool, Option<Error>), Error> {
         if let Some(info) = self.stream_info(&config.name).await? {
-            return check_stream(&info.config, config).map(|()| (false, None));
+            return self.check_stream(&info.config, config).map(|()| (false, None));
         }
         let doing = format!("create stream `{}` of {} bytes", config.name, config.max_bytes);
         match within(&doing, self.jetstream.create_stream(config.clone())).await? {
@@ -140,7 +194,7 @@ impl Broker {
             Err(error) if is_no_room(&error) => Ok((false, Some(broker(doing)(error)))),
             // Another process was faster.
             Err(error) => match self.stream_info(&config.name).await? {
-                Some(info) => check_stream(&info.config, config).map(|()| (false, None)),
+                Some(info) => self.check_stream(&info.config, config).map(|()| (false, None)),
                 None => Err(broker(doing)(error)),
             },
         }
@@ -181,14 +235,22 @@ impl Broker {
     /// Whether [`Self::setup`] has been done for this pipeline.
     ///
     /// # Errors
-    /// The broker's.
+    /// [`Error::OtherEnvironment`] when its streams are another environment's; the broker's.
     pub async fn is_set_up(&self) -> Result<bool, Error> {
         // The last one to be made.
-        Ok(self.stream_info(&self.names.rows_stream()).await?.is_some())
+        let name = self.names.rows_stream();
+        let Some(info) = self.stream_info(&name).await? else { return Ok(false) };
+        self.environment.check_stream(&name, &info.config.metadata)?;
+        Ok(true)
+    }
+
+    fn check_stream(&self, found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {
+        self.environment.check_stream(&wanted.name, &found.metadata)?;
+        check_settings(found, wanted)
     }
 }
 
-fn check_stream(found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {
+fn check_settings(found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {
     let settings = [
         (
             "max_msgs_per_subject",

@@ -24,10 +24,29 @@ impl Error {
                 | async_nats::ConnectErrorKind::AuthorizationViolation => {
                     "the server wants other credentials: give them with --nats-creds FILE or in the address".into()
                 }
+                async_nats::ConnectErrorKind::Dns => {
+                    "the host's name is not known: see that it is spelled as it should be".into()
+                }
+                async_nats::ConnectErrorKind::ServerParse => {
+                    "write / ? # @ and : in a user or password as %2F %3F %23 %40 and %3A".into()
+                }
+                async_nats::ConnectErrorKind::Tls => {
+                    "the server's certificate is not of an authority that this system knows (name it with --nats-ca FILE), or \
+                     the server wants a certificate of this process (--nats-cert FILE --nats-key FILE)"
+                        .into()
+                }
+                async_nats::ConnectErrorKind::TimedOut => {
+                    "what listens there says nothing that NATS would: see that the port is the one for clients (4222), and \
+                     that the address begins with tls:// where the server asks for TLS first"
+                        .into()
+                }
                 _ => "start nats-server there, name another with --nats URL or NATS_URL, or name none to use the \
                       local stack"
                     .into(),
             },
+            Self::MixedLogins { .. } => {
+                "give all of them the same user and password: the client shows the same to every server".into()
+            }
             Self::Broker { source, .. } if lacks_storage(source) => {
                 "free some space on the disk of NATS, or make streams.ids_bytes and streams.rows_bytes in millstream.toml \
                  smaller"
@@ -38,6 +57,14 @@ impl Error {
             }
             Self::StreamSettings { stream, .. } => {
                 format!("change it with `nats stream edit {stream}`, or remove the stream when nothing in it is needed")
+            }
+            Self::AtWork { .. } => {
+                "stop them first; one that was killed is forgotten by itself within half a minute".into()
+            }
+            Self::OtherEnvironment { .. } => {
+                "give the --namespace and --database that it belongs to; or another --namespace, whose streams and tables are \
+                 its own"
+                    .into()
             }
             Self::TooLarge { .. } => {
                 "make batches smaller with --batch N, or raise max_payload of nats-server (8MB is sound)".into()
@@ -100,7 +127,9 @@ impl Error {
             Self::QueryColumns { .. } => {
                 "select one column, converted where it must be: SELECT toString(id) …".into()
             }
-            Self::Credentials { .. } => "name a credentials file that can be read with --nats-creds or NATS_CREDS".into(),
+            Self::Credentials { .. } => {
+                "name a credentials file, or one with an nkey's seed, with --nats-creds or NATS_CREDS".into()
+            },
             Self::NoColumn { fault, .. } => column_hint(fault),
             Self::TableColumns { mendable: true, .. } => {
                 "`setup` shows what it would change, `setup --yes` does it; processes of the version before go on beside it"
@@ -205,6 +234,9 @@ impl StoreFault {
                 "`sql 'SHOW TABLES'` lists the tables there are; one of the pipeline's own is made by `setup`".into()
             }
             Self::Exception { .. } => return None,
+            Self::Unclear(text) if let Some((_, hint)) = CAUSES.iter().find(|(words, _)| text.contains(words)) => {
+                (*hint).into()
+            }
             Self::Unclear(_) | Self::Silent(_) => {
                 "start ClickHouse there, name another with --clickhouse URL or CLICKHOUSE_URL, or name none to use \
                  the local stack"
@@ -213,6 +245,33 @@ impl StoreFault {
         })
     }
 }
+
+/// Causes by the words of the libraries that met them (hyper, rustls, the resolver; `tests/tests/refusals.rs` has each one happen):
+/// the client hands on no more than texts.
+const CAUSES: [(&str, &str); 6] = [
+    ("dns error", "the host's name is not known: see that it is spelled as it should be"),
+    (
+        "Port 9000 is for clickhouse-client",
+        "that is ClickHouse's port for its own client: the one for HTTP is 8123, or 8443 for https",
+    ),
+    (
+        "InvalidContentType",
+        "what listens there does not speak TLS: write http:// instead of https://, or name the port for https (8443)",
+    ),
+    (
+        "invalid HTTP version",
+        "what listens there does not speak HTTP: ClickHouse's port for it is 8123, or 8443 with https:// before it",
+    ),
+    (
+        "invalid peer certificate",
+        "the server's certificate is not of an authority that this system knows: add it to the system's, or name its file in \
+         SSL_CERT_FILE",
+    ),
+    (
+        "failed to parse header value",
+        "a user or password cannot have a line end or another control character in it",
+    ),
+];
 
 fn lacks_storage(source: &Source) -> bool {
     // A bucket is a stream, whose refusal is the cause of the bucket's.

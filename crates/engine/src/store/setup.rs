@@ -60,6 +60,7 @@ struct KeptTable {
     partitioned: String,
     fed_databases: Vec<String>,
     fed: Vec<String>,
+    comment: String,
 }
 
 /// A change of the rows table that loses nothing.
@@ -97,14 +98,15 @@ impl Store {
     /// What there is of the pipeline's tables and views.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::OtherEnvironment`]; [`Error::Store`].
     pub async fn look(&self) -> Result<Found, Error> {
         let tables: Vec<KeptTable> = self.all("look up tables", &self.tables.list_tables()).await?;
         let columns: Vec<(String, String, String, String)> =
             self.all("look up columns", &self.tables.list_columns()).await?;
         let mut found = Found { rows_name: self.tables.rows_name(), ..Found::default() };
-        for KeptTable { name, engine, sorted, partitioned, fed_databases, fed } in tables {
+        for KeptTable { name, engine, sorted, partitioned, fed_databases, fed, comment } in tables {
             if name == found.rows_name {
+                self.address.environment.check_table(&self.tables.rows(), &comment)?;
                 found.fed = fed_databases.into_iter().zip(fed).collect();
                 found.fed.sort();
             }

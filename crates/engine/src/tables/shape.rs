@@ -48,10 +48,24 @@ impl Tables {
     /// `(name, engine, sorting key, partition key, databases, names)`.
     pub fn list_tables(&self) -> String {
         format!(
-            "SELECT name, engine, sorting_key, partition_key, dependencies_database, dependencies_table \
+            "SELECT name, engine, sorting_key, partition_key, dependencies_database, dependencies_table, comment \
              FROM system.tables WHERE {}",
             self.among("name")
         )
+    }
+
+    /// All of them that there are, with what they hold: `(name, engine, comment, rows, bytes)`.
+    pub fn things(&self) -> String {
+        format!(
+            "SELECT name, engine, comment, toUInt64(ifNull(total_rows, 0)), toUInt64(ifNull(total_bytes, 0)) \
+             FROM system.tables WHERE {} ORDER BY name",
+            self.among("name")
+        )
+    }
+
+    /// The names of another pipeline's tables in the same environment.
+    pub fn of_pipeline(&self, pipeline: &str) -> Self {
+        Self { pipeline: pipeline.to_owned(), ..self.clone() }
     }
 
     /// Columns of all of them, in order: `(table, name, type, kind of default)`.

@@ -38,7 +38,8 @@ pub struct Spec {
 /// # Errors
 /// Every fault there is, not just the first.
 pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
-    let mut faults: Vec<SchemaFault> = Names::new(P::NAME).err().map(SchemaFault::from).into_iter().collect();
+    let mut faults: Vec<SchemaFault> =
+        Names::new(P::NAME, None).err().map(SchemaFault::from).into_iter().collect();
     let schema = Schema::parse(P::COLUMNS).map_err(|found| faults.extend(found)).ok();
     if let Some(schema) = &schema {
         faults.extend(check_row::<P::Row>(schema));

@@ -10,7 +10,7 @@ use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{frame, native};
 use millstream_engine::error::StoreFault;
 use millstream_engine::store::Portion;
-use millstream_engine::{Store, StoreAddress};
+use millstream_engine::{Environment, Store, StoreAddress};
 use tests::proxy::{Mode, Proxy};
 use tests::{SOON, Trial, wait_until};
 use tokio::runtime::Runtime;
@@ -51,7 +51,7 @@ impl Wire {
             url: url.to_owned(),
             user: String::new(),
             password: String::new(),
-            database: "millstream".to_owned(),
+            environment: Environment::plain("millstream"),
             origin: "the fault suite".to_owned(),
         };
         let spec = millstream::check::<Trial>().expect("sound");
