@@ -4,6 +4,7 @@
 //! state it waits for, and fails with it.
 
 pub mod dice;
+pub mod guest;
 pub mod nats;
 pub mod proxy;
 pub mod variants;

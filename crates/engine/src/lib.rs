@@ -19,7 +19,8 @@
 //! reads it all back, [`verdict`] judges it; [`tune`] measures this machine; [`moment`] is how people say when; [`stop`]
 //! is how everything ends.
 
-pub mod aside;
+pub mod able;
+mod aside;
 pub mod board;
 pub mod broker;
 pub mod build;

@@ -353,7 +353,8 @@ mod tests {
 
     fn work(cores: usize, parts: [f64; 5]) -> HostReport {
         let recent = CoreTimes::from(parts);
-        report(Doing::Work { cores, recent, total: CoreTimes::default(), runs: Vec::new() })
+        let (total, runs, returned) = (CoreTimes::default(), Vec::new(), Default::default());
+        report(Doing::Work { cores, recent, total, runs, unable: None, returned })
     }
 
     fn sink(parts: [f64; 3]) -> HostReport {

@@ -13,10 +13,12 @@ use millstream::{Id, Limits};
 
 use tokio::sync::{Semaphore, watch};
 
+use crate::able::Able;
 use crate::aside::set_aside;
 use crate::board::{self, Open};
 use crate::broker::{Broker, host_name};
 use crate::build;
+use crate::compute::group::reap_strays;
 use crate::compute::{BatchKey, Computed, Cores, Function, Maker, Place, Spent};
 use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
@@ -37,6 +39,10 @@ const SUSPECT: i64 = 3;
 const WAITING: usize = 16;
 /// What is computed of a pass when it is paused may be finished within this, which most batches are.
 const PAUSE_GRACE: Duration = Duration::from_secs(2);
+/// A batch that this host cannot compute is handed back for this long: others may draw it soon.
+const NOT_HERE: Duration = Duration::from_secs(1);
+/// How often processes are looked for that ended and are this one's to be waited for.
+const REAP: Duration = Duration::from_secs(2);
 /// A batch that cannot be computed now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
@@ -75,7 +81,9 @@ pub struct WorkCounts {
 }
 
 struct Worker<I> {
-    cores: Cores<I>,
+    cores: Arc<Cores<I>>,
+    able: Able,
+    records: Records,
     /// The columns that rows go into.
     schema: Arc<Schema>,
     /// What rows say of who computed them.
@@ -109,12 +117,19 @@ pub async fn work<I: Id>(
     let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
     let schema = function.spec().schema.clone();
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
-    let cores = Cores::start(function, threads, place, limits, counts.clone(), load.clone())?;
+    let cores = Arc::new(Cores::start(function, threads, place, limits, counts.clone(), load.clone())?);
+    let able = Able::new();
+    reap(stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
-    tell(records, maker.clone(), open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
+    let told = (load.clone(), able.clone());
+    tell(records.clone(), maker.clone(), open.clone(), told, slots.clone(), rates.clone(), stop);
+    let (proving, proven, stopping) = (cores.clone(), able.clone(), stop.clone());
+    stop.spawn(async move { proven.keep(&proving, &stopping).await });
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
+        able: able.clone(),
+        records,
         schema: schema.clone(),
         maker,
         limits,
@@ -128,7 +143,7 @@ pub async fn work<I: Id>(
         stop: stop.clone(),
     });
     tracing::info!(threads = plan.threads, "working");
-    consume(broker, open, &slots, &held, stop, |drawn| {
+    consume(broker, &able, open, &slots, &held, stop, |drawn| {
         let worker = worker.clone();
         stop.spawn(async move { worker.handle(drawn).await });
     })
@@ -139,12 +154,30 @@ pub async fn work<I: Id>(
     Ok(())
 }
 
+/// Waits for processes whose parents are gone, where this one is the first of its container and they come to it.
+fn reap(stop: &Stop) {
+    if std::process::id() != 1 {
+        return;
+    }
+    let stopping = stop.clone();
+    stop.spawn(async move {
+        let mut before = Vec::new();
+        while !stopping.taking_stopped() {
+            reap_strays(&mut before);
+            tokio::select! {
+                () = tokio::time::sleep(REAP) => {}
+                () = stopping.no_more_taking() => {}
+            }
+        }
+    });
+}
+
 /// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
 fn tell(
     records: Records,
     maker: Arc<Maker>,
     open: watch::Receiver<Open>,
-    load: Arc<WorkLoad>,
+    (load, able): (Arc<WorkLoad>, Able),
     slots: Slots,
     rates: Arc<Rates>,
     stop: &Stop,
@@ -176,7 +209,8 @@ fn tell(
             let sums = load.sums(begun.elapsed());
             let runs = load.shares(&open.borrow());
             let (total, recent) = (CoreTimes::from(sums), CoreTimes::from(recent.note(sums).0));
-            Doing::Work { cores: load.cores(), recent, total, runs }
+            let (unable, returned) = (able.why(), able.returns());
+            Doing::Work { cores: load.cores(), recent, total, runs, unable, returned }
         };
         hosts::report(&records, &maker.build, &stopping, look).await;
     });
@@ -218,6 +252,16 @@ impl<I: Id> Worker<I> {
             {
                 tracing::warn!(subject, fault = %source, "the rows that are stored already cannot be read");
                 delivery.ack().await;
+            }
+            Err(error) if error.is_the_hosts() => {
+                let why = full_cause(&error);
+                tracing::warn!(
+                    subject = delivery.subject(),
+                    why,
+                    "the batch is handed back: this host cannot compute"
+                );
+                self.able.failed(delivery.subject(), why);
+                delivery.nak(NOT_HERE).await;
             }
             Err(error) => {
                 let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
@@ -305,7 +349,7 @@ impl<I: Id> Worker<I> {
     ) -> Result<Computed<I>, Error> {
         let mut whole = Computed::none(&self.schema);
         let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
-        let suspect = delivery.deliveries() >= SUSPECT;
+        let suspect = self.is_suspect(delivery).await;
         let mut left = ids;
         for attempt in 1.. {
             let last = attempt == self.limits.attempts;
@@ -323,6 +367,17 @@ impl<I: Id> Worker<I> {
             self.wait(pause.wait(), left.len() as u32, delivery).await?;
         }
         Ok(whole)
+    }
+
+    /// Whether the batch may be why it was given up so often: hosts that could not compute it do not count.
+    async fn is_suspect(&self, delivery: &Delivery) -> bool {
+        if delivery.deliveries() < SUSPECT {
+            return false;
+        }
+        let subject = delivery.subject();
+        let others = hosts::returned(&self.records, subject).await;
+        let own = self.able.returns().get(subject).copied().unwrap_or(0);
+        delivery.deliveries() - own.max(others) >= SUSPECT
     }
 
     async fn grind(

@@ -110,6 +110,7 @@ fn told(status: &Status) -> String {
         )
     }));
     lines.extend(status.hosts.iter().filter_map(waits));
+    lines.extend(status.hosts.iter().filter_map(unable));
     let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
     if !hosts.is_empty() {
         lines.push(String::new());
@@ -148,6 +149,12 @@ fn builds(status: &Status) -> Option<String> {
 fn waits(host: &HostReport) -> Option<String> {
     let left = host.left()?;
     Some(format!("waiting   {left} (sink on {}, process {}); {LEFT_HINT}", host.host, host.pid))
+}
+
+/// That a host cannot compute.
+fn unable(host: &HostReport) -> Option<String> {
+    let why = host.unable()?;
+    Some(format!("unable    {} (process {}) draws no batches: {why}", host.host, host.pid))
 }
 
 /// What a person has set, where it is not the usual.

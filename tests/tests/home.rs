@@ -1,0 +1,299 @@
+//! **the-function-is-at-home**: what the user's code may do in a process that computes, and what each of it costs.
+
+use std::time::Duration;
+
+use tests::guest::VARIABLE;
+use tests::{Host, Process, Up, signal, wait_until};
+
+/// All the starts of processes, on a busy machine.
+const LONG: Duration = Duration::from_secs(240);
+
+/// A stack, and a pipeline on it whose function does this.
+struct Place {
+    host: Host,
+    up: Up,
+}
+
+impl Place {
+    /// With these lines under `[work]`.
+    fn new(doing: &str, limits: &str) -> Self {
+        let mut host = Host::new(env!("CARGO_BIN_EXE_guest"));
+        host.env.push((VARIABLE.to_owned(), doing.to_owned()));
+        let place = Self { up: host.up(), host };
+        place.limit(limits);
+        place
+    }
+
+    fn limit(&self, limits: &str) {
+        std::fs::write(self.host.path().join("millstream.toml"), format!("[work]\n{limits}\n"))
+            .expect("a file");
+    }
+
+    fn seconds(&self) -> String {
+        let port =
+            self.up.nats.rsplit(':').next().and_then(|port| port.trim_end_matches('/').parse::<u32>().ok());
+        (100_000 + port.expect("a port")).to_string()
+    }
+
+    fn env(&mut self, name: &str, value: &str) {
+        self.host.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Starts a run of these ids.
+    fn start(&self, run: &str, ids: &str, words: &[&str]) -> Process {
+        self.host.start(run, &[&["run", "--run", run, "--ids", ids], words].concat())
+    }
+
+    /// Computes these ids to the end, and returns what came of each: `id said`, or `id !error` of a dead letter.
+    fn run(&self, run: &str, ids: &str, words: &[&str], code: i32) -> Vec<String> {
+        let ended = self.start(run, ids, words).wait(LONG);
+        assert_eq!(ended.code(), Some(code), "{}", self.host.log(run));
+        self.rows(run)
+    }
+
+    fn rows(&self, run: &str) -> Vec<String> {
+        let rows = self.up.ask(&format!(
+            "SELECT id, if(status = 'dead', concat('!', error), said) FROM millstream.guest_live WHERE run = '{run}' ORDER BY id"
+        ));
+        rows.lines().map(|line| line.replace('\t', " ").trim_end().to_owned()).collect()
+    }
+}
+
+/// On the pool, and one id at a time.
+fn both(doing: &str, limits: &str, check: impl Fn(&Place, &str)) {
+    let mut place = Place::new(doing, "");
+    // Which no other test's programs sleep.
+    place.env("GUEST_SLEEP", &place.seconds());
+    for (run, isolate) in [("pool", false), ("alone", true)] {
+        place.limit(&format!("{limits}\nisolate = {isolate}"));
+        check(&place, run);
+    }
+}
+
+#[test]
+fn a_program_can_be_ended_by_sigterm() {
+    both("ends", "", |place, run| {
+        assert_eq!(place.run(run, "1..=2", &[], 0), ["1 124", "2 124"]);
+    });
+}
+
+#[test]
+fn a_program_reads_nothing_of_ours() {
+    both("reads", "", |place, run| {
+        assert_eq!(place.run(run, "1..=3", &["--batch", "1"], 0), ["1 0 0", "2 0 0", "3 0 0"]);
+    });
+}
+
+#[test]
+fn a_program_inherits_no_blocked_signals_and_no_descriptors() {
+    both("signals", "", |place, run| {
+        let blocked = &place.run(run, "1..=1", &[], 0)[0];
+        assert!(blocked.contains("SigBlk:\\t0000000000000000"), "{blocked}");
+        // But for the two signals that belong to the C library.
+        let ignored = blocked.rsplit("\\t").next().and_then(|mask| u64::from_str_radix(mask, 16).ok());
+        assert_eq!(ignored.map(|mask| mask & !(0b11 << 31)), Some(0), "{blocked}");
+    });
+    both("descriptors", "", |place, run| {
+        let open = &place.run(run, "1..=1", &[], 0)[0];
+        assert!(open.contains("0 -> /dev/null") && !open.contains("socket:"), "{open}");
+    });
+}
+
+#[test]
+fn what_is_printed_reaches_the_log_with_its_id() {
+    both("prints", "", |place, run| {
+        place.run(run, "1..=3", &["--batch", "1", "--threads", "1"], 0);
+        let log = place.host.log(run);
+        for said in ["main prints before it hands over", "out 2", "err 2", "program 2"] {
+            assert!(log.contains(said), "`{said}` is not in\n{log}");
+        }
+        let line = log.lines().find(|line| line.contains("out 2")).expect("it is there");
+        assert!(line.contains(run) && line.contains("batch"), "{line}");
+        if run == "alone" {
+            assert!(line.contains("id=\"2\""), "{line}");
+        }
+    });
+}
+
+#[test]
+fn a_flood_of_lines_is_bounded_and_holds_up_nothing() {
+    both("floods", "", |place, run| {
+        assert_eq!(place.run(run, "1..=4", &[], 0).len(), 4);
+        let log = place.host.log(run);
+        assert!(log.contains("lines that are left out"), "{}", log.len());
+        assert!(log.len() < 4 << 20, "{} bytes", log.len());
+    });
+}
+
+#[test]
+fn rayon_within_a_lock_is_no_deadlock() {
+    both("locks", "", |place, run| {
+        let rows = place.run(run, "1..=60", &["--threads", "4"], 0);
+        assert!(rows.len() == 60 && rows.iter().all(|row| row.ends_with(" 1999000")), "{rows:?}");
+    });
+}
+
+#[test]
+fn rayon_may_be_waited_for_without_rayon() {
+    both("spawns", "", |place, run| {
+        assert_eq!(place.run(run, "1..=4", &["--threads", "2"], 0), ["1 7", "2 7", "3 7", "4 7"]);
+    });
+}
+
+#[test]
+fn what_an_id_started_ends_with_its_process() {
+    both("leaves", "hard_seconds = 2", |place, run| {
+        let rows = place.run(run, "1..=5", &[], 3);
+        assert_eq!(rows[2], "3 !timed out after 2 s");
+        none_left(&place.seconds());
+    });
+}
+
+#[test]
+fn what_an_id_started_ends_with_a_killed_worker() {
+    both("leaves", "", |place, run| {
+        let mut work = place.start(run, "1..=5", &[]);
+        wait_until("programs of an id", LONG, || match sleeps(&place.seconds()).len() {
+            2.. => Ok(()),
+            _ => Err(place.host.log(run)),
+        });
+        work.kill();
+        none_left(&place.seconds());
+        place.host.call(&["cancel", run]).expect(0);
+    });
+}
+
+#[test]
+fn a_program_that_outlives_its_process_holds_nothing_up() {
+    both("helper", "", |place, run| {
+        let rows = place.run(run, "1..=5", &[], 3);
+        assert_eq!(rows[2], "3 !crashed: signal 6");
+        none_left(&place.seconds());
+    });
+}
+
+#[test]
+fn memory_of_many_ids_is_not_blamed_on_the_last() {
+    let place = Place::new("leaks", "memory = \"64MiB\"\nisolate = true");
+    let rows = place.run("a", "1..=200", &[], 0);
+    assert_eq!(rows.len(), 200);
+}
+
+#[test]
+fn loading_in_start_is_no_ids_time() {
+    let mut place = Place::new("start", "hard_seconds = 1");
+    place.env("GUEST_MICROS", "3000000");
+    let rows = place.run("pool", "1..=2000", &[], 0);
+    assert_eq!(rows.len(), 2000);
+    place.limit("hard_seconds = 1\nisolate = true");
+    assert_eq!(place.run("alone", "1..=20", &[], 0).len(), 20);
+}
+
+#[test]
+fn loading_in_the_first_id_is_told_from_slow_ids() {
+    let mut place = Place::new("loads", "hard_seconds = 1\nisolate = true");
+    place.env("GUEST_MICROS", "3000000");
+    let rows = place.run("a", "1..=6", &[], 3);
+    assert!(rows.iter().all(|row| row.contains("timed out after 1 s")), "{rows:?}");
+    assert!(rows.iter().any(|row| row.contains("`Pipeline::start`")), "{rows:?}");
+}
+
+#[test]
+fn loading_makes_no_small_batches() {
+    let mut place = Place::new("loads", "");
+    place.env("GUEST_MICROS", "6000000");
+    assert_eq!(place.run("a", "1..=100000", &[], 0).len(), 100_000);
+    let batches = place.host.status("a")["batches"].as_u64().expect("a number");
+    assert!(batches < 1000, "{batches}");
+}
+
+#[test]
+fn a_host_that_cannot_start_draws_nothing_until_it_can() {
+    let place = Place::new("refuses", "");
+    let _run = place.start("a", "1..=10", &["--batch", "2"]);
+    wait_until("the reason in status", LONG, || {
+        let told = place.host.call(&["status", "a"]).stdout;
+        if told.contains("draws no batches") && told.contains("no file `model`") { Ok(()) } else { Err(told) }
+    });
+    assert_eq!(place.host.status("a")["in_flight"], 0);
+    std::fs::write(place.host.path().join("model"), "").expect("a file");
+    place.host.wait_sealed("a", LONG);
+    assert_eq!(place.host.status("a")["redelivered"], 0);
+}
+
+#[test]
+fn a_panic_that_aborts_says_why() {
+    both("aborts", "", |place, run| {
+        let rows = place.run(run, "1..=5", &[], 3);
+        assert!(rows[2].starts_with("3 !crashed: signal 6: panicked at "), "{rows:?}");
+        assert!(rows[2].ends_with("the reason of id 3"), "{rows:?}");
+    });
+}
+
+#[test]
+fn recursion_is_as_deep_as_in_a_main_thread_and_ends_in_a_message() {
+    both("recurses", "", |place, run| {
+        let rows = place.run(run, "1..=5", &[], 3);
+        assert_eq!(rows[4], "5 5");
+        assert!(rows[2].contains("stack overflow"), "{rows:?}");
+    });
+}
+
+#[test]
+fn threads_that_cannot_be_had_cost_one_id() {
+    let place = Place::new("threads", "memory = \"64MiB\"\nisolate = true");
+    let rows = place.run("a", "1..=5", &[], 3);
+    assert!(rows[2].starts_with("3 !failed: no thread"), "{rows:?}");
+    assert_eq!([&rows[1], &rows[3]], ["2", "4"]);
+}
+
+#[test]
+fn a_frozen_pool_is_missed_and_replaced() {
+    let mut place = Place::new("start", "");
+    place.env("GUEST_MICROS", "0");
+    place.env("GUEST_ID_MICROS", "20000");
+    let mut run = place.start("a", "1..=1000", &["--batch", "100"]);
+    let pool = wait_until("a pool that computes", LONG, || {
+        match processes("__compute-pool", run.pid()).as_slice() {
+            [.., pool] if place.host.status("a")["done"].as_u64() > Some(0) => Ok(*pool),
+            _ => Err(place.host.log("a")),
+        }
+    });
+    signal(pool, "STOP");
+    assert_eq!(run.wait(LONG).code(), Some(0), "{}", place.host.log("a"));
+    assert!(place.host.log("a").contains("gave no sign for 30 s"), "{}", place.host.log("a"));
+    assert_eq!(place.rows("a").len(), 1000);
+}
+
+/// Programs that sleep for so many seconds.
+fn sleeps(seconds: &str) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.contains(&&b"sleep"[..]) && words.contains(&seconds.as_bytes())
+        })
+        .collect()
+}
+
+fn none_left(seconds: &str) {
+    wait_until("the end of what ids started", LONG, || match &sleeps(seconds)[..] {
+        [] => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
+}
+
+/// Children of this process whose command line has this word.
+fn processes(word: &str, of: u32) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let parent =
+                stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            parent == Some(of) && line.contains(word)
+        })
+        .collect()
+}
