@@ -56,7 +56,16 @@ impl Pipeline for Guest {
             "aborts" => aborts(*id),
             "recurses" => recurse(*id, if *id % 10 == 3 { 1 << 40 } else { 20_000 }).to_string(),
             "threads" => threads(*id),
+            "service" => match std::path::Path::new("service").exists() {
+                true => String::new(),
+                false => return Err(Failure::retry("the service is away")),
+            },
+            "host" => match std::env::var_os("GUEST_BROKEN") {
+                Some(_) => "failed: no file `model`".to_owned(),
+                None => String::new(),
+            },
             "forks" => forks(),
+            "orphans" => run("sh", &["-c", "(sleep 0.2; sleep 0.1) & exec true"]),
             _ => String::new(),
         };
         if said.starts_with("failed: ") { Err(Failure::reject(said)) } else { Ok(Said { said }) }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tests::guest::VARIABLE;
-use tests::{Host, Process, Up, signal, wait_until};
+use tests::{Host, Launch, Process, Up, signal, wait_until};
 
 /// All the starts of processes, on a busy machine.
 const LONG: Duration = Duration::from_secs(240);
@@ -49,6 +49,12 @@ impl Place {
         let ended = self.start(run, ids, words).wait(LONG);
         assert_eq!(ended.code(), Some(code), "{}", self.host.log(run));
         self.rows(run)
+    }
+
+    /// Nothing before there is such a run.
+    fn status(&self, run: &str) -> serde_json::Value {
+        let called = self.host.call(&["status", run, "--json"]);
+        if called.code == 0 { called.json() } else { serde_json::Value::Null }
     }
 
     fn rows(&self, run: &str) -> Vec<String> {
@@ -255,7 +261,7 @@ fn a_frozen_pool_is_missed_and_replaced() {
     let mut run = place.start("a", "1..=1000", &["--batch", "100"]);
     let pool = wait_until("a pool that computes", LONG, || {
         match processes("__compute-pool", run.pid()).as_slice() {
-            [.., pool] if place.host.status("a")["done"].as_u64() > Some(0) => Ok(*pool),
+            [.., pool] if place.status("a")["done"].as_u64() > Some(0) => Ok(*pool),
             _ => Err(place.host.log("a")),
         }
     });
@@ -263,6 +269,165 @@ fn a_frozen_pool_is_missed_and_replaced() {
     assert_eq!(run.wait(LONG).code(), Some(0), "{}", place.host.log("a"));
     assert!(place.host.log("a").contains("gave no sign for 30 s"), "{}", place.host.log("a"));
     assert_eq!(place.rows("a").len(), 1000);
+}
+
+#[test]
+fn a_host_that_breaks_hands_its_batches_back() {
+    let mut place = Place::new("refuses", "");
+    place.env("GUEST_ID_MICROS", "20000");
+    let model = place.host.path().join("model");
+    std::fs::write(&model, "").expect("a file");
+    let run = place.start("a", "1..=1000", &["--batch", "100"]);
+    let pool = wait_until("a pool that computes", LONG, || {
+        let pools = processes("__compute-pool", run.pid());
+        let done = place.status("a")["done"].as_u64() > Some(0);
+        pools.last().copied().filter(|_| done).ok_or_else(|| place.host.log("a"))
+    });
+    std::fs::remove_file(&model).expect("it is there");
+    signal(pool, "KILL");
+    wait_until("the reason in status", LONG, || {
+        let told = place.host.call(&["status", "a"]).stdout;
+        if told.contains("draws no batches") { Ok(()) } else { Err(told) }
+    });
+    let log = place.host.log("a");
+    assert!(log.contains("the batch is handed back: this host cannot compute"), "{log}");
+    std::fs::write(&model, "").expect("a file");
+    place.host.wait_sealed("a", LONG);
+    let rows = place.rows("a");
+    assert!(rows.len() == 1000 && rows.iter().all(|row| !row.contains('!')), "{rows:?}");
+}
+
+#[test]
+fn a_host_without_threads_draws_nothing_and_says_how_many_there_are() {
+    let mut place = Place::new("", "");
+    let (nats, clickhouse) = (place.up.nats.clone(), place.up.clickhouse.clone());
+    place.env("NATS_URL", &nats);
+    place.env("CLICKHOUSE_URL", &clickhouse);
+    // It runs as a user of its own, of whom there are no other processes.
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(place.host.path(), readable).expect("its own directory");
+    place.host.call(&["produce", "--ids", "1..=1000", "--run", "a", "--batch", "10"]).expect(0);
+    let under = ["setpriv", "--reuid", "64321", "--clear-groups", "prlimit", "--nproc=24"];
+    let launch = Launch {
+        words: ["work", "--threads", "64"].map(str::to_owned).into(),
+        under: under.map(str::to_owned).into(),
+        ..Launch::default()
+    };
+    let _poor = place.host.start_as("poor", &launch);
+    wait_until("the reason in the log", LONG, || {
+        let log = place.host.log("poor");
+        let said =
+            ["draws no batches", "128 threads", "`ulimit -u`: 24"].iter().all(|said| log.contains(said));
+        if said { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(place.host.status("a")["in_flight"], 0);
+    let _sink = place.host.start("sink", &["sink"]);
+    let _work = place.host.start("work", &["work"]);
+    place.host.wait_sealed("a", LONG);
+    assert_eq!(place.rows("a").len(), 1000);
+    assert!(!place.host.log("work").contains("redelivered=1"), "{}", place.host.log("work"));
+}
+
+#[test]
+fn the_first_process_of_a_container_waits_for_strays() {
+    let mut place = Place::new("orphans", "");
+    let (nats, clickhouse) = (place.up.nats.clone(), place.up.clickhouse.clone());
+    place.env("NATS_URL", &nats);
+    place.env("CLICKHOUSE_URL", &clickhouse);
+    let under = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned);
+    let launch = Launch { words: vec!["work".into()], under: under.into(), ..Launch::default() };
+    let contained = place.host.start_as("work", &launch);
+    let _sink = place.host.start("sink", &["sink"]);
+    place.host.call(&["produce", "--ids", "1..=40", "--run", "a"]).expect(0);
+    place.host.wait_sealed("a", LONG);
+    assert_eq!(place.rows("a").len(), 40);
+    let first = *processes("work", contained.pid()).first().expect("the worker");
+    wait_until("no process that ended and is not waited for", LONG, || {
+        let strays: Vec<u32> =
+            processes("", first).into_iter().filter(|pid| state_of(*pid) == Some('Z')).collect();
+        if strays.is_empty() { Ok(()) } else { Err(format!("{strays:?}")) }
+    });
+}
+
+/// The service that ids need is away for longer than five attempts take.
+#[test]
+fn attempts_follow_a_time_as_well_as_a_count() {
+    let place = Place::new("service", "attempts = 2\nretry_seconds = 600");
+    let mut run = place.start("a", "1..=4000", &["--batch", "10"]);
+    let told = wait_until("the reason in status", LONG, || {
+        let told = place.host.call(&["status", "a"]).stdout;
+        if told.contains("wait for another attempt: the service is away") { Ok(told) } else { Err(told) }
+    });
+    assert!(told.contains("again  "), "{told}");
+    wait_until("the worker slows down", LONG, || {
+        let log = place.host.log("a");
+        if log.contains("many ids ask for another attempt") { Ok(()) } else { Err(log) }
+    });
+    // Those that it had drawn by then, and two of the run since: not the 400 that there are.
+    assert!(place.host.status("a")["in_flight"].as_u64() < Some(60), "{}", place.host.status("a"));
+    std::fs::write(place.host.path().join("service"), "").expect("a file");
+    assert_eq!(run.wait(LONG).code(), Some(0), "{}", place.host.log("a"));
+    assert_eq!(place.rows("a").len(), 4000);
+}
+
+#[test]
+fn attempts_end_with_their_time() {
+    let place = Place::new("service", "attempts = 2\nretry_seconds = 2");
+    let rows = place.run("a", "1..=10", &[], 3);
+    let gave_up = |row: &String| row.ends_with("!gave up after every attempt: the service is away");
+    assert!(rows.len() == 10 && rows.iter().all(gave_up), "{rows:?}");
+}
+
+#[test]
+fn a_run_with_too_many_dead_letters_is_paused() {
+    let mut place = Place::new("host", "");
+    place.env("GUEST_BROKEN", "1");
+    place.env("GUEST_ID_MICROS", "5000");
+    let mut run = place.start("a", "1..=4000", &["--batch", "10", "--max-dead", "1%"]);
+    let status = wait_until("the run to be paused", LONG, || {
+        let status = place.status("a");
+        if status["state"] == "paused" { Ok(status) } else { Err(status.to_string()) }
+    });
+    assert_eq!(status["max_dead"], 40);
+    assert!(status["paused_for"].as_str().is_some_and(|why| why.contains("--max-dead")), "{status}");
+    assert!(place.host.call(&["status", "a"]).expect(0).stdout.contains("more than the 40 of --max-dead"));
+    assert!(status["done"].as_u64() < Some(4000), "{status}");
+    place.host.call(&["resume", "a"]).expect(0);
+    assert_eq!(run.wait(LONG).code(), Some(3), "{}", place.host.log("a"));
+    assert_eq!(place.rows("a").len(), 4000);
+}
+
+#[test]
+fn a_host_whose_ids_fail_draws_nothing_and_is_named() {
+    let mut place = Place::new("host", "");
+    place.env("GUEST_ID_MICROS", "20000");
+    place.host.call(&["produce", "--ids", "1..=2000", "--run", "a", "--batch", "10"]).expect(0);
+    let _sink = place.host.start("sink", &["sink"]);
+    let _good = place.host.start("good", &["work"]);
+    wait_until("the good host at work", LONG, || {
+        match place.host.status("a")["ids_per_second_now"].as_f64() {
+            Some(1.0..) => Ok(()),
+            _ => Err(place.host.log("good")),
+        }
+    });
+    let env =
+        [("GUEST_BROKEN", "1"), ("GUEST_ID_MICROS", "1")].map(|(name, value)| (name.into(), value.into()));
+    let launch = Launch { words: vec!["work".into()], env: env.into(), ..Launch::default() };
+    let _bad = place.host.start_as("bad", &launch);
+    wait_until("the bad host to be named", LONG, || {
+        let told = place.host.call(&["status", "a"]).stdout;
+        if told.contains("its ids fail far more often than those of others") { Ok(()) } else { Err(told) }
+    });
+    assert!(place.host.log("bad").contains("this host draws no batches"), "{}", place.host.log("bad"));
+    place.host.wait_sealed("a", LONG);
+    let dead = place.rows("a").iter().filter(|row| row.contains('!')).count();
+    assert!((1..200).contains(&dead), "{dead}");
+}
+
+/// The state of a process, as the kernel spells it.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// Programs that sleep for so many seconds.

@@ -25,6 +25,8 @@ const REMEMBERED: usize = 256;
 pub(crate) struct Able {
     /// Why it cannot.
     why: Arc<watch::Sender<Option<String>>>,
+    /// Why it should not, though it can.
+    barred: Arc<watch::Sender<Option<String>>>,
     /// Subjects of batches that were handed back because of it, and how often.
     returned: Arc<Mutex<BTreeMap<String, i64>>>,
 }
@@ -33,24 +35,39 @@ impl Able {
     /// Nothing is proven yet.
     pub fn new() -> Self {
         let (why, _) = watch::channel(Some("it is getting ready".to_owned()));
-        Self { why: Arc::new(why), returned: Arc::default() }
+        let (barred, _) = watch::channel(None);
+        Self { why: Arc::new(why), barred: Arc::new(barred), returned: Arc::default() }
     }
 
-    /// Why it cannot compute; `None` where it can.
+    /// Why it draws nothing; `None` where it does.
     pub fn why(&self) -> Option<String> {
-        self.why.borrow().clone()
+        self.why.borrow().clone().or_else(|| self.barred.borrow().clone())
     }
 
-    /// Waits until it can.
+    /// Waits until it can compute, and should.
     pub async fn once_able(&self) {
-        let mut why = self.why.subscribe();
-        let _never_closed = why.wait_for(Option::is_none).await;
+        while self.why().is_some() {
+            until(&self.why, Option::is_none).await;
+            until(&self.barred, Option::is_none).await;
+        }
     }
 
-    /// Waits until it cannot.
+    /// Waits until it cannot, or should not.
     pub async fn once_unable(&self) {
-        let mut why = self.why.subscribe();
-        let _never_closed = why.wait_for(Option::is_some).await;
+        tokio::select! {
+            () = until(&self.why, Option::is_some) => {}
+            () = until(&self.barred, Option::is_some) => {}
+        }
+    }
+
+    /// It should draw nothing, for this reason; or may again.
+    pub fn bar(&self, why: Option<String>) {
+        self.barred.send_replace(why);
+    }
+
+    /// Waits until it is not known whether it can compute.
+    async fn once_unproven(&self) {
+        until(&self.why, Option::is_some).await;
     }
 
     /// A batch could not be computed because of this host, and is handed back.
@@ -79,7 +96,7 @@ impl Able {
         let mut failed = false;
         loop {
             tokio::select! {
-                () = self.once_unable() => {}
+                () = self.once_unproven() => {}
                 () = stop.no_more_taking() => return,
             }
             let proof = tokio::select! {
@@ -115,4 +132,10 @@ impl Able {
             "this host cannot compute: it draws no batches, and tries again"
         );
     }
+}
+
+/// Waits until a reason is as wanted. Its sender is never closed while it is waited for.
+async fn until(reason: &watch::Sender<Option<String>>, wanted: fn(&Option<String>) -> bool) {
+    let mut reason = reason.subscribe();
+    drop(reason.wait_for(wanted).await);
 }

@@ -11,6 +11,7 @@
 mod alone;
 mod apart;
 pub(crate) mod block;
+mod cgroup;
 mod child;
 mod cores;
 mod frames;

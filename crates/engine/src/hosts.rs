@@ -58,7 +58,7 @@ pub enum Doing {
         total: CoreTimes,
         /// What it does for each pass.
         runs: Vec<RunShare>,
-        /// Why it cannot compute and draws no batches. `null` where it can.
+        /// Why it draws no batches. `null` where it does.
         #[serde(default)]
         unable: Option<String>,
         /// Subjects of batches that it handed back for its own sake, and how often.
@@ -97,7 +97,12 @@ impl HostReport {
         }
     }
 
-    /// Why it cannot compute, if it should and cannot.
+    /// Whether it is a worker.
+    pub(crate) fn computes(&self) -> bool {
+        matches!(self.doing, Doing::Work { .. })
+    }
+
+    /// Why it draws no batches, if it should and does not.
     pub fn unable(&self) -> Option<&str> {
         match &self.doing {
             Doing::Work { unable, .. } => unable.as_deref(),

@@ -26,11 +26,12 @@ use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::hosts::{self, Doing};
 use crate::load::{CoreTimes, Recent, SAMPLE, WorkLoad};
+use crate::outlier::Outlier;
 use crate::parts;
 use crate::rate::Rates;
 use crate::records::{PassRecord, PassState, Records};
 use crate::retry::Backoff;
-use crate::share::PassKey;
+use crate::share::{Charge, PassKey};
 use crate::stop::Stop;
 
 /// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
@@ -83,6 +84,7 @@ pub struct WorkCounts {
 struct Worker<I> {
     cores: Arc<Cores<I>>,
     able: Able,
+    outlier: Outlier,
     records: Records,
     /// The columns that rows go into.
     schema: Arc<Schema>,
@@ -125,10 +127,17 @@ pub async fn work<I: Id>(
     tell(records.clone(), maker.clone(), open.clone(), told, slots.clone(), rates.clone(), stop);
     let (proving, proven, stopping) = (cores.clone(), able.clone(), stop.clone());
     stop.spawn(async move { proven.keep(&proving, &stopping).await });
+    let outlier = Outlier::new(able.clone());
+    let (judged, others, passes, stopping) = (outlier.clone(), records.clone(), open.clone(), stop.clone());
+    stop.spawn(async move {
+        let own = others.host_key("work", &host_name(), std::process::id());
+        judged.judge(&others, &own, || passes.borrow().clone(), &stopping).await;
+    });
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
         able: able.clone(),
+        outlier,
         records,
         schema: schema.clone(),
         maker,
@@ -227,10 +236,11 @@ impl<I: Id> Worker<I> {
             Ok(None) => Ok(()),
             Ok(Some((key, ids))) => {
                 let in_hand = self.load.take(&(key.run.clone(), key.pass));
-                let outcome = self.process(&pass, &key, ids, &mut delivery).await;
-                outcome.map(|spent| {
+                let outcome = self.process(&pass, &key, ids, &mut delivery, &charge).await;
+                outcome.map(|(spent, dead)| {
                     charge.settle(spent, key.ids);
-                    in_hand.done(key.ids);
+                    in_hand.done(key.ids, dead);
+                    self.outlier.note(&(key.run, key.pass), u64::from(key.ids), u64::from(dead));
                 })
             }
             Err(error) => Err(error),
@@ -271,24 +281,26 @@ impl<I: Id> Worker<I> {
         }
     }
 
-    /// What it took of the cores.
+    /// What it took of the cores, and how many dead letters came of it.
     async fn process(
         &self,
         pass: &PassRecord,
         key: &BatchKey,
         ids: Vec<I>,
         delivery: &mut Delivery,
-    ) -> Result<Spent, Error> {
+        charge: &Charge,
+    ) -> Result<(Spent, u32), Error> {
         failpoint::pass("work-before-compute");
         let computed = tokio::select! {
-            computed = self.compute(pass, key, ids, delivery) => computed?,
+            computed = self.compute(pass, key, ids, delivery, charge) => computed?,
             () = self.stop.given_up() => return Err(Error::Stopped),
             () = self.unwanted(key) => return Err(Error::Stopped),
         };
         failpoint::pass("work-before-publish");
         let mut spent = computed.spent;
-        spent.encoding += self.publish(key, computed).await?;
-        Ok(spent)
+        let (dead, packing) = self.publish(key, computed).await?;
+        spent.encoding += packing;
+        Ok((spent, dead))
     }
 
     /// Resolves when the pass is not to be computed any further.
@@ -346,27 +358,57 @@ impl<I: Id> Worker<I> {
         key: &BatchKey,
         ids: Vec<I>,
         delivery: &mut Delivery,
+        charge: &Charge,
     ) -> Result<Computed<I>, Error> {
         let mut whole = Computed::none(&self.schema);
         let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
         let suspect = self.is_suspect(delivery).await;
-        let mut left = ids;
+        let (mut left, mut begun) = (ids, None);
         for attempt in 1.. {
-            let last = attempt == self.limits.attempts;
+            let last = self.is_last(attempt, begun);
             match pass.rate {
                 None => whole.append(self.grind(key, left, last, suspect).await?),
                 Some(_) => self.grind_slowly(key, left, (last, suspect), &mut whole, delivery).await?,
             }
+            let why = whole.again.last().map(|(_, why)| why.clone()).unwrap_or_default();
             left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
+            self.say_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
             // Those of a pool that died come before those that were computed alone.
             left.sort_unstable();
             if left.is_empty() {
                 break;
             }
-            tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, "ids to be tried again");
-            self.wait(pause.wait(), left.len() as u32, delivery).await?;
+            tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
+            let begun = *begun.get_or_insert_with(Instant::now);
+            let _asking = self.load.asking(&(key.run.clone(), key.pass), left.len() as u64, &why);
+            self.wait(self.pause(&mut pause, attempt, begun), left.len() as u32, delivery).await?;
         }
         Ok(whole)
+    }
+
+    /// Whether ids that ask for another attempt after this one get none. `begun` is when they first asked.
+    fn is_last(&self, attempt: u32, begun: Option<Instant>) -> bool {
+        let Limits { attempts, retry_for, .. } = self.limits;
+        let asked = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        attempt >= attempts && (attempts == 1 || asked >= retry_for)
+    }
+
+    /// How long until the next attempt: once their number is used up, the last is at the end of their time.
+    fn pause(&self, pause: &mut Backoff, attempt: u32, begun: Instant) -> Duration {
+        let Limits { attempts, retry_for, first_pause, .. } = self.limits;
+        let (pause, rest) = (pause.wait(), retry_for.saturating_sub(begun.elapsed()));
+        if attempt + 1 < attempts { pause } else { pause.min(rest.max(first_pause)) }
+    }
+
+    /// Tells of a pass whose ids ask for another attempt.
+    fn say_trouble(&self, BatchKey { run, pass, .. }: &BatchKey, news: Option<bool>, why: &str) {
+        match news {
+            Some(true) => {
+                tracing::warn!(%run, pass, why, "many ids ask for another attempt: fewer batches of the run are drawn");
+            }
+            Some(false) => tracing::info!(%run, pass, "few ids ask for another attempt any more"),
+            None => {}
+        }
     }
 
     /// Whether the batch may be why it was given up so often: hosts that could not compute it do not count.
@@ -433,14 +475,14 @@ impl<I: Id> Worker<I> {
         Ok(())
     }
 
-    /// Stores the rows, and returns how long they were packed.
-    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<Duration, Error> {
+    /// Stores the rows; how many of them are dead letters, and how long they were packed.
+    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<(u32, Duration), Error> {
         let Self { broker, schema, maker, load, stop, .. } = self;
         let parts::Published { dead, packing } =
             parts::publish(broker, schema, maker, key, computed, load, stop).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
         self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
-        Ok(packing)
+        Ok((dead, packing))
     }
 }

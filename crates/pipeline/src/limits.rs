@@ -17,6 +17,9 @@ use std::time::Duration;
 pub struct Limits {
     /// How often an id is tried that answers [`Failure::Retry`](crate::Failure::Retry), the first time included.
     pub attempts: u32,
+    /// For how long an id is tried at least, from its first attempt on, whatever `attempts` says: a service that it needs
+    /// may be away for a while. With one attempt it is not tried again.
+    pub retry_for: Duration,
     /// The pause before the second attempt; it doubles for each further one, with jitter.
     pub first_pause: Duration,
     /// The longest pause between two attempts.
@@ -39,9 +42,10 @@ pub struct Limits {
 pub const LEAST_MEMORY: u64 = 16 << 20;
 
 impl Limits {
-    /// Five attempts, a warning after a minute, ten minutes to start, no other limit.
+    /// Five attempts and a minute of them at least, a warning after a minute, ten minutes to start, no other limit.
     pub const DEFAULT: Self = Self {
         attempts: 5,
+        retry_for: Duration::from_secs(60),
         first_pause: Duration::from_millis(200),
         longest_pause: Duration::from_secs(30),
         soft: Some(Duration::from_secs(60)),

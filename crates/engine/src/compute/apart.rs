@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
 use super::process::{News, Process, Program, print, silent};
-use super::{BatchKey, Computed, Piece};
+use super::{BatchKey, Computed, Piece, cgroup};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
@@ -421,10 +421,7 @@ pub(super) fn host_memory() -> u64 {
     let total = read("/proc/meminfo");
     let total = total.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let total = total.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    let group = read("/proc/self/cgroup");
-    let group = group.trim().rsplit(':').next().unwrap_or_default().to_owned();
-    let group = read(&format!("/sys/fs/cgroup{group}/memory.max")).trim().parse::<u64>().ok();
-    let least = total.map(|kib| kib << 10).into_iter().chain(group).min();
+    let least = total.map(|kib| kib << 10).into_iter().chain(cgroup::memory()).min();
     least.map_or(u64::MAX, |bytes| bytes / 5 * 4)
 }
 

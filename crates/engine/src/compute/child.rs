@@ -26,7 +26,7 @@ use super::guard::{install_panic_hook, tell_panics};
 use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::pool::{Off, Order, Pool, Shared};
 use super::watch::{Hand, Overdue, Watch};
-use super::{AnyFunction, Function};
+use super::{AnyFunction, Function, cgroup};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -338,13 +338,9 @@ fn incoming(socket: Socket) -> io::Result<Receiver<(u8, Vec<u8>)>> {
 fn threads_refused(threads: usize, fault: &dyn std::error::Error) -> String {
     let limit = getrlimit(Resource::RLIMIT_NPROC)
         .map_or_else(|fault| fault.to_string(), |(soft, _)| soft.to_string());
-    let read = |path: String| fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
-    let group = read("/proc/self/cgroup".into()).unwrap_or_default();
-    let group = group.rsplit(':').next().unwrap_or_default();
-    let pids = |file: &str| read(format!("/sys/fs/cgroup{group}/{file}"));
-    let pids = match (pids("pids.current"), pids("pids.max")) {
-        (Some(now), Some(most)) => format!("; its control group has {now} of {most} processes"),
-        _ => String::new(),
+    let pids = match cgroup::processes() {
+        Some((most, now)) => format!("; its control group has {now} of {most} processes"),
+        None => String::new(),
     };
     let cause = crate::error::full_cause(fault);
     format!(
