@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 
 use crate::able::Able;
 use crate::board::Open;
-use crate::hosts::HostReport;
+use crate::broker::host_name;
+use crate::hosts::{self, HostReport};
 use crate::records::Records;
 use crate::share::PassKey;
 use crate::stop::Stop;
@@ -91,13 +92,13 @@ impl Outlier {
     }
 
     /// Judges this host by the others, until taking stops.
-    pub async fn judge(&self, records: &Records, own: &str, open: impl Fn() -> Open, stop: &Stop) {
+    pub async fn judge(&self, records: &Records, open: impl Fn() -> Open, stop: &Stop) {
         loop {
             tokio::select! {
                 () = self.doubt.notified() => {}
                 () = stop.no_more_taking() => return,
             }
-            while !self.is_decided(records, own, &open()).await {
+            while !self.is_decided(records, &open()).await {
                 tokio::select! {
                     () = tokio::time::sleep(ASK) => {}
                     () = stop.no_more_taking() => return,
@@ -107,14 +108,11 @@ impl Outlier {
     }
 
     /// Looks at every doubtful pass; whether none is left.
-    async fn is_decided(&self, records: &Records, own: &str, open: &Open) -> bool {
+    async fn is_decided(&self, records: &Records, open: &Open) -> bool {
         self.passes().retain(|key, _| open.contains_key(key));
-        let reports: Vec<HostReport> = match records.hosts().await {
-            Ok(entries) => {
-                entries.into_iter().filter(|(key, _)| key != own).map(|(_, entry)| entry.record).collect()
-            }
-            Err(_) => return false,
-        };
+        let own = (host_name(), std::process::id());
+        let Ok(mut reports) = hosts::alive(records).await else { return false };
+        reports.retain(|report| (&report.host, report.pid) != (&own.0, own.1));
         let (mut why, mut waiting) = (None, false);
         for (key, own) in self.passes().iter_mut() {
             let Some(since) = own.doubtful else { continue };

@@ -130,8 +130,7 @@ pub async fn work<I: Id>(
     let outlier = Outlier::new(able.clone());
     let (judged, others, passes, stopping) = (outlier.clone(), records.clone(), open.clone(), stop.clone());
     stop.spawn(async move {
-        let own = others.host_key("work", &host_name(), std::process::id());
-        judged.judge(&others, &own, || passes.borrow().clone(), &stopping).await;
+        judged.judge(&others, || passes.borrow().clone(), &stopping).await;
     });
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
