@@ -4,6 +4,7 @@
 //! state it waits for, and fails with it.
 
 pub mod dice;
+pub mod guest;
 pub mod nats;
 pub mod proxy;
 pub mod variants;
@@ -39,6 +40,8 @@ pub struct Squared {
 impl Pipeline for Trial {
     const NAME: &'static str = "trial";
     const COLUMNS: &'static [(&'static str, &'static str)] = &[("squared", "UInt64")];
+    // Ids that are never ready should not be waited for.
+    const LIMITS: Limits = Limits { retry_for: Duration::ZERO, ..Limits::DEFAULT };
     type Id = u64;
     type Row = Squared;
 
@@ -79,8 +82,12 @@ impl Pipeline for Rogue {
     const NAME: &'static str = "rogue";
     const COLUMNS: &'static [(&'static str, &'static str)] = &[("squared", "UInt64")];
     // Long enough that a machine which is busy with other things blames no other id.
-    const LIMITS: Limits =
-        Limits { hard: Some(Duration::from_secs(5)), memory: Some(256 << 20), ..Limits::DEFAULT };
+    const LIMITS: Limits = Limits {
+        hard: Some(Duration::from_secs(5)),
+        memory: Some(256 << 20),
+        retry_for: Duration::ZERO,
+        ..Limits::DEFAULT
+    };
     type Id = u64;
     type Row = Squared;
 

@@ -207,6 +207,7 @@ impl Scene {
             chosen: None,
             priority: 0,
             rate: None,
+            max_dead: None,
         };
         let stop = Stop::new();
         let store = self.store::<I>().await;

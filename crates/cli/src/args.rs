@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::listen;
 
-pub(crate) use produce::{ColumnArgs, ProduceArgs, PublishArgs, SourceArgs, SteerArgs};
+pub(crate) use produce::{ColumnArgs, MaxDead, ProduceArgs, PublishArgs, SourceArgs, SteerArgs};
 
 const AFTER: &str = "\
 Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, NATS_CA, NATS_CERT, NATS_KEY, CLICKHOUSE_URL, CLICKHOUSE_USER, \

@@ -247,9 +247,11 @@ fn work_plan(threads: Option<u64>, usual: Limits, file: &mut File, faults: &mut 
         place: Place::Apart("/proc/self/exe".into()),
         limits: Limits {
             attempts: file.number("work.attempts", 1, 1000).map_or(usual.attempts, |number| number as u32),
+            retry_for: file.seconds("work.retry_seconds", 0, LONGEST).unwrap_or(usual.retry_for),
             soft: file.seconds("work.soft_seconds", 1, LONGEST).or(usual.soft),
             hard: file.seconds("work.hard_seconds", 1, LONGEST).or(usual.hard),
             memory: file.bytes("work.memory", LEAST_MEMORY, 1 << 50).or(usual.memory),
+            start_within: file.seconds("work.start_seconds", 1, LONGEST).unwrap_or(usual.start_within),
             isolate: file.truth("work.isolate").unwrap_or(usual.isolate),
             ..usual
         },

@@ -5,59 +5,42 @@
 //!
 //! A thread cannot be killed, so the pool stands in a child process (`apart`): an id that crashes it or overruns its
 //! limits costs that process, not the worker. What was in it is then computed by children that have one id at a time
-//! (`alone`), and only the id that kills its child, or has to be killed, becomes a dead letter. `child` is the other end
-//! of both pipes.
+//! (`alone`), and only the id that kills its child, or has to be killed, becomes a dead letter. Both are a `process`, with all
+//! that it started (`group`) and prints (`output`); `child` is the other end.
 
 mod alone;
 mod apart;
 pub(crate) mod block;
+mod cgroup;
 mod child;
 mod cores;
 mod frames;
 mod function;
+pub(crate) mod group;
+mod guard;
 mod order;
+mod output;
+mod pool;
+mod process;
 mod row;
 mod watch;
 
-use std::any::Any;
-use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use millstream::Id;
 use millstream::names::RunName;
 use millstream::schema::Schema;
-use millstream::{Failure, Id, Outcome};
-use rayon::ThreadPool;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
-
-use crate::error::Error;
-use watch::Hand;
 
 pub use block::Maker;
 pub use child::child_main;
 pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
+pub use pool::Pool;
 pub use row::Rows;
 
-/// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
-const PIECES_PER_CORE: usize = 16;
-/// A piece holds no more ids than this, whatever the batch: its encoded rows stay in the cache.
-const MAX_PIECE: usize = 1024;
 /// A piece whose rows come to more than this is ended early.
 const PIECE_BYTES: usize = 4 << 20;
-
-/// A core-sized pool with the function that it computes. Clones are the same.
-#[derive(Clone)]
-pub struct Pool<I> {
-    threads: Arc<ThreadPool>,
-    function: Function<I>,
-    /// One for each thread.
-    hands: Arc<[Hand]>,
-}
 
 /// Which batch the ids belong to: what every one of its rows begins with.
 #[derive(Debug, Clone)]
@@ -166,158 +149,16 @@ impl Piece {
     }
 }
 
-/// Ids to be computed together.
-struct Order<I> {
-    /// Tells it from others in the same pool.
-    number: u64,
-    ids: Vec<I>,
-    last: bool,
-    off: Arc<AtomicBool>,
-}
-
-impl<I> Order<I> {
-    /// Whether nobody waits for it any more.
-    fn is_off(&self) -> bool {
-        self.off.load(Ordering::Relaxed)
-    }
-}
-
-/// Calls an order off when it is dropped. One that is done does not mind.
-#[derive(Default)]
-struct Off(Arc<AtomicBool>);
-
-impl Drop for Off {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Cores that this process may use: its affinity and its cgroup's quota are honoured.
 pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-impl<I: Id> Pool<I> {
-    /// Starts `threads` threads.
-    ///
-    /// # Errors
-    /// [`Error::Pool`] when the system gives none.
-    pub fn start(function: Function<I>, threads: usize) -> Result<Self, Error> {
-        install_panic_hook();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("compute-{index}"))
-            .build()
-            .map_err(|source| Error::Pool { threads, source })?;
-        let hands = (0..threads).map(|_| Hand::default()).collect();
-        Ok(Self { threads: Arc::new(pool), function, hands })
-    }
-
-    /// How many threads there are.
-    pub fn threads(&self) -> usize {
-        self.threads.current_num_threads()
-    }
-
-    /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
-    ///
-    /// Dropping the future forgets the result, and leaves out the ids that are not begun.
-    pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
-        let (sender, receiver) = oneshot::channel();
-        let (this, off) = (self.clone(), Off::default());
-        let switch = off.0.clone();
-        self.threads.spawn(move || {
-            let pieces = Mutex::new(Vec::new());
-            let order = Order { number: 0, ids, last, off: switch };
-            this.grind(&order, &|piece| pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece));
-            let pieces = pieces.into_inner().unwrap_or_else(PoisonError::into_inner);
-            // The receiver is gone when work was given up: then the result has no use.
-            let _forgotten = sender.send(Computed::whole(&this.function.spec().schema, &order.ids, pieces));
-        });
-        let computed = receiver.await.expect("pieces catch panics, so a result is always sent");
-        drop(off);
-        computed
-    }
-
-    /// Has `work` run on the pool's threads.
-    fn spawn(&self, work: impl FnOnce() + Send + 'static) {
-        self.threads.spawn(work);
-    }
-
-    /// Computes an order on all threads, and hands over each piece as it is done, in any order.
-    fn grind(&self, order: &Order<I>, done: &(impl Fn(Piece) + Sync)) {
-        let pieces = self.threads() * PIECES_PER_CORE;
-        let size = order.ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
-        order.ids.par_chunks(size).enumerate().for_each(|(number, piece)| {
-            self.grind_piece(order, (number * size) as u32, piece, done);
-        });
-    }
-
-    fn grind_piece(&self, order: &Order<I>, mut from: u32, mut ids: &[I], done: &impl Fn(Piece)) {
-        let hand = &self.hands[rayon::current_thread_index().unwrap_or(0)];
-        let before = hand.take(order.number);
-        while !ids.is_empty() && !order.is_off() {
-            let piece = self.function.typed.grind_some(hand, order, from, ids);
-            (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
-            done(piece);
-        }
-        hand.put_back(before);
-    }
-}
-
-thread_local! {
-    /// Whether the user's function runs on this thread.
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-    /// Where it panicked last.
-    static PANICKED_AT: RefCell<String> = const { RefCell::new(String::new()) };
-}
-
-/// Runs the user's function; a panic becomes a rejection with its message and place. Inlined, as it is called for every
-/// id: a call and a value with a destructor cost 6 % of the lightest function.
-#[inline]
-fn guarded<R>(compute: impl FnOnce() -> Outcome<R>) -> Outcome<R> {
-    // A thread that waits inside the user's function may have been given another piece.
-    let outer = GUARDED.replace(true);
-    let outcome = catch_unwind(AssertUnwindSafe(compute));
-    GUARDED.set(outer);
-    outcome.unwrap_or_else(|payload| Err(Failure::Reject(panicked(payload))))
-}
-
-#[cold]
-fn panicked(payload: Box<dyn Any + Send>) -> String {
-    let place = PANICKED_AT.take();
-    let message = panic_message(payload.as_ref()).to_owned();
-    // Dropping a payload can panic too.
-    drop(catch_unwind(AssertUnwindSafe(|| drop(payload))));
-    format!("panicked at {place}: {message}")
-}
-
-fn panic_message(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
-}
-
-/// Panics of the user's function are dead letters, not reports on stderr: one bad id in a thousand would drown the log.
-fn install_panic_hook() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-            if !GUARDED.try_with(Cell::get).unwrap_or(false) {
-                return usual(info);
-            }
-            let place = info.location().map_or_else(String::new, ToString::to_string);
-            // A thread that ends has no place for it, and nobody asks.
-            let _ending = PANICKED_AT.try_with(|at| at.replace(place));
-        }));
-    });
-}
-
 #[cfg(test)]
 mod tests {
-    use millstream::Pipeline;
+    use std::sync::Arc;
+
+    use millstream::{Failure, Outcome, Pipeline};
     use serde::ser::SerializeStruct;
     use serde::{Deserialize, Serialize};
 
@@ -443,19 +284,6 @@ mod tests {
         assert_eq!(computed.again, [(3, "not yet".to_owned())]);
         assert_eq!(computed.ids, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
         assert_eq!(computed.rows.count(), 9);
-    }
-
-    /// A thread that waits inside the user's function may be given another piece.
-    #[test]
-    fn an_id_within_an_id_leaves_the_outer_one_guarded() {
-        install_panic_hook();
-        let outcome = guarded::<()>(|| {
-            let inner = guarded::<()>(|| panic!("inner"));
-            assert!(matches!(inner, Err(Failure::Reject(why)) if why.ends_with(": inner")));
-            panic!("outer")
-        });
-        let Err(Failure::Reject(why)) = outcome else { panic!("{outcome:?}") };
-        assert!(why.starts_with("panicked at crates/") && why.ends_with(": outer"), "{why}");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::able::Able;
 use crate::board::Open;
 use crate::broker::{ANSWER_WITHIN, Broker};
 use crate::delivery::{Delivery, Held};
@@ -84,9 +85,11 @@ pub(crate) struct Drawn {
     pub charge: Charge,
 }
 
-/// Draws batches of the running passes, each in its turn, until taking stops, and hands each to `deliver`.
+/// Draws batches of the running passes, each in its turn, until taking stops, and hands each to `deliver`. Draws none while
+/// this host cannot compute.
 pub(crate) async fn consume(
     broker: &Broker,
+    able: &Able,
     mut open: watch::Receiver<Open>,
     slots: &Slots,
     held: &Held,
@@ -96,6 +99,10 @@ pub(crate) async fn consume(
     let mut consumers: HashMap<PassKey, PullConsumer> = HashMap::new();
     let shares = Shares::default();
     while !stop.taking_stopped() {
+        tokio::select! {
+            () = able.once_able() => {}
+            () = stop.no_more_taking() => return,
+        }
         {
             let passes = open.borrow_and_update();
             shares.follow(&passes);
@@ -107,6 +114,7 @@ pub(crate) async fn consume(
                 Ok(()) => continue,
                 Err(_) => return,
             },
+            () = able.once_unable() => continue,
             () = stop.no_more_taking() => return,
         };
         let (choice, permits) = turn;

@@ -587,12 +587,24 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// The pipeline could not get ready in this process.
+    #[error("get ready to compute")]
+    Start {
+        /// Why.
+        #[source]
+        source: Source,
+    },
     /// Asked to stop before it was done.
     #[error("finish: it was told to stop")]
     Stopped,
 }
 
 impl Error {
+    /// Whether this host is at fault, and not what it was asked to compute.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Child { .. } | Self::Pool { .. } | Self::Start { .. })
+    }
+
     /// Whether nobody was there to answer: a server that starts, or an election that is not over.
     pub(crate) fn is_nobody(&self) -> bool {
         match self {

@@ -48,6 +48,8 @@ pub struct Feed {
     pub linger: Duration,
     /// Priority of its pass; a run that exists keeps its own.
     pub priority: i8,
+    /// Dead letters beyond which it is paused.
+    pub max_dead: Option<u64>,
     /// Ids a second that the whole fleet begins at most.
     pub rate: Option<u32>,
 }
@@ -129,7 +131,12 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
     if let Some(published) = record.published {
         return nothing_more(feed, published, &mut lines).await;
     }
-    let begun = PassRecord { priority: feed.priority, rate: feed.rate, ..PassRecord::begin(&feed.run, 1, 1) };
+    let begun = PassRecord {
+        priority: feed.priority,
+        rate: feed.rate,
+        max_dead: feed.max_dead,
+        ..PassRecord::begin(&feed.run, 1, 1)
+    };
     open_pass(broker, records, &feed.run, &begun).await?;
     let (phases, telling) = (Phases::new(), stop.child());
     let producer = Producer::new(broker, records, store, feed, stop, &phases, &record);

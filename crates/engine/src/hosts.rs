@@ -3,6 +3,7 @@
 //! `status` reads them, and so do workers, to know how many share a run's rate limit. A process that ends takes its record
 //! away; that of one which was killed is stale soon and removed by a sealer.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::LazyLock;
@@ -61,6 +62,12 @@ pub enum Doing {
         total: CoreTimes,
         /// What it does for each pass.
         runs: Vec<RunShare>,
+        /// Why it draws no batches. `null` where it does.
+        #[serde(default)]
+        unable: Option<String>,
+        /// Subjects of batches that it handed back for its own sake, and how often.
+        #[serde(default)]
+        returned: BTreeMap<String, i64>,
     },
     /// It stores rows.
     Sink {
@@ -115,6 +122,27 @@ impl HostReport {
                 left_passes.iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
             }
             Doing::Work { .. } | Doing::Produce { .. } => None,
+        }
+    }
+
+    /// Whether it is a worker.
+    pub(crate) fn computes(&self) -> bool {
+        matches!(self.doing, Doing::Work { .. })
+    }
+
+    /// Why it draws no batches, if it should and does not.
+    pub fn unable(&self) -> Option<&str> {
+        match &self.doing {
+            Doing::Work { unable, .. } => unable.as_deref(),
+            Doing::Sink { .. } | Doing::Produce { .. } => None,
+        }
+    }
+
+    /// How often it handed the batch with this subject back for its own sake.
+    pub(crate) fn returned(&self, subject: &str) -> i64 {
+        match &self.doing {
+            Doing::Work { returned, .. } => returned.get(subject).copied().unwrap_or(0),
+            Doing::Sink { .. } | Doing::Produce { .. } => 0,
         }
     }
 
@@ -216,6 +244,15 @@ pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
         reports.filter(|entry| fresh(entry.written_ms)).map(|entry| entry.record).collect();
     alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
     Ok(alive)
+}
+
+/// How often processes of this fleet handed the batch with this subject back for their own sake, as far as they said so.
+pub(crate) async fn returned(records: &Records, subject: &str) -> i64 {
+    match records.hosts().await {
+        Ok(entries) => entries.iter().map(|(_, entry)| entry.record.returned(subject)).sum(),
+        // A batch that is computed one id at a time takes longer, and comes to the same.
+        Err(_) => 0,
+    }
 }
 
 /// Purges the records of processes that are gone.

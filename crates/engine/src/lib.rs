@@ -15,10 +15,12 @@
 //! keeps what is no batch of ours; [`replay`] makes further passes, [`rebuild`] inserts rows once more, [`forget`] removes
 //! what nobody needs; [`build`] says which program this is; [`broker`] speaks to NATS and [`store`] to ClickHouse, with every setting and every timeout;
 //! [`tables`] spells all SQL; [`records`] keeps runs and passes in the key-value bucket, [`board`] follows them, [`steer`]
-//! changes them; `share` and `rate` say whose turn it is. [`load`] counts where time goes, [`hosts`] tells it, [`status`]
+//! changes them; `share` and `rate` say whose turn it is, `able` and `outlier`
+//! whether this host should draw at all, [`max_dead`] whether a run should go on. [`load`] counts where time goes, [`hosts`] tells it, [`status`]
 //! reads it all back, [`verdict`] judges it; [`tune`] measures this machine; [`moment`] is how people say when; [`stop`]
 //! is how everything ends.
 
+mod able;
 pub mod aside;
 pub mod board;
 pub mod broker;
@@ -33,7 +35,9 @@ pub mod follow;
 pub mod forget;
 pub mod hosts;
 pub mod load;
+pub mod max_dead;
 pub mod moment;
+mod outlier;
 mod pace;
 pub mod parts;
 pub mod publish;

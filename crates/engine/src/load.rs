@@ -220,6 +220,10 @@ pub struct WorkLoad {
 #[derive(Debug, Default)]
 struct RunLoad {
     ids: u64,
+    dead: u64,
+    /// Ids that wait for another attempt, and why the last of them does.
+    asking: u64,
+    why: Option<String>,
     /// When each batch in hand arrived.
     held: Vec<Instant>,
     /// Ids at the last reports.
@@ -235,6 +239,15 @@ pub struct RunShare {
     pub pass: u32,
     /// Ids computed since the process began.
     pub ids: u64,
+    /// Dead letters among them.
+    #[serde(default)]
+    pub dead: u64,
+    /// Ids that wait for another attempt.
+    #[serde(default)]
+    pub asking: u64,
+    /// Why one of them does.
+    #[serde(default)]
+    pub why: Option<String>,
     /// Ids a second now.
     pub ids_per_second: f64,
     /// Batches in hand.
@@ -310,6 +323,15 @@ impl WorkLoad {
         let since = Instant::now();
         self.runs().entry(key.clone()).or_default().held.push(since);
         InHand { load: self, key: key.clone(), since }
+    }
+
+    /// So many ids of a pass ask for another attempt, one of them for this reason.
+    pub(crate) fn asking(&self, key: &PassKey, ids: u64, why: &str) -> Asking<'_> {
+        let mut runs = self.runs();
+        let run = runs.entry(key.clone()).or_default();
+        run.asking += ids;
+        run.why = Some(millstream::shortened(why));
+        Asking { load: self, key: key.clone(), ids }
     }
 
     /// So many ids are being computed.
@@ -400,6 +422,9 @@ impl RunLoad {
             run: run.to_string(),
             pass: *pass,
             ids: self.ids,
+            dead: self.dead,
+            asking: self.asking,
+            why: self.why.clone().filter(|_| self.asking > 0),
             ids_per_second: if seconds > 0.0 { (self.ids - before) as f64 / seconds } else { 0.0 },
             held: self.held.len(),
             oldest_seconds: oldest.map_or(0.0, |age| age.as_secs_f64()),
@@ -409,8 +434,26 @@ impl RunLoad {
 
 impl InHand<'_> {
     /// Its rows are stored.
-    pub fn done(self, ids: u32) {
-        self.load.runs().entry(self.key.clone()).or_default().ids += u64::from(ids);
+    pub fn done(self, ids: u32, dead: u32) {
+        let mut runs = self.load.runs();
+        let run = runs.entry(self.key.clone()).or_default();
+        (run.ids, run.dead) = (run.ids + u64::from(ids), run.dead + u64::from(dead));
+        drop(runs);
+    }
+}
+
+/// Ids that wait for another attempt, until it is dropped.
+pub(crate) struct Asking<'a> {
+    load: &'a WorkLoad,
+    key: PassKey,
+    ids: u64,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(run) = self.load.runs().get_mut(&self.key) {
+            run.asking = run.asking.saturating_sub(self.ids);
+        }
     }
 }
 
@@ -502,7 +545,7 @@ mod tests {
         let held = |load: &WorkLoad| load.shares(&Open::new()).first().map(|share| (share.held, share.ids));
         let (first, second) = (load.take(&key), load.take(&key));
         assert_eq!(held(&load), Some((2, 0)));
-        first.done(7);
+        first.done(7, 0);
         assert_eq!(held(&load), Some((1, 7)));
         drop(second);
         assert_eq!(held(&load), None, "a pass that is over is forgotten");

@@ -51,6 +51,8 @@ pub struct Submission {
     pub chosen: Option<Choice>,
     /// Priority of its first pass; a run that exists keeps its own.
     pub priority: i8,
+    /// Dead letters beyond which it is paused.
+    pub max_dead: Option<u64>,
     /// Ids a second that the whole fleet begins at most.
     pub rate: Option<u32>,
 }
@@ -124,8 +126,8 @@ pub async fn submit<I: Id>(
     failpoint::pass("produce-after-record");
     if before.is_none() {
         // Workers begin before all is published.
-        let (priority, rate) = (submission.priority, submission.rate);
-        let begun = PassRecord { priority, rate, ..PassRecord::begin(run, 1, record.batch_ids) };
+        let Submission { priority, rate, max_dead, .. } = *submission;
+        let begun = PassRecord { priority, rate, max_dead, ..PassRecord::begin(run, 1, record.batch_ids) };
         open_pass(broker, records, run, &begun).await?;
     }
     let mut tally = Tally::default();

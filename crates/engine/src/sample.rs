@@ -43,6 +43,8 @@ const BY_FAR: u64 = 4;
 const FEW: u64 = 16;
 /// How long the first id is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the first ids of the process are waited for, before anything is timed: they may load what all others need.
+const WARM_UP: Duration = Duration::from_secs(30);
 /// Time of one core that a piece of the sample should take.
 const PIECE: Duration = Duration::from_millis(20);
 /// Ids of such a piece at most, and how much larger than the one before it may be.
@@ -216,6 +218,7 @@ impl<'a, I: Id> Timer<'a, I> {
     async fn time(mut self, limits: &Limits) -> Result<Option<Timing>, Error> {
         // A pipeline may take its time to start; that is no id's cost.
         self.cores.ready().await?;
+        self.warm_up().await?;
         self.begun = Instant::now();
         let (cores, mut piece, mut largest) = (self.cores, 1, 1);
         let mut flights = FuturesUnordered::new();
@@ -237,6 +240,15 @@ impl<'a, I: Id> Timer<'a, I> {
             }
         }
         Ok((self.ids == 0 || self.dead < self.ids).then(|| self.timing()))
+    }
+
+    /// Has each core compute an id that is not timed. One that takes too long goes on beside the others.
+    async fn warm_up(&mut self) -> Result<(), Error> {
+        let first = compute(self.cores, self.sample.take(self.threads));
+        match tokio::time::timeout(WARM_UP, first).await {
+            Ok(computed) => computed.map(drop),
+            Err(_) => Ok(()),
+        }
     }
 
     fn count(&mut self, (ids, computed): (Vec<I>, Computed<I>)) {

@@ -28,6 +28,12 @@ const LATEST: f64 = 0.25;
 /// Batches that are drawn ahead of free cores only while more of them wait, if they take longer than [`LONG`]: otherwise
 /// one host would sit on work that others have cores for.
 pub(crate) const TAIL: u64 = 64;
+/// A pass is in trouble once this share of its ids has asked for another attempt lately.
+const TROUBLE: f64 = 0.3;
+/// How much of that share the latest attempt at a batch says.
+const LATEST_ATTEMPT: f64 = 0.2;
+/// Batches of such a pass that a host has at a time.
+const IN_TROUBLE: usize = 2;
 /// A batch that takes a host's cores this long is not drawn ahead near the end of a pass.
 pub(crate) const LONG: Duration = Duration::from_millis(500);
 
@@ -52,6 +58,8 @@ struct Account {
     empty: bool,
     ask_again: Instant,
     pause: Backoff,
+    /// The share of its ids that asked for another attempt lately.
+    trouble: f64,
     /// Since when it has had no consumer, or since that was last told.
     absent: Option<Instant>,
 }
@@ -88,6 +96,7 @@ impl Account {
             empty: false,
             ask_again,
             pause,
+            trouble: 0.0,
             absent: None,
         }
     }
@@ -102,9 +111,19 @@ impl Account {
         self.per_id.unwrap_or(0.0) * f64::from(self.record.batch_ids)
     }
 
-    /// Whether it may be drawn from now. Of a pass with a rate, a host has one batch at a time.
+    /// Whether it may be drawn from now. Of a pass with a rate, a host has one batch at a time; of one whose ids ask for
+    /// another attempt, one more than that: what they need is away, and further ids would only use up their attempts.
     fn is_due(&self, now: Instant) -> bool {
-        self.ask_again <= now && (self.record.rate.is_none() || self.held == 0)
+        let most = match (self.record.rate, self.is_in_trouble()) {
+            (Some(_), _) => 1,
+            (None, true) => IN_TROUBLE,
+            (None, false) => usize::MAX,
+        };
+        self.ask_again <= now && self.held < most
+    }
+
+    fn is_in_trouble(&self) -> bool {
+        self.trouble > TROUBLE
     }
 }
 
@@ -136,7 +155,7 @@ impl Shares {
         let cost = account.cost();
         let until_next = due.get(1).map(|(_, next)| (next.used - account.used) * account.weight());
         let most = match until_next {
-            _ if account.record.rate.is_some() => 1,
+            _ if account.record.rate.is_some() || account.is_in_trouble() => 1,
             // Nobody else wants anything, or the cost is not known yet.
             None => usize::MAX,
             Some(_) if cost == 0.0 => 1,
@@ -208,6 +227,17 @@ fn least_used(accounts: &BTreeMap<PassKey, Account>) -> Option<f64> {
 }
 
 impl Charge {
+    /// So many of a batch's ids asked for another attempt; the pass is in trouble now, or is no longer, if that is news.
+    pub fn attempted(&self, asked: u64, ids: u32) -> Option<bool> {
+        let mut accounts = self.shares.open();
+        let account = accounts.get_mut(&self.key)?;
+        let before = account.is_in_trouble();
+        let share = asked as f64 / f64::from(ids.max(1));
+        account.trouble += (share - account.trouble) * LATEST_ATTEMPT;
+        let now = account.is_in_trouble();
+        (before != now).then_some(now)
+    }
+
     /// Replaces what was expected by what the batch took.
     pub fn settle(mut self, spent: Spent, ids: u32) {
         let took = (spent.computing + spent.encoding).as_secs_f64();

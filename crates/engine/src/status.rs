@@ -63,6 +63,14 @@ pub struct Status {
     pub priority: i8,
     /// Ids a second that the whole fleet begins at most.
     pub rate: Option<u32>,
+    /// Dead letters beyond which it is paused.
+    pub max_dead: Option<u64>,
+    /// Why it is paused, where no person did it.
+    pub paused_for: Option<String>,
+    /// Ids that wait for another attempt now.
+    pub asking: u64,
+    /// Why, as one of them has it.
+    pub asking_why: Option<String>,
     /// Processes that work for this pipeline now.
     pub hosts: Vec<HostReport>,
     /// What the pipeline's summary query answered when the pass was sealed.
@@ -210,6 +218,10 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         oldest_batch_seconds: None,
         priority: pass.map_or(0, |pass| pass.priority),
         rate: pass.and_then(|pass| pass.rate),
+        max_dead: pass.and_then(|pass| pass.max_dead),
+        paused_for: pass.and_then(|pass| pass.paused_for.clone()),
+        asking: 0,
+        asking_why: None,
         hosts: Vec::new(),
         summary: sealed.and_then(|sealed| sealed.summary.clone()),
         summary_fault: sealed.and_then(|sealed| sealed.summary_fault.clone()),
@@ -258,14 +270,18 @@ impl Status {
         let (run, pass) = (&self.run, self.pass);
         let shares = self.hosts.iter().filter_map(|host| host.share_of(run, pass));
         let (mut now, mut oldest, mut held) = (0.0, None, 0);
+        let (mut asking, mut why) = (0, None);
         for share in shares {
             now += share.ids_per_second;
             held += share.held as u64;
+            asking += share.asking;
+            why = why.or_else(|| share.why.clone());
             if share.held > 0 {
                 oldest = Some(share.oldest_seconds.max(oldest.unwrap_or(0.0)));
             }
         }
         (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
+        (self.asking, self.asking_why) = (asking, why);
         if !self.is_over() {
             let at_it = self.hosts.iter().filter(|host| host.share_of(&self.run, self.pass).is_some());
             self.builds = at_it.map(|host| host.build.clone()).filter(|build| !build.is_empty()).collect();
@@ -288,6 +304,7 @@ impl Status {
             pending: self.pending,
             in_flight: self.in_flight,
             rows_to_store: self.lag_rows,
+            asking: self.asking,
         }
     }
 }

@@ -29,6 +29,21 @@ pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
     switch(records, run, "resume", [PassState::Paused, PassState::Running]).await
 }
 
+/// Pauses a pass, if it still runs, for a reason that is not a person's; whether it did.
+///
+/// # Errors
+/// As of [`pause`].
+pub(crate) async fn pause_for(records: &Records, run: &RunName, pass: u32, why: &str) -> Result<bool, Error> {
+    change(records, run, "pause", |record| {
+        if record.pass != pass || record.state != PassState::Running {
+            return false;
+        }
+        (record.state, record.paused_for) = (PassState::Paused, Some(why.to_owned()));
+        true
+    })
+    .await
+}
+
 /// Ends it for good: workers let go of it, its messages are removed, it is never sealed. Rows that are stored stay, those
 /// that are computed are stored still. Whether it was not cancelled already.
 ///
@@ -94,6 +109,10 @@ async fn switch(
     change(records, run, doing, |pass| {
         let changed = pass.state == from;
         pass.state = to;
+        if changed && pass.paused_for.take().is_some() {
+            // A person has seen it, and goes on nevertheless.
+            pass.max_dead = None;
+        }
         changed
     })
     .await

@@ -33,6 +33,8 @@ pub enum Bottleneck {
     Broker,
     /// The producer.
     Input,
+    /// Ids that ask for another attempt.
+    Retry,
     /// Its own rate limit.
     Rate,
     /// There is nobody to do what is next.
@@ -74,6 +76,8 @@ pub struct Scene {
     pub in_flight: u64,
     /// Rows that wait for sinks.
     pub rows_to_store: u64,
+    /// Ids that wait for another attempt.
+    pub asking: u64,
 }
 
 /// All times of a fleet.
@@ -155,7 +159,7 @@ impl Span {
 /// The verdict on a run.
 pub fn verdict(hosts: &[HostReport], run: &str, span: Span, scene: &Scene) -> Verdict {
     let fleet = Fleet::of(hosts, run, span);
-    let rules = [nobody, rate, store, broker, compute, input, end];
+    let rules = [nobody, rate, retry, store, broker, compute, input, end];
     rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
 }
 
@@ -182,6 +186,19 @@ fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
         text: format!(
             "held by its rate limit: cores wait {} of their time for it; `set RUN --rate N` changes it",
             percent(held)
+        ),
+    })
+}
+
+fn retry(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let idle = fleet.cores(fleet.work.waiting_for_ids + fleet.work.waiting_for_room);
+    (scene.asking > 0 && idle >= WAITS).then(|| Verdict {
+        bottleneck: Bottleneck::Retry,
+        text: format!(
+            "held up by what ids need: {} of them wait for another attempt, and cores are idle {} of their time; more hosts \
+             will not help",
+            scene.asking,
+            percent(idle)
         ),
     })
 }
@@ -353,7 +370,8 @@ mod tests {
 
     fn work(cores: usize, parts: [f64; 5]) -> HostReport {
         let recent = CoreTimes::from(parts);
-        report(Doing::Work { cores, recent, total: CoreTimes::default(), runs: Vec::new() })
+        let (total, runs, returned) = (CoreTimes::default(), Vec::new(), Default::default());
+        report(Doing::Work { cores, recent, total, runs, unable: None, returned })
     }
 
     fn sink(parts: [f64; 3]) -> HostReport {

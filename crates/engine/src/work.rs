@@ -13,10 +13,12 @@ use millstream::{Id, Limits};
 
 use tokio::sync::{Semaphore, watch};
 
+use crate::able::Able;
 use crate::aside::set_aside;
 use crate::board::{self, Open};
 use crate::broker::{Broker, host_name};
 use crate::build;
+use crate::compute::group::reap_strays;
 use crate::compute::{BatchKey, Computed, Cores, Function, Maker, Place, Spent};
 use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
@@ -24,11 +26,12 @@ use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::hosts::{self, Doing};
 use crate::load::{CoreTimes, Recent, SAMPLE, WorkLoad};
+use crate::outlier::Outlier;
 use crate::parts;
 use crate::rate::Rates;
 use crate::records::{PassRecord, PassState, Records};
 use crate::retry::Backoff;
-use crate::share::PassKey;
+use crate::share::{Charge, PassKey};
 use crate::stop::Stop;
 
 /// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
@@ -37,6 +40,10 @@ const SUSPECT: i64 = 3;
 const WAITING: usize = 16;
 /// What is computed of a pass when it is paused may be finished within this, which most batches are.
 const PAUSE_GRACE: Duration = Duration::from_secs(2);
+/// A batch that this host cannot compute is handed back for this long: others may draw it soon.
+const NOT_HERE: Duration = Duration::from_secs(1);
+/// How often processes are looked for that ended and are this one's to be waited for.
+const REAP: Duration = Duration::from_secs(2);
 /// A batch that cannot be computed now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
 
@@ -75,7 +82,10 @@ pub struct WorkCounts {
 }
 
 struct Worker<I> {
-    cores: Cores<I>,
+    cores: Arc<Cores<I>>,
+    able: Able,
+    outlier: Outlier,
+    records: Records,
     /// The columns that rows go into.
     schema: Arc<Schema>,
     /// What rows say of who computed them.
@@ -109,12 +119,25 @@ pub async fn work<I: Id>(
     let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
     let schema = function.spec().schema.clone();
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
-    let cores = Cores::start(function, threads, place, limits, counts.clone(), load.clone())?;
+    let cores = Arc::new(Cores::start(function, threads, place, limits, counts.clone(), load.clone())?);
+    let able = Able::new();
+    reap(stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
-    tell(records, maker.clone(), open.clone(), load.clone(), slots.clone(), rates.clone(), stop);
+    let told = (load.clone(), able.clone());
+    tell(records.clone(), maker.clone(), open.clone(), told, slots.clone(), rates.clone(), stop);
+    let (proving, proven, stopping) = (cores.clone(), able.clone(), stop.clone());
+    stop.spawn(async move { proven.keep(&proving, &stopping).await });
+    let outlier = Outlier::new(able.clone());
+    let (judged, others, passes, stopping) = (outlier.clone(), records.clone(), open.clone(), stop.clone());
+    stop.spawn(async move {
+        judged.judge(&others, || passes.borrow().clone(), &stopping).await;
+    });
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
+        able: able.clone(),
+        outlier,
+        records,
         schema: schema.clone(),
         maker,
         limits,
@@ -128,7 +151,7 @@ pub async fn work<I: Id>(
         stop: stop.clone(),
     });
     tracing::info!(threads = plan.threads, "working");
-    consume(broker, open, &slots, &held, stop, |drawn| {
+    consume(broker, &able, open, &slots, &held, stop, |drawn| {
         let worker = worker.clone();
         stop.spawn(async move { worker.handle(drawn).await });
     })
@@ -139,12 +162,30 @@ pub async fn work<I: Id>(
     Ok(())
 }
 
+/// Waits for processes whose parents are gone, where this one is the first of its container and they come to it.
+fn reap(stop: &Stop) {
+    if std::process::id() != 1 {
+        return;
+    }
+    let stopping = stop.clone();
+    stop.spawn(async move {
+        let mut before = Vec::new();
+        while !stopping.taking_stopped() {
+            reap_strays(&mut before);
+            tokio::select! {
+                () = tokio::time::sleep(REAP) => {}
+                () = stopping.no_more_taking() => {}
+            }
+        }
+    });
+}
+
 /// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
 fn tell(
     records: Records,
     maker: Arc<Maker>,
     open: watch::Receiver<Open>,
-    load: Arc<WorkLoad>,
+    (load, able): (Arc<WorkLoad>, Able),
     slots: Slots,
     rates: Arc<Rates>,
     stop: &Stop,
@@ -176,7 +217,8 @@ fn tell(
             let sums = load.sums(begun.elapsed());
             let runs = load.shares(&open.borrow());
             let (total, recent) = (CoreTimes::from(sums), CoreTimes::from(recent.note(sums).0));
-            Doing::Work { cores: load.cores(), recent, total, runs }
+            let (unable, returned) = (able.why(), able.returns());
+            Doing::Work { cores: load.cores(), recent, total, runs, unable, returned }
         };
         hosts::report(&records, &maker.build, &stopping, look).await;
     });
@@ -193,10 +235,11 @@ impl<I: Id> Worker<I> {
             Ok(None) => Ok(()),
             Ok(Some((key, ids))) => {
                 let in_hand = self.load.take(&(key.run.clone(), key.pass));
-                let outcome = self.process(&pass, &key, ids, &mut delivery).await;
-                outcome.map(|spent| {
+                let outcome = self.process(&pass, &key, ids, &mut delivery, &charge).await;
+                outcome.map(|(spent, dead)| {
                     charge.settle(spent, key.ids);
-                    in_hand.done(key.ids);
+                    in_hand.done(key.ids, dead);
+                    self.outlier.note(&(key.run, key.pass), u64::from(key.ids), u64::from(dead));
                 })
             }
             Err(error) => Err(error),
@@ -219,6 +262,16 @@ impl<I: Id> Worker<I> {
                 tracing::warn!(subject, fault = %source, "the rows that are stored already cannot be read");
                 delivery.ack().await;
             }
+            Err(error) if error.is_the_hosts() => {
+                let why = full_cause(&error);
+                tracing::warn!(
+                    subject = delivery.subject(),
+                    why,
+                    "the batch is handed back: this host cannot compute"
+                );
+                self.able.failed(delivery.subject(), why);
+                delivery.nak(NOT_HERE).await;
+            }
             Err(error) => {
                 let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
                 tracing::error!(subject = delivery.subject(), error, hint, "the batch is set back for 60 s");
@@ -227,24 +280,26 @@ impl<I: Id> Worker<I> {
         }
     }
 
-    /// What it took of the cores.
+    /// What it took of the cores, and how many dead letters came of it.
     async fn process(
         &self,
         pass: &PassRecord,
         key: &BatchKey,
         ids: Vec<I>,
         delivery: &mut Delivery,
-    ) -> Result<Spent, Error> {
+        charge: &Charge,
+    ) -> Result<(Spent, u32), Error> {
         failpoint::pass("work-before-compute");
         let computed = tokio::select! {
-            computed = self.compute(pass, key, ids, delivery) => computed?,
+            computed = self.compute(pass, key, ids, delivery, charge) => computed?,
             () = self.stop.given_up() => return Err(Error::Stopped),
             () = self.unwanted(key) => return Err(Error::Stopped),
         };
         failpoint::pass("work-before-publish");
         let mut spent = computed.spent;
-        spent.encoding += self.publish(key, computed).await?;
-        Ok(spent)
+        let (dead, packing) = self.publish(key, computed).await?;
+        spent.encoding += packing;
+        Ok((spent, dead))
     }
 
     /// Resolves when the pass is not to be computed any further.
@@ -302,27 +357,68 @@ impl<I: Id> Worker<I> {
         key: &BatchKey,
         ids: Vec<I>,
         delivery: &mut Delivery,
+        charge: &Charge,
     ) -> Result<Computed<I>, Error> {
         let mut whole = Computed::none(&self.schema);
         let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
-        let suspect = delivery.deliveries() >= SUSPECT;
-        let mut left = ids;
+        let suspect = self.is_suspect(delivery).await;
+        let (mut left, mut begun) = (ids, None);
         for attempt in 1.. {
-            let last = attempt == self.limits.attempts;
+            let last = self.is_last(attempt, begun);
             match pass.rate {
                 None => whole.append(self.grind(key, left, last, suspect).await?),
                 Some(_) => self.grind_slowly(key, left, (last, suspect), &mut whole, delivery).await?,
             }
+            let why = whole.again.last().map(|(_, why)| why.clone()).unwrap_or_default();
             left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
+            self.say_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
             // Those of a pool that died come before those that were computed alone.
             left.sort_unstable();
             if left.is_empty() {
                 break;
             }
-            tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, "ids to be tried again");
-            self.wait(pause.wait(), left.len() as u32, delivery).await?;
+            tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
+            let begun = *begun.get_or_insert_with(Instant::now);
+            let _asking = self.load.asking(&(key.run.clone(), key.pass), left.len() as u64, &why);
+            self.wait(self.pause(&mut pause, attempt, begun), left.len() as u32, delivery).await?;
         }
         Ok(whole)
+    }
+
+    /// Whether ids that ask for another attempt after this one get none. `begun` is when they first asked.
+    fn is_last(&self, attempt: u32, begun: Option<Instant>) -> bool {
+        let Limits { attempts, retry_for, .. } = self.limits;
+        let asked = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        attempt >= attempts && (attempts == 1 || asked >= retry_for)
+    }
+
+    /// How long until the next attempt: once their number is used up, the last is at the end of their time.
+    fn pause(&self, pause: &mut Backoff, attempt: u32, begun: Instant) -> Duration {
+        let Limits { attempts, retry_for, first_pause, .. } = self.limits;
+        let (pause, rest) = (pause.wait(), retry_for.saturating_sub(begun.elapsed()));
+        if attempt + 1 < attempts { pause } else { pause.min(rest.max(first_pause)) }
+    }
+
+    /// Tells of a pass whose ids ask for another attempt.
+    fn say_trouble(&self, BatchKey { run, pass, .. }: &BatchKey, news: Option<bool>, why: &str) {
+        match news {
+            Some(true) => {
+                tracing::warn!(%run, pass, why, "many ids ask for another attempt: fewer batches of the run are drawn");
+            }
+            Some(false) => tracing::info!(%run, pass, "few ids ask for another attempt any more"),
+            None => {}
+        }
+    }
+
+    /// Whether the batch may be why it was given up so often: hosts that could not compute it do not count.
+    async fn is_suspect(&self, delivery: &Delivery) -> bool {
+        if delivery.deliveries() < SUSPECT {
+            return false;
+        }
+        let subject = delivery.subject();
+        let others = hosts::returned(&self.records, subject).await;
+        let own = self.able.returns().get(subject).copied().unwrap_or(0);
+        delivery.deliveries() - own.max(others) >= SUSPECT
     }
 
     async fn grind(
@@ -378,14 +474,14 @@ impl<I: Id> Worker<I> {
         Ok(())
     }
 
-    /// Stores the rows, and returns how long they were packed.
-    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<Duration, Error> {
+    /// Stores the rows; how many of them are dead letters, and how long they were packed.
+    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<(u32, Duration), Error> {
         let Self { broker, schema, maker, load, stop, .. } = self;
         let parts::Published { dead, packing } =
             parts::publish(broker, schema, maker, key, computed, load, stop).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
         self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
-        Ok(packing)
+        Ok((dead, packing))
     }
 }

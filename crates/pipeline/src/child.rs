@@ -1,6 +1,7 @@
 //! What a worker and a child process that computes for it say to each other, byte for byte.
 //!
-//! Frames over the child's stdin and stdout, in both directions:
+//! The child is started with /dev/null as its stdin and a pipe into the worker's log as stdout and stderr, so whatever its
+//! code prints is harmless. It connects to a socket whose abstract name is its second argument. Frames in both directions:
 //!
 //! ```text
 //! length u32 LE, of what follows, 1..=MAX_FRAME | kind u8 | body
@@ -8,24 +9,30 @@
 //! | kind | from | body |
 //! |---|---|---|
 //! | `H` hello | child, once, first | protocol version u8, then the pipeline's name |
+//! | `S` started | child, once | nothing: the pipeline's `start` is over, ids can be computed |
+//! | `N` not started | child, once | UTF-8: why it is not, and never will be |
 //! | `C` compute | worker | one id: eight bytes LE for `UInt64`, the text itself for `String` |
 //! | `R` row | child | the id's row: [`Columns`](crate::columns::Columns) of one row, as postcard |
 //! | `J` reject | child | UTF-8: why the id becomes a dead letter |
 //! | `A` again | child | UTF-8: why the id is to be tried once more |
+//! | `P` panicked | child | UTF-8: a panic's message and place, before anything unwinds; should the process abort, this is why |
+//! | `B` beat | child | nothing: it is alive, said every second while it starts or computes |
 //!
-//! A child computes ids in the order in which they came and answers each with one frame, flushed, before it begins the
-//! next: so the first id without an answer is the one in flight, and when the child dies or overruns its time, that id
-//! is to blame. A worker may send ids ahead. The end of its stdin tells the child to leave. Its stderr is free text, whose
-//! tail a worker shows. Nothing else may be written to stdout.
+//! A child computes ids in the order in which they came and answers each with one frame, before it begins the next: so
+//! the first id without an answer is the one in flight, and when the child dies or overruns its time, that id is to blame.
+//! A worker may send ids ahead. The end of the connection tells the child to leave, with all that it started.
 //!
 //! `Pipeline` binaries speak this when started with [`ARGUMENT`], and nothing else is meant to: the body of a row is
 //! `Columns` in a layout of this crate's own, which may change with [`VERSION`]. Worker and child are the same file.
 
 /// The version of this protocol.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The first argument that makes a pipeline's binary such a child.
 pub const ARGUMENT: &str = "__compute-child";
+
+/// The kind of a frame that says no more than that its sender is alive.
+pub const BEAT: u8 = b'B';
 
 /// The longest frame: longer than any row that a message can carry.
 pub const MAX_FRAME: usize = 80 << 20;
@@ -53,12 +60,18 @@ pub enum Answer<'a> {
         /// The pipeline's name.
         pipeline: &'a str,
     },
+    /// Ids can be computed.
+    Started,
+    /// None ever can: why.
+    NotStarted(&'a str),
     /// The row of the id in flight.
     Row(&'a [u8]),
     /// The id in flight is a dead letter.
     Reject(&'a str),
     /// The id in flight asks for another attempt.
     Again(&'a str),
+    /// The id in flight panicked. Its answer follows, unless the process aborts.
+    Panicked(&'a str),
 }
 
 /// Bytes that are not a frame of this protocol.
@@ -118,6 +131,9 @@ impl<'a> Answer<'a> {
                 Some((version, name)) => Ok(Self::Hello { version: *version, pipeline: text(name)? }),
                 None => Err(ChildFault::Body { kind: 'H' }),
             },
+            b'S' => Ok(Self::Started),
+            b'N' => Ok(Self::NotStarted(text(body)?)),
+            b'P' => Ok(Self::Panicked(text(body)?)),
             b'R' => Ok(Self::Row(body)),
             b'J' => Ok(Self::Reject(text(body)?)),
             b'A' => Ok(Self::Again(text(body)?)),
@@ -133,6 +149,9 @@ impl<'a> Answer<'a> {
                 body.extend_from_slice(pipeline.as_bytes());
                 frame(b'H', &body, out);
             }
+            Self::Started => frame(b'S', &[], out),
+            Self::NotStarted(reason) => frame(b'N', reason.as_bytes(), out),
+            Self::Panicked(reason) => frame(b'P', reason.as_bytes(), out),
             Self::Row(row) => frame(b'R', row, out),
             Self::Reject(reason) => frame(b'J', reason.as_bytes(), out),
             Self::Again(reason) => frame(b'A', reason.as_bytes(), out),
@@ -147,18 +166,19 @@ mod tests {
 
     use super::*;
 
-    /// What version 1 looks like on the wire, for ever.
     #[test]
-    fn golden_bytes_of_version_2() {
+    fn golden_bytes_of_version_3() {
         let mut out = Vec::new();
         Answer::Hello { version: VERSION, pipeline: "tea" }.write(&mut out);
+        Answer::Started.write(&mut out);
         frame(b'C', &7u64.to_le_bytes(), &mut out);
+        Answer::Panicked("ah").write(&mut out);
         Answer::Row(&[1, 2]).write(&mut out);
         Answer::Reject("no").write(&mut out);
         Answer::Again("later").write(&mut out);
         assert_eq!(
             out,
-            b"\x05\0\0\0H\x02tea\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
+            b"\x05\0\0\0H\x03tea\x01\0\0\0S\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0Pah\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
         );
     }
 

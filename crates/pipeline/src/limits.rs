@@ -17,6 +17,9 @@ use std::time::Duration;
 pub struct Limits {
     /// How often an id is tried that answers [`Failure::Retry`](crate::Failure::Retry), the first time included.
     pub attempts: u32,
+    /// For how long an id is tried at least, from its first attempt on, whatever `attempts` says: a service that it needs
+    /// may be away for a while. With one attempt it is not tried again.
+    pub retry_for: Duration,
     /// The pause before the second attempt; it doubles for each further one, with jitter.
     pub first_pause: Duration,
     /// The longest pause between two attempts.
@@ -28,6 +31,8 @@ pub struct Limits {
     /// An id that takes more bytes of memory is ended and becomes a dead letter. Without a limit, a core's share of the
     /// host's memory is what ends it.
     pub memory: Option<u64>,
+    /// How long [`Pipeline::start`](crate::Pipeline::start) may take.
+    pub start_within: Duration,
     /// Whether ids are always computed alone, one child process a core: for functions that crash often, or whose
     /// threads, global state or native libraries do not stand company.
     pub isolate: bool,
@@ -37,14 +42,16 @@ pub struct Limits {
 pub const LEAST_MEMORY: u64 = 16 << 20;
 
 impl Limits {
-    /// Five attempts, a warning after a minute, no other limit.
+    /// Five attempts and a minute of them at least, a warning after a minute, ten minutes to start, no other limit.
     pub const DEFAULT: Self = Self {
         attempts: 5,
+        retry_for: Duration::from_secs(60),
         first_pause: Duration::from_millis(200),
         longest_pause: Duration::from_secs(30),
         soft: Some(Duration::from_secs(60)),
         hard: None,
         memory: None,
+        start_within: Duration::from_secs(600),
         isolate: false,
     };
 
@@ -58,6 +65,7 @@ impl Limits {
                 format!("first_pause: {:?} is longer than longest_pause", self.first_pause),
             ),
             (self.soft == zero || self.hard == zero, "soft, hard: no id takes no time".to_owned()),
+            (self.start_within.is_zero(), "start_within: no start takes no time".to_owned()),
             (
                 self.memory.is_some_and(|bytes| bytes < LEAST_MEMORY),
                 format!("memory: {} bytes are less than {LEAST_MEMORY}", self.memory.unwrap_or(0)),
@@ -84,9 +92,10 @@ mod tests {
             first_pause: Duration::from_secs(60),
             hard: Some(Duration::ZERO),
             memory: Some(1),
+            start_within: Duration::ZERO,
             ..Limits::DEFAULT
         };
-        assert_eq!(limits.faults().len(), 4, "{:?}", limits.faults());
+        assert_eq!(limits.faults().len(), 5, "{:?}", limits.faults());
         assert!(Limits::DEFAULT.faults().is_empty());
     }
 }

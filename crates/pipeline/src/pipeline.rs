@@ -32,7 +32,10 @@ impl Failure {
 
 /// One CPU-heavy function over many ids, with the table its rows go to.
 ///
-/// The function runs on a rayon pool, many ids at once, so `self` is shared: what it holds is built once in `main`.
+/// The function runs on a rayon pool, many ids at once, so `self` is shared: what it holds is built once in `main`, or in
+/// [`Self::start`]. It may use rayon itself, threads, programs; it finds no signal blocked and /dev/null as its standard
+/// input, and what it prints goes into the worker's log. What it started ends with its process.
+///
 /// It may panic: the panic becomes that id's dead letter. It may crash its process, or overrun [`Self::LIMITS`]: ids are
 /// computed in processes of their own, and only that id becomes a dead letter. So `main` runs in each of them, and its
 /// way to the command line must have no effect but building `self`. The function should not block for long on anything
@@ -69,6 +72,18 @@ pub trait Pipeline: Send + Sync + 'static {
 
     /// A struct with a field per column. `Deserialize` is asked for so that the check can make blank rows of it.
     type Row: Serialize + DeserializeOwned + Send;
+
+    /// Gets ready to compute: what takes long and is needed by all ids, a model or a dictionary, is loaded here.
+    ///
+    /// Called once in each process that computes, before its first id, and never in others; [`Limits::start_within`] is
+    /// its own limit, and none of its time or memory counts as an id's. What it makes goes into a field of `self` behind a
+    /// [`OnceLock`](std::sync::OnceLock).
+    ///
+    /// # Errors
+    /// Why this host cannot compute. It says so, takes no ids, and tries again later; no id is to blame.
+    fn start(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
 
     /// Computes one id.
     ///

@@ -45,6 +45,9 @@ pub(crate) struct ProduceArgs {
     pub batch: String,
     #[command(flatten)]
     pub steer: SteerArgs,
+    /// Pause the run once it has more dead letters than this, a number or a share of its ids: `100`, `0.5%`
+    #[arg(long, value_name = "N|P%", value_parser = max_dead)]
+    pub max_dead: Option<MaxDead>,
     /// A command for `sh -c` once the run is sealed or cancelled, with what it came to in MILLSTREAM_RUN, _PASS, _STATE,
     /// _IDS, _ROWS, _DEAD, _BAD, _SECONDS and _SUMMARY; with --allow-empty also when there are no ids: _STATE is `empty`
     #[arg(long, value_name = "COMMAND")]
@@ -119,6 +122,35 @@ pub(crate) struct PublishArgs {
     pub wait: bool,
 }
 
+/// How many dead letters a run may have.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum MaxDead {
+    /// So many.
+    Ids(u64),
+    /// This share of its ids.
+    Percent(f64),
+}
+
+impl MaxDead {
+    /// How many that are of so many ids.
+    pub fn of(self, ids: u64) -> u64 {
+        match self {
+            Self::Ids(most) => most,
+            Self::Percent(percent) => (ids as f64 * percent / 100.0) as u64,
+        }
+    }
+}
+
+fn max_dead(text: &str) -> Result<MaxDead, String> {
+    let most = match text.strip_suffix('%') {
+        Some(percent) => {
+            percent.parse().ok().filter(|percent| (0.0..=100.0).contains(percent)).map(MaxDead::Percent)
+        }
+        None => text.parse().ok().map(MaxDead::Ids),
+    };
+    most.ok_or_else(|| "a number such as 100 is wanted, or a share such as 0.5%".to_owned())
+}
+
 /// A time such as `500ms`.
 fn linger(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(3600);
@@ -145,6 +177,16 @@ mod tests {
         }
         for text in ["", "1", "s", "1h", "-1s", "1.5s", "61min", "99999999999999999999s", "1 s"] {
             assert!(linger(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_limited_by_number_or_share() {
+        for (text, most) in [("0", 0), ("17", 17), ("1%", 10), ("0.5%", 5), ("100%", 1000)] {
+            assert_eq!(max_dead(text).map(|most| most.of(1000)), Ok(most), "{text}");
+        }
+        for text in ["", "%", "-1", "101%", "NaN%", "1.5", "many"] {
+            assert!(max_dead(text).is_err(), "{text}");
         }
     }
 

@@ -11,18 +11,28 @@ use serde_json::json;
 
 use super::Context;
 use super::finish::nothing_to_do;
-use crate::args::PublishArgs;
+use crate::args::{MaxDead, PublishArgs};
 use crate::input::Words;
 use crate::session::{Holder, Session};
-use crate::{Ended, show};
+use crate::{Ended, Usage, show};
 
 pub(super) async fn follow<I: Id>(
     context: &Context,
     function: &Function<I>,
     args: &PublishArgs,
 ) -> anyhow::Result<Ended> {
-    let Words { run, batch_ids, priority, rate, .. } = Words::check(&args.produce)?;
-    let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate };
+    let Words { run, batch_ids, priority, rate, max_dead, .. } = Words::check(&args.produce)?;
+    let max_dead = match max_dead {
+        Some(MaxDead::Percent(_)) => {
+            return Err(Usage(
+                "--max-dead: a number is wanted with --follow: how many ids will come is not known"
+                    .to_owned(),
+            )
+            .into());
+        }
+        max_dead => max_dead.map(|most| most.of(0)),
+    };
+    let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate, max_dead };
     context
         .on_servers(Holder::Maker, |servers| async move {
             let Session { broker, store, records } =

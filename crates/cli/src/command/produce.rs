@@ -137,9 +137,10 @@ pub(super) async fn publish<I: Id>(
         true => Some(size(context, function, broker, ids, stop).await?),
         false => None,
     };
-    let Words { run, batch_ids, priority, rate, .. } = words.clone();
+    let Words { run, batch_ids, priority, rate, max_dead, .. } = words.clone();
+    let max_dead = max_dead.map(|most| most.of(ids.survey.ids));
     let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
-    let submission = Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate };
+    let submission = Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate, max_dead };
     let submitted = submit::<I>(broker, records, store, &submission, stop, progress).await?;
     Ok((submitted, chosen))
 }

@@ -9,6 +9,7 @@ use millstream::Id;
 use millstream::names::RunName;
 use millstream_engine::compute::Function;
 use millstream_engine::hosts::since;
+use millstream_engine::max_dead::watch_dead;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
 use millstream_engine::status::{Status, status};
@@ -137,6 +138,8 @@ fn start_stages<I: Id>(
     );
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
     stages.spawn(async move { seal_passes::<I>(&broker, &store, hurry, &stage).await });
+    let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
+    stages.spawn(async move { watch_dead(&broker, &store, &stage).await });
     stages
 }
 

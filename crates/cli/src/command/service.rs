@@ -7,6 +7,7 @@ use std::time::Duration;
 use millstream::Id;
 use millstream_engine::Stop;
 use millstream_engine::compute::Function;
+use millstream_engine::max_dead::watch_dead;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
 use millstream_engine::work::WorkCounts;
@@ -75,7 +76,8 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
             let plan = context.config.sink.clone();
             let sink =
                 millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);
-            let both = async { tokio::try_join!(sink, sealer) };
+            let dead = watch_dead(&session.broker, &session.store, &stop);
+            let both = async { tokio::try_join!(sink, sealer, dead) };
             Box::pin(both).await?;
             Ok(how.ended())
         })

@@ -121,6 +121,11 @@ fn told(status: &Status) -> String {
         )
     }));
     lines.extend(status.hosts.iter().filter_map(waits));
+    lines.extend(status.hosts.iter().filter_map(unable));
+    lines.extend(status.paused_for.iter().map(|why| {
+        format!("paused    {why}; `dead {run}` lists them, `resume {run}` goes on without that limit")
+    }));
+    lines.extend(asking(status));
     let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
     if !hosts.is_empty() {
         lines.push(String::new());
@@ -159,6 +164,19 @@ fn builds(status: &Status) -> Option<String> {
 fn waits(host: &HostReport) -> Option<String> {
     let left = host.left()?;
     Some(format!("waiting   {left} (sink on {}, process {}); {LEFT_HINT}", host.host, host.pid))
+}
+
+/// That ids ask for another attempt.
+fn asking(status: &Status) -> Option<String> {
+    let why = status.asking_why.as_deref().unwrap_or("no reason given");
+    (status.asking > 0)
+        .then(|| format!("again     {} ids wait for another attempt: {why}", show::grouped(status.asking)))
+}
+
+/// That a host cannot compute.
+fn unable(host: &HostReport) -> Option<String> {
+    let why = host.unable()?;
+    Some(format!("unable    {} (process {}) draws no batches: {why}", host.host, host.pid))
 }
 
 /// What a person has set, where it is not the usual.

@@ -6,7 +6,7 @@ use millstream::names::RunName;
 use millstream_engine::source::{At, Column, Form, Input};
 
 use crate::Usage;
-use crate::args::{ColumnArgs, ProduceArgs};
+use crate::args::{ColumnArgs, MaxDead, ProduceArgs};
 
 /// The words of `--ids`, `--column`, `--run` and `--batch`.
 #[derive(Debug, Clone)]
@@ -14,6 +14,7 @@ pub(crate) struct Words {
     pub run: RunName,
     pub batch_ids: Option<u32>,
     pub priority: i8,
+    pub max_dead: Option<MaxDead>,
     pub rate: Option<u32>,
     pub(super) range: Option<Input>,
     pub(super) form: Form,
@@ -42,6 +43,7 @@ impl Words {
                 run,
                 batch_ids,
                 priority: args.steer.priority.unwrap_or(0),
+                max_dead: args.max_dead,
                 rate: args.steer.rate.and_then(|rate| rate.0),
                 range,
                 form,

@@ -2,9 +2,8 @@
 //! id's doing. The protocol is [`millstream::child`]'s.
 
 use std::marker::PhantomData;
-use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,44 +13,33 @@ use millstream::child::{self as wire, Answer, frame};
 use millstream::columns::Columns;
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 use super::apart::{host_memory, shown, slow};
-use super::frames::Frames;
+use super::process::{Age, Ended, News, Process, Program, print, said, silent};
 use super::row::gave_up;
 use super::{BatchKey, Computed};
-use crate::error::{Error, Source};
+use crate::error::Error;
 use crate::work::WorkCounts;
 
 /// Ids that one child takes at a time, while others take theirs.
 const CHUNK: usize = 64;
-/// Ids sent to a child and not answered: few enough that they always fit its pipe (64 KiB), with ids of 4 KiB.
+/// Ids sent to a child and not answered: few enough that they always fit its socket, with ids of 4 KiB.
 const AHEAD: usize = 8;
-/// How often a child's time and memory are looked at.
-const LOOK: Duration = Duration::from_millis(20);
-/// A look that comes later than this counts as one that came in time: the worker itself was stopped, not the id slow.
-const LATE: Duration = Duration::from_secs(1);
-/// How long a pipeline may take from its start to the first id.
-const HELLO_WITHIN: Duration = Duration::from_secs(120);
-/// How often an id is tried whose child somebody else killed: the kernel, for want of memory, means the largest.
+/// Without a sign for so long, an id's time stands still: its process is stopped, or about to be missed.
+const ASLEEP: Duration = Duration::from_secs(5);
+/// How often an id is tried whose child was stopped, or killed from outside: the kernel, for want of memory, means the largest
+/// process, which need not be the guilty one.
 const KILLED_TRIES: u32 = 3;
-/// What is kept of a child's stderr.
-const LAST_WORDS: usize = 4 << 10;
 /// What Rust's allocator says before it aborts; with RUST_BACKTRACE set, a line follows it.
 const NO_MEMORY: &str = "memory allocation of ";
-/// How long the last words of a dead child are waited for: a process that it started may hold the pipe.
-const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
-
-/// What a child is started from.
-#[derive(Debug, Clone)]
-pub(super) struct Program {
-    pub path: PathBuf,
-    /// What it has to say that it computes.
-    pub pipeline: &'static str,
-}
+/// So many ids that overran as the first of their processes, without any that did not, are no chance.
+const FIRST_IDS: u32 = 3;
+/// What a dead letter says then.
+const FIRST_ID: &str = "it was the first id of its process, and no process has got beyond its first id so far: what is loaded once in each \
+                        process belongs into `Pipeline::start`, which has a limit of its own";
 
 pub(super) struct Alone<I> {
     program: Program,
@@ -65,28 +53,37 @@ pub(super) struct Alone<I> {
     threads: usize,
     /// Children without a batch, no more than seats.
     idle: Mutex<Vec<Kid>>,
+    /// Whether a process has computed its first id.
+    got_going: Arc<AtomicBool>,
+    /// First ids of processes that overran, while none did not.
+    first_late: AtomicU32,
     ids: PhantomData<fn(I)>,
 }
 
-/// A child process that has said hello.
+/// A child process that has started.
 struct Kid {
-    process: Child,
-    stdin: ChildStdin,
-    frames: Frames<ChildStdout>,
-    last_words: Arc<Mutex<Vec<u8>>>,
-    listening: JoinSet<()>,
-    /// Memory that it had at its hello.
+    process: Process,
+    to: OwnedWriteHalf,
+    /// Memory that it had before its first id.
     base: u64,
+    /// Ids that it has computed.
+    computed: u64,
+    /// What the id in flight panicked with.
+    panicked: Option<String>,
 }
 
 /// How a child came to stop answering.
 enum End {
     /// All ids are answered.
     Done,
-    /// It is gone; whoever killed it, it was not this worker.
+    /// It is gone, and was not killed by this worker.
     Died,
-    /// It was killed here: why.
-    Ended(String),
+    /// It gives no sign.
+    Silent,
+    /// It is to be killed: why.
+    Over(String),
+    /// The same for an id that takes longer than the hard limit.
+    Late(String),
 }
 
 impl<I: Id> Alone<I> {
@@ -96,10 +93,23 @@ impl<I: Id> Alone<I> {
         limits: Limits,
         schema: Arc<Schema>,
         counts: Arc<WorkCounts>,
+        got_going: Arc<AtomicBool>,
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
         let (seats, idle) = (Semaphore::new(threads), Mutex::default());
-        Self { program, limits, memory, schema, counts, seats, threads, idle, ids: PhantomData }
+        Self {
+            program,
+            limits,
+            memory,
+            schema,
+            counts,
+            seats,
+            threads,
+            idle,
+            got_going,
+            first_late: AtomicU32::new(0),
+            ids: PhantomData,
+        }
     }
 
     pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Computed<I>, Error> {
@@ -140,6 +150,15 @@ impl<I: Id> Alone<I> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until there is a child that can compute.
+    pub async fn ready(&self) -> Result<(), Error> {
+        if self.idle().is_empty() {
+            let kid = self.start().await?;
+            self.idle().push(kid);
+        }
+        Ok(())
+    }
+
     /// Computes these ids with `kid`, and with as many others as they cost.
     async fn chunk(
         &self,
@@ -159,21 +178,27 @@ impl<I: Id> Alone<I> {
             let (answered, end) = self.grind(&mut child, key, ids, &mut part).await;
             part.computed.spent.computing += begun.elapsed();
             ids = &ids[answered..];
-            let reason = match end {
-                End::Done => {
-                    *kid = Some(child);
+            if matches!(end, End::Done) {
+                *kid = Some(child);
+                continue;
+            }
+            killed = if answered > 0 { 0 } else { killed };
+            let others = child.computed;
+            let verdict = self.verdict(child, key, &ids[0], end).await;
+            let reason = match verdict {
+                // What it has become by many ids is not the fault of the last one, which a fresh process will tell.
+                Verdict::Crashed(reason) if others > 0 => {
+                    let (id, BatchKey { run, batch, .. }) = (shown(&ids[0]), key);
+                    tracing::debug!(%run, batch, id, reason, others, "a process is replaced, and its id tried in a fresh one");
                     continue;
                 }
-                End::Ended(reason) => reason,
-                End::Died => {
-                    killed = if answered > 0 { 1 } else { killed + 1 };
-                    match child.verdict(self.memory).await {
-                        Verdict::Killed if killed < KILLED_TRIES => continue,
-                        Verdict::Killed => {
-                            "killed: signal 9, which is what the kernel does when memory runs out".into()
-                        }
-                        Verdict::Crashed(reason) => reason,
+                Verdict::Crashed(reason) => reason,
+                Verdict::Killed(reason) => {
+                    killed += 1;
+                    if killed < KILLED_TRIES {
+                        continue;
                     }
+                    reason
                 }
             };
             killed = 0;
@@ -186,6 +211,38 @@ impl<I: Id> Alone<I> {
         Ok(part.computed)
     }
 
+    /// Ends a child that does not answer its id, and says why it does not.
+    async fn verdict(&self, mut child: Kid, key: &BatchKey, id: &I, end: End) -> Verdict {
+        let by_itself = matches!(end, End::Died);
+        let mut ended = child.process.end(by_itself).await;
+        tell(std::mem::take(&mut ended.lines), key, id);
+        match end {
+            End::Silent => {
+                let why = silent();
+                let BatchKey { run, batch, .. } = key;
+                tracing::warn!(%run, batch, id = shown(id), why, "a process that computes is replaced");
+                Verdict::Killed(why)
+            }
+            End::Over(reason) => Verdict::Crashed(reason),
+            End::Late(reason) => Verdict::Crashed(self.late(reason)),
+            End::Done | End::Died => match &ended.status {
+                Ok(status) => verdict(*status, &ended, child.panicked.as_deref(), self.memory),
+                Err(error) => Verdict::Crashed(format!("crashed: {error}")),
+            },
+        }
+    }
+
+    /// What the dead letter of an id says that took too long.
+    fn late(&self, reason: String) -> String {
+        if self.got_going.load(Ordering::Relaxed) {
+            return reason;
+        }
+        match self.first_late.fetch_add(1, Ordering::Relaxed) + 1 {
+            FIRST_IDS.. => format!("{reason}; {FIRST_ID}"),
+            _ => reason,
+        }
+    }
+
     /// Has the child compute these ids; how many it answered, and why no more.
     async fn grind(
         &self,
@@ -195,74 +252,83 @@ impl<I: Id> Alone<I> {
         part: &mut Part<'_, I>,
     ) -> (usize, End) {
         let (mut sent, mut answered) = (0, 0);
-        let mut age = Age::new();
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut flight = Flight::new();
+        child.process.listen_again();
         while answered < ids.len() {
             if sent < ids.len() && sent - answered <= AHEAD / 2 {
                 let upto = ids.len().min(answered + AHEAD);
                 let mut frames = Vec::new();
                 ids[sent..upto].iter().for_each(|id| frame(b'C', &id.to_bytes(), &mut frames));
                 sent = upto;
-                if child.stdin.write_all(&frames).await.is_err() {
-                    // What it answered before it died is still in the pipe.
+                if child.to.write_all(&frames).await.is_err() {
+                    // What it answered before it died is still on its way.
                     sent = ids.len();
                 }
             }
-            let answer = tokio::select! {
-                biased;
-                answer = child.frames.next() => answer,
-                _ = look.tick() => {
-                    if let Some(reason) = self.overrun(child, key, &ids[answered], &mut age) {
-                        return (answered, End::Ended(reason));
-                    }
+            let id = &ids[answered];
+            let (kind, body) = match child.process.next().await {
+                News::Frame(kind, body) => (kind, body),
+                News::Printed(lines) => {
+                    tell(lines, key, id);
                     continue;
                 }
-            };
-            match answer {
-                Ok(Some((kind, body))) => match part.take(&ids[answered], kind, &body) {
-                    Ok(()) => (answered, age) = (answered + 1, Age::new()),
-                    Err(fault) => {
-                        return (answered, End::Ended(format!("crashed: its child process said: {fault}")));
-                    }
+                News::Look => match self.overrun(child, key, id, &mut flight) {
+                    Some(end) => return (answered, end),
+                    None => continue,
                 },
-                Ok(None) => return (answered, End::Died),
-                Err(fault) => {
-                    return (answered, End::Ended(format!("crashed: its child process said: {fault}")));
+                News::Gone => return (answered, End::Died),
+                News::Silent => return (answered, End::Silent),
+                News::Broken(fault) => return (answered, End::Over(spoke(&fault))),
+            };
+            match part.take(id, kind, &body) {
+                Ok(Some(panic)) => child.panicked = child.panicked.take().or(Some(panic)),
+                Ok(None) => {
+                    (answered, flight, child.panicked) = (answered + 1, Flight::new(), None);
+                    child.computed += 1;
+                    child.process.forget_words();
+                    self.got_going.store(true, Ordering::Relaxed);
                 }
+                Err(fault) => return (answered, End::Over(spoke(&fault))),
             }
         }
         (answered, End::Done)
     }
 
-    /// Why the child must end, if the id in flight is beyond a hard limit. It is killed when it is dropped.
-    fn overrun(&self, child: &mut Kid, key: &BatchKey, id: &I, age: &mut Age) -> Option<String> {
-        age.grow();
-        let Limits { soft, hard, .. } = self.limits;
-        if soft.is_some_and(|soft| age.time >= soft) && !std::mem::replace(&mut age.told, true) {
+    /// Why the child must end, if the id in flight is beyond a hard limit.
+    fn overrun(&self, child: &Kid, key: &BatchKey, id: &I, flight: &mut Flight) -> Option<End> {
+        if child.process.silence() > ASLEEP {
+            flight.age.rest();
+            return None;
+        }
+        flight.age.grow();
+        let (age, Limits { soft, hard, .. }) = (flight.age.time, self.limits);
+        if soft.is_some_and(|soft| age >= soft) && !std::mem::replace(&mut flight.told, true) {
             self.counts.slow.fetch_add(1, Ordering::Relaxed);
             slow(key, id);
         }
-        if let Some(hard) = hard.filter(|hard| age.time >= *hard) {
-            return Some(format!("timed out after {} s", hard.as_secs_f64()));
+        if let Some(hard) = hard.filter(|hard| age >= *hard) {
+            return Some(End::Late(format!("timed out after {} s", hard.as_secs_f64())));
         }
-        let taken = resident(&child.process).unwrap_or(0).saturating_sub(child.base);
-        (taken > self.memory).then(|| out_of_memory(self.memory))
+        let taken = child.process.resident().saturating_sub(child.base);
+        (taken > self.memory).then(|| End::Over(out_of_memory(self.memory)))
     }
 
     async fn start(&self) -> Result<Kid, Error> {
-        let mut command = Command::new(&self.program.path);
-        command.args([wire::ARGUMENT, &self.memory.to_string()]).stderr(Stdio::piped());
-        let (mut process, stdin, stdout) = start_child(&self.program, command)?;
-        let last_words = Arc::new(Mutex::default());
-        let mut listening = JoinSet::new();
-        if let Some(stderr) = process.stderr.take() {
-            listening.spawn(listen(stderr, last_words.clone()));
-        }
-        let mut frames = Frames::new(stdout);
-        check_hello(&self.program, &mut frames).await?;
-        let base = resident(&process).unwrap_or(0);
-        Ok(Kid { process, stdin, frames, last_words, listening, base })
+        let arguments = [self.memory.to_string()];
+        let (process, to) = Process::start(&self.program, wire::ARGUMENT, &arguments).await?;
+        let base = process.resident();
+        Ok(Kid { process, to, base, computed: 0, panicked: None })
+    }
+}
+
+fn spoke(fault: &dyn std::fmt::Display) -> String {
+    format!("crashed: its process said: {fault}")
+}
+
+/// Logs what was printed while this id was in flight.
+fn tell<I: Id>(lines: Vec<String>, key: &BatchKey, id: &I) {
+    if !lines.is_empty() {
+        print(lines, Some((key.run.as_str(), &key.batch.to_string(), &shown(id))));
     }
 }
 
@@ -274,7 +340,8 @@ struct Part<'a, I> {
 }
 
 impl<I: Id> Part<'_, I> {
-    fn take(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<(), String> {
+    /// Takes a frame that is the answer to `id`; or what the id panicked with, whose answer is still to come.
+    fn take(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<Option<String>, String> {
         match Answer::read(kind, body).map_err(|fault| fault.to_string())? {
             Answer::Row(row) => {
                 let row: Columns = postcard::from_bytes(row).map_err(|fault| fault.to_string())?;
@@ -287,9 +354,12 @@ impl<I: Id> Part<'_, I> {
             Answer::Reject(reason) => self.dead(id, reason),
             Answer::Again(reason) if self.last => self.dead(id, &gave_up(reason)),
             Answer::Again(reason) => self.computed.again.push((id.clone(), reason.to_owned())),
-            Answer::Hello { .. } => return Err("hello a second time".to_owned()),
+            Answer::Panicked(reason) => return Ok(Some(reason.to_owned())),
+            Answer::Hello { .. } | Answer::Started | Answer::NotStarted(_) => {
+                return Err("hello a second time".to_owned());
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn dead(&mut self, id: &I, reason: &str) {
@@ -299,62 +369,39 @@ impl<I: Id> Part<'_, I> {
 }
 
 /// How long the id in flight has been computed.
-struct Age {
-    last: Instant,
-    time: Duration,
+struct Flight {
+    age: Age,
     told: bool,
 }
 
-impl Age {
+impl Flight {
     fn new() -> Self {
-        Self { last: Instant::now(), time: Duration::ZERO, told: false }
-    }
-
-    fn grow(&mut self) {
-        let now = Instant::now();
-        self.time += (now - self.last).min(LATE);
-        self.last = now;
+        Self { age: Age::new(), told: false }
     }
 }
 
-/// What a dead child died of.
+/// Why a child does not answer.
 enum Verdict {
-    /// Of a SIGKILL that this worker did not send.
-    Killed,
-    /// Of what the id did.
+    /// Something from outside, which the id in flight need not be the reason of.
+    Killed(String),
+    /// What the id did, or what the process has become.
     Crashed(String),
 }
 
-impl Kid {
-    async fn verdict(mut self, memory: u64) -> Verdict {
-        // Its stdout is closed; a child that goes on nevertheless is ended.
-        let _ended = tokio::time::timeout(LAST_WORDS_WITHIN, self.process.wait())
-            .await
-            .is_err()
-            .then(|| self.process.start_kill());
-        let status = self.process.wait().await;
-        let heard = async { while self.listening.join_next().await.is_some() {} };
-        let _cut_short = tokio::time::timeout(LAST_WORDS_WITHIN, heard).await;
-        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        status.map_or_else(
-            |error| Verdict::Crashed(format!("crashed: {error}")),
-            |status| verdict(status, &String::from_utf8_lossy(&words), memory),
-        )
-    }
-}
-
-fn verdict(status: ExitStatus, last_words: &str, memory: u64) -> Verdict {
+fn verdict(status: ExitStatus, ended: &Ended, panicked: Option<&str>, memory: u64) -> Verdict {
     use std::os::unix::process::ExitStatusExt;
 
     const SIGABRT: i32 = nix::sys::signal::Signal::SIGABRT as i32;
     const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-    let line = last_words.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    let said = if line.is_empty() { String::new() } else { format!(": {line}") };
+    // A panic that aborts says nothing else but itself.
+    let said = panicked.map_or_else(|| said(&ended.last_words), |panic| format!(": {panic}"));
     match (status.signal(), status.code()) {
-        (Some(SIGABRT), _) if last_words.lines().any(|line| line.starts_with(NO_MEMORY)) => {
+        (Some(SIGABRT), _) if ended.last_words.lines().any(|line| line.starts_with(NO_MEMORY)) => {
             Verdict::Crashed(out_of_memory(memory))
         }
-        (Some(SIGKILL), _) => Verdict::Killed,
+        (Some(SIGKILL), _) => {
+            Verdict::Killed("killed: signal 9, which is what the kernel does when memory runs out".into())
+        }
         (Some(signal), _) => Verdict::Crashed(format!("crashed: signal {signal}{said}")),
         (None, code) => Verdict::Crashed(format!("crashed: exit code {}{said}", code.unwrap_or(-1))),
     }
@@ -364,61 +411,6 @@ fn out_of_memory(limit: u64) -> String {
     format!("out of memory: limit {} MB", limit >> 20)
 }
 
-/// Keeps the end of what a child says on stderr.
-async fn listen(mut stderr: ChildStderr, last_words: Arc<Mutex<Vec<u8>>>) {
-    let mut chunk = [0; 1024];
-    while let Ok(read) = stderr.read(&mut chunk).await
-        && read > 0
-    {
-        let mut words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        words.extend_from_slice(&chunk[..read]);
-        let surplus = words.len().saturating_sub(LAST_WORDS);
-        words.drain(..surplus);
-    }
-}
-
-/// Starts a child that computes, with its pipes.
-pub(super) fn start_child(
-    program: &Program,
-    mut command: Command,
-) -> Result<(Child, ChildStdin, ChildStdout), Error> {
-    // A group of its own: Ctrl-C at a terminal is for the worker.
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|source| no_child(program, source))?;
-    match (child.stdin.take(), child.stdout.take()) {
-        (Some(stdin), Some(stdout)) => Ok((child, stdin, stdout)),
-        _ => Err(no_child(program, "it has no pipes")),
-    }
-}
-
-/// Waits until a child says that it computes this pipeline.
-pub(super) async fn check_hello(program: &Program, frames: &mut Frames<ChildStdout>) -> Result<(), Error> {
-    let hello = tokio::time::timeout(HELLO_WITHIN, frames.next()).await;
-    let hello = hello.map_err(|_| no_child(program, "it did not say hello in two minutes"))?;
-    let (kind, body) = hello
-        .map_err(|source| no_child(program, source))?
-        .ok_or_else(|| no_child(program, "it ended before it said hello; its stderr may say why"))?;
-    match Answer::read(kind, &body) {
-        Ok(Answer::Hello { version: wire::VERSION, pipeline }) if pipeline == program.pipeline => Ok(()),
-        Ok(Answer::Hello { version, pipeline }) => {
-            Err(no_child(program, format!("it speaks version {version} for pipeline `{pipeline}`")))
-        }
-        Ok(_) => Err(no_child(program, "it did not begin with hello")),
-        Err(fault) => Err(no_child(program, fault)),
-    }
-}
-
-fn no_child(program: &Program, source: impl Into<Source>) -> Error {
-    Error::Child { program: program.path.display().to_string(), source: source.into() }
-}
-
-/// Memory that a process has in RAM, in bytes.
-pub(super) fn resident(child: &Child) -> Option<u64> {
-    const PAGE: u64 = 4096;
-    let statm = std::fs::read_to_string(format!("/proc/{}/statm", child.id()?)).ok()?;
-    Some(statm.split(' ').nth(1)?.parse::<u64>().ok()? * PAGE)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
@@ -426,8 +418,10 @@ mod tests {
     use super::*;
 
     fn told(raw: i32, last_words: &str) -> String {
-        match verdict(ExitStatus::from_raw(raw), last_words, 512 << 20) {
-            Verdict::Killed => "killed".to_owned(),
+        let status = ExitStatus::from_raw(raw);
+        let ended = Ended { status: Ok(status), lines: Vec::new(), last_words: last_words.to_owned() };
+        match verdict(status, &ended, None, 512 << 20) {
+            Verdict::Killed(_) => "killed".to_owned(),
             Verdict::Crashed(reason) => reason,
         }
     }

@@ -3,8 +3,7 @@
 //! Pieces come back as they are done, so when the process dies only what was in hand is in doubt.
 
 use std::collections::HashMap;
-use std::process::Stdio;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,20 +11,19 @@ use bytes::Bytes;
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::alone::{Program, check_hello, resident, start_child};
-use super::frames::Frames;
 use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
-use super::{BatchKey, Computed, Piece};
+use super::process::{News, Process, Program, print, silent};
+use super::{BatchKey, Computed, Piece, cgroup};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
 
-/// How often the process's memory is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+/// The process's memory is looked at every so many looks.
+const LOOKS_AT_MEMORY: u32 = 10;
 /// Orders on their way into the pipe.
 const SENDING: usize = 4;
 
@@ -36,7 +34,18 @@ pub(super) struct Ground<I> {
     /// Those that were lost with the process.
     pub left: Vec<I>,
     /// Whether one of them may be why.
-    pub suspect: bool,
+    pub suspect: Suspect,
+}
+
+/// Whether an id that was in hand may be why its process is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Suspect {
+    /// None of them is.
+    No,
+    /// The process gave no sign any more, which may happen to any. Twice in a row, it is one of them perhaps.
+    Silent,
+    /// One of them may be.
+    Yes,
 }
 
 struct Order<I> {
@@ -56,6 +65,7 @@ struct Shared<I> {
     schema: Arc<Schema>,
     counts: Arc<WorkCounts>,
     load: Load,
+    got_going: Arc<AtomicBool>,
 }
 
 /// Calls an order off when it is dropped, unless it is answered.
@@ -87,6 +97,8 @@ enum End {
     All(String),
     /// This order has an id that overran the hard limit.
     One(u64),
+    /// It gave no sign for too long.
+    Silent,
 }
 
 pub(super) struct Apart<I> {
@@ -96,6 +108,8 @@ pub(super) struct Apart<I> {
     limits: Limits,
     counts: Arc<WorkCounts>,
     load: Load,
+    /// Whether a process has computed its first id.
+    got_going: Arc<AtomicBool>,
     live: tokio::sync::Mutex<Option<Live<I>>>,
     orders: AtomicU64,
 }
@@ -108,9 +122,10 @@ impl<I: Id> Apart<I> {
         limits: Limits,
         counts: Arc<WorkCounts>,
         load: Load,
+        got_going: Arc<AtomicBool>,
     ) -> Self {
         let live = tokio::sync::Mutex::default();
-        Self { program, schema, threads, limits, counts, load, live, orders: AtomicU64::new(0) }
+        Self { program, schema, threads, limits, counts, load, got_going, live, orders: AtomicU64::new(0) }
     }
 
     pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Ground<I>, Error> {
@@ -149,7 +164,8 @@ impl<I: Id> Apart<I> {
             Some(orders) => drop(orders.insert(number, order)),
             // It died this very moment, before it was given anything.
             None => {
-                let left = Ground { done: Computed::none(&self.schema), left: order.ids, suspect: false };
+                let left =
+                    Ground { done: Computed::none(&self.schema), left: order.ids, suspect: Suspect::No };
                 let _gone = order.answer.send(left);
             }
         }
@@ -158,16 +174,10 @@ impl<I: Id> Apart<I> {
 
     async fn start(&self) -> Result<Live<I>, Error> {
         let millis = |limit: Option<Duration>| limit.map_or(0, |limit| limit.as_millis()).to_string();
-        let mut command = Command::new(&self.program.path);
-        command
-            .arg(order::ARGUMENT)
-            .args([self.threads.to_string(), millis(self.limits.soft), millis(self.limits.hard)])
-            .stderr(Stdio::inherit());
-        let (child, stdin, stdout) = start_child(&self.program, command)?;
-        let mut frames = Frames::new(stdout);
-        check_hello(&self.program, &mut frames).await?;
+        let arguments = [self.threads.to_string(), millis(self.limits.soft), millis(self.limits.hard)];
+        let (process, to) = Process::start(&self.program, order::ARGUMENT, &arguments).await?;
         let room = self.limits.memory.map(|bytes| bytes.saturating_mul(self.threads as u64));
-        let most = room.unwrap_or_else(host_memory).saturating_add(resident(&child).unwrap_or(0));
+        let most = room.unwrap_or_else(host_memory).saturating_add(process.resident());
         let shared = Arc::new(Shared {
             orders: Mutex::new(Some(HashMap::new())),
             off: Mutex::default(),
@@ -175,17 +185,18 @@ impl<I: Id> Apart<I> {
             schema: self.schema.clone(),
             counts: self.counts.clone(),
             load: self.load.clone(),
+            got_going: self.got_going.clone(),
         });
         let (sender, outgoing) = mpsc::channel(SENDING);
         let mut pipes = JoinSet::new();
-        pipes.spawn(write(stdin, outgoing, shared.clone()));
-        pipes.spawn(read(child, frames, shared.clone(), most));
+        pipes.spawn(write(to, outgoing, shared.clone()));
+        pipes.spawn(read(process, shared.clone(), most));
         Ok(Live { shared, sender, _pipes: pipes })
     }
 }
 
 async fn write<I>(
-    mut stdin: ChildStdin,
+    mut to: OwnedWriteHalf,
     mut outgoing: mpsc::Receiver<(u64, Vec<u8>)>,
     shared: Arc<Shared<I>>,
 ) {
@@ -199,40 +210,43 @@ async fn write<I>(
                 None => return,
             },
         };
-        if stdin.write_all(&frame).await.is_err() {
+        if to.write_all(&frame).await.is_err() {
             return;
         }
     }
 }
 
 /// Takes what the process sends until it is over, and then tells everybody who waits.
-async fn read<I: Id>(mut child: Child, mut frames: Frames<ChildStdout>, shared: Arc<Shared<I>>, most: u64) {
-    let mut look = tokio::time::interval(LOOK);
+async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
+    let mut looks = 0;
     let end = loop {
-        tokio::select! {
-            frame = frames.next() => match frame {
-                Ok(Some((kind, body))) => match shared.take(kind, &body) {
-                    Ok(None) => {}
-                    Ok(Some(order)) => break End::One(order),
-                    Err(fault) => break End::All(fault),
-                },
-                Ok(None) => break End::All(String::new()),
-                Err(error) => break End::All(error.to_string()),
+        match process.next().await {
+            News::Frame(kind, body) => match shared.take(kind, &body) {
+                Ok(None) => {}
+                Ok(Some(order)) => break End::One(order),
+                Err(fault) => break End::All(fault),
             },
-            _ = look.tick() => {
-                let memory = resident(&child).unwrap_or(0);
-                if memory > most {
-                    break End::All(format!("it took {} MB of memory", memory >> 20));
+            News::Printed(lines) => shared.print(lines),
+            News::Look => {
+                looks += 1;
+                if looks % LOOKS_AT_MEMORY == 0 {
+                    let memory = process.resident();
+                    if memory > most {
+                        break End::All(format!("it took {} MB of memory", memory >> 20));
+                    }
                 }
             }
+            News::Gone => break End::All(String::new()),
+            News::Silent => break End::Silent,
+            News::Broken(fault) => break End::All(fault.to_string()),
         }
     };
-    // It may have ended by itself.
-    let _ended = child.start_kill();
-    let status = child.wait().await;
+    let by_itself = matches!(&end, End::All(why) if why.is_empty());
+    let mut ended = process.end(by_itself).await;
+    shared.print(std::mem::take(&mut ended.lines));
+    let status = ended.to_string();
     match &end {
         End::All(why) => {
-            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             tracing::warn!(
                 status,
                 why,
@@ -240,6 +254,11 @@ async fn read<I: Id>(mut child: Child, mut frames: Frames<ChildStdout>, shared: 
             );
         }
         End::One(_) => tracing::debug!("the compute pool was ended for an id beyond its hard limit"),
+        End::Silent => {
+            let why = silent();
+            let batches = shared.batches();
+            tracing::warn!(why, batches, status, "the compute pool is replaced: its ids are computed again");
+        }
     }
     shared.end(&end);
 }
@@ -261,6 +280,43 @@ impl<I> Shared<I> {
 }
 
 impl<I: Id> Shared<I> {
+    /// Logs what was printed, with the batch in hand; which of several it is about is not known.
+    fn print(&self, lines: Vec<String>) {
+        if lines.is_empty() {
+            return;
+        }
+        let only = match self.open().as_ref().map(|orders| orders.values().collect::<Vec<_>>()).as_deref() {
+            Some([only]) => Some((
+                only.key.clone(),
+                match &only.ids[..] {
+                    [id] => shown(id),
+                    _ => String::new(),
+                },
+            )),
+            _ => None,
+        };
+        match only {
+            Some((key, id)) => print(lines, Some((key.run.as_str(), &key.batch.to_string(), &id))),
+            None => {
+                let batches = self.batches();
+                print(lines, Some(("", &batches, "")));
+            }
+        }
+    }
+
+    /// The batches in hand, by their runs.
+    fn batches(&self) -> String {
+        let open = self.open();
+        let mut names: Vec<String> = open
+            .iter()
+            .flat_map(HashMap::values)
+            .map(|order| format!("{}/{}", order.key.run, order.key.batch))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names.join(" ")
+    }
+
     /// Takes a frame; the order for which the process must end, if it brings such news.
     fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
         match kind {
@@ -284,6 +340,7 @@ impl<I: Id> Shared<I> {
     }
 
     fn take_piece(&self, number: u64, piece: Piece) -> Result<(), String> {
+        self.got_going.store(true, Ordering::Relaxed);
         let mut open = self.open();
         let Some(orders) = &mut *open else { return Ok(()) };
         // One that was called off meanwhile.
@@ -297,7 +354,7 @@ impl<I: Id> Shared<I> {
             && let Some(order) = orders.remove(&number)
         {
             drop(open);
-            order.finish(&self.schema, Vec::new(), false);
+            order.finish(&self.schema, Vec::new(), Suspect::No);
         }
         Ok(())
     }
@@ -314,8 +371,10 @@ impl<I: Id> Shared<I> {
     fn end(&self, end: &End) {
         for (number, order) in self.open().take().unwrap_or_default() {
             let suspect = match end {
-                End::All(_) => true,
-                End::One(overdue) => *overdue == number,
+                End::All(_) => Suspect::Yes,
+                End::One(overdue) if *overdue == number => Suspect::Yes,
+                End::One(_) => Suspect::No,
+                End::Silent => Suspect::Silent,
             };
             let left = order.left();
             order.finish(&self.schema, left, suspect);
@@ -324,7 +383,7 @@ impl<I: Id> Shared<I> {
 }
 
 impl<I: Id> Order<I> {
-    fn finish(self, schema: &Schema, left: Vec<I>, suspect: bool) {
+    fn finish(self, schema: &Schema, left: Vec<I>, suspect: Suspect) {
         let done = Computed::whole(schema, &self.ids, self.pieces);
         // The receiver is gone when work was given up.
         let _forgotten = self.answer.send(Ground { done, left, suspect });
@@ -362,10 +421,7 @@ pub(super) fn host_memory() -> u64 {
     let total = read("/proc/meminfo");
     let total = total.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let total = total.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    let group = read("/proc/self/cgroup");
-    let group = group.trim().rsplit(':').next().unwrap_or_default().to_owned();
-    let group = read(&format!("/sys/fs/cgroup{group}/memory.max")).trim().parse::<u64>().ok();
-    let least = total.map(|kib| kib << 10).into_iter().chain(group).min();
+    let least = total.map(|kib| kib << 10).into_iter().chain(cgroup::memory()).min();
     least.map_or(u64::MAX, |bytes| bytes / 5 * 4)
 }
 

@@ -1,30 +1,39 @@
-//! The other end of the pipes: a pipeline's binary as a child process that computes.
+//! The other end of the sockets: a pipeline's binary as a child process that computes.
 //!
-//! It speaks over the pipes that were its stdin and stdout; whatever the user's function prints goes to stderr. The end
-//! of its stdin means that nobody waits for its answers any more, and it leaves at once, whatever it computes.
+//! Its stdin, stdout and stderr are the user's. It speaks over a socket that it connects to here, which is closed in every
+//! program that the user's code starts. The end of the connection means that its answers have no use any more, and it ends at
+//! once with all that it started, whatever it computes.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use millstream::Id;
-use millstream::child::{self as wire, Answer, Frame, split};
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
+use millstream::child::{self as wire, Answer, Frame, frame, split};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::SigSet;
+use tokio::signal::unix::{SignalKind, signal};
 
+use super::group::{end_a_copy, end_own};
+use super::guard::{install_panic_hook, tell_panics};
 use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
-use super::watch::{Overdue, Watch};
-use super::{AnyFunction, Function, Off, Order, Pool, install_panic_hook};
+use super::pool::{Off, Order, Pool, Shared};
+use super::watch::{Hand, Overdue, Watch};
+use super::{AnyFunction, Function, cgroup};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// Looks after which the worker is told for how long threads had an id.
 const LOOKS_TOLD: u32 = 10;
+/// How often a process says that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
 /// Frames read ahead of computing.
 const AHEAD: usize = 64;
 /// When memory runs out, the kernel ends children before workers: their ids are known, a worker's are many.
@@ -32,7 +41,7 @@ const OOM_SCORE: &str = "800";
 
 /// If this process was started as a computing child, does that child's work and returns its exit code.
 ///
-/// Must come before anything that starts threads, reads stdin or writes to stdout. `None` in every other process.
+/// Must come before anything that starts threads. `None` in every other process.
 pub fn child_main(function: &AnyFunction) -> Option<ExitCode> {
     match function {
         AnyFunction::Numbers(function) => child(function),
@@ -43,13 +52,14 @@ pub fn child_main(function: &AnyFunction) -> Option<ExitCode> {
 fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let ended = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [wire::ARGUMENT, memory] => alone(function, number(memory)),
-        [order::ARGUMENT, threads, soft, hard] => {
-            pool(function, number(threads) as usize, [soft, hard].map(limit))
+        [wire::ARGUMENT, address, memory] => {
+            connect(address).and_then(|socket| alone(function, socket, number(memory)))
         }
+        [order::ARGUMENT, address, threads, soft, hard] => connect(address)
+            .and_then(|socket| pool(function, socket, number(threads) as usize, [soft, hard].map(limit))),
         _ => return None,
     };
-    // Whoever started it sees the pipe's end; what went wrong is on stderr.
+    // The worker that started it sees the end; what went wrong is in its log.
     Some(ended.map_or_else(
         |error| {
             complain(&error);
@@ -59,9 +69,9 @@ fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
     ))
 }
 
-#[expect(clippy::print_stderr, reason = "a child's only way to say what went wrong")]
+#[expect(clippy::print_stderr, reason = "goes to the worker, which logs it")]
 fn complain(error: &io::Error) {
-    eprintln!("a child that computes ends: {error}");
+    eprintln!("a process that computes ends: {error}");
 }
 
 fn number(text: &str) -> u64 {
@@ -73,58 +83,182 @@ fn limit(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number(text))).filter(|limit| !limit.is_zero())
 }
 
+/// Connects to the worker, and makes the place clean before the user's code runs.
+fn connect(address: &str) -> io::Result<Socket> {
+    clean_signals()?;
+    // Best effort: without it the kernel chooses by size alone.
+    let _unprivileged = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(address)?)?;
+    let writing = stream.try_clone()?;
+    Ok(Socket { stream, sender: Sender(Arc::new(Mutex::new(writing))) })
+}
+
+/// Leaves no signal blocked. A supervisor's SIGTERM to the whole group, or Ctrl-C, is for the worker, which drains, and this
+/// process ends with it: so those are caught, not ignored or blocked, which programs that the user's code starts would inherit.
+fn clean_signals() -> io::Result<()> {
+    SigSet::all().thread_unblock()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _entered = runtime.enter();
+    // Their handlers stay when these are dropped.
+    drop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
+    Ok(())
+}
+
+struct Socket {
+    stream: UnixStream,
+    sender: Sender,
+}
+
+/// Sends whole frames, one after the other. Clones are the same.
+#[derive(Clone)]
+struct Sender(Arc<Mutex<UnixStream>>);
+
+impl Sender {
+    /// Where a frame is not taken any more, this process has no use.
+    fn send(&self, frames: &[u8]) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(frames).is_err() {
+            end_own();
+        }
+    }
+
+    fn answer(&self, answer: &Answer<'_>) {
+        let mut bytes = Vec::new();
+        answer.write(&mut bytes);
+        self.send(&bytes);
+    }
+
+    /// Says what became of getting ready, and ends the process where that failed.
+    fn started(&self, started: Result<(), String>) -> io::Result<()> {
+        match started {
+            Ok(()) => {
+                self.answer(&Answer::Started);
+                Ok(())
+            }
+            Err(reason) => {
+                self.answer(&Answer::NotStarted(&reason));
+                Err(io::Error::other(reason))
+            }
+        }
+    }
+}
+
 /// One id at a time.
-fn alone<I: Id>(function: &Function<I>, memory: u64) -> io::Result<()> {
-    let mut out = take_stdout()?;
-    leave_signals_to_the_worker()?;
-    install_panic_hook();
-    let frames = incoming()?;
-    if memory > 0 {
+fn alone<I: Id>(function: &Function<I>, socket: Socket, memory: u64) -> io::Result<()> {
+    let sender = socket.sender.clone();
+    sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
+    let process = std::process::id();
+    let busy = Arc::new(AtomicBool::new(true));
+    let beating = beat(&sender, &busy).and_then(|()| incoming(socket));
+    let frames = beating.map_err(|fault| threads_refused(1, &fault));
+    let started = frames.and_then(|frames| function.typed.start().map(|()| frames));
+    let (frames, started) = split_result(started);
+    if memory > 0 && started.is_ok() {
+        // Behind `start`: what it loaded is no id's.
         limit_memory(memory)?;
     }
+    busy.store(false, Ordering::Relaxed);
+    sender.started(started)?;
+    let witness = sender.clone();
+    tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
     let mut bytes = Vec::new();
-    Answer::Hello { version: wire::VERSION, pipeline: function.spec().name }.write(&mut bytes);
-    out.write_all(&bytes)?;
-    for (kind, body) in frames {
+    for (kind, body) in frames.into_iter().flatten() {
         let id = I::from_bytes(&body).filter(|_| kind == b'C');
         let id = id.ok_or_else(|| io::Error::other("the worker sent no id"))?;
         bytes.clear();
+        busy.store(true, Ordering::Relaxed);
         function.typed.answer(&id, &mut bytes);
-        out.write_all(&bytes)?;
+        busy.store(false, Ordering::Relaxed);
+        end_a_copy(process);
+        sender.send(&bytes);
     }
     Ok(())
+}
+
+fn split_result<T>(result: Result<T, String>) -> (Option<T>, Result<(), String>) {
+    match result {
+        Ok(value) => (Some(value), Ok(())),
+        Err(reason) => (None, Err(reason)),
+    }
+}
+
+/// Has a thread of its own say every second that this process is alive, while there is something in hand.
+fn beat(sender: &Sender, busy: &Arc<AtomicBool>) -> io::Result<()> {
+    let (sender, busy) = (sender.clone(), busy.clone());
+    let mut beat = Vec::new();
+    frame(wire::BEAT, &[], &mut beat);
+    let thread = std::thread::Builder::new().name("beat".into()).spawn(move || {
+        loop {
+            std::thread::sleep(BEAT);
+            if busy.load(Ordering::Relaxed) {
+                sender.send(&beat);
+            }
+        }
+    });
+    thread.map(drop)
 }
 
 /// All ids of an order at once, on every core.
 fn pool<I: Id>(
     function: &Function<I>,
+    socket: Socket,
     threads: usize,
-    [soft, hard]: [Option<Duration>; 2],
+    limits: [Option<Duration>; 2],
 ) -> io::Result<()> {
-    let out = Arc::new(Mutex::new(take_stdout()?));
-    leave_signals_to_the_worker()?;
-    let pool = Pool::start(function.clone(), threads).map_err(io::Error::other)?;
-    let (hands, watched) = (pool.hands.clone(), out.clone());
-    let mut watch = Watch::new(threads, soft, hard);
-    std::thread::Builder::new().name("watch".into()).spawn(move || {
+    let sender = socket.sender.clone();
+    sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
+    install_panic_hook();
+    let started = Arc::new(AtomicBool::new(false));
+    let ready = Pool::start(function.clone(), threads)
+        .map_err(|error| threads_refused(threads * 2, &error))
+        .and_then(|pool| {
+            let watched = watch(&sender, pool.hands(), limits, started.clone());
+            let frames = watched.and_then(|()| incoming(socket));
+            let frames = frames.map_err(|fault| threads_refused(2, &fault))?;
+            function.typed.start().map(|()| (pool, frames))
+        });
+    let (ready, outcome) = split_result(ready);
+    sender.started(outcome)?;
+    started.store(true, Ordering::Relaxed);
+    match ready {
+        Some((pool, frames)) => take_orders(&pool, frames, &sender),
+        None => Ok(()),
+    }
+}
+
+/// Has a thread of its own look at the pool's threads, and tell the worker: it needs nothing of the user's code.
+fn watch(
+    sender: &Sender,
+    hands: Arc<[Hand]>,
+    [soft, hard]: [Option<Duration>; 2],
+    started: Arc<AtomicBool>,
+) -> io::Result<()> {
+    let sender = sender.clone();
+    let mut watch = Watch::new(hands.len(), soft, hard);
+    let mut beat = Vec::new();
+    frame(wire::BEAT, &[], &mut beat);
+    let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
         loop {
             let (begun, mut busy) = (Instant::now(), 0);
             for _ in 0..LOOKS_TOLD {
                 std::thread::sleep(LOOK);
                 for Overdue { order, at, hard } in watch.look(&hands, LOOK) {
-                    send(&watched, &encode(OVERDUE, &OverdueFrame { order, at, hard }));
+                    sender.send(&encode(OVERDUE, &OverdueFrame { order, at, hard }));
                 }
                 busy += hands.iter().filter(|hand| hand.is_busy()).count() as u32;
             }
             let looks = f64::from(LOOKS_TOLD);
-            send(&watched, &encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks)));
+            match started.load(Ordering::Relaxed) {
+                true => sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks))),
+                false => sender.send(&beat),
+            }
         }
-    })?;
-    let mut hello = Vec::new();
-    Answer::Hello { version: wire::VERSION, pipeline: function.spec().name }.write(&mut hello);
-    send(&out, &hello);
+    });
+    thread.map(drop)
+}
+
+fn take_orders<I: Id>(pool: &Pool<I>, frames: Receiver<(u8, Vec<u8>)>, sender: &Sender) -> io::Result<()> {
     let open: Arc<Mutex<HashMap<u64, Off>>> = Arc::default();
-    for (kind, body) in incoming()? {
+    for (kind, body) in frames {
         // The number of an order comes first in it.
         let (number, _) = postcard::take_from_bytes::<u64>(&body).map_err(io::Error::other)?;
         let mut orders = open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,53 +273,60 @@ fn pool<I: Id>(
         let off = Off::default();
         let switch = off.0.clone();
         orders.insert(number, off);
-        let (pool_, out, open) = (pool.clone(), out.clone(), open.clone());
+        let (sender, open) = (sender.clone(), open.clone());
+        let over = move || drop(open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number));
         // Read on the pool too: unpacking a large batch is work.
-        pool.spawn(move || {
-            if let Err(fault) = grind(&pool_, &body, switch, &out) {
+        pool.spawn(move |shared| {
+            if let Err(fault) = begin(shared, &body, switch, sender, over) {
                 complain(&fault);
                 std::process::exit(1);
             }
-            open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         });
     }
     Ok(())
 }
 
-fn grind<I: Id>(pool: &Pool<I>, body: &[u8], off: Arc<AtomicBool>, out: &Mutex<File>) -> io::Result<()> {
+fn begin<I: Id>(
+    pool: &Shared<I>,
+    body: &[u8],
+    off: Arc<AtomicBool>,
+    sender: Sender,
+    over: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     let frame: OrderFrame<'_> = postcard::from_bytes(body).map_err(io::Error::other)?;
     let OrderFrame { order: number, last, codec, count, block } = frame;
     let ids = I::unpack(codec, block, count).map_err(io::Error::other)?;
     let order = Order { number, ids, last, off };
-    pool.grind(&order, &|piece| send(out, &encode_piece(number, &piece)));
+    pool.begin(order, move |piece| sender.send(&encode_piece(number, &piece)), move |_| over());
     Ok(())
 }
 
-/// Writes whole frames, one after the other. Where nobody reads them, nobody needs this process.
-fn send(out: &Mutex<File>, bytes: &[u8]) {
-    let written = out.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes);
-    if written.is_err() {
-        std::process::exit(0);
-    }
-}
-
-/// Frames from stdin, read by a thread of their own, which also notices the end while an id is computed.
-fn incoming() -> io::Result<Receiver<(u8, Vec<u8>)>> {
+/// Frames of the worker, read by a thread of their own, which also notices its end while an id is computed.
+fn incoming(socket: Socket) -> io::Result<Receiver<(u8, Vec<u8>)>> {
     let (sender, receiver) = sync_channel(AHEAD);
-    std::thread::Builder::new().name("stdin".into()).spawn(move || {
-        let (mut stdin, mut bytes, mut chunk) = (io::stdin().lock(), Vec::new(), vec![0; 64 << 10]);
+    std::thread::Builder::new().name("frames".into()).spawn(move || {
+        let (mut from, mut bytes, mut chunk) = (socket.stream, Vec::new(), vec![0; 64 << 10]);
         loop {
-            match stdin.read(&mut chunk) {
+            match from.read(&mut chunk) {
                 Ok(read) if read > 0 => bytes.extend_from_slice(&chunk[..read]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => std::process::exit(0),
+                _ => end_own(),
             }
             let mut start = 0;
-            while let Ok(Some(Frame { kind, body, taken })) = split(&bytes[start..]) {
-                if sender.send((kind, body.to_vec())).is_err() {
-                    return;
+            loop {
+                match split(&bytes[start..]) {
+                    Ok(Some(Frame { kind, body, taken })) => {
+                        if sender.send((kind, body.to_vec())).is_err() {
+                            return;
+                        }
+                        start += taken;
+                    }
+                    Ok(None) => break,
+                    Err(fault) => {
+                        complain(&io::Error::other(fault));
+                        end_own();
+                    }
                 }
-                start += taken;
             }
             bytes.drain(..start);
         }
@@ -193,18 +334,18 @@ fn incoming() -> io::Result<Receiver<(u8, Vec<u8>)>> {
     Ok(receiver)
 }
 
-/// The pipe that was stdout, with stderr in its place: what the user's function prints must not get between frames.
-fn take_stdout() -> io::Result<File> {
-    let pipe = nix::unistd::dup(io::stdout())?;
-    nix::unistd::dup2_stdout(io::stderr())?;
-    Ok(pipe.into())
-}
-
-/// A supervisor's SIGTERM to the whole group, or Ctrl-C, is for the worker, which drains: this process ends with it.
-fn leave_signals_to_the_worker() -> io::Result<()> {
-    // Best effort: without it the kernel chooses by size alone.
-    let _unprivileged = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
-    Ok([Signal::SIGINT, Signal::SIGTERM].into_iter().collect::<SigSet>().thread_block()?)
+/// Why threads were not to be had, with what the system allows.
+fn threads_refused(threads: usize, fault: &dyn std::error::Error) -> String {
+    let limit = getrlimit(Resource::RLIMIT_NPROC)
+        .map_or_else(|fault| fault.to_string(), |(soft, _)| soft.to_string());
+    let pids = match cgroup::processes() {
+        Some((most, now)) => format!("; its control group has {now} of {most} processes"),
+        None => String::new(),
+    };
+    let cause = crate::error::full_cause(fault);
+    format!(
+        "this host gives no {threads} threads: {cause} (processes of this user, `ulimit -u`: {limit} at most{pids})"
+    )
 }
 
 /// Allows this many bytes of data beyond what the process has now: an allocation beyond it fails.

@@ -2,16 +2,22 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
+use tokio::sync::OnceCell;
 
-use super::alone::{Alone, Program};
-use super::apart::{Apart, Ground};
+use super::alone::Alone;
+use super::apart::{Apart, Ground, Suspect};
+use super::process::Program;
 use super::{BatchKey, Computed, Function, Pool};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
+
+/// Ids are computed alone once so many pools in a row that had them gave no sign any more.
+const SILENT_POOLS: u32 = 2;
 
 /// Which process computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +37,7 @@ pub struct Cores<I> {
 }
 
 enum Kind<I> {
-    Here(Pool<I>),
+    Here(Pool<I>, OnceCell<()>),
     Apart(Box<Processes<I>>),
 }
 
@@ -58,13 +64,24 @@ impl<I: Id> Cores<I> {
     ) -> Result<Self, Error> {
         let schema = function.spec().schema.clone();
         let kind = match place {
-            Place::Here => Kind::Here(Pool::start(function, threads)?),
+            Place::Here => Kind::Here(Pool::start(function, threads)?, OnceCell::new()),
             Place::Apart(path) => {
-                let program = Program { path, pipeline: function.spec().name };
+                let (pipeline, start_within) = (function.spec().name, limits.start_within);
+                let program = Program { path, pipeline, start_within };
                 let (counted, pool_load) = (counts.clone(), load.clone());
+                let got_going = Arc::<AtomicBool>::default();
+                let going = got_going.clone();
                 Kind::Apart(Box::new(Processes {
-                    pool: Apart::new(program.clone(), schema.clone(), threads, limits, counted, pool_load),
-                    alone: Alone::new(program, threads, limits, schema.clone(), counts),
+                    pool: Apart::new(
+                        program.clone(),
+                        schema.clone(),
+                        threads,
+                        limits,
+                        counted,
+                        pool_load,
+                        going,
+                    ),
+                    alone: Alone::new(program, threads, limits, schema.clone(), counts, got_going),
                     schema: schema.clone(),
                     isolate: limits.isolate,
                     load: load.clone(),
@@ -79,14 +96,15 @@ impl<I: Id> Cores<I> {
         &self.schema
     }
 
-    /// Waits until ids can be computed at once, as far as that can be known before there are any.
+    /// Waits until ids can be computed at once: all threads stand, and the pipeline's `start` is over.
     ///
     /// # Errors
-    /// [`Error::Child`] when no process can be started.
+    /// [`Error::Child`] when this host cannot compute.
     pub async fn ready(&self) -> Result<(), Error> {
         match &self.kind {
-            Kind::Apart(processes) if !processes.isolate => processes.pool.ready().await,
-            _ => Ok(()),
+            Kind::Apart(processes) if processes.isolate => processes.alone.ready().await,
+            Kind::Apart(processes) => processes.pool.ready().await,
+            Kind::Here(pool, started) => started.get_or_try_init(|| pool.started()).await.copied(),
         }
     }
 
@@ -105,7 +123,10 @@ impl<I: Id> Cores<I> {
         suspect: bool,
     ) -> Result<Computed<I>, Error> {
         let computed = match &self.kind {
-            Kind::Here(pool) => pool.compute(ids, last).await,
+            Kind::Here(pool, _) => {
+                self.ready().await?;
+                pool.compute(ids, last).await
+            }
             Kind::Apart(processes) => processes.compute(key, ids, last, suspect).await?,
         };
         self.load.spent(computed.spent);
@@ -124,12 +145,13 @@ impl<I: Id> Processes<I> {
         if suspect || self.isolate {
             return self.alone(key, ids, last).await;
         }
-        let (mut whole, mut left) = (Computed::none(&self.schema), ids);
+        let (mut whole, mut left, mut silent) = (Computed::none(&self.schema), ids, 0);
         while !left.is_empty() {
             let Ground { done, left: rest, suspect } = self.pool.compute(key, left, last).await?;
             whole.append(done);
             left = rest;
-            if suspect {
+            silent += u32::from(suspect == Suspect::Silent);
+            if suspect == Suspect::Yes || silent == SILENT_POOLS {
                 whole.append(self.alone(key, std::mem::take(&mut left), last).await?);
             }
         }

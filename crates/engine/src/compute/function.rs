@@ -11,9 +11,11 @@ use millstream::child::Answer;
 use millstream::schema::Schema;
 use millstream::{Failure, Pipeline, SchemaFault, Spec};
 
+use super::guard::guarded;
+use super::pool::Order;
 use super::row::{self, Rows};
 use super::watch::Hand;
-use super::{Order, PIECE_BYTES, Piece, Spent, guarded};
+use super::{PIECE_BYTES, Piece, Spent};
 
 /// A pipeline's function over ids of this type, and what the pipeline declares. Clones are the same.
 #[derive(Clone)]
@@ -71,6 +73,9 @@ impl AnyFunction {
 
 /// What needs the types of the pipeline.
 pub(super) trait Typed<I>: Send + Sync {
+    /// Gets ready to compute; else why this process cannot.
+    fn start(&self) -> Result<(), String>;
+
     /// Computes from the first of `ids` on, to the last, or until the rows are many bytes or the order is called off. The
     /// first is at place `from` of the order.
     fn grind_some(&self, hand: &Hand, order: &Order<I>, from: u32, ids: &[I]) -> Piece;
@@ -86,6 +91,11 @@ struct WithSchema<P> {
 }
 
 impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
+    fn start(&self) -> Result<(), String> {
+        let started = guarded(|| self.pipeline.start().map_err(Failure::reject));
+        started.map_err(|failure| format!("the pipeline's `start` failed: {failure}"))
+    }
+
     fn grind_some(&self, hand: &Hand, order: &Order<P::Id>, from: u32, ids: &[P::Id]) -> Piece {
         let begun = Instant::now();
         let mut rows = Rows::with_room(&self.schema, ids.len());

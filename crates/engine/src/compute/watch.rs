@@ -17,10 +17,14 @@ pub(super) struct Hand {
 }
 
 impl Hand {
-    /// Takes an order in hand, and returns what was there: a thread that waits inside the user's function may have been
-    /// given another piece.
-    pub fn take(&self, order: u64) -> (u64, u32) {
-        (self.order.swap(order, Ordering::Relaxed), self.at.load(Ordering::Relaxed))
+    /// Takes an order in hand.
+    pub fn take(&self, order: u64) {
+        self.order.store(order, Ordering::Relaxed);
+    }
+
+    /// There is nothing in it any more.
+    pub fn put_down(&self) {
+        self.order.store(0, Ordering::Relaxed);
     }
 
     /// Whether there is anything in it.
@@ -32,12 +36,6 @@ impl Hand {
     pub fn begin(&self, at: u32) {
         self.at.store(at, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Puts back what [`Self::take`] returned.
-    pub fn put_back(&self, (order, at): (u64, u32)) {
-        self.order.store(order, Ordering::Relaxed);
-        self.begin(at);
     }
 }
 
@@ -110,13 +108,13 @@ mod tests {
     fn the_next_id_has_its_own_time() {
         let hands = [Hand::default()];
         let mut watch = Watch::new(1, None, Some(STEP * 2));
-        let idle = hands[0].take(7);
+        hands[0].take(7);
         for at in 0..10 {
             hands[0].begin(at);
             assert_eq!(watch.look(&hands, STEP), []);
             assert_eq!(watch.look(&hands, STEP), []);
         }
-        hands[0].put_back(idle);
+        hands[0].put_down();
         assert!((0..5).all(|_| watch.look(&hands, STEP).is_empty()), "an idle hand is never overdue");
     }
 }

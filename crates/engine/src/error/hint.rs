@@ -205,9 +205,9 @@ impl Error {
             Self::Repaired { run, .. } => format!("`status {run}` shows when it is sealed again"),
             Self::StillOpen { run, .. } => format!("`cancel {run}` ends it; then it can be forgotten"),
             Self::BegunMeanwhile { run } => format!("`runs` shows its state; `forget {run}` again goes on"),
-            Self::Child { .. } => {
-                "`main` of the pipeline runs in it up to `millstream_cli::main`: what it needs must be there, and it must not end \
-                 or print before that"
+            Self::Child { .. } | Self::Start { .. } => {
+                "`main` of the pipeline runs in it up to `millstream_cli::main`, then its `start`: what they need must be there, and \
+                 neither may end the process"
                     .into()
             }
             Self::Store { doing, source: StoreFault::Exception { code: 60, .. }, .. } if doing == USERS_QUERY => {

@@ -109,6 +109,12 @@ pub struct PassRecord {
     /// Ids a second that the whole fleet begins at most.
     #[serde(default)]
     pub rate: Option<u32>,
+    /// It is paused once it has more dead letters than this.
+    #[serde(default)]
+    pub max_dead: Option<u64>,
+    /// Why it is paused, where no person did it.
+    #[serde(default)]
+    pub paused_for: Option<String>,
     /// Which repair has claimed it and is not done, if there is one.
     #[serde(default)]
     pub repair: Option<u64>,
@@ -130,6 +136,8 @@ impl PassRecord {
             covers: None,
             priority: 0,
             rate: None,
+            max_dead: None,
+            paused_for: None,
             repair: None,
             freed: false,
         }

@@ -1,0 +1,109 @@
+//! Everything that a process which computes has started, ended as a whole.
+//!
+//! Such a process leads a group of its own, which what it starts is born into. A program may leave the group (`setsid`), so
+//! all of them also carry a mark in their environment, by which those that left are found.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+/// The variable whose value marks a process that computes, and what it starts.
+pub(super) const MARK: &str = "MILLSTREAM_COMPUTES_FOR";
+
+/// The group of a child of this process. All of it is killed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Group {
+    leader: Pid,
+    mark: String,
+}
+
+impl Group {
+    /// The group that the child `pid` leads, started with this mark.
+    pub fn of(pid: u32, mark: String) -> Self {
+        Self { leader: Pid::from_raw(pid as i32), mark }
+    }
+
+    /// Whether its leader has ended. The leader stays to be waited for, so that its number is not given away meanwhile.
+    pub fn has_ended(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        // An error is that there is no such child any more.
+        !matches!(waitid(Id::Pid(self.leader), flags), Ok(WaitStatus::StillAlive))
+    }
+
+    /// Kills its leader and all that is in it.
+    pub fn kill(&self) {
+        // Without members there is nothing to do.
+        let _empty = killpg(self.leader, Signal::SIGKILL);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+        let mark = std::mem::take(&mut self.mark);
+        // It reads a file of every process of this host.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(move || kill_marked(&mark)));
+        } else {
+            kill_marked(&mark);
+        }
+    }
+}
+
+/// Ends this process and all that it started: for a process that computes and has lost its worker.
+pub(super) fn end_own() -> ! {
+    if let Ok(mark) = std::env::var(MARK) {
+        kill_marked(&mark);
+    }
+    if nix::unistd::getpgrp() == Pid::this() {
+        let _own = killpg(Pid::this(), Signal::SIGKILL);
+    }
+    std::process::exit(1)
+}
+
+/// Kills every other process that carries this mark.
+fn kill_marked(mark: &str) {
+    let marked = format!("{MARK}={mark}").into_bytes();
+    for pid in processes().filter(|pid| *pid != std::process::id()) {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == marked) {
+            // It may have ended meanwhile.
+            let _gone = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+    }
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Reaps processes whose parents ended before them and that came to this process, as they do where it is the first of a
+/// container. Those in `before` had ended at the last look already, so no part of this process waits for them.
+pub(crate) fn reap_strays(before: &mut Vec<u32>) {
+    let own = std::process::id();
+    let ended: Vec<u32> = processes().filter(|pid| ended_child_of(*pid, own)).collect();
+    for pid in ended.iter().filter(|pid| before.contains(pid)) {
+        let _reaped = waitpid(Pid::from_raw(*pid as i32), Some(WaitPidFlag::WNOHANG));
+    }
+    *before = ended;
+}
+
+/// Whether this process has ended and `parent` has not waited for it yet.
+fn ended_child_of(pid: u32, parent: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before, in parentheses, may hold anything.
+    let Some((_, fields)) = stat.rsplit_once(')') else { return false };
+    let mut fields = fields.split_whitespace();
+    fields.next() == Some("Z") && fields.next().and_then(|field| field.parse().ok()) == Some(parent)
+}
+
+/// Ends this process if it is a copy of the one with number `of`: a function that forks must not return in the copy, whose
+/// answers would get between those of the original.
+pub(super) fn end_a_copy(of: u32) {
+    if std::process::id() != of {
+        let _at_once = kill(Pid::this(), Signal::SIGKILL);
+    }
+}

@@ -1,0 +1,274 @@
+//! A core-sized rayon pool whose threads take ids from a queue of this file's own.
+//!
+//! The user's function may use rayon itself, and a thread that waits inside rayon takes whatever job there is. Were ids
+//! jobs, it could begin another id in the middle of one, with that one's locks held. So ids are none: as many threads as
+//! there are cores each run one job for ever, which takes ids from the queue. As many again are left to what the function
+//! itself gives to rayon; without such work they sleep.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use millstream::Id;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::sync::oneshot;
+
+use super::guard::install_panic_hook;
+use super::watch::Hand;
+use super::{Computed, Function, Piece};
+use crate::error::Error;
+
+/// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
+const PIECES_PER_CORE: usize = 16;
+/// A piece holds no more ids than this, whatever the batch: its encoded rows stay in the cache.
+const MAX_PIECE: usize = 1024;
+/// A main thread has this much stack usually, so a function that recurses deeply finds no less here.
+const STACK: usize = 8 << 20;
+
+/// A core-sized pool with the function that it computes. Clones are the same.
+#[derive(Clone)]
+pub struct Pool<I> {
+    shared: Arc<Shared<I>>,
+    /// Ends the threads with the last clone.
+    _threads: Arc<Threads<I>>,
+}
+
+/// Ids to be computed together.
+pub(super) struct Order<I> {
+    /// Tells it from others in the same pool.
+    pub number: u64,
+    pub ids: Vec<I>,
+    pub last: bool,
+    pub off: Arc<AtomicBool>,
+}
+
+impl<I> Order<I> {
+    /// Whether its result has no use any more.
+    pub fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
+}
+
+/// Calls an order off when it is dropped. One that is done does not mind.
+#[derive(Default)]
+pub(super) struct Off(pub Arc<AtomicBool>);
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// An order that is handed out in pieces.
+struct Shares<I> {
+    order: Order<I>,
+    /// Ids of a piece.
+    size: usize,
+    /// Pieces that are not done.
+    left: AtomicUsize,
+    done: Box<dyn Fn(Piece) + Send + Sync>,
+    finished: Mutex<Option<Finished<I>>>,
+}
+
+type Finished<I> = Box<dyn FnOnce(&Order<I>) + Send>;
+type Work<I> = Box<dyn FnOnce(&Shared<I>) + Send>;
+
+enum Entry<I> {
+    /// Other work than ids.
+    Work(Work<I>),
+    /// The pieces of an order from this one on.
+    Pieces(Arc<Shares<I>>, usize),
+}
+
+struct Queue<I> {
+    entries: VecDeque<Entry<I>>,
+    /// Threads that have begun.
+    up: usize,
+    closed: bool,
+}
+
+pub(super) struct Shared<I> {
+    function: Function<I>,
+    /// One for each thread that takes ids.
+    hands: Arc<[Hand]>,
+    queue: Mutex<Queue<I>>,
+    changed: Condvar,
+}
+
+struct Threads<I> {
+    shared: Arc<Shared<I>>,
+    _pool: ThreadPool,
+}
+
+impl<I> Drop for Threads<I> {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl<I: Id> Pool<I> {
+    /// Starts a pool that computes `threads` ids at once, and waits until all of it is up.
+    ///
+    /// # Errors
+    /// [`Error::Pool`] when the system does not give so many threads.
+    pub fn start(function: Function<I>, threads: usize) -> Result<Self, Error> {
+        install_panic_hook();
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads * 2)
+            .stack_size(STACK)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|source| Error::Pool { threads, source })?;
+        let queue = Queue { entries: VecDeque::new(), up: 0, closed: false };
+        let hands = (0..threads).map(|_| Hand::default()).collect();
+        let (queue, changed) = (Mutex::new(queue), Condvar::new());
+        let shared = Arc::new(Shared { function, hands, queue, changed });
+        let looping = shared.clone();
+        pool.spawn_broadcast(move |thread| {
+            if let Some(hand) = looping.hands.get(thread.index()) {
+                looping.take_all(hand);
+            }
+        });
+        let up = shared.changed.wait_while(shared.queue(), |queue| queue.up < threads);
+        drop(up.unwrap_or_else(PoisonError::into_inner));
+        let threads = Arc::new(Threads { shared: shared.clone(), _pool: pool });
+        Ok(Self { shared, _threads: threads })
+    }
+
+    /// How many ids it computes at once.
+    pub fn threads(&self) -> usize {
+        self.shared.hands.len()
+    }
+
+    /// What each thread has in hand.
+    pub(super) fn hands(&self) -> Arc<[Hand]> {
+        self.shared.hands.clone()
+    }
+
+    /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
+    ///
+    /// Dropping the future forgets the result, and leaves out the ids that are not begun.
+    pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
+        let (sender, receiver) = oneshot::channel();
+        let off = Off::default();
+        let order = Order { number: 1, ids, last, off: off.0.clone() };
+        let pieces = Arc::new(Mutex::new(Vec::new()));
+        let (taken, schema) = (pieces.clone(), self.shared.function.spec().schema.clone());
+        let done = move |piece| pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
+        self.shared.begin(order, done, move |order| {
+            let pieces = std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner));
+            // The receiver is gone when work was given up: then the result has no use.
+            let _forgotten = sender.send(Computed::whole(&schema, &order.ids, pieces));
+        });
+        let computed = receiver.await.expect("pieces catch panics, so a result is always sent");
+        drop(off);
+        computed
+    }
+
+    /// Gets the pipeline ready, in this very process.
+    ///
+    /// # Errors
+    /// [`Error::Start`].
+    pub(super) async fn started(&self) -> Result<(), Error> {
+        let (sender, receiver) = oneshot::channel();
+        self.spawn(move |shared| {
+            let _forgotten = sender.send(shared.function.typed.start());
+        });
+        let started = receiver.await.unwrap_or_else(|_| Err("its thread ended".to_owned()));
+        started.map_err(|reason| Error::Start { source: reason.into() })
+    }
+
+    /// Has `work` done by a thread of the pool.
+    pub(super) fn spawn(&self, work: impl FnOnce(&Shared<I>) + Send + 'static) {
+        self.shared.push(Entry::Work(Box::new(work)));
+    }
+}
+
+impl<I> Shared<I> {
+    fn queue(&self) -> MutexGuard<'_, Queue<I>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, entry: Entry<I>) {
+        self.queue().entries.push_back(entry);
+        self.changed.notify_all();
+    }
+
+    /// What comes next, when it comes; `None` at the end.
+    fn next(&self) -> Option<Taken<I>> {
+        let mut queue = self.queue();
+        loop {
+            if queue.closed {
+                return None;
+            }
+            match queue.entries.pop_front() {
+                Some(Entry::Work(work)) => return Some(Taken::Work(work)),
+                Some(Entry::Pieces(shares, number)) => {
+                    if (number + 1) * shares.size < shares.order.ids.len() {
+                        queue.entries.push_front(Entry::Pieces(shares.clone(), number + 1));
+                    }
+                    return Some(Taken::Piece(shares, number));
+                }
+                None => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+enum Taken<I> {
+    Work(Work<I>),
+    Piece(Arc<Shares<I>>, usize),
+}
+
+impl<I: Id> Shared<I> {
+    /// Begins an order, behind those that are begun. Each piece is handed to `done` as it is, in any order.
+    pub fn begin(
+        &self,
+        order: Order<I>,
+        done: impl Fn(Piece) + Send + Sync + 'static,
+        finished: impl FnOnce(&Order<I>) + Send + 'static,
+    ) {
+        let pieces = self.hands.len() * PIECES_PER_CORE;
+        let size = order.ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
+        let left = AtomicUsize::new(order.ids.len().div_ceil(size));
+        if order.ids.is_empty() {
+            return finished(&order);
+        }
+        let finished = Mutex::new(Some(Box::new(finished) as Finished<I>));
+        self.push(Entry::Pieces(Arc::new(Shares { order, size, left, done: Box::new(done), finished }), 0));
+    }
+
+    /// Works until the pool is closed.
+    fn take_all(&self, hand: &Hand) {
+        self.queue().up += 1;
+        self.changed.notify_all();
+        while let Some(taken) = self.next() {
+            match taken {
+                Taken::Work(work) => work(self),
+                Taken::Piece(shares, number) => self.grind(hand, &shares, number),
+            }
+        }
+    }
+
+    fn grind(&self, hand: &Hand, shares: &Shares<I>, number: usize) {
+        let (process, order) = (std::process::id(), &shares.order);
+        let start = number * shares.size;
+        let mut ids = &order.ids[start..order.ids.len().min(start + shares.size)];
+        let mut from = start as u32;
+        hand.take(order.number);
+        while !ids.is_empty() && !order.is_off() {
+            let piece = self.function.typed.grind_some(hand, order, from, ids);
+            super::group::end_a_copy(process);
+            (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
+            (shares.done)(piece);
+        }
+        hand.put_down();
+        if shares.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let finished = shares.finished.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(finished) = finished {
+                finished(order);
+            }
+        }
+    }
+}

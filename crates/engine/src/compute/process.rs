@@ -1,0 +1,370 @@
+//! A child process that computes, from the worker's side: how it is started, heard, missed and ended.
+//!
+//! It gets a clean place for the user's code. Its stdin is /dev/null, what it prints comes through a pipe into the log, and
+//! frames go over a socket that it connects to once it is up, so nothing that it starts inherits them. It leads a group that
+//! is ended as a whole (`group`). Its end is its exit: other processes may hold copies of its descriptors.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millstream::child::{self as wire, Answer};
+use tokio::net::UnixListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::time::{Interval, MissedTickBehavior};
+
+use super::frames::Frames;
+use super::group::{Group, MARK};
+use super::output::{LAST_WORDS_WITHIN, Output};
+use crate::error::{Error, Source};
+
+/// How often a process is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// A look that comes later than this counts as one that came in time: the worker itself was stopped meanwhile.
+const LATE: Duration = Duration::from_secs(1);
+/// How long a pipeline's `main` may take until it hands over.
+const HELLO_WITHIN: Duration = Duration::from_secs(120);
+/// A process that gives no sign for so long is stopped, or hangs in the kernel: it says something every second.
+pub(super) const SILENT: Duration = Duration::from_secs(30);
+/// How long a process may take to end once it is killed.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a child is started from.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    pub path: PathBuf,
+    /// What it has to say that it computes.
+    pub pipeline: &'static str,
+    /// How long its `start` may take.
+    pub start_within: Duration,
+}
+
+/// A child that is up and connected.
+pub(super) struct Process {
+    // The first to be dropped: the group is killed while its leader is still to be waited for.
+    group: Group,
+    child: Child,
+    frames: Frames<OwnedReadHalf>,
+    output: Output,
+    look: Interval,
+    /// Since its last sign, not counting time for which the worker itself was stopped.
+    silence: Age,
+    looked: Instant,
+    ended: bool,
+    printed: bool,
+}
+
+/// Time that goes by in looks.
+#[derive(Debug)]
+pub(super) struct Age {
+    last: Instant,
+    pub time: Duration,
+}
+
+/// What there is to know of a process.
+#[derive(Debug)]
+pub(super) enum News {
+    /// It sent a frame.
+    Frame(u8, Bytes),
+    /// It printed these lines.
+    Printed(Vec<String>),
+    /// It is over.
+    Gone,
+    /// It gives no sign any more.
+    Silent,
+    /// It sends what is no frame.
+    Broken(io::Error),
+    /// Time has passed.
+    Look,
+}
+
+impl Age {
+    pub fn new() -> Self {
+        Self { last: Instant::now(), time: Duration::ZERO }
+    }
+
+    /// Time goes by that does not count.
+    pub fn rest(&mut self) {
+        self.last = Instant::now();
+    }
+
+    pub fn grow(&mut self) {
+        let now = Instant::now();
+        self.time += (now - self.last).min(LATE);
+        self.last = now;
+    }
+}
+
+impl Process {
+    /// Starts `program` with these arguments behind the address that it connects to, and waits until its `start` is over.
+    pub async fn start(
+        program: &Program,
+        argument: &str,
+        arguments: &[String],
+    ) -> Result<(Self, OwnedWriteHalf), Error> {
+        let no_child = |source: Source| no_child(program, source);
+        let (address, listener) = listen().map_err(|source| no_child(source.into()))?;
+        let (mut command, reader) =
+            command(program, argument, &address, arguments).map_err(|source| no_child(source.into()))?;
+        let child = command.spawn().map_err(|source| no_child(source.into()))?;
+        // The parent's copies of the pipe's other end would keep it open.
+        drop(command);
+        let pid = child.id().unwrap_or(0);
+        let group = Group::of(pid, address);
+        let mut output = Output::new(reader).map_err(|source| no_child(source.into()))?;
+        let connected = tokio::time::timeout(HELLO_WITHIN, connected(&listener, &group, pid, &mut output));
+        let stream = match connected.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(fault)) => return Err(no_child(format!("{fault}{}", said(&output.last_words())).into())),
+            Err(_) => return Err(no_child("its `main` did not hand over within two minutes".into())),
+        };
+        let (from, to) = stream.into_split();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut process = Self {
+            group,
+            child,
+            frames: Frames::new(from),
+            output,
+            look,
+            silence: Age::new(),
+            looked: Instant::now(),
+            ended: false,
+            printed: false,
+        };
+        process.hello(program).await.map_err(no_child)?;
+        Ok((process, to))
+    }
+
+    /// Waits until it says that it computes this pipeline, and that it is ready to.
+    async fn hello(&mut self, program: &Program) -> Result<(), Source> {
+        let (begun, mut met) = (Instant::now(), false);
+        loop {
+            match self.next().await {
+                News::Frame(kind, body) => match Answer::read(kind, &body)? {
+                    Answer::Hello { version: wire::VERSION, pipeline } if pipeline == program.pipeline => {
+                        met = true;
+                    }
+                    Answer::Hello { version, pipeline } => {
+                        return Err(format!("it speaks version {version} for pipeline `{pipeline}`").into());
+                    }
+                    Answer::Started if met => {
+                        self.output.forget();
+                        return Ok(());
+                    }
+                    Answer::NotStarted(reason) => return Err(reason.into()),
+                    _ => return Err("it did not begin with hello".into()),
+                },
+                News::Printed(lines) => print(lines, None),
+                News::Look if begun.elapsed() > program.start_within => {
+                    let limit = program.start_within.as_secs();
+                    return Err(format!(
+                        "the pipeline's `start` took longer than its limit of {limit} s \
+                                        (`start_within` of the limits, `start_seconds` of [work])"
+                    )
+                    .into());
+                }
+                News::Look => {}
+                News::Gone => {
+                    let ended = self.end(true).await;
+                    return Err(format!("it ended before it could compute: {ended}").into());
+                }
+                News::Silent => return Err(silent().into()),
+                News::Broken(fault) => return Err(fault.into()),
+            }
+        }
+    }
+
+    /// What is new, sooner or later. Cancel safe.
+    pub async fn next(&mut self) -> News {
+        loop {
+            // However much it says.
+            if self.looked.elapsed() > LOOK * 10 {
+                return self.look();
+            }
+            // Lines come before the answer that they were printed before; but a flood of them must not hold up answers.
+            let printing = !std::mem::take(&mut self.printed);
+            let frame = tokio::select! {
+                biased;
+                lines = self.output.next(), if printing => {
+                    self.printed = true;
+                    match lines.is_empty() {
+                        true => continue,
+                        false => return News::Printed(lines),
+                    }
+                }
+                frame = self.frames.next() => frame,
+                _ = self.look.tick() => return self.look(),
+            };
+            self.silence = Age::new();
+            match frame {
+                Ok(Some((wire::BEAT, _))) => {}
+                Ok(Some((kind, body))) => return News::Frame(kind, body),
+                // Whoever closes its socket answers nothing any more.
+                Ok(None) => return News::Gone,
+                Err(fault) if fault.kind() == io::ErrorKind::InvalidData => return News::Broken(fault),
+                Err(_) => return News::Gone,
+            }
+        }
+    }
+
+    fn look(&mut self) -> News {
+        // What it sent before it ended is read first, which takes no longer than a look.
+        if self.ended {
+            return News::Gone;
+        }
+        self.ended = self.group.has_ended();
+        self.silence.grow();
+        self.looked = Instant::now();
+        if self.silence.time > SILENT { News::Silent } else { News::Look }
+    }
+
+    /// It was not listened to for a while.
+    pub fn listen_again(&mut self) {
+        self.silence = Age::new();
+    }
+
+    /// What it printed so far is no reason for what becomes of it.
+    pub fn forget_words(&mut self) {
+        self.output.forget();
+    }
+
+    /// How long it has given no sign.
+    pub fn silence(&self) -> Duration {
+        self.silence.time
+    }
+
+    /// Memory that it has in RAM, in bytes.
+    pub fn resident(&self) -> u64 {
+        const PAGE: u64 = 4096;
+        let statm =
+            self.child.id().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/statm")).ok());
+        statm.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok()).unwrap_or(0) * PAGE
+    }
+
+    /// Ends all of it; its leader may end by itself first, where it is about to.
+    pub async fn end(&mut self, by_itself: bool) -> Ended {
+        let limit = Instant::now() + if by_itself { LAST_WORDS_WITHIN } else { Duration::ZERO };
+        while !self.group.has_ended() && Instant::now() < limit {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.group.kill();
+        let status = match tokio::time::timeout(END_WITHIN, self.child.wait()).await {
+            Ok(status) => status,
+            Err(_) => Err(io::Error::other("it is killed and does not end: it hangs in the kernel")),
+        };
+        let mut lines = Vec::new();
+        let heard = async {
+            while !self.output.has_ended() {
+                lines.extend(self.output.next().await);
+            }
+        };
+        let _cut_short = tokio::time::timeout(LAST_WORDS_WITHIN, heard).await;
+        lines.extend(self.output.rest());
+        Ended { status, lines, last_words: self.output.last_words() }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub status: io::Result<ExitStatus>,
+    /// What it printed last.
+    pub lines: Vec<String>,
+    /// The end of all that it printed.
+    pub last_words: String,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.status {
+            Ok(status) => write!(to, "{status}{}", said(&self.last_words)),
+            Err(fault) => fault.fmt(to),
+        }
+    }
+}
+
+/// What became of a process that gave no sign.
+pub(super) fn silent() -> String {
+    format!("its process gave no sign for {} s: it was stopped, or hung in the kernel", SILENT.as_secs())
+}
+
+/// The last line of what a process printed, behind a colon.
+pub(super) fn said(last_words: &str) -> String {
+    let line = last_words.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    line.map_or_else(String::new, |line| format!(": {line}"))
+}
+
+/// Puts what the user's code printed into the log, with what was in hand: run, batch, id, as far as it is known.
+pub(super) fn print(lines: Vec<String>, about: Option<(&str, &str, &str)>) {
+    let (run, batch, id) = about.unwrap_or_default();
+    for line in lines {
+        match (run, batch, id) {
+            ("", "", _) => tracing::info!(line, "the pipeline printed"),
+            ("", batches, _) => tracing::info!(batches, line, "the function printed"),
+            (_, _, "") => tracing::info!(run, batch, line, "the function printed"),
+            _ => tracing::info!(run, batch, id, line, "the function printed"),
+        }
+    }
+}
+
+/// A place that a child connects to, known to this process and it.
+fn listen() -> io::Result<(String, UnixListener)> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    // `RandomState` is seeded by the system: two containers may share a network and have one pid each.
+    let random = RandomState::new().hash_one(number);
+    let name = format!("millstream-{}-{number}-{random:016x}", std::process::id());
+    let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok((name, UnixListener::from_std(listener)?))
+}
+
+fn command(
+    program: &Program,
+    argument: &str,
+    address: &str,
+    arguments: &[String],
+) -> io::Result<(Command, io::PipeReader)> {
+    let (reader, writer) = io::pipe()?;
+    let mut command = Command::new(&program.path);
+    command.arg(argument).arg(address).args(arguments).env(MARK, address);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    // A group of its own: Ctrl-C at a terminal is for the worker.
+    command.process_group(0).kill_on_drop(true);
+    Ok((command, reader))
+}
+
+/// Waits until the child connects. What else connects is turned away.
+async fn connected(
+    listener: &UnixListener,
+    group: &Group,
+    pid: u32,
+    output: &mut Output,
+) -> io::Result<tokio::net::UnixStream> {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                if stream.peer_cred()?.pid() == Some(pid as i32) {
+                    return Ok(stream);
+                }
+            }
+            lines = output.next() => print(lines, None),
+            () = tokio::time::sleep(LOOK) => if group.has_ended() {
+                return Err(io::Error::other("it ended before it handed over to the command line"));
+            }
+        }
+    }
+}
+
+pub(super) fn no_child(program: &Program, source: impl Into<Source>) -> Error {
+    Error::Child { program: program.path.display().to_string(), source: source.into() }
+}

@@ -1,0 +1,58 @@
+//! Pauses runs that have more dead letters than they may (`--max-dead`).
+
+use std::time::Duration;
+
+use crate::board;
+use crate::broker::Broker;
+use crate::error::{Error, full_cause};
+use crate::records::PassState;
+use crate::steer;
+use crate::stop::Stop;
+use crate::store::Store;
+use crate::tables::Letters;
+
+/// How often such runs are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Looks at runs that have such a limit, until taking stops.
+///
+/// # Errors
+/// When the bucket cannot be read at the start; later failures are waited out.
+pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(), Error> {
+    let records = broker.records().await?;
+    let open = board::follow(&records, stop).await?;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = stop.no_more_taking() => return Ok(()),
+        }
+        let limited: Vec<_> = open
+            .borrow()
+            .iter()
+            .filter(|(_, pass)| pass.state == PassState::Running)
+            .filter_map(|((run, number), pass)| Some((run.clone(), *number, pass.max_dead?)))
+            .collect();
+        for (run, pass, most) in limited {
+            let paused = match store.dead_rows(run.as_str(), pass, &Letters::default()).await {
+                Ok(dead) if dead > most => {
+                    let why = format!("{dead} dead letters are more than the {most} of --max-dead");
+                    steer::pause_for(&records, &run, pass, &why).await.map(|paused| paused.then_some(why))
+                }
+                Ok(_) => Ok(None),
+                Err(error) => Err(error),
+            };
+            match paused {
+                Ok(Some(why)) => {
+                    let hint = format!(
+                        "`dead {run}` lists them; `resume {run}` goes on without a limit, `cancel {run}` ends it"
+                    );
+                    tracing::error!(%run, pass, why, hint, "the run is paused");
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(%run, error = full_cause(&error), "its dead letters could not be looked at");
+                }
+            }
+        }
+    }
+}

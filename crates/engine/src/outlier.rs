@@ -1,0 +1,180 @@
+//! A host whose ids fail far more often than those of others: a file is missing there, its CPU lacks an instruction. Failing
+//! is fast, so such a host would draw most of a run and leave dead letters.
+//!
+//! Once more than half of its ids have failed, a host draws nothing until other hosts' ids say whether the run is like that.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::able::Able;
+use crate::board::Open;
+use crate::broker::host_name;
+use crate::hosts::{self, HostReport};
+use crate::records::Records;
+use crate::share::PassKey;
+use crate::stop::Stop;
+
+/// So many ids of a pass say something about a host.
+const ENOUGH: u64 = 20;
+/// The share of dead letters that makes a host doubt itself.
+const DOUBT: f64 = 0.5;
+/// How many times as large as the others' a host's share of dead letters must be.
+const FAR_MORE: f64 = 5.0;
+/// How long others are waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often they are asked meanwhile, and looked at again afterwards.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Ids of a pass, and how many of them are dead letters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Fate {
+    ids: u64,
+    dead: u64,
+}
+
+impl Fate {
+    fn share(self) -> f64 {
+        self.dead as f64 / self.ids.max(1) as f64
+    }
+
+    fn is_doubtful(self) -> bool {
+        self.ids >= ENOUGH && self.share() > DOUBT
+    }
+
+    /// Whether that is far more than what became of others' ids; `None` where those are too few.
+    fn is_far_more_than(self, others: Self) -> Option<bool> {
+        (others.ids >= ENOUGH).then(|| self.share() > others.share() * FAR_MORE)
+    }
+}
+
+/// What became of this host's ids, and what is made of that. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Outlier {
+    passes: Arc<Mutex<BTreeMap<PassKey, Own>>>,
+    doubt: Arc<Notify>,
+    able: Able,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    fate: Fate,
+    /// Since when others are waited for.
+    doubtful: Option<Instant>,
+    /// Whether that it is far worse was told.
+    told: bool,
+    /// Others were waited for in vain, or are no better.
+    cleared: bool,
+}
+
+impl Outlier {
+    pub fn new(able: Able) -> Self {
+        Self { passes: Arc::default(), doubt: Arc::default(), able }
+    }
+
+    fn passes(&self) -> MutexGuard<'_, BTreeMap<PassKey, Own>> {
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch of a pass came to this.
+    pub fn note(&self, key: &PassKey, ids: u64, dead: u64) {
+        let mut passes = self.passes();
+        let own = passes.entry(key.clone()).or_default();
+        own.fate = Fate { ids: own.fate.ids + ids, dead: own.fate.dead + dead };
+        if own.fate.is_doubtful() && !own.cleared && own.doubtful.is_none() {
+            own.doubtful = Some(Instant::now());
+            drop(passes);
+            self.able.bar(Some("most of its ids fail; it waits for what other hosts come to".to_owned()));
+            self.doubt.notify_one();
+        }
+    }
+
+    /// Judges this host by the others, until taking stops.
+    pub async fn judge(&self, records: &Records, open: impl Fn() -> Open, stop: &Stop) {
+        loop {
+            tokio::select! {
+                () = self.doubt.notified() => {}
+                () = stop.no_more_taking() => return,
+            }
+            while !self.is_decided(records, &open()).await {
+                tokio::select! {
+                    () = tokio::time::sleep(ASK) => {}
+                    () = stop.no_more_taking() => return,
+                }
+            }
+        }
+    }
+
+    /// Looks at every doubtful pass; whether none is left.
+    async fn is_decided(&self, records: &Records, open: &Open) -> bool {
+        self.passes().retain(|key, _| open.contains_key(key));
+        let own = (host_name(), std::process::id());
+        let Ok(mut reports) = hosts::alive(records).await else { return false };
+        reports.retain(|report| (&report.host, report.pid) != (&own.0, own.1));
+        let (mut why, mut waiting) = (None, false);
+        for (key, own) in self.passes().iter_mut() {
+            let Some(since) = own.doubtful else { continue };
+            let (others, there) = fate_elsewhere(&reports, key);
+            match own.fate.is_far_more_than(others) {
+                Some(true) => {
+                    let blame = blame(key, own.fate, others);
+                    if !std::mem::replace(&mut own.told, true) {
+                        tracing::error!(why = blame, hint = HINT, "this host draws no batches");
+                    }
+                    why = Some(blame);
+                }
+                None if there && since.elapsed() < PATIENCE => waiting = true,
+                _ => (own.doubtful, own.cleared) = (None, true),
+            }
+        }
+        match (why, waiting) {
+            (Some(why), _) => {
+                self.able.bar(Some(why));
+                false
+            }
+            (None, true) => false,
+            (None, false) => {
+                self.able.bar(None);
+                true
+            }
+        }
+    }
+}
+
+const HINT: &str = "find out what is different here, and start this worker again; `dead RUN --host NAME` lists what it left, `replay RUN \
+                    --dead --host NAME` computes that again";
+
+fn blame((run, _): &PassKey, own: Fate, others: Fate) -> String {
+    format!(
+        "its ids fail far more often than those of others: {} of {} here, {} of {} elsewhere, in run `{run}`",
+        own.dead, own.ids, others.dead, others.ids
+    )
+}
+
+/// What became of a pass's ids on other hosts, and whether there are any.
+fn fate_elsewhere(reports: &[HostReport], (run, pass): &PassKey) -> (Fate, bool) {
+    let (mut fate, mut there) = (Fate::default(), false);
+    for report in reports.iter().filter(|report| report.computes()) {
+        there = true;
+        if let Some(share) = report.share_of(run.as_str(), *pass) {
+            fate = Fate { ids: fate.ids + share.ids, dead: fate.dead + share.dead };
+        }
+    }
+    (fate, there)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_judged_by_what_becomes_of_ids_elsewhere() {
+        let fate = |ids, dead| Fate { ids, dead };
+        assert!(!fate(19, 19).is_doubtful() && !fate(100, 50).is_doubtful() && fate(20, 20).is_doubtful());
+        assert_eq!(fate(20, 20).is_far_more_than(fate(19, 0)), None, "too few to say");
+        assert_eq!(fate(20, 20).is_far_more_than(fate(100, 1)), Some(true));
+        assert_eq!(fate(20, 20).is_far_more_than(fate(100, 40)), Some(false), "the run is like that");
+    }
+}
