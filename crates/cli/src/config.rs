@@ -126,17 +126,20 @@ impl Config {
         if let Some(From { value, origin }) = &mut url {
             check_url(value, &["http", "https"], origin, faults);
             if let Some((plain, named, secret)) = without_user(value) {
-                if user.is_some() || password.is_some() {
-                    let others =
-                        [&user, &password].map(|other| other.as_ref().map(|other| other.origin.clone()));
-                    let others: Vec<String> = others.into_iter().flatten().collect();
+                let twice = [user.as_ref(), password.as_ref().filter(|_| secret.is_some())];
+                for other in twice.into_iter().flatten() {
                     faults.push(format!(
-                        "{origin}: the address names a user, and {} does too",
-                        others.join(" and ")
+                        "{origin}: the address names a user or a password, and {} does too",
+                        other.origin
+                    ));
+                }
+                if secret.is_some() && origin == "--clickhouse" {
+                    faults.push(format!(
+                        "{origin}: a password in a flag is seen by all users of this host: give it in CLICKHOUSE_PASSWORD"
                     ));
                 }
                 let from = |value| Some(From { value, origin: origin.clone() });
-                (user, password) = (from(named), secret.and_then(from));
+                (user, password) = (from(named), secret.and_then(from).or(password));
                 *value = plain;
             }
         }
@@ -284,23 +287,24 @@ fn without_user(url: &str) -> Option<(String, String, Option<String>)> {
     Some((format!("{scheme}://{}", &rest[login.len() + 1..]), percent_decoded(user), password))
 }
 
+/// Checks one address, or several of NATS with commas between. What stands before an `@` is not shown.
 fn check_url(urls: &str, schemes: &[&str], origin: &str, faults: &mut Vec<String>) {
-    for url in urls.split(',').map(str::trim) {
-        let sound =
-            url.split_once("://").is_some_and(|(scheme, host)| schemes.contains(&scheme) && !host.is_empty());
-        // Behind such a sign a reader of addresses takes the password for a path, and the user for the host.
-        let cut = url.split_once("://").is_some_and(|(_, rest)| {
-            rest.find(['/', '?', '#'])
-                .is_some_and(|end| rest[end..].contains('@') && !rest[..end].contains('@'))
-        });
-        if sound && cut {
-            faults.push(format!(
-                "{origin}: in a user or password of an address, / ? # and @ are written %2F %3F %23 and %40"
-            ));
-        }
-        if !sound {
+    let is_list = schemes.contains(&"nats");
+    for url in urls.split(|symbol| is_list && symbol == ',').map(str::trim) {
+        let rest =
+            url.split_once("://").filter(|(scheme, host)| schemes.contains(scheme) && !host.is_empty());
+        let Some((_, rest)) = rest else {
             let forms: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
-            faults.push(format!("{origin}: `{url}` is not an address like {}", forms.join(" or ")));
+            let shown = url.rsplit_once('@').map_or(url.to_owned(), |(_, host)| format!("…@{host}"));
+            faults.push(format!("{origin}: `{shown}` is not an address like {}", forms.join(" or ")));
+            continue;
+        };
+        // Behind such a sign a reader of addresses takes the password for a path, and the user for the host.
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        if rest[end..].contains('@') && !rest[..end].contains('@') {
+            faults.push(format!(
+                "{origin}: in a user or password of an address, / ? # @ and , are written %2F %3F %23 %40 and %2C"
+            ));
         }
     }
 }
@@ -334,8 +338,8 @@ mod tests {
     #[test]
     fn a_clickhouse_address_may_name_its_user() {
         let named = |url: &str| {
-            let options = Options { clickhouse: Some(url.into()), ..Options::default() };
-            with_file("", options, None).map(|config| config.clickhouse.expect("named"))
+            let text = format!("[clickhouse]\nurl = '{url}'\n");
+            with_file(&text, Options::default(), None).map(|config| config.clickhouse.expect("named"))
         };
         let address = named("https://me:p%40ss%2F@host:8443").expect("sound");
         assert_eq!(
@@ -349,6 +353,13 @@ mod tests {
             let fault = named(url).expect_err("unsound").to_string();
             assert!(fault.contains(part) && !fault.contains("p/ss"), "{fault}");
         }
+        for url in ["tcp://me:secret@h:9000", "me:secret@h:4222"] {
+            let fault = named(url).expect_err("no address").to_string();
+            assert!(fault.contains("`…@h:") && !fault.contains("secret"), "{fault}");
+        }
+        let flag = Options { clickhouse: Some("http://me:secret@h".into()), ..Options::default() };
+        let fault = with_file("", flag, None).expect_err("seen by ps").to_string();
+        assert!(fault.contains("CLICKHOUSE_PASSWORD") && !fault.contains("secret"), "{fault}");
     }
 
     #[test]

@@ -8,7 +8,8 @@ mod messages;
 mod setup;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
@@ -70,6 +71,8 @@ pub enum Written {
 pub struct Broker {
     names: Names,
     environment: Environment,
+    /// When a stream that is full was last refused more bytes.
+    refused_growth: Arc<Mutex<Option<Instant>>>,
     client: Client,
     jetstream: Context,
     /// Who speaks: the command and its host.
@@ -121,7 +124,15 @@ impl Broker {
             .timeout(ANSWER_WITHIN)
             .ack_timeout(ANSWER_WITHIN)
             .build(client.clone());
-        Ok(Self { names, environment, client, jetstream, role: format!("{role} on {}", host_name()) })
+        let refused_growth = Arc::default();
+        Ok(Self {
+            names,
+            environment,
+            refused_growth,
+            client,
+            jetstream,
+            role: format!("{role} on {}", host_name()),
+        })
     }
 
     /// The pipeline's names.
@@ -183,7 +194,7 @@ impl Broker {
                 },
                 Err(_) => "no answer".to_owned(),
             };
-            if error.contains(FULL) && self.grow(subject).await {
+            if error.contains(FULL) && self.grow(subject, bytes.len()).await {
                 continue;
             }
             let wait = backoff.wait();

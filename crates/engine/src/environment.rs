@@ -41,6 +41,11 @@ impl Environment {
             .into()
     }
 
+    /// Whether a stream's metadata says of which environment it is: then Millstream made it.
+    pub(crate) fn is_marked(metadata: &HashMap<String, String>) -> bool {
+        metadata.contains_key(DATABASE)
+    }
+
     /// Refuses a stream of another environment. One that says nothing was made by hand, and is taken.
     ///
     /// # Errors

@@ -125,6 +125,14 @@ pub enum Error {
         /// What they are.
         processes: Vec<String>,
     },
+    /// Something has a name of the pipeline's that is to be removed, and does not say that Millstream made it.
+    #[error("remove pipeline `{pipeline}`: {} may be another's", .what.join(", "))]
+    Unmarked {
+        /// The pipeline.
+        pipeline: String,
+        /// Its tables and streams.
+        what: Vec<String>,
+    },
     /// What a server has under our names is another environment's.
     #[error("use {what}: it belongs to {theirs}, and this process to {ours}")]
     OtherEnvironment {

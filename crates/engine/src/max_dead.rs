@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use millstream::names::RunName;
+
 use crate::board;
 use crate::broker::Broker;
 use crate::error::{Error, full_cause};
-use crate::records::PassState;
+use crate::records::{PassState, Records};
 use crate::steer;
 use crate::stop::Stop;
 use crate::store::Store;
@@ -34,10 +36,12 @@ pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(
             .collect();
         for (run, pass, most) in limited {
             let paused = match store.dead_rows(run.as_str(), pass, &Letters::default()).await {
-                Ok(dead) if dead > most => {
-                    let why = format!("{dead} dead letters are more than the {most} of --max-dead");
-                    steer::pause_for(&records, &run, pass, &why).await.map(|paused| paused.then_some(why))
-                }
+                // Raw duplicates are counted, too: those that are distinct decide.
+                Ok(raw) if raw > most => match store.dead_ids(run.as_str(), pass, most).await {
+                    Ok(dead) if dead <= most => Ok(None),
+                    Ok(dead) => pause(&records, &run, pass, dead, most).await,
+                    Err(error) => Err(error),
+                },
                 Ok(_) => Ok(None),
                 Err(error) => Err(error),
             };
@@ -55,4 +59,17 @@ pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(
             }
         }
     }
+}
+
+/// Pauses a pass with its reason; the reason, unless another process was faster.
+async fn pause(
+    records: &Records,
+    run: &RunName,
+    pass: u32,
+    dead: u64,
+    most: u64,
+) -> Result<Option<String>, Error> {
+    let why = format!("{dead} dead letters are more than the {most} of --max-dead");
+    let paused = steer::pause_for(records, run, pass, &why).await?;
+    Ok(paused.then_some(why))
 }

@@ -192,7 +192,7 @@ pub async fn sink(
         open: Mutex::default(),
         name: format!(
             "{}{}-{:08x}-{}",
-            insert_prefix(broker.names().pipeline()),
+            insert_prefix(store.tables().database(), broker.names().pipeline()),
             std::process::id(),
             hosts::instance(),
             crate::records::now_ms()

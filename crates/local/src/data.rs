@@ -236,21 +236,28 @@ impl Lock {
         let mut looks = tokio::time::interval(LOOK_FOR_DIR);
         loop {
             looks.tick().await;
-            let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-            let locked = self.file.metadata().map(identity);
-            let there = fs::metadata(self.dir.path.join(LOCK)).map(identity);
-            match (locked, there) {
-                (Ok(locked), Ok(there)) if locked != there => return self.dir.named.clone(),
-                (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-                    return self.dir.named.clone();
-                }
-                _ => {}
+            if self.is_lost() {
+                return self.dir.named.clone();
             }
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let locked = self.file.metadata().map(identity);
+        match (locked, fs::metadata(self.dir.path.join(LOCK)).map(identity)) {
+            (Ok(locked), Ok(there)) => locked != there,
+            (Ok(_), Err(error)) => error.kind() == io::ErrorKind::NotFound,
+            (Err(_), _) => false,
         }
     }
 
     /// Removes the record, then gives the directory free.
     pub(crate) fn release(self) -> Result<(), Error> {
+        if self.is_lost() {
+            // What is there now is another holder's.
+            return Ok(());
+        }
         let path = self.dir.path.join("stack.json");
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Data { path, source }),

@@ -18,7 +18,7 @@ pub const MAX_FRAME: usize = 128 << 20;
 /// LZ4 makes at most this much of one byte: a length goes on by 255 a byte
 /// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md>). So no size is believed, and no memory taken for it,
 /// that the block could not have.
-const LZ4_MOST: usize = 255;
+pub const LZ4_MOST: usize = 255;
 
 /// Bytes that are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,6 +14,8 @@ const LZ4_MOST: usize = 255;
 const STATEMENT: usize = 256;
 /// Beyond this many bytes a statement is refused.
 const MAX_STATEMENT: usize = 1 << 18;
+/// What a decoder of an HTTP coding remembers at most of what it made: a stream may ask for that much.
+const WINDOW: usize = 128 << 20;
 /// Names, headers, settings.
 const SLACK: usize = 64 << 10;
 
@@ -83,7 +85,9 @@ impl<'a> Request<'a> {
         let sent: usize = pieces.iter().map(|piece| piece.len()).sum();
         let statement = uri.len() + (sent * LZ4_MOST).min(MAX_STATEMENT);
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let limit = sent * (1 + LZ4_MOST) + statement * STATEMENT + headers * 8 + SLACK;
+        let is_coded = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
+        let window = if is_coded { WINDOW } else { 0 };
+        let limit = sent * (1 + LZ4_MOST) + statement * STATEMENT + headers * 8 + SLACK + window;
         bounded(limit, || dissect(self.method, uri, &self.headers, pieces))
     }
 }

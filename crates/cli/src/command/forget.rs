@@ -52,8 +52,14 @@ fn told(pipeline: &str, all: &Belongings, is_done: bool) -> String {
     if all.is_nothing() {
         return format!("there is nothing of a pipeline `{pipeline}` here");
     }
-    let Belongings { tables, rows, row_bytes, streams, reserved_bytes, .. } = all;
-    format!(
+    let Belongings { tables, rows, row_bytes, streams, reserved_bytes, processes, unmarked } = all;
+    let mut hindered = String::new();
+    for (why, what) in [("stop first", processes), ("not ours by their words", unmarked)] {
+        if !what.is_empty() {
+            hindered.push_str(&format!("\n{why}: {}", what.join(", ")));
+        }
+    }
+    let text = format!(
         "{} `{pipeline}`{}\nClickHouse  {} ({} rows, {})\nNATS        {} ({} reserved)",
         if is_done { "removed pipeline" } else { "to be removed with pipeline" },
         if is_done { "" } else { ": nothing was changed, --yes does it" },
@@ -62,7 +68,8 @@ fn told(pipeline: &str, all: &Belongings, is_done: bool) -> String {
         show::size(*row_bytes),
         streams.join(", "),
         show::size(*reserved_bytes),
-    )
+    );
+    text + &hindered
 }
 
 fn report(run: &str, pass: Option<u32>, forgotten: &Forgotten, as_json: bool) -> anyhow::Result<()> {

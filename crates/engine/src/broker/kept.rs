@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use millstream::names::{RunName, batch_of};
 
 use super::{ANSWER_WITHIN, Broker, within};
+use crate::environment::Environment;
 use crate::error::{Error, broker};
 use crate::moment::{calendar, since_1970_ms};
 
@@ -70,25 +71,31 @@ impl Broker {
         Ok(all)
     }
 
-    /// Each stream of this pipeline that there is, by its whole name, the bucket's last.
+    /// Each stream of this pipeline that there is, by its whole name, in the order in which they are deleted; and the names of
+    /// those under its names which do not say that Millstream made them. A bucket cannot say it: it is ours beside a stream
+    /// that does, and goes before the last of them.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`]; the broker's.
-    pub async fn own_streams(&self) -> Result<Vec<Reserved>, Error> {
-        let names = [
-            self.names.ids_stream(),
-            self.names.rows_stream(),
-            self.names.aside_stream(),
-            format!("KV_{}", self.names.bucket()),
-        ];
-        let mut found = Vec::new();
+    pub async fn own_streams(&self) -> Result<(Vec<Reserved>, Vec<String>), Error> {
+        let bucket = format!("KV_{}", self.names.bucket());
+        let names =
+            [bucket.clone(), self.names.aside_stream(), self.names.rows_stream(), self.names.ids_stream()];
+        let (mut found, mut unmarked) = (Vec::new(), Vec::new());
         for name in names {
             let Some(info) = self.stream_info(&name).await? else { continue };
+            if name != bucket && !Environment::is_marked(&info.config.metadata) {
+                unmarked.push(name);
+                continue;
+            }
             self.environment.check_stream(&name, &info.config.metadata)?;
             let reserved = u64::try_from(info.config.max_bytes).unwrap_or(0).max(info.state.bytes);
             found.push(Reserved { holder: name, reserved, used: info.state.bytes });
         }
-        Ok(found)
+        if found.iter().all(|stream| stream.holder == bucket) {
+            unmarked.extend(found.drain(..).map(|stream| stream.holder));
+        }
+        Ok((found, unmarked))
     }
 
     /// Deletes a stream with all that is in it.

@@ -1,7 +1,7 @@
 //! What has to be there before anything moves: three streams and a bucket. What a setting is for stands beside it.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{ErrorCode, context, kv};
@@ -47,8 +47,12 @@ const ASIDE_PART: u64 = 4;
 /// A server keeps what streams may hold at most reserved for them, so they begin small: ten pipelines fit a server of 4 GB. Full,
 /// a stream doubles, as long as the server has room, up to this.
 const GROWS_TO: u64 = 64 << 30;
-/// The mark of a stream that may grow.
-const GROWS: &str = "millstream.grows";
+/// What marks a stream that may grow: the bytes that it was given last.
+const GROWN: &str = "millstream.grown";
+/// A message's subject and headers beside its payload, and what the server adds.
+const MESSAGE_OVERHEAD: u64 = 4 << 10;
+/// After growth was refused.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 impl Broker {
     /// Creates what is missing: three streams, the bucket, the sinks' consumer. What exists is checked, not changed.
@@ -91,24 +95,21 @@ impl Broker {
                 age
             }),
             allow_direct: true,
-            metadata: self.metadata(limits),
+            metadata: self.environment.metadata(),
             ..Default::default()
         }
     }
 
-    fn metadata(&self, limits: &StreamLimits) -> HashMap<String, String> {
-        let mut metadata = self.environment.metadata();
-        if limits.is_flexible {
-            metadata.insert(GROWS.to_owned(), "yes".to_owned());
+    /// Gives the stream of a subject twice the bytes, if it may grow and the server has them: a message of `size` bytes has no room
+    /// in it. Whether it did. After a refusal it is not asked again for a while.
+    pub(super) async fn grow(&self, subject: &str, size: usize) -> bool {
+        let refused = || self.refused_growth.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused().is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+            return false;
         }
-        metadata
-    }
-
-    /// Gives the stream of a subject twice the bytes, if it may grow and the server has them; whether it did.
-    pub(super) async fn grow(&self, subject: &str) -> bool {
         let name =
             if self.names.is_of_rows(subject) { self.names.rows_stream() } else { self.names.ids_stream() };
-        match self.try_grow(&name).await {
+        match self.try_grow(&name, size as u64 + MESSAGE_OVERHEAD).await {
             Ok(Some(bytes)) => {
                 tracing::info!(stream = name, bytes, "the stream was full and has grown");
                 true
@@ -120,23 +121,26 @@ impl Broker {
                     error = full_cause(&error),
                     "a stream that is full could not grow"
                 );
+                *refused() = Some(Instant::now());
                 false
             }
         }
     }
 
-    async fn try_grow(&self, name: &str) -> Result<Option<u64>, Error> {
-        let Some(info) = self.stream_info(name).await? else { return Ok(None) };
+    async fn try_grow(&self, name: &str, size: u64) -> Result<Option<u64>, Error> {
+        let Some(mut info) = self.stream_info(name).await? else { return Ok(None) };
         let bytes = u64::try_from(info.config.max_bytes).unwrap_or(0);
+        // The size of an operator's, who changed ours, stays.
+        let is_ours = info.config.metadata.get(GROWN).is_some_and(|grown| *grown == bytes.to_string());
         // Another process may have made it grow already.
-        let is_full = info.state.bytes >= bytes / 10 * 9;
+        let is_full = info.state.bytes + size > bytes;
         let grown = (bytes * 2).min(GROWS_TO);
-        if !info.config.metadata.contains_key(GROWS) || grown <= bytes || !is_full {
+        if !is_ours || !is_full || grown <= bytes {
             return Ok(None);
         }
+        give(&mut info.config, grown);
         let doing = format!("give stream `{name}` {grown} bytes");
-        let larger = stream::Config { max_bytes: grown as i64, ..info.config };
-        within(&doing, self.jetstream.update_stream(larger)).await?.map_err(broker(doing))?;
+        within(&doing, self.jetstream.update_stream(info.config)).await?.map_err(broker(doing))?;
         Ok(Some(grown))
     }
 
@@ -156,14 +160,15 @@ impl Broker {
     async fn ensure_streams(&self, limits: &StreamLimits) -> Result<(), Error> {
         let (mut ids_bytes, mut rows_bytes) = (limits.ids_bytes, limits.rows_bytes);
         loop {
-            let ids = stream::Config {
-                max_bytes: ids_bytes as i64,
-                ..self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits)
-            };
-            let rows = stream::Config {
-                max_bytes: rows_bytes as i64,
-                ..self.stream_config(self.names.rows_stream(), self.names.all_rows(), limits.rows_age, limits)
-            };
+            let mut ids =
+                self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits);
+            let mut rows =
+                self.stream_config(self.names.rows_stream(), self.names.all_rows(), limits.rows_age, limits);
+            (ids.max_bytes, rows.max_bytes) = (ids_bytes as i64, rows_bytes as i64);
+            if limits.is_flexible {
+                give(&mut ids, ids_bytes);
+                give(&mut rows, rows_bytes);
+            }
             let (ids_made, mut refusal) = self.ensure_stream(&ids).await?;
             if refusal.is_none() {
                 (_, refusal) = self.ensure_stream(&rows).await?;
@@ -177,8 +182,8 @@ impl Broker {
             (ids_bytes, rows_bytes) = smaller;
             if ids_made {
                 let doing = format!("give stream `{}` {ids_bytes} bytes", ids.name);
-                let smaller = stream::Config { max_bytes: ids_bytes as i64, ..ids };
-                within(&doing, self.jetstream.update_stream(smaller)).await?.map_err(broker(doing))?;
+                give(&mut ids, ids_bytes);
+                within(&doing, self.jetstream.update_stream(ids)).await?.map_err(broker(doing))?;
             }
         }
     }
@@ -248,6 +253,12 @@ impl Broker {
         self.environment.check_stream(&wanted.name, &found.metadata)?;
         check_settings(found, wanted)
     }
+}
+
+/// Gives a stream that may grow so many bytes.
+fn give(config: &mut stream::Config, bytes: u64) {
+    config.max_bytes = bytes as i64;
+    config.metadata.insert(GROWN.to_owned(), bytes.to_string());
 }
 
 fn check_settings(found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {

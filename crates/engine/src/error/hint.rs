@@ -61,6 +61,11 @@ impl Error {
             Self::AtWork { .. } => {
                 "stop them first; one that was killed is forgotten by itself within half a minute".into()
             }
+            Self::Unmarked { .. } => {
+                "nothing was removed: streams and tables of this program say in their metadata or comment that they are \
+                 Millstream's; remove or rename these by hand first"
+                    .into()
+            }
             Self::OtherEnvironment { .. } => {
                 "give the --namespace and --database that it belongs to; or another --namespace, whose streams and tables are \
                  its own"

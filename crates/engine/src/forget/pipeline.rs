@@ -18,18 +18,20 @@ pub struct Belongings {
     pub rows: u64,
     /// Bytes that all tables take.
     pub row_bytes: u64,
-    /// Its streams in NATS, the bucket's last.
+    /// Its streams in NATS, with the bucket's, as they are removed.
     pub streams: Vec<String>,
     /// Bytes that NATS keeps free for them.
     pub reserved_bytes: u64,
     /// Processes that work for it now.
     pub processes: Vec<String>,
+    /// Tables and streams under its names that do not say that Millstream made them.
+    pub unmarked: Vec<String>,
 }
 
 impl Belongings {
     /// Whether there is nothing at all.
     pub fn is_nothing(&self) -> bool {
-        self.tables.is_empty() && self.streams.is_empty()
+        self.tables.is_empty() && self.streams.is_empty() && self.unmarked.is_empty()
     }
 }
 
@@ -38,8 +40,9 @@ impl Belongings {
 /// # Errors
 /// [`Error::OtherEnvironment`]; the broker's and ClickHouse's.
 pub async fn belongings(broker: &Broker, store: &Store) -> Result<Belongings, Error> {
-    let things = store.things_of(broker.names().pipeline()).await?;
-    let streams = broker.own_streams().await?;
+    let (things, mut unmarked) = store.things_of(broker.names().pipeline()).await?;
+    let (streams, others) = broker.own_streams().await?;
+    unmarked.extend(others);
     // Without the bucket there is no word of processes, and they cannot work.
     let bucket = format!("KV_{}", broker.names().bucket());
     let processes = match streams.iter().any(|stream| stream.holder == bucket) {
@@ -56,16 +59,21 @@ pub async fn belongings(broker: &Broker, store: &Store) -> Result<Belongings, Er
             .iter()
             .map(|host| format!("{} on {}, process {}", host.doing.role(), host.host, host.pid))
             .collect(),
+        unmarked,
     })
 }
 
-/// Removes them: readers' views first, the bucket of records last. Killed, it can be called again.
+/// Removes them, readers' views first. Killed, it can be called again.
 ///
 /// # Errors
-/// [`Error::AtWork`] while processes work for the pipeline; the broker's and ClickHouse's.
+/// [`Error::AtWork`] while processes work for the pipeline; [`Error::Unmarked`] where something under its names may be another's;
+/// the broker's and ClickHouse's.
 pub async fn forget_pipeline(broker: &Broker, store: &Store, all: &Belongings) -> Result<(), Error> {
+    let pipeline = broker.names().pipeline().to_owned();
+    if !all.unmarked.is_empty() {
+        return Err(Error::Unmarked { pipeline, what: all.unmarked.clone() });
+    }
     if !all.processes.is_empty() {
-        let pipeline = broker.names().pipeline().to_owned();
         return Err(Error::AtWork { pipeline, processes: all.processes.clone() });
     }
     for name in &all.tables {

@@ -35,9 +35,9 @@ struct KeptPass {
     at_ms: u64,
 }
 
-/// How the names of a pipeline's INSERTs begin.
-pub(crate) fn insert_prefix(pipeline: &str) -> String {
-    format!("millstream-{pipeline}-")
+/// How the names of a pipeline's INSERTs begin, in an environment's database.
+pub(crate) fn insert_prefix(database: &str, pipeline: &str) -> String {
+    format!("millstream-{database}.{pipeline}-")
 }
 
 impl KeptRun {
@@ -92,7 +92,10 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn has_long_inserts(&self, seconds: u64) -> Result<Option<bool>, Error> {
-        let question = long_running(&insert_prefix(&self.tables.view_name(View::Sealed)), seconds);
+        let question = long_running(
+            &insert_prefix(self.tables.database(), &self.tables.view_name(View::Sealed)),
+            seconds,
+        );
         match self.answer::<u64>(&question).await {
             Ok(found) => Ok(Some(found.iter().any(|queries| *queries > 0))),
             Err(fault) if fault.is_denied() => Ok(None),

@@ -3,7 +3,7 @@
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::{HEAL_WITHIN, Store};
+use super::{HEAL_WITHIN, Store, within};
 use crate::error::Error;
 
 /// A table or view.
@@ -28,29 +28,32 @@ struct Kept {
 }
 
 impl Store {
-    /// What there is under the names of a pipeline and was made by Millstream, views first. What others made under such a
-    /// name is left out.
+    /// What there is under the names of a pipeline and was made by Millstream, views first; and the names in quotes of tables
+    /// that do not say so.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`] for tables of another environment; [`Error::Store`].
-    pub async fn things_of(&self, pipeline: &str) -> Result<Vec<Thing>, Error> {
+    pub async fn things_of(&self, pipeline: &str) -> Result<(Vec<Thing>, Vec<String>), Error> {
         let tables = self.tables.of_pipeline(pipeline);
         let kept: Vec<Kept> = self.all("look up tables", &tables.things()).await?;
         let environment = &self.address.environment;
-        let is_ours = |kept: &Kept| kept.engine == "View" || environment.is_told(&kept.comment);
-        let mut ours: Vec<Kept> = kept.into_iter().filter(is_ours).collect();
-        // A view of that name alone may be anybody's.
-        if ours.iter().all(|kept| kept.engine == "View") {
-            return Ok(Vec::new());
+        let (mut ours, mut unmarked) = (Vec::new(), Vec::new());
+        for Kept { name, engine, comment, rows, bytes } in kept {
+            let name = tables.full_name(&name);
+            let is_view = engine == "View";
+            if !is_view && !environment.is_told(&comment) {
+                unmarked.push(name);
+                continue;
+            }
+            environment.check_table(&name, &comment)?;
+            ours.push((is_view, Thing { name, rows, bytes }));
         }
-        ours.sort_by_key(|kept| kept.engine != "View");
-        ours.into_iter()
-            .map(|Kept { name, comment, rows, bytes, .. }| {
-                let name = tables.full_name(&name);
-                environment.check_table(&name, &comment)?;
-                Ok(Thing { name, rows, bytes })
-            })
-            .collect()
+        // A view of that name alone may be anybody's.
+        if ours.iter().all(|(is_view, _)| *is_view) {
+            unmarked.extend(ours.drain(..).map(|(_, thing)| thing.name));
+        }
+        ours.sort_by_key(|(is_view, _)| !is_view);
+        Ok((ours.into_iter().map(|(_, thing)| thing).collect(), unmarked))
     }
 
     /// Drops a table or view, given in quotes, and waits until its data is gone.
@@ -58,6 +61,9 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn drop_thing(&self, name: &str) -> Result<(), Error> {
-        self.execute("drop a table", &format!("DROP TABLE IF EXISTS {name} SYNC"), HEAL_WITHIN).await
+        // Whoever asked for it by name means a large table, too.
+        let statement = format!("DROP TABLE IF EXISTS {name} SYNC");
+        let drop = self.client.query_raw(&statement).with_setting("max_table_size_to_drop", "0").execute();
+        within(HEAL_WITHIN, drop).await.map_err(|fault| self.failed("drop a table", fault))
     }
 }

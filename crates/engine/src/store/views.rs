@@ -90,7 +90,12 @@ impl Store {
             let made = self.execute("make a view", &statement, ANSWER_WITHIN).await;
             match made {
                 Ok(()) => {
-                    tracing::info!(view = name, "the view was made over the columns that its table has now")
+                    if is_stale {
+                        tracing::info!(
+                            view = name,
+                            "the view was made anew over the columns that its table has now"
+                        );
+                    }
                 }
                 Err(Error::Store { source, .. }) if is_stale && source.is_denied() => tracing::warn!(
                     view = name,

@@ -14,7 +14,7 @@ use super::errors::{Exception, code};
 use super::frames::Fault;
 
 /// Bytes that are decompressed at once.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 16 << 10;
 
 /// A way in which a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -60,16 +60,12 @@ impl Exception {
     /// The same without words that this face, not the client, put into the statement: `ours`, or what is left of them where the
     /// engine's parser stopped within.
     pub(super) fn without(mut self, ours: &str) -> Self {
-        if self.text.contains(ours) {
-            self.text = self.text.replace(ours, "");
-            return self;
+        let mut left = ours.trim_start();
+        while let Some((stop, rest)) = left.split_once(' ') {
+            self.text = self.text.replace(&format!("({stop}): {left}"), "(end of query): ");
+            left = rest;
         }
-        let Some((first, rest)) = ours.trim_start().split_once(' ') else { return self };
-        let (word, _) = rest.split_once(' ').unwrap_or((rest, ""));
-        for (stop, left) in [(first, ours.trim_start()), (word, rest)] {
-            let at_ours = format!("({stop}): {left}");
-            self.text = self.text.replace(&at_ours, "(end of query): ");
-        }
+        self.text = self.text.replace(ours, "");
         self
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Decoder {
     plain: Vec<u8>,
     /// Whether blocks stay compressed, as an LZ4 frame file.
     packs: bool,
-    /// Bytes that all frames so far were made from, as their headers say.
+    /// Bytes that all blocks so far make at most.
     raw: u64,
 }
 
@@ -115,17 +115,18 @@ impl Decoder {
 fn pack(frame: &[u8], raw: &mut u64, out: &mut Vec<u8>) -> Result<(), Fault> {
     let mut apart = Vec::new();
     let block = match frame::open(frame)? {
-        Block::Lz4 { size, .. } if size > LZ4_BLOCK => {
+        Block::Lz4 { packed, size } if size.max(packed.len()) > LZ4_BLOCK => {
             frame::decompress(frame, &mut apart)?;
             Block::Plain(&apart)
         }
         block => block,
     };
+    // The size in a frame's header is not believed: this is the most that its block makes.
     let size = match block {
-        Block::Lz4 { size, .. } => size,
+        Block::Lz4 { packed, .. } => LZ4_BLOCK.min(packed.len().saturating_mul(frame::LZ4_MOST)),
         Block::Plain(plain) => plain.len(),
     } as u64;
-    if size == 0 {
+    if size == 0 || matches!(block, Block::Lz4 { size: 0, .. }) {
         return Ok(());
     }
     // Where the file as it would be uncompressed has no room, it has none compressed.

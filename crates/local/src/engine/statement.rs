@@ -89,15 +89,20 @@ pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
     Ok(Statement::Reads(parse_reads(sql, &all)))
 }
 
+/// Whether what follows CREATE makes a table or view that lives as long as its session; one that is only called so does not.
+fn is_temporary(sql: &[u8], rest: Tokens<'_>) -> bool {
+    let mut words = rest.skip_while(|token| token.is_any(sql, &["OR", "REPLACE"]));
+    words.next().is_some_and(|token| token.is_any(sql, &["TEMPORARY", "TEMP"]))
+        && words.next().is_some_and(|token| token.is_any(sql, &["TABLE", "VIEW"]))
+}
+
 /// Refuses what would succeed here, and be forgotten before the client's next request.
-fn refuse_what_needs_a_session(sql: &[u8], first: Token, mut rest: Tokens<'_>) -> Result<(), Exception> {
+fn refuse_what_needs_a_session(sql: &[u8], first: Token, rest: Tokens<'_>) -> Result<(), Exception> {
     let (what, instead) = if first.is(sql, "SET") {
         ("SET", "give the setting in the URL or in the statement's SETTINGS clause")
     } else if first.is(sql, "USE") {
         ("USE", "name the database in the URL (database=…) or before the table's name")
-    } else if first.is_any(sql, &["CREATE", "REPLACE"])
-        && rest.by_ref().take(3).any(|token| token.is_any(sql, &["TEMPORARY", "TEMP"]))
-    {
+    } else if first.is_any(sql, &["CREATE", "REPLACE"]) && is_temporary(sql, rest) {
         ("a temporary table", "make a table of engine Memory and drop it at the end")
     } else {
         return Ok(());

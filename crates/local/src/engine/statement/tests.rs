@@ -117,7 +117,12 @@ fn the_outfile_clause_goes_before_the_format() {
 
 #[test]
 fn statements_without_a_result_are_left_to_the_engine() {
-    for sql in ["CREATE TABLE t (temporary UInt8) ENGINE = Memory;", "OPTIMIZE TABLE t FINAL", "nonsense"] {
+    for sql in [
+        "CREATE TABLE temporary (temp UInt8) ENGINE = Memory;",
+        "CREATE DATABASE temp",
+        "OPTIMIZE TABLE t FINAL",
+        "nonsense",
+    ] {
         assert_eq!(parse(sql.as_bytes()), Ok(Statement::Other), "{sql}");
     }
 }
