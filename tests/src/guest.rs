@@ -197,7 +197,9 @@ fn threads(id: u64) -> String {
     }
     for thread in threads {
         thread.thread().unpark();
-        let _ended = thread.join();
+        if thread.join().is_err() {
+            said = "failed: no thread: it could not begin".to_owned();
+        }
     }
     said
 }
