@@ -22,6 +22,7 @@ use crate::retry::Backoff;
 use crate::stop::Stop;
 
 pub use again::RowsMessage;
+pub use consumers::Standing;
 pub use kept::Kept;
 pub use messages::Stray;
 pub use setup::StreamLimits;

@@ -11,7 +11,7 @@ use crate::broker::host_name;
 use crate::error::{Error, full_cause};
 use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
 use crate::records::{Records, now_ms};
-use crate::sink::LeftPass;
+use crate::sink::{LeftPass, WaitingPass};
 use crate::stop::Stop;
 
 /// How often a process says what it does.
@@ -76,6 +76,9 @@ pub enum Doing {
         /// The passes of the rows that it has in hand.
         #[serde(default)]
         holds: Vec<(String, u32)>,
+        /// Passes that its sealer cannot seal, the first of them, and why.
+        #[serde(default)]
+        waits: Vec<WaitingPass>,
     },
     /// It publishes a run.
     Produce {
@@ -112,6 +115,14 @@ impl HostReport {
                 left_passes.iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
             }
             Doing::Work { .. } | Doing::Produce { .. } => None,
+        }
+    }
+
+    /// What keeps passes from their seal, as this process found it.
+    pub fn waits(&self) -> &[WaitingPass] {
+        match &self.doing {
+            Doing::Sink { waits, .. } => waits,
+            Doing::Work { .. } | Doing::Produce { .. } => &[],
         }
     }
 
@@ -229,6 +240,7 @@ mod tests {
             left: None,
             left_passes: Vec::new(),
             holds: Vec::new(),
+            waits: Vec::new(),
         };
         HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
     }

@@ -180,7 +180,7 @@ impl Rebuild<'_> {
     async fn prove(&self, pass: &PassRecord) -> Result<Proof, Error> {
         let mut proof = self.proof(pass.pass).await?;
         if proof.is_complete() && !proof.is_clean() {
-            self.store.heal(self.run.as_str()).await?;
+            self.store.merge_away(self.run.as_str(), pass.pass, proof.stored.ids).await?;
             proof = self.proof(pass.pass).await?;
         }
         if proof.is_clean() {

@@ -7,6 +7,7 @@ mod land;
 mod left;
 mod schemas;
 pub(crate) mod step;
+mod waits;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,7 @@ use crate::stop::Stop;
 use crate::store::{Portion, Store, insert_prefix};
 pub use left::{Cause, Left, LeftPass};
 use schemas::Schemas;
+pub use waits::{WaitingPass, Waits};
 
 /// One INSERT carries no more than this, so that it stays one block and one part: a server cuts blocks at 1,048,449 rows
 /// unless it is told otherwise, and one that does not know [`INSERT_SETTINGS`](crate::tables::INSERT_SETTINGS) is not told.
@@ -108,6 +110,8 @@ pub struct SinkCounts {
     pub set_aside: AtomicU64,
     /// Rows that the table does not take, and why.
     pub left: Left,
+    /// Passes that the sealer beside the sink cannot seal, and why.
+    pub waits: Waits,
 }
 
 /// What rows of one INSERT have in common.
@@ -225,7 +229,8 @@ impl Sink {
                 let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
                 let (left, left_passes) = (this.counts.left.told(), this.counts.left.passes());
                 let holds = passes_of(this.open().iter());
-                Doing::Sink { recent, total, rows_per_second: more / within, left, left_passes, holds }
+                let (rows_per_second, waits) = (more / within, this.counts.waits.told());
+                Doing::Sink { recent, total, rows_per_second, left, left_passes, holds, waits }
             };
             hosts::report(&records, this.store.tables().build(), &stop, look).await;
         });

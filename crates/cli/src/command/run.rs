@@ -132,11 +132,11 @@ fn start_stages<I: Id>(
     stages.spawn(async move { work(function, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
     let (broker, store, plan, stage) =
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
-    stages.spawn(
-        async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), sinking, &stage).await },
-    );
+    let counts = Arc::<SinkCounts>::default();
+    let noted = counts.clone();
+    stages.spawn(async move { sink(&broker, &store, plan, counts, sinking, &stage).await });
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes::<I>(&broker, &store, hurry, &stage).await });
+    stages.spawn(async move { seal_passes::<I>(&broker, &store, noted, hurry, &stage).await });
     stages
 }
 

@@ -71,7 +71,8 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
             let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
             let sinking = Arc::new(Notify::new());
             let hurry = sinking.clone();
-            let sealer = async move { seal_passes::<I>(&broker, &store, hurry, &sealing).await };
+            let noted = counts.clone();
+            let sealer = async move { seal_passes::<I>(&broker, &store, noted, hurry, &sealing).await };
             let plan = context.config.sink.clone();
             let sink =
                 millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);

@@ -1,10 +1,12 @@
 //! The durable consumers: one for each pass, from which all workers draw, and one that all sinks share.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{ErrorCode, context};
+use futures_util::StreamExt;
 use millstream::names::RunName;
 
 use super::{Broker, within};
@@ -26,7 +28,42 @@ pub const SINK_ACK_WAIT: Duration = Duration::from_secs(120);
 /// Deliveries that may be open on one consumer, over all hosts: far above what permits let a fleet take.
 const MAX_ACK_PENDING: i64 = 100_000;
 
+/// Where the workers of a pass stand: equal means that nothing has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Batches that wait.
+    pub pending: u64,
+    /// Batches that are open.
+    pub open: usize,
+    /// The last delivery.
+    pub delivered: u64,
+    /// Below this all is acked.
+    pub acked: u64,
+}
+
 impl Broker {
+    /// Where the workers of all passes stand, by the name of their consumer: one question for some hundreds of them.
+    ///
+    /// # Errors
+    /// The broker's. In a cluster some consumers may be left out.
+    pub async fn work_standings(&self) -> Result<HashMap<String, Standing>, Error> {
+        let doing = format!("list the consumers of stream `{}`", self.names.ids_stream());
+        let stream = self.jetstream.get_stream_no_info(self.names.ids_stream());
+        let stream = within(&doing, stream).await?.map_err(broker(&doing))?;
+        let (mut consumers, mut standings) = (stream.consumers(), HashMap::new());
+        while let Some(info) = within(&doing, consumers.next()).await? {
+            let info = info.map_err(broker(&doing))?;
+            let standing = Standing {
+                pending: info.num_pending,
+                open: info.num_ack_pending,
+                delivered: info.delivered.consumer_sequence,
+                acked: info.ack_floor.consumer_sequence,
+            };
+            standings.insert(info.name, standing);
+        }
+        Ok(standings)
+    }
+
     /// Creates the durable that all sinks share, unless it is there.
     ///
     /// # Errors

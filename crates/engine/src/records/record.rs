@@ -112,9 +112,13 @@ pub struct PassRecord {
     /// Which repair has claimed it and is not done, if there is one.
     #[serde(default)]
     pub repair: Option<u64>,
-    /// Of a cancelled pass: whether its messages are gone.
+    /// Of a cancelled pass: whether its messages are gone. Of a sealed one: whether, besides, it was announced and its
+    /// consumer is gone. Until then the next sealer finishes what the last one left.
     #[serde(default)]
     pub freed: bool,
+    /// Whether it is being forgotten: readers see it no more, and some of it may be gone.
+    #[serde(default)]
+    pub forgetting: bool,
 }
 
 impl PassRecord {
@@ -132,6 +136,7 @@ impl PassRecord {
             rate: None,
             repair: None,
             freed: false,
+            forgetting: false,
         }
     }
 }
