@@ -318,3 +318,27 @@ fn open_runs_cost_their_changes_alone() {
     }
     assert!(others < RUNS * 2, "{others} questions beside {lists} of the list");
 }
+
+/// What a `run` leaves that is killed while it reclaims: every batch that takes longer would be delivered again while it is
+/// computed.
+#[test]
+fn a_wait_for_acks_that_was_left_short_is_set_right() {
+    let mut scene = Scene::new("");
+    scene.produce("a");
+    let mut nats = Nats::connect(&scene.up.nats);
+    let consumers = [("trial_rows", "sink", 120u64), ("trial_ids", "work-a-1", 60)];
+    for (stream, name, _) in consumers {
+        let mut config = nats.api(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({}))["config"].clone();
+        config["ack_wait"] = 500_000_000.into();
+        let request = json!({ "stream_name": stream, "config": config });
+        let changed = nats.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request);
+        assert_eq!(changed["config"]["ack_wait"], 500_000_000, "{changed}");
+    }
+    scene.start(&["sink"]);
+    for (stream, name, seconds) in consumers {
+        wait_until(name, SOON, || {
+            let info = nats.api(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({}));
+            if info["config"]["ack_wait"] == seconds * 1_000_000_000 { Ok(()) } else { Err(info.to_string()) }
+        });
+    }
+}

@@ -133,7 +133,12 @@ fn note(of: Of, open: &mut Open, update: &Entry) -> bool {
 fn apply(of: Of, open: &mut Open, record: PassRecord) -> bool {
     let Ok(run) = record.run.parse::<RunName>() else { return false };
     let key = (run, record.pass);
-    if record.freed || (of == Of::Workers && record.state == PassState::Sealed) {
+    let is_over = match record.state {
+        PassState::Running | PassState::Paused => false,
+        PassState::Cancelled => record.freed,
+        PassState::Sealed => record.freed || of == Of::Workers,
+    };
+    if is_over {
         return open.remove(&key).is_some();
     }
     open.insert(key, record.clone()).as_ref() != Some(&record)

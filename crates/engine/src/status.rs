@@ -181,7 +181,9 @@ pub async fn status(
     }
     status.lag_rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
     status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
-    status.stuck = verify::stuck_by(&hosts, run.as_str(), number);
+    if !status.is_over() {
+        status.stuck = verify::stuck_by(&hosts, run.as_str(), number);
+    }
     status.stuck.extend(store.hindrances().await?);
     status.hosts = hosts;
     status.look_at_hosts();

@@ -417,6 +417,7 @@ fn exception(text: &str) -> StoreFault {
     let code = text
         .split_once("Code: ")
         .and_then(|(_, rest)| rest.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok());
+    let text = without_traces(text);
     let text = text.trim();
     let mut shown = shortened(text);
     // It stands near the end of the text, and is what the operator has to know.
@@ -434,6 +435,12 @@ fn exception(text: &str) -> StoreFault {
 
 /// Symbols of the server's text that are kept of its beginning, and of its end, which often says what helps.
 const KEPT: usize = 500;
+
+/// A server that tells its stack, as the local engine does, tells it in the midst of what helps.
+fn without_traces(text: &str) -> String {
+    let is_told = |line: &&str| !line.contains(" @ 0x") && !line.trim().is_empty();
+    text.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+}
 
 fn shortened(text: &str) -> String {
     let length = text.chars().count();
@@ -476,8 +483,9 @@ mod tests {
     fn the_end_of_a_long_exception_is_kept() {
         let text = format!(
             "Code: 341. DB::Exception: Exception happened during execution of mutation 'mutation_2.txt' with part 'all_1_1_0' \
-             reason: '{}'. In case of unretryable error, mutation can be killed with KILL MUTATION query. (UNFINISHED)",
-            "x".repeat(2000)
+             reason: '{}'. In case of unretryable error, mutation can be killed with KILL MUTATION query.\n\n{}. (UNFINISHED)",
+            "x".repeat(2000),
+            "  25. std::thread::start @ 0x00000000013ea9cf\n".repeat(50)
         );
         let fault = exception(&text).to_string();
         assert!(fault.contains("mutation_2.txt") && fault.contains("KILL MUTATION"), "{fault}");

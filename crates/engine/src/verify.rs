@@ -278,7 +278,7 @@ async fn examine<I: Id>(
         base_gone: None,
         readers_see: sight.sees,
         readers: sight.why,
-        stuck: stuck(records, store, run, number).await?,
+        stuck: stuck(records, store, run, (!is_sealed).then_some(number)).await?,
         forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
         sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
         rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
@@ -297,18 +297,20 @@ async fn examine<I: Id>(
     Ok(report)
 }
 
-/// What keeps a pass from its seal, as sealers found it, and mutations of our tables that cannot end.
+/// What keeps a pass that is not sealed from its seal, as sealers found it, and mutations of our tables that cannot end.
 ///
 /// # Errors
 /// The broker's and ClickHouse's.
-pub(crate) async fn stuck(
+async fn stuck(
     records: &Records,
     store: &Store,
     run: &RunName,
-    pass: u32,
+    pass: Option<u32>,
 ) -> Result<Vec<String>, Error> {
-    let hosts = hosts::alive(records).await?;
-    let mut found = stuck_by(&hosts, run.as_str(), pass);
+    let mut found = match pass {
+        Some(pass) => stuck_by(&hosts::alive(records).await?, run.as_str(), pass),
+        None => Vec::new(),
+    };
     found.extend(store.hindrances().await?);
     Ok(found)
 }

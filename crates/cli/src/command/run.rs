@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use super::Context;
 use super::finish::{finish, nothing_to_do};
 use super::produce::{ask, publish};
+use super::service::check_sound;
 use crate::args::RunArgs;
 use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
@@ -48,10 +49,6 @@ pub(super) async fn run<I: Id>(
     context
         .on_servers(Holder::Run, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "run").await?;
-            if servers.own {
-                // An earlier `run` that was killed may hold batches still, in the broker's view.
-                session.broker.reclaim(&session.records.passes().await?).await?;
-            }
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
             let (noted, progress) = (interrupted.clone(), context.progress.clone());
@@ -59,6 +56,11 @@ pub(super) async fn run<I: Id>(
                 noted.store(true, Ordering::Relaxed);
                 progress.note("finishing what is held; a second Ctrl-C leaves at once");
             });
+            // After that: a Ctrl-C must not leave consumers as they are in the midst of it.
+            if servers.own {
+                // An earlier `run` that was killed may hold batches still, in the broker's view.
+                session.broker.reclaim(&session.records.passes().await?).await?;
+            }
             let ids = match read {
                 Some(ids) => Ok(ids),
                 None => ask(context, &session, &words, &args.produce, &stop).await,
@@ -69,6 +71,7 @@ pub(super) async fn run<I: Id>(
                     .map(|last| (last, ids.survey.bad)),
                 Err(error) => Err(error),
             };
+            check_sound(&stop)?;
             match driven {
                 Ok((last, bad)) => finish(context, &last, bad, &args.produce).await,
                 Err(error)

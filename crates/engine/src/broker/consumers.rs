@@ -134,24 +134,53 @@ impl Broker {
             consumers
                 .push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
         }
-        let mut shortened = Vec::new();
-        for (stream, name) in consumers {
-            if let Some(info) = self.consumer_info(&stream, &name).await?
-                && info.num_ack_pending > 0
-            {
-                let config = consumer::Config { ack_wait: RECLAIM, ..info.config.clone() };
-                self.update_consumer(&stream, config).await?;
-                shortened.push((stream, info.config));
-            }
-        }
-        if !shortened.is_empty() {
+        let shortened = self.shorten(&consumers).await;
+        if !matches!(shortened, Ok(0)) {
             // The server looks at what is overdue once in an ack_wait.
             tokio::time::sleep(RECLAIM * 2).await;
         }
-        for (stream, config) in shortened {
-            self.update_consumer(&stream, config).await?;
+        // Whatever came of that, and whatever an earlier process left that was killed in it: the wait is what it should be.
+        for (stream, name) in &consumers {
+            if let Some(info) = self.consumer_info(stream, name).await? {
+                self.keep_ack_wait(stream, &info).await?;
+            }
         }
-        Ok(())
+        shortened.map(drop)
+    }
+
+    /// How many of these consumers have open deliveries, whose wait is short now.
+    async fn shorten(&self, consumers: &[(String, String)]) -> Result<usize, Error> {
+        let mut shortened = 0;
+        for (stream, name) in consumers {
+            if let Some(info) = self.consumer_info(stream, name).await?
+                && info.num_ack_pending > 0
+            {
+                let config = consumer::Config { ack_wait: RECLAIM, ..info.config };
+                self.update_consumer(stream, config).await?;
+                shortened += 1;
+            }
+        }
+        Ok(shortened)
+    }
+
+    /// Gives a durable of ours the `ack_wait` that it should have, where a process that was killed in [`Self::reclaim`] has left it
+    /// short: batches would be delivered again while they are computed.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub(crate) async fn keep_ack_wait(&self, stream: &str, info: &consumer::Info) -> Result<(), Error> {
+        let wanted = if stream == self.names.ids_stream() { WORK_ACK_WAIT } else { SINK_ACK_WAIT };
+        if info.config.ack_wait == wanted {
+            return Ok(());
+        }
+        tracing::warn!(
+            consumer = info.name,
+            found_ms = info.config.ack_wait.as_millis() as u64,
+            wanted_s = wanted.as_secs(),
+            "the consumer's ack_wait was another, and is set to what it should be"
+        );
+        let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
+        self.update_consumer(stream, config).await
     }
 
     async fn update_consumer(&self, stream: &str, config: consumer::Config) -> Result<(), Error> {
@@ -165,8 +194,8 @@ impl Broker {
 
     async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
-        if self.consumer_info(stream, &name).await?.is_some() {
-            return Ok(());
+        if let Some(info) = self.consumer_info(stream, &name).await? {
+            return self.keep_ack_wait(stream, &info).await;
         }
         let doing = format!("create consumer `{name}` on stream `{stream}`");
         within(&doing, self.jetstream.create_consumer_on_stream(config, stream))

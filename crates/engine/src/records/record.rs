@@ -116,6 +116,9 @@ pub struct PassRecord {
     /// consumer is gone. Until then the next sealer finishes what the last one left.
     #[serde(default)]
     pub freed: bool,
+    /// Of a sealed pass: whether that was announced, where the rest had to wait.
+    #[serde(default)]
+    pub announced: bool,
     /// Whether it is being forgotten: readers see it no more, and some of it may be gone.
     #[serde(default)]
     pub forgetting: bool,
@@ -136,6 +139,7 @@ impl PassRecord {
             rate: None,
             repair: None,
             freed: false,
+            announced: false,
             forgetting: false,
         }
     }

@@ -40,7 +40,7 @@ pub(super) struct Changes {
 
 /// A pass on its way.
 struct Lane {
-    state: PassState,
+    record: PassRecord,
     course: Course,
     due: Instant,
     /// What steps hand to later ones; gone while one is under way.
@@ -56,7 +56,7 @@ impl Lane {
     fn new(record: &PassRecord) -> Self {
         let (course, Next { after, .. }) = Course::begin(record.state, record.covers.is_some());
         Self {
-            state: record.state,
+            record: record.clone(),
             course,
             due: Instant::now() + after,
             carried: Some(Box::default()),
@@ -66,17 +66,26 @@ impl Lane {
         }
     }
 
-    /// Begins anew where the record says another state than before.
+    /// Begins anew where the record says another state than before; any other change of it ends a wait.
     fn follow(&mut self, record: &PassRecord) {
-        if record.state == self.state {
+        if *record == self.record {
             return;
         }
-        self.state = record.state;
-        // The seal that this process has just made goes on as it is.
-        if !(record.state == PassState::Sealed && self.is_ours) {
+        let is_same = record.state == self.record.state;
+        self.record = record.clone();
+        if is_same {
+            self.wake();
+        } else if !(record.state == PassState::Sealed && self.is_ours) {
             let (course, Next { after, .. }) = Course::begin(record.state, record.covers.is_some());
             (self.course, self.due, self.is_ours) = (course, Instant::now() + after, false);
         }
+    }
+
+    /// This process has made the seal, and goes on to finish it, whether the watch has told of it or not.
+    fn is_marked(&mut self) {
+        let (course, _) = Course::begin(PassState::Sealed, false);
+        (self.course, self.due, self.is_ours) = (course, Instant::now(), true);
+        self.record.state = PassState::Sealed;
     }
 
     fn wake(&mut self) {
@@ -143,15 +152,19 @@ impl<'a, I: Id> Drive<'a, I> {
 
     /// Lets steps under way end, and seals that readers see already.
     async fn leave(&mut self) {
+        self.finish_ours();
         while let Some(taken) = self.steps.next().await {
-            let key = taken.key.clone();
             self.took(taken);
-            let goes_on =
-                self.lanes.get(&key).is_some_and(|lane| lane.course.step().ends_a_seal() && lane.is_ours);
-            if goes_on {
-                self.start(&key);
-            }
+            self.finish_ours();
         }
+    }
+
+    fn finish_ours(&mut self) {
+        let is_due =
+            |lane: &Lane| lane.is_ours && lane.course.step() == Step::Finish && lane.due <= Instant::now();
+        let due: Vec<Key> =
+            self.lanes.iter().filter(|(_, lane)| is_due(lane)).map(|(key, _)| key.clone()).collect();
+        due.iter().for_each(|key| self.start(key));
     }
 
     fn follow(&mut self, open: &Open) {
@@ -207,7 +220,7 @@ impl<'a, I: Id> Drive<'a, I> {
             return;
         };
         carried.is_out_of_repairs = lane.course.is_out_of_repairs();
-        let (sealer, key, state) = (self.sealer, key.clone(), lane.state);
+        let (sealer, key, state) = (self.sealer, key.clone(), lane.record.state);
         self.steps.push(
             async move {
                 let taking = sealer.take::<I>(step, &key.0, key.1, &mut carried);
@@ -236,13 +249,10 @@ impl<'a, I: Id> Drive<'a, I> {
         lane.is_large = carried.ids >= LARGE_IDS;
         lane.carried = Some(carried);
         if seen == Seen::Marked {
-            lane.is_ours = true;
+            return lane.is_marked();
         }
-        // The record has changed under way: its course has begun anew, unless it is by this very step.
-        if lane.state != state && !(lane.is_ours && lane.state == PassState::Sealed) {
-            return;
-        }
-        if lane.course.step() != step {
+        // The record has changed under way, and its course has begun anew.
+        if lane.record.state != state || lane.course.step() != step {
             return;
         }
         let Next { after, .. } = lane.course.next(seen);

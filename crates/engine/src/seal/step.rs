@@ -156,12 +156,7 @@ impl Step {
         matches!(self, Self::TakeOver | Self::Prove | Self::Merge | Self::Repair | Self::Show | Self::Free)
     }
 
-    /// Whether a process that is to end takes it all the same: readers see the pass already.
-    pub(crate) fn ends_a_seal(self) -> bool {
-        matches!(self, Self::Mark | Self::Finish)
-    }
-
-    /// Whether its wait ends with a change of the workers' consumer.
+    /// Whether its wait ends with a change of the records or of the workers' consumer.
     pub(crate) fn waits_for_workers(self) -> bool {
         matches!(self, Self::Read | Self::Ask)
     }
@@ -389,7 +384,7 @@ mod tests {
         use Seen::*;
         let (mut course, steps) = way(&[Published, Landed, Lacking]);
         assert_eq!(steps.last(), Some(&Step::Repair));
-        (0..REPAIRS).for_each(|_| drop(course.next(Repaired)));
+        (0..REPAIRS).for_each(|_| assert_eq!(course.next(Repaired).step, Step::Read));
         assert!(course.is_out_of_repairs());
     }
 

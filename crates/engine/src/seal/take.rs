@@ -125,9 +125,13 @@ impl Sealer {
 
     async fn ask(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
         let workers = self.broker.work_progress(run, pass).await?;
+        if let Some(info) = &workers {
+            self.broker.keep_ack_wait(&self.broker.names().ids_stream(), info).await?;
+        }
         let (pending, open) = workers.map_or((0, 0), |info| (info.num_pending, info.num_ack_pending));
         if pending > 0 {
             carried.hurried = false;
+            self.waits().clear(run, pass);
             return Ok(Seen::Computing);
         }
         if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
@@ -268,6 +272,11 @@ impl Sealer {
                 Ok(if repair.comes_to() > 0 { Seen::Repaired } else { Seen::NotRepaired })
             }
             Err(error) if error.is_nobody() => Err(error),
+            // What stands in the way is a person's to remove, and no repair is used up by it.
+            Err(error @ (Error::Mutation { .. } | Error::NotRemoved { .. } | Error::NotMerged { .. })) => {
+                self.tell(run, pass, &full_hint(&error));
+                Ok(Seen::Stuck)
+            }
             Err(error) => {
                 let why =
                     format!("{}; `verify {run} --repair`, by a user with more rights", full_hint(&error));

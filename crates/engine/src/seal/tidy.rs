@@ -49,12 +49,18 @@ impl Sealer {
             // It is done; or a repair has opened the pass again, with a consumer of its own.
             _ => return Ok(Seen::Gone),
         };
-        if !self.may_purge(run, pass).await? {
+        let may_purge = self.may_purge(run, pass).await?;
+        if !entry.record.announced {
+            let announcement = Announcement { run: run.as_str(), pass, ids: sealed.rows, sealed: &sealed };
+            let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
+            self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await?;
+        }
+        if !may_purge {
+            if !std::mem::replace(&mut entry.record.announced, true) {
+                self.records.update_pass(&entry, run).await?;
+            }
             return Ok(Seen::NotFinished);
         }
-        let announcement = Announcement { run: run.as_str(), pass, ids: sealed.rows, sealed: &sealed };
-        let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
-        self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await?;
         failpoint::pass("seal-before-tidy");
         self.broker.purge_sealed(run, pass).await?;
         self.broker.remove_work_consumer(run, pass).await?;

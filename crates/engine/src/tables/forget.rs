@@ -42,8 +42,8 @@ impl Tables {
         let names: Vec<String> = self.all_names().iter().map(|name| string(name)).collect();
         let (database, names) = (string(&self.database), names.join(", "));
         format!(
-            "SELECT table, mutation_id, substring(command, 1, 200), toInt64(parts_to_do), (SELECT count() FROM system.merges AS m \
-             WHERE m.database = {database} AND m.table IN ({names})), substring(latest_fail_reason, 1, 600) FROM system.mutations \
+            "SELECT table, mutation_id, substring(command, 1, 200), toInt64(parts_to_do), ifNull((SELECT count() FROM system.merges AS m \
+             WHERE m.database = {database} AND m.table IN ({names})), 0), substring(latest_fail_reason, 1, 600) FROM system.mutations \
              WHERE database = {database} AND table IN ({names}) AND NOT is_done ORDER BY create_time, mutation_id"
         )
     }

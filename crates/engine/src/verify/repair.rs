@@ -280,7 +280,7 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Opti
             }
             entry.record.state = PassState::Running;
             entry.record.sealed = None;
-            entry.record.freed = false;
+            (entry.record.freed, entry.record.announced) = (false, false);
             entry.record.repair = Some(claim);
             records.update_pass(&entry, run).await?
         }
