@@ -159,8 +159,10 @@ pub async fn status(
         status.rows_sealed = Some(sealed.rows).filter(|rows| *rows > status.done);
     }
     if let Some((rows, _)) = stored.filter(|_| !status.is_over()) {
-        status.missing =
-            missing(broker, records, store, (run, number), (&record, pass.as_ref()), rows, &status).await?;
+        // Boxed: it is seldom asked, and more than a caller's future should hold.
+        let asked =
+            Box::pin(missing(broker, records, store, (run, number), (&record, pass.as_ref()), rows, &status));
+        status.missing = asked.await?;
     }
     if let (Some(covers), Some(published), Some((rows, _))) = (
         pass.as_ref().and_then(|pass| pass.covers.as_ref()),

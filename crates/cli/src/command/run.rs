@@ -59,7 +59,7 @@ pub(super) async fn run<I: Id>(
             // After that: a Ctrl-C must not leave consumers as they are in the midst of it.
             if servers.own {
                 // An earlier `run` that was killed may hold batches still, in the broker's view.
-                session.broker.reclaim(&session.records.passes().await?).await?;
+                Box::pin(session.broker.reclaim(&session.records.passes().await?)).await?;
             }
             let ids = match read {
                 Some(ids) => Ok(ids),

@@ -195,7 +195,8 @@ impl Broker {
     async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
         if let Some(info) = self.consumer_info(stream, &name).await? {
-            return self.keep_ack_wait(stream, &info).await;
+            // Boxed, as it is seldom needed: a consumer's description is large.
+            return Box::pin(self.keep_ack_wait(stream, &info)).await;
         }
         let doing = format!("create consumer `{name}` on stream `{stream}`");
         within(&doing, self.jetstream.create_consumer_on_stream(config, stream))
