@@ -45,8 +45,6 @@ fn what_would_mix_two_environments_is_refused_with_both_names() {
     host.call(&["produce", "--ids", "1..=10", "--run", "a"]).expect(0);
     host.call(&[&["produce", "--ids", "1..=10", "--run", "a"][..], &STAGING].concat()).expect(0);
     // Another database on the same streams; the other environment's database; its streams.
-    let (plain, staging) =
-        ("database `millstream` without a namespace", "database `millstream_staging` in namespace `staging`");
     for (args, says) in [
         (&["--database", "other"][..], "database `other` without a namespace"),
         (

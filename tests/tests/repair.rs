@@ -3,7 +3,7 @@
 
 use millstream::envelope::{RowBatch, encode_ids, encode_rows};
 use serde_json::{Value, json};
-use tests::nats::{Nats, nats_info};
+use tests::nats::{Nats, from_base64, nats_info};
 use tests::{Host, Process, SOON, Up, wait_until};
 
 /// Ids of the runs here, 1 to this, in batches of a thousand.
@@ -140,13 +140,6 @@ impl Scene {
         });
         assert_eq!(streams["total"], 0, "{streams}");
     }
-}
-
-fn from_base64(text: &str) -> Vec<u8> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits = text.bytes().filter_map(|byte| DIGITS.iter().position(|digit| *digit == byte));
-    let bits = digits.flat_map(|digit| (0..6).rev().map(move |bit| digit >> bit & 1)).collect::<Vec<_>>();
-    bits.chunks_exact(8).map(|byte| byte.iter().fold(0, |byte, bit| byte << 1 | *bit as u8)).collect()
 }
 
 #[test]

@@ -71,7 +71,12 @@ impl Progress {
 
     /// Begins the line of a run.
     pub fn run(&self) -> RunLine {
-        RunLine { line: self.line(BAR), sparse: Sparse::default(), recent: Recent::default() }
+        RunLine {
+            line: self.line(BAR),
+            sparse: Sparse::default(),
+            recent: Recent::default(),
+            most: Most::default(),
+        }
     }
 
     /// Begins the line of a run that is only published.
@@ -169,21 +174,23 @@ pub(crate) struct RunLine {
     line: Line,
     sparse: Sparse,
     recent: Recent,
+    most: Most,
 }
 
 impl RunLine {
     /// Shows where the run stands.
     pub fn show(&mut self, status: &Status) {
-        let rate = self.recent.rate(status.done);
+        let done = self.most.of(status);
+        let rate = self.recent.rate(done.ids);
         match &self.line.0 {
             Some(bar) => {
                 bar.set_length(status.ids.max(1));
-                bar.set_position(status.done);
-                bar.set_message(described(status, rate, show::short, show::clock));
+                bar.set_position(done.ids);
+                bar.set_message(described(status, done, rate, show::short, show::clock));
             }
             None if self.sparse.is_due() => {
-                let percent = status.done * 100 / status.ids.max(1);
-                let text = described(status, rate, show::grouped, show::duration);
+                let percent = done.ids * 100 / status.ids.max(1);
+                let text = described(status, done, rate, show::grouped, show::duration);
                 tracing::info!("{percent} % of run `{}`: {text}", status.run);
             }
             None => {}
@@ -268,21 +275,63 @@ impl Recent {
     }
 }
 
-fn described(status: &Status, rate: f64, number: fn(u64) -> String, time: fn(f64) -> String) -> String {
-    let Status { ids, done, batches, dead, state, .. } = status;
-    let unfinished = status.in_flight + status.pending + status.to_store;
+/// What is done of a pass at most, as it was shown: rows that are merged away, or counted a moment later, do not take it back.
+#[derive(Debug, Default)]
+struct Most {
+    pass: u32,
+    done: Done,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Done {
+    ids: u64,
+    batches: u64,
+}
+
+impl Most {
+    fn of(&mut self, status: &Status) -> Done {
+        if self.pass != status.pass {
+            *self = Self { pass: status.pass, done: Done::default() };
+        }
+        let Done { ids, batches } = Done::of(status);
+        self.done = Done { ids: ids.max(self.done.ids), batches: batches.max(self.done.batches) };
+        self.done
+    }
+}
+
+impl Done {
+    /// While ids are being published, most batches are neither done nor waiting: those that are done are told by their rows.
+    fn of(status: &Status) -> Self {
+        let Status { ids, done, batches, .. } = status;
+        let unfinished = status.in_flight + status.pending + status.to_store;
+        let finished = match status.state {
+            "publishing" => (u128::from(*done) * u128::from(*batches) / u128::from((*ids).max(1))) as u64,
+            // The two counts are of two moments; no batch is done without an id of it.
+            _ => batches.saturating_sub(unfinished).min(*done),
+        };
+        Self { ids: *done, batches: finished }
+    }
+}
+
+fn described(
+    status: &Status,
+    done: Done,
+    rate: f64,
+    number: fn(u64) -> String,
+    time: fn(f64) -> String,
+) -> String {
+    let Status { ids, batches, dead, state, .. } = status;
     let eta = match rate {
-        _ if ["sealed", "paused", "cancelled"].contains(state) => (*state).to_owned(),
-        _ if done >= ids && *ids > 0 => "proving".to_owned(),
-        rate if rate > 0.0 => format!("ETA {}", time(ids.saturating_sub(*done) as f64 / rate)),
+        _ if ["sealed", "paused", "cancelled", "publishing"].contains(state) => (*state).to_owned(),
+        _ if done.ids >= *ids && *ids > 0 => "proving".to_owned(),
+        rate if rate > 0.0 => format!("ETA {}", time(ids.saturating_sub(done.ids) as f64 / rate)),
         _ => "ETA ?".to_owned(),
     };
     format!(
         "{}/{} ids, {}/{} batches, {} ids/s, {eta}, {} dead",
-        number(*done),
+        number(done.ids),
         number(*ids),
-        // The two counts are of two moments; no batch is done without an id of it.
-        number(batches.saturating_sub(unfinished).min(*done)),
+        number(done.batches),
         number(*batches),
         number(rate as u64),
         number(*dead),
@@ -293,9 +342,8 @@ fn described(status: &Status, rate: f64, number: fn(u64) -> String, time: fn(f64
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_line_fits_eighty_columns_at_its_longest() {
-        let status = Status {
+    fn status() -> Status {
+        Status {
             run: "a".into(),
             pass: 1,
             state: "running",
@@ -333,9 +381,43 @@ mod tests {
             builds: Vec::new(),
             view_faults: Vec::new(),
             view_faults_unknown: None,
-        };
-        let text = described(&status, 1000.0, show::short, show::clock);
+            stuck: Vec::new(),
+            forgetting: false,
+            sealed_at_ms: None,
+            rows_sealed: None,
+            missing: 0,
+        }
+    }
+
+    #[test]
+    fn the_line_fits_eighty_columns_at_its_longest() {
+        let status = status();
+        let text = described(&status, Done::of(&status), 1000.0, show::short, show::clock);
         assert_eq!(text, "9.98G/9.99G ids, 9,999/9,999 batches, 1,000 ids/s, ETA 2:46:40, 9,999 dead");
         assert!(" 100% ".len() + text.len() <= 80, "{text}");
+    }
+
+    /// At 10^9 ids the line said "14,063/15,385 batches" at first, then 12,798, 10,254, 722.
+    #[test]
+    fn the_line_never_runs_backwards_while_ids_are_published() {
+        let mut most = Most::default();
+        let mut shown = Vec::new();
+        for published in 1..=100 {
+            let status = Status {
+                state: if published < 100 { "publishing" } else { "running" },
+                ids: 100_000,
+                batches: 100,
+                done: published * 300,
+                pending: published * 7 / 10,
+                ..status()
+            };
+            shown.push(most.of(&status));
+            let text = described(&status, most.done, 1000.0, show::grouped, show::duration);
+            assert_eq!(text.contains("publishing"), published < 100, "{text}");
+        }
+        assert!(shown.is_sorted_by_key(|done| done.batches), "{shown:?}");
+        assert_eq!((shown[0].batches, shown[98].batches), (0, 29));
+        let fewer = most.of(&Status { state: "running", done: 10, batches: 100, pending: 90, ..status() });
+        assert_eq!(fewer, most.done);
     }
 }

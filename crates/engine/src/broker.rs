@@ -25,6 +25,7 @@ use crate::retry::Backoff;
 use crate::stop::Stop;
 
 pub use again::RowsMessage;
+pub use consumers::Standing;
 pub use kept::{Kept, Reserved};
 use login::Login;
 pub use messages::Stray;

@@ -53,6 +53,33 @@ pub enum Error {
         /// Rows that it lacks.
         rows: u64,
     },
+    /// ClickHouse was asked to merge raw duplicates away, and they are there still.
+    #[error("merge raw duplicates away: {rows} rows of {table} are stored a second time still")]
+    NotMerged {
+        /// The table.
+        table: String,
+        /// Rows that are too many.
+        rows: u64,
+        /// What ClickHouse says about it; nothing where it said that it was done.
+        #[source]
+        source: Option<StoreFault>,
+    },
+    /// A mutation cannot end.
+    #[error("{doing}: {why}")]
+    Mutation {
+        /// What it was for.
+        doing: String,
+        /// What stands in the way, and what helps.
+        why: String,
+    },
+    /// A mutation has ended, and rows that it was to remove are there still.
+    #[error("{doing}: {rows} rows are there still, though ClickHouse says that it was done")]
+    NotRemoved {
+        /// What it was for.
+        doing: String,
+        /// Rows that are there.
+        rows: u64,
+    },
     /// The pipeline's own SQL about a pass is refused, or has no answer.
     #[error("use the pipeline's SUMMARY")]
     Summary {

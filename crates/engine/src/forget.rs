@@ -60,6 +60,7 @@ pub async fn forget(
     let forget = Forget { broker, records, store, run, pass };
     let passes = forget.passes().await?;
     let mut forgotten = Forgotten::default();
+    forget.note(&passes).await?;
     forget.hide().await?;
     failpoint::pass("forget-after-hiding");
     forget.remove_messages(&mut forgotten).await?;
@@ -101,6 +102,26 @@ impl Forget<'_> {
             }
             None => Ok(records),
         }
+    }
+
+    /// Notes in the records that it has begun, so that what a kill or an error leaves is told as what it is.
+    async fn note(&self, passes: &[PassRecord]) -> Result<(), Error> {
+        for before in passes {
+            while let Some(mut entry) = self.records.pass(self.run, before.pass).await? {
+                if entry.record.forgetting {
+                    break;
+                }
+                let PassRecord { state, sealed, .. } = &entry.record;
+                if (state, sealed) != (&before.state, &before.sealed) {
+                    return Err(Error::BegunMeanwhile { run: self.run.to_string() });
+                }
+                entry.record.forgetting = true;
+                if self.records.update_pass(&entry, self.run).await? == Change::Made {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether ClickHouse has rows of it, which no record may tell of any more.
@@ -145,8 +166,15 @@ impl Forget<'_> {
             if rows == 0 {
                 break;
             }
-            self.store.remove_rows(run, pass).await?;
             forgotten.rows += rows;
+            match self.store.remove_rows(run, pass).await {
+                Err(Error::NotRemoved { .. }) => {}
+                outcome => outcome?,
+            }
+        }
+        match self.store.rows_of(run, pass).await? {
+            0 => {}
+            rows => return Err(Error::NotRemoved { doing: "remove rows".into(), rows }),
         }
         forgotten.row_bytes = before.saturating_sub(self.store.bytes_beside(run).await?);
         Ok(())

@@ -15,7 +15,7 @@ use crate::broker::host_name;
 use crate::error::{Error, full_cause};
 use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
 use crate::records::{Records, now_ms};
-use crate::sink::LeftPass;
+use crate::sink::{LeftPass, WaitingPass};
 use crate::stop::Stop;
 
 /// How often a process says what it does.
@@ -86,6 +86,9 @@ pub enum Doing {
         /// The passes of the rows that it has in hand.
         #[serde(default)]
         holds: Vec<(String, u32)>,
+        /// Passes that its sealer cannot seal, the first of them, and why.
+        #[serde(default)]
+        waits: Vec<WaitingPass>,
     },
     /// It publishes a run.
     Produce {
@@ -143,6 +146,14 @@ impl HostReport {
         match &self.doing {
             Doing::Work { returned, .. } => returned.get(subject).copied().unwrap_or(0),
             Doing::Sink { .. } | Doing::Produce { .. } => 0,
+        }
+    }
+
+    /// What keeps passes from their seal, as this process found it.
+    pub fn waits(&self) -> &[WaitingPass] {
+        match &self.doing {
+            Doing::Sink { waits, .. } => waits,
+            Doing::Work { .. } | Doing::Produce { .. } => &[],
         }
     }
 
@@ -275,6 +286,7 @@ mod tests {
             left: None,
             left_passes: Vec::new(),
             holds: Vec::new(),
+            waits: Vec::new(),
         };
         HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
     }

@@ -348,7 +348,8 @@ async fn restore_passes(
     for (pass, sealed) in passes.into_iter().rev() {
         let begun = PassRecord::begin(run, pass, record.batch_ids);
         let state = PassState::Sealed;
-        let known = PassRecord { state, started_ms: record.created_ms, sealed: Some(sealed), ..begun };
+        let known =
+            PassRecord { state, started_ms: record.created_ms, sealed: Some(sealed), freed: true, ..begun };
         records.create_pass(&known, run).await?;
     }
     Ok(())

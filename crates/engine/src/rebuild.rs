@@ -161,7 +161,7 @@ impl Rebuild<'_> {
             }
         };
         let plan = SinkPlan { drawn: Drawn::Pass(self.run.clone(), pass), ..self.plan.clone() };
-        let sinking = sink(broker, self.store, plan, counts.clone(), Arc::default(), &stage);
+        let sinking = Box::pin(sink(broker, self.store, plan, counts.clone(), Arc::default(), &stage));
         let (sunk, ()) = tokio::join!(sinking, watch);
         sunk?;
         let faults = counts.left.faults();
@@ -180,7 +180,7 @@ impl Rebuild<'_> {
     async fn prove(&self, pass: &PassRecord) -> Result<Proof, Error> {
         let mut proof = self.proof(pass.pass).await?;
         if proof.is_complete() && !proof.is_clean() {
-            self.store.heal(self.run.as_str()).await?;
+            self.store.merge_away(self.run.as_str(), pass.pass, proof.stored.ids).await?;
             proof = self.proof(pass.pass).await?;
         }
         if proof.is_clean() {

@@ -8,7 +8,7 @@ mod record;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::names::{Names, RunName};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -211,13 +211,14 @@ impl Records {
 
     async fn create<R: Serialize>(&self, key: &str, record: &R) -> Result<Change, Error> {
         let doing = format!("create record `{key}` in bucket `{}`", self.bucket.name);
-        // Made by an attempt whose answer was lost, it looks like somebody else's: whoever is beaten reads it again.
         let mut patience = Patience::new();
+        let mut asked = 0;
         loop {
+            asked += 1;
             let failed = match within(&doing, self.bucket.create(key, json(record))).await {
                 Ok(Ok(_)) => return Ok(Change::Made),
                 Ok(Err(error)) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
-                    return Ok(Change::Beaten);
+                    return self.beaten(key, record, asked).await;
                 }
                 Ok(Err(error)) => broker(&doing)(error),
                 Err(silent) => silent,
@@ -231,11 +232,13 @@ impl Records {
     async fn update<R: Serialize>(&self, key: &str, record: &R, revision: u64) -> Result<Change, Error> {
         let doing = format!("change record `{key}` in bucket `{}`", self.bucket.name);
         let mut patience = Patience::new();
+        let mut asked = 0;
         loop {
+            asked += 1;
             let failed = match within(&doing, self.bucket.update(key, json(record), revision)).await {
                 Ok(Ok(_)) => return Ok(Change::Made),
                 Ok(Err(error)) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
-                    return Ok(Change::Beaten);
+                    return self.beaten(key, record, asked).await;
                 }
                 Ok(Err(error)) => broker(&doing)(error),
                 Err(silent) => silent,
@@ -244,6 +247,16 @@ impl Records {
                 return Err(failed);
             }
         }
+    }
+
+    /// Whether it is really another's change that came first: one of ours whose answer was lost looks the same, and is made.
+    async fn beaten<R: Serialize>(&self, key: &str, record: &R, asked: u32) -> Result<Change, Error> {
+        if asked < 2 {
+            return Ok(Change::Beaten);
+        }
+        let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
+        let found = answer(&doing, self.bucket.get(key)).await?;
+        Ok(if found.is_some_and(|found| found == json(record)) { Change::Made } else { Change::Beaten })
     }
 
     /// What every process says of itself, by key. Records that this build cannot read are left out.
@@ -307,11 +320,11 @@ impl Records {
 
     /// Reads every record whose key matches.
     async fn all<R: DeserializeOwned>(&self, keys: &str) -> Result<Vec<R>, Error> {
-        let mut found = Vec::new();
-        for key in self.keys(keys).await? {
-            found.extend(self.get(&key).await?.map(|entry| entry.record));
-        }
-        Ok(found)
+        let keys = self.keys(keys).await?;
+        let reads = keys.iter().map(|key| self.get::<R>(key));
+        let reads: Vec<_> = reads.collect();
+        let found: Vec<Option<Entry<R>>> = stream::iter(reads).buffered(READS).try_collect().await?;
+        Ok(found.into_iter().flatten().map(|entry| entry.record).collect())
     }
 
     /// Keys that match. Those of removed records are among them.

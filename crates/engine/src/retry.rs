@@ -62,7 +62,7 @@ where
 }
 
 /// A number in 0..1. `RandomState` is seeded by the system and differs at each call, which is all that jitter needs.
-fn random_unit() -> f64 {
+pub(crate) fn random_unit() -> f64 {
     (RandomState::new().hash_one(0u8) >> 11) as f64 / (1u64 << 53) as f64
 }
 

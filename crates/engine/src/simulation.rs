@@ -8,6 +8,7 @@
 //! A seed that fails is printed with its diary; `MILLSTREAM_SEED=<number>` runs that one alone.
 
 mod model;
+mod seal;
 
 use std::sync::Arc;
 

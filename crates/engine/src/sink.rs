@@ -7,6 +7,7 @@ mod land;
 mod left;
 mod schemas;
 pub(crate) mod step;
+mod waits;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,7 @@ use crate::stop::Stop;
 use crate::store::{Portion, Store, insert_prefix};
 pub use left::{Cause, Left, LeftPass};
 use schemas::Schemas;
+pub use waits::{WaitingPass, Waits};
 
 /// One INSERT carries no more than this, so that it stays one block and one part: a server cuts blocks at 1,048,449 rows
 /// unless it is told otherwise, and one that does not know [`INSERT_SETTINGS`](crate::tables::INSERT_SETTINGS) is not told.
@@ -108,6 +110,8 @@ pub struct SinkCounts {
     pub set_aside: AtomicU64,
     /// Rows that the table does not take, and why.
     pub left: Left,
+    /// Passes that the sealer beside the sink cannot seal, and why.
+    pub waits: Waits,
 }
 
 /// What rows of one INSERT have in common.
@@ -226,7 +230,8 @@ impl Sink {
                 let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
                 let (left, left_passes) = (this.counts.left.told(), this.counts.left.passes());
                 let holds = passes_of(this.open().iter());
-                Doing::Sink { recent, total, rows_per_second: more / within, left, left_passes, holds }
+                let (rows_per_second, waits) = (more / within, this.counts.waits.told());
+                Doing::Sink { recent, total, rows_per_second, left, left_passes, holds, waits }
             };
             hosts::report(&records, this.store.tables().build(), &stop, look).await;
         });
@@ -247,11 +252,12 @@ impl Sink {
     }
 
     async fn gather(self: &Arc<Self>, mut consumer: PullConsumer) {
-        let budget = Arc::new(Semaphore::new(self.plan.held_bytes));
+        let held = held_at_most(self.plan.held_bytes, self.broker.max_payload());
+        let budget = Arc::new(Semaphore::new(held));
         let mut groups: HashMap<GroupKey, Group> = HashMap::new();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !self.stop.taking_stopped() {
-            let Some(room) = self.make_room(&budget, &mut groups).await else { break };
+            let Some(room) = self.make_room(&budget, held, &mut groups).await else { break };
             match self.pull(&consumer, room, &mut groups).await {
                 Ok(taken) => {
                     backoff.reset();
@@ -277,9 +283,10 @@ impl Sink {
     async fn make_room(
         self: &Arc<Self>,
         budget: &Arc<Semaphore>,
+        held: usize,
         groups: &mut HashMap<GroupKey, Group>,
     ) -> Option<OwnedSemaphorePermit> {
-        let least = (self.broker.max_payload() + MESSAGE_OVERHEAD).min(self.plan.held_bytes) as u32;
+        let least = (self.broker.max_payload() + MESSAGE_OVERHEAD).min(held) as u32;
         let mut room = match budget.clone().try_acquire_many_owned(least) {
             Ok(room) => room,
             Err(_) => {
@@ -401,6 +408,12 @@ impl Sink {
     }
 }
 
+/// Bytes of messages that a sink holds at most: what its plan says, but one message of the largest size in any case. A pull for
+/// fewer bytes than the next message has would be refused, by every sink and for ever.
+fn held_at_most(planned: usize, max_payload: usize) -> usize {
+    planned.max(max_payload + MESSAGE_OVERHEAD)
+}
+
 impl Group {
     fn is_old(&self, age: Duration) -> bool {
         self.oldest.is_some_and(|oldest| oldest.elapsed() >= age)
@@ -474,4 +487,17 @@ fn read_rows(
     let body = payload.slice_ref(body);
     let arrived = Arrived { portion, ids: u64::from(ids), raw_bytes, columns, build, body };
     Ok(Some((GroupKey { run, pass, schema }, arrived)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With `max_payload` above `held_bytes`, as README advises for large rows, one large message stopped all sinks.
+    #[test]
+    fn a_sink_has_room_for_the_largest_message() {
+        let (usual, large) = (SinkPlan::default().held_bytes, 64 << 20);
+        assert_eq!(held_at_most(usual, 8 << 20), usual);
+        assert_eq!(held_at_most(usual, large), large + MESSAGE_OVERHEAD);
+    }
 }

@@ -12,6 +12,7 @@ use crate::replay::base_gone;
 use crate::store::{Sight, Store, ViewFault};
 use crate::tables::Letters;
 use crate::verdict::{Bottleneck, Scene, Span, Verdict, verdict};
+use crate::verify::{self, Landing};
 
 /// A run and its newest pass at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,6 +80,16 @@ pub struct Status {
     pub summary_fault: Option<String>,
     /// That the pass can never be complete, as the pass whose rows it takes over has lost some; and what helps.
     pub base_gone: Option<String>,
+    /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
+    pub stuck: Vec<String>,
+    /// Whether the pass is half forgotten: `forget` finishes it.
+    pub forgetting: bool,
+    /// When the pass was sealed, in milliseconds since 1970; `null` before.
+    pub sealed_at_ms: Option<u64>,
+    /// How many rows the seal counted, where fewer are stored now.
+    pub rows_sealed: Option<u64>,
+    /// Ids without a row, where nothing of the pass is on its way.
+    pub missing: u64,
     /// What limits the run; `null` where nothing is computed.
     pub verdict: Option<Verdict>,
     /// Whether readers see the pass, which ClickHouse was asked.
@@ -152,6 +163,14 @@ pub async fn status(
     if let Some(sealed) = sealed {
         status.dead = store.dead_ids(run.as_str(), number, sealed.dead).await?;
         status.dead_sealed = Some(sealed.dead).filter(|dead| *dead != status.dead);
+        status.done = store.raw_rows(run.as_str(), number).await?.min(sealed.rows);
+        status.rows_sealed = Some(sealed.rows).filter(|rows| *rows > status.done);
+    }
+    if let Some((rows, _)) = stored.filter(|_| !status.is_over()) {
+        // Boxed: it is seldom asked, and more than a caller's future should hold.
+        let asked =
+            Box::pin(missing(broker, records, store, (run, number), (&record, pass.as_ref()), rows, &status));
+        status.missing = asked.await?;
     }
     if let (Some(covers), Some(published), Some((rows, _))) = (
         pass.as_ref().and_then(|pass| pass.covers.as_ref()),
@@ -172,6 +191,10 @@ pub async fn status(
     }
     status.lag_rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
     status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
+    if !status.is_over() {
+        status.stuck = verify::stuck_by(&hosts, run.as_str(), number);
+    }
+    status.stuck.extend(store.hindrances().await?);
     status.hosts = hosts;
     status.look_at_hosts();
     status.rate();
@@ -179,12 +202,37 @@ pub async fn status(
         let found = verdict(&status.hosts, &status.run, Span::Recent, &status.scene());
         // What processes did lately was not for this run yet.
         let is_early = status.seconds < (REPORT * RECENT as u32).as_secs_f64();
-        status.verdict = Some(found).filter(|found| !is_early || found.bottleneck == Bottleneck::Nobody);
+        status.verdict = Some(found).filter(|found| {
+            !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing)
+        });
     }
     if record.is_open() && record.published.is_none() {
         (status.eta_seconds, status.eta_range_seconds) = (None, None);
     }
     Ok(status)
+}
+
+/// Ids of a published pass without a row, where nothing of it is on its way. Asked only where workers are done with it.
+async fn missing(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    (run, number): (&RunName, u32),
+    (record, pass): (&RunRecord, Option<&PassRecord>),
+    rows: u64,
+    status: &Status,
+) -> Result<u64, Error> {
+    let covers = pass.and_then(|pass| pass.covers.as_ref());
+    let published = record.published.as_ref().map(|published| published.ids);
+    let wanted = covers.map_or(published, |covers| covers.ids).unwrap_or(0);
+    let lacking = wanted.saturating_sub(rows);
+    if lacking == 0 || status.pending + status.in_flight > 0 || status.state == PassState::Paused.word() {
+        return Ok(0);
+    }
+    Ok(match verify::landing_now(broker, records, store, (run, number)).await? {
+        Landing::Over | Landing::Settled { .. } => lacking,
+        Landing::UnderWay(_) | Landing::Left(_) => 0,
+    })
 }
 
 fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
@@ -226,6 +274,11 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
         summary: sealed.and_then(|sealed| sealed.summary.clone()),
         summary_fault: sealed.and_then(|sealed| sealed.summary_fault.clone()),
         base_gone: None,
+        stuck: Vec::new(),
+        forgetting: pass.is_some_and(|pass| pass.forgetting),
+        sealed_at_ms: sealed.map(|sealed| sealed.at_ms),
+        rows_sealed: None,
+        missing: 0,
         verdict: None,
         readers_see: false,
         readers: None,
@@ -305,6 +358,9 @@ impl Status {
             in_flight: self.in_flight,
             rows_to_store: self.lag_rows,
             asking: self.asking,
+            ids_per_second: self.ids_per_second_now,
+            oldest_seconds: self.oldest_batch_seconds.unwrap_or(0.0),
+            missing: self.missing,
         }
     }
 }

@@ -1,17 +1,39 @@
 //! How everything ends: stop taking, finish what is held until a deadline, then give up.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The reason to stop and the tasks that shutdown waits for. Clones are the same.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Stop {
     taking: CancellationToken,
     working: CancellationToken,
     tasks: TaskTracker,
+    all: Arc<All>,
+}
+
+/// What a part has in common with its siblings and their parent.
+#[derive(Debug)]
+struct All {
+    has_panicked: AtomicBool,
+    taking: CancellationToken,
+    working: CancellationToken,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        let (taking, working) = (CancellationToken::new(), CancellationToken::new());
+        let has_panicked = AtomicBool::new(false);
+        let all = Arc::new(All { has_panicked, taking: taking.clone(), working: working.clone() });
+        Self { taking, working, tasks: TaskTracker::new(), all }
+    }
 }
 
 impl Stop {
@@ -26,6 +48,7 @@ impl Stop {
             taking: self.taking.child_token(),
             working: self.working.child_token(),
             tasks: TaskTracker::new(),
+            all: self.all.clone(),
         }
     }
 
@@ -65,10 +88,24 @@ impl Stop {
         tokio::time::timeout(wait, self.given_up()).await.is_err()
     }
 
-    /// Starts a task that [`Self::finished`] waits for. It ends by itself when work is given up.
+    /// Starts a task that [`Self::finished`] waits for. It ends by itself when work is given up. One that panics ends everything:
+    /// what it had in its hands would stay there, and nothing would say so.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns: through the tracker")]
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        drop(self.tasks.spawn(work));
+        let all = self.all.clone();
+        drop(self.tasks.spawn(async move {
+            if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                tracing::error!("a task panicked, which is a fault of Millstream; the process ends, and what it held is delivered again");
+                all.has_panicked.store(true, Ordering::Relaxed);
+                all.taking.cancel();
+                all.working.cancel();
+            }
+        }));
+    }
+
+    /// Whether a task of this process has panicked, which is why everything is given up.
+    pub fn has_panicked(&self) -> bool {
+        self.all.has_panicked.load(Ordering::Relaxed)
     }
 
     /// Waits for every task, at most `deadline`, then gives up what is left and waits for that.
@@ -79,5 +116,21 @@ impl Stop {
             self.give_up();
             self.tasks.wait().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its subjects stayed in the sink's hands: that sink never stored them, and nothing said why.
+    #[tokio::test]
+    async fn a_task_that_panics_ends_everything() {
+        let stop = Stop::new();
+        let (part, sibling) = (stop.child(), stop.child());
+        part.spawn(async { panic!("on purpose") });
+        tokio::join!(stop.given_up(), sibling.given_up());
+        assert!(stop.has_panicked() && sibling.has_panicked() && sibling.taking_stopped());
+        part.finished(Duration::from_secs(60)).await;
     }
 }

@@ -1,6 +1,7 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
 mod dead;
+mod effect;
 mod faults;
 mod fit;
 mod forget;
@@ -30,6 +31,7 @@ use crate::failpoint;
 use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
 pub use dead::DeadLetter;
+pub use effect::StuckMutation;
 pub use faults::ViewFault;
 pub(crate) use faults::in_ranges;
 pub use fit::Fit;
@@ -100,6 +102,8 @@ pub struct Stored {
     pub dead: u64,
     /// Rows that are there a second time.
     pub raw_duplicates: u64,
+    /// Whether rows landed, or were merged, while they were counted: the figures are of two moments then.
+    pub is_moving: bool,
     /// What was found of values; `None` when they were not looked at.
     pub values: Option<StoredValues>,
 }
@@ -305,14 +309,14 @@ impl Store {
     pub async fn stored(&self, run: &str, pass: u32, values: bool) -> Result<Stored, Error> {
         let digested = if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
         let question = self.tables.proof(run, pass, digested.as_deref());
+        let before = self.raw_rows(run, pass).await?;
         let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64, u64)>();
         let (batches, ids, digest, dead, at_fault, unproven) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
-        let raw = self.raw_rows(run, pass).await?;
-        // Rows may be landing still: then the second count is the larger one, and the next proof sees them.
-        let raw_duplicates = raw.saturating_sub(ids);
+        let after = self.raw_rows(run, pass).await?;
+        let (raw_duplicates, is_moving) = (duplicates(before, ids, after), before != after);
         let values = values.then_some(StoredValues { at_fault, unproven });
-        Ok(Stored { batches, ids, digest, dead, raw_duplicates, values })
+        Ok(Stored { batches, ids, digest, dead, raw_duplicates, is_moving, values })
     }
 
     /// How many ids a pass has more than once, in different batches.
@@ -348,23 +352,6 @@ impl Store {
             each(StoredBatch { batch, ids, expected, digest, values_at_fault: fault != 0 });
         }
         Ok(())
-    }
-
-    /// Merges a run's rows until raw duplicates are gone.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn heal(&self, run: &str) -> Result<(), Error> {
-        self.execute("merge raw duplicates away", &self.tables.heal(run), HEAL_WITHIN).await
-    }
-
-    /// Removes every row of these batches, and returns when they are gone.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> Result<(), Error> {
-        let statement = self.tables.remove_batches(run, pass, batches);
-        self.execute("remove the rows of wrong batches", &statement, HEAL_WITHIN).await
     }
 
     /// Executes a statement of [`Tables`] that writes a row.
@@ -404,6 +391,12 @@ impl Store {
     }
 }
 
+/// Rows that are there a second time, of the raw rows counted before and after the distinct ids were. What landed in between
+/// is no duplicate: at 10^9 ids 46 million were reported that did not exist.
+fn duplicates(before: u64, ids: u64, after: u64) -> u64 {
+    before.min(after).saturating_sub(ids)
+}
+
 async fn within<T>(
     limit: Duration,
     future: impl Future<Output = clickhouse::error::Result<T>>,
@@ -427,9 +420,10 @@ fn exception(text: &str) -> StoreFault {
     let code = text
         .split_once("Code: ")
         .and_then(|(_, rest)| rest.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok());
+    let text = without_traces(text);
     let text = text.trim();
-    let mut shown: String = text.chars().take(500).collect();
-    // It stands at the end of the text, and is what the operator has to know.
+    let mut shown = shortened(text);
+    // It stands near the end of the text, and is what the operator has to know.
     if let Some(at) = text.find(PUSHING).filter(|_| !shown.contains(PUSHING)) {
         shown.extend(format!("…: {}", &text[at..]).chars().take(200));
     }
@@ -442,9 +436,37 @@ fn exception(text: &str) -> StoreFault {
     }
 }
 
+/// Symbols of the server's text that are kept of its beginning, and of its end, which often says what helps.
+const KEPT: usize = 500;
+
+/// A server that tells its stack, as the local engine does, tells it in the midst of what helps.
+fn without_traces(text: &str) -> String {
+    let is_told = |line: &&str| !line.contains(" @ 0x") && !line.trim().is_empty();
+    text.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+}
+
+fn shortened(text: &str) -> String {
+    let length = text.chars().count();
+    if length <= 2 * KEPT {
+        return text.to_owned();
+    }
+    let first: String = text.chars().take(KEPT).collect();
+    let last: String = text.chars().skip(length - KEPT).collect();
+    format!("{first} … {last}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_land_while_they_are_counted_are_no_duplicates() {
+        // 10 ids, of which rows land: 6 before, 8 while ids are read, 10 after.
+        assert_eq!(duplicates(6, 8, 10), 0);
+        assert_eq!(duplicates(12, 10, 12), 2);
+        // Merged away meanwhile.
+        assert_eq!(duplicates(12, 10, 10), 0);
+    }
 
     #[test]
     fn exceptions_are_told_by_their_code() {
@@ -457,6 +479,20 @@ mod tests {
         assert!(matches!(exception("502 Bad Gateway"), StoreFault::Unclear(_)));
         // 53 must not be read out of 530.
         assert!(matches!(exception("Code: 530. DB::Exception: x"), StoreFault::Exception { code: 530, .. }));
+    }
+
+    /// A mutation that cannot end: the words that help stand at the end of the text.
+    #[test]
+    fn the_end_of_a_long_exception_is_kept() {
+        let text = format!(
+            "Code: 341. DB::Exception: Exception happened during execution of mutation 'mutation_2.txt' with part 'all_1_1_0' \
+             reason: '{}'. In case of unretryable error, mutation can be killed with KILL MUTATION query.\n\n{}. (UNFINISHED)",
+            "x".repeat(2000),
+            "  25. std::thread::start @ 0x00000000013ea9cf\n".repeat(50)
+        );
+        let fault = exception(&text).to_string();
+        assert!(fault.contains("mutation_2.txt") && fault.contains("KILL MUTATION"), "{fault}");
+        assert!(fault.len() < 1100, "{fault}");
     }
 
     #[test]

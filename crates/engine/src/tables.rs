@@ -300,6 +300,11 @@ impl Tables {
         )
     }
 
+    /// Rows of these batches, raw duplicates counted: `(rows)`.
+    pub fn count_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_batches(run, pass, batches))
+    }
+
     /// Rows of a pass as they lie in the parts: `(rows)`. The primary key alone answers it, but for its edges.
     pub fn raw_count(&self, run: &str, pass: u32) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
@@ -550,7 +555,15 @@ mod tests {
             crate::records::Covers { base: 1, selection, ranges: Vec::new(), selected: None, ids: None };
         let part = Portion::between(1, 2, text, text);
         let digested = [Digested::plain(&schema)];
-        let stored = Stored { batches: 1, ids: 1, digest: 1, dead: 1, raw_duplicates: 0, values: None };
+        let stored = Stored {
+            batches: 1,
+            ids: 1,
+            digest: 1,
+            dead: 1,
+            raw_duplicates: 0,
+            is_moving: false,
+            values: None,
+        };
         let builds = [text.to_owned()];
         let seen = SeenPass {
             run: text,
@@ -612,6 +625,11 @@ mod tests {
             tables.modify_column(&columns[0]),
             tables.schemas(),
             tables.insert_schema(1, &schema, text, 1),
+            tables.mutations(),
+            tables.kill_mutation(text, text),
+            tables.count_sealed(text, 1),
+            tables.count_runs(text),
+            tables.count_batches(text, 1, &[1, 2]),
             tables.forget_view_faults(text, Some(1)),
             tables.acknowledge_view_faults([(text, 1, text, 1)].into_iter()),
             Tables::view_queries(&[(text.to_owned(), text.to_owned())]),

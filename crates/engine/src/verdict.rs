@@ -19,6 +19,9 @@ const ONLY_STORES: f64 = 0.8;
 /// Rows pile up if storing them takes this many seconds.
 const PILE_SECONDS: f64 = 10.0;
 
+/// Where no batch is finished for so many seconds, nobody can say what limits the run.
+const UNFINISHED: f64 = 20.0;
+
 /// What limits a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -39,6 +42,10 @@ pub enum Bottleneck {
     Rate,
     /// There is nobody to do what is next.
     Nobody,
+    /// It is not known: cores are busy, and nothing is finished.
+    Unknown,
+    /// Ids have no row, and nothing is on its way that would bring them.
+    Missing,
     /// Nothing: little is left to be done.
     End,
     /// No single thing.
@@ -78,6 +85,12 @@ pub struct Scene {
     pub rows_to_store: u64,
     /// Ids that wait for another attempt.
     pub asking: u64,
+    /// Ids of the run that were computed a second, lately.
+    pub ids_per_second: f64,
+    /// Seconds since the oldest batch of it came to a worker; zero without any.
+    pub oldest_seconds: f64,
+    /// Ids without a row, where nothing of the run is on its way.
+    pub missing: u64,
 }
 
 /// All times of a fleet.
@@ -159,7 +172,7 @@ impl Span {
 /// The verdict on a run.
 pub fn verdict(hosts: &[HostReport], run: &str, span: Span, scene: &Scene) -> Verdict {
     let fleet = Fleet::of(hosts, run, span);
-    let rules = [nobody, rate, retry, store, broker, compute, input, end];
+    let rules = [nobody, missing, rate, retry, store, broker, unknown, compute, input, end];
     rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
 }
 
@@ -173,9 +186,40 @@ fn nobody(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
             "nobody stores: about {} rows wait, and no sink reports; start `sink` on a host",
             scene.rows_to_store
         ),
+        (_, 0) if waiting == 0 && !scene.publishing && !scene.ended => {
+            "nobody proves: all batches are computed, and no sink reports; start `sink` on a host".to_owned()
+        }
         _ => return None,
     };
     Some(Verdict { bottleneck: Bottleneck::Nobody, text })
+}
+
+fn missing(_: &Fleet, scene: &Scene) -> Option<Verdict> {
+    (scene.missing > 0 && !scene.ended).then(|| Verdict {
+        bottleneck: Bottleneck::Missing,
+        text: format!(
+            "not complete: {} have no row, and nothing of the run is on its way; a sink repairs what it can, and `verify RUN` names \
+             the batches and what helps",
+            counted(scene.missing as usize, "id")
+        ),
+    })
+}
+
+/// Whether ids take so long, or hang, only their end tells.
+fn unknown(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let busy = fleet.cores(fleet.work.computing + fleet.work.encoding);
+    let is_unfinished =
+        scene.in_flight > 0 && scene.ids_per_second <= 0.0 && scene.oldest_seconds >= UNFINISHED;
+    (busy >= BUSY && is_unfinished).then(|| Verdict {
+        bottleneck: Bottleneck::Unknown,
+        text: format!(
+            "not known yet: {} {} busy, and no batch was finished lately, the oldest is in hand for {:.0} s; its ids take that \
+             long, or hang: `hard_seconds` would end them",
+            counted(fleet.cores, "core"),
+            percent(busy),
+            scene.oldest_seconds
+        ),
+    })
 }
 
 fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
@@ -382,6 +426,7 @@ mod tests {
             left: None,
             left_passes: Vec::new(),
             holds: Vec::new(),
+            waits: Vec::new(),
         })
     }
 
@@ -473,6 +518,24 @@ mod tests {
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
                 Scene { in_flight: 1, rows_to_store: 50, ..Scene::default() },
                 "at its end: 1 batch in hand, about 50 rows to be stored, then the proof; 40 % busy",
+            ),
+            // The function hangs: not one piece of a batch has an end.
+            (
+                vec![work(4, [0.0, 40.0, 0.0, 0.0, 0.0]), idle_sink()],
+                Scene { oldest_seconds: 65.0, ..running },
+                "not known yet: 4 cores 100 % busy, and no batch was finished lately, the oldest is in hand for 65 s; its ids take \
+                 that long, or hang: `hard_seconds` would end them",
+            ),
+            (
+                vec![work(4, [0.0, 0.0, 40.0, 0.0, 0.0]), idle_sink()],
+                Scene { missing: 1000, ..Scene::default() },
+                "not complete: 1000 ids have no row, and nothing of the run is on its way; a sink repairs what it can, and \
+                 `verify RUN` names the batches and what helps",
+            ),
+            (
+                vec![work(4, [0.0, 0.0, 40.0, 0.0, 0.0])],
+                Scene::default(),
+                "nobody proves: all batches are computed, and no sink reports; start `sink` on a host",
             ),
             (
                 vec![work(4, [28.0, 1.0, 5.0, 6.0, 0.0]), idle_sink()],

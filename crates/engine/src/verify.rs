@@ -16,12 +16,13 @@ use serde::Serialize;
 use crate::aside::fault_of_ids;
 use crate::broker::Broker;
 use crate::error::{Error, full_hint};
+use crate::hosts::{self, HostReport};
 use crate::records::{Entry, PassRecord, PassState, Records, Sealed};
 use crate::replay::base_gone;
 use crate::seal::Proof;
 use crate::store::{BuildRows, Sight, Store, Stored, StoredBatch};
 
-pub(crate) use landing::{Landing, landing};
+pub(crate) use landing::{Landing, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
 
@@ -93,6 +94,14 @@ pub struct Report {
     pub readers_see: bool,
     /// Why they do not see a sealed pass; or what is wrong with a view although they do.
     pub readers: Option<String>,
+    /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
+    pub stuck: Vec<String>,
+    /// Whether the pass is half forgotten: `forget` finishes it.
+    pub forgetting: bool,
+    /// When the pass was sealed, in milliseconds since 1970, and with how many rows; `None` before.
+    pub sealed_at_ms: Option<u64>,
+    /// As above.
+    pub rows_sealed: Option<u64>,
     /// Rows by the build that computed them, the one with the most first.
     pub builds: Vec<BuildRows>,
     /// What was proven when the pass was sealed.
@@ -269,6 +278,10 @@ async fn examine<I: Id>(
         base_gone: None,
         readers_see: sight.sees,
         readers: sight.why,
+        stuck: stuck(records, store, run, (!is_sealed).then_some(number)).await?,
+        forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
+        sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
+        rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
         builds: store.builds(run.as_str(), number).await?,
         proven: sealed,
         stored,
@@ -282,6 +295,34 @@ async fn examine<I: Id>(
         look_at_ids::<I>(broker, run, &mut report).await?;
     }
     Ok(report)
+}
+
+/// What keeps a pass that is not sealed from its seal, as sealers found it, and mutations of our tables that cannot end.
+///
+/// # Errors
+/// The broker's and ClickHouse's.
+async fn stuck(
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    pass: Option<u32>,
+) -> Result<Vec<String>, Error> {
+    let mut found = match pass {
+        Some(pass) => stuck_by(&hosts::alive(records).await?, run.as_str(), pass),
+        None => Vec::new(),
+    };
+    found.extend(store.hindrances().await?);
+    Ok(found)
+}
+
+/// What sealers found, each text once: several of them find the same.
+pub(crate) fn stuck_by(hosts: &[HostReport], run: &str, pass: u32) -> Vec<String> {
+    let waits = hosts.iter().flat_map(HostReport::waits);
+    let of_pass = waits.filter(|wait| (wait.run.as_str(), wait.pass) == (run, pass));
+    let mut found: Vec<String> = of_pass.map(|wait| wait.why.clone()).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 /// Whether the ids are there of the batches that are not as they should be.
@@ -305,19 +346,24 @@ async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report)
 
 /// All batches have as many ids as they should and the digest differs: some ids are not those that were published.
 async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
-    for (batch, digest) in std::mem::take(&mut walk.digests) {
-        let subject = broker.names().ids_subject(run, batch);
-        let Some((_, bytes)) = broker.ids_message(&subject).await? else {
-            walk.ids_gone.note(batch);
-            continue;
-        };
-        let Ok(published) = decode_ids::<I>(&bytes) else {
-            walk.ids_damaged.note(batch);
-            continue;
-        };
-        if digest != published.ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(id.sip_hash())) {
-            walk.wrong.note(batch);
+    let looks = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
+        let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
+        let published =
+            message.map(|(_, bytes)| decode_ids::<I>(&bytes).map(|published| sum_of(&published.ids)));
+        Ok::<_, Error>((batch, digest, published))
+    });
+    let mut looks = stream::iter(looks).buffered(LOOKS);
+    while let Some((batch, digest, published)) = looks.try_next().await? {
+        match published {
+            None => walk.ids_gone.note(batch),
+            Some(Err(_)) => walk.ids_damaged.note(batch),
+            Some(Ok(sum)) if sum != digest => walk.wrong.note(batch),
+            Some(Ok(_)) => {}
         }
     }
     Ok(())
+}
+
+fn sum_of<I: Id>(ids: &[I]) -> u64 {
+    ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(id.sip_hash()))
 }

@@ -138,9 +138,8 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         }
         Err(error) => failed("JetStream", &error.into()),
     });
-    if let Some(told) = check_left(&broker).await {
-        checks.push(told);
-    }
+    checks.extend(check_left(&broker).await);
+    checks.extend(check_waits(&broker).await);
     match check_kept(&broker, limits).await {
         Ok(kept) => checks.extend(kept),
         Err(error) => checks.push(failed("kept", &error.into())),
@@ -190,6 +189,35 @@ async fn check_storage(broker: &Broker) -> Option<Check> {
     let total = show::size(all.iter().map(|held| held.reserved).sum());
     let found = format!("{total} reserved: {}", shown.join(", "));
     Some(check("storage", Verdict::Ok, found, None))
+}
+
+/// What keeps passes from their seal, as running sinks found it.
+async fn check_waits(broker: &Broker) -> Option<Check> {
+    let records = broker.records().await.ok()?;
+    let hosts = hosts::alive(&records).await.ok()?;
+    let waits = hosts.iter().flat_map(hosts::HostReport::waits);
+    let mut told: Vec<String> =
+        waits.map(|wait| format!("run `{}` (pass {}): {}", wait.run, wait.pass, wait.why)).collect();
+    told.sort_unstable();
+    told.dedup();
+    Some(match told[..] {
+        [] => check("seals waiting", Verdict::Ok, "none", None),
+        _ => check("seals waiting", Verdict::Warn, told.join("; "), None),
+    })
+}
+
+/// Mutations of the pipeline's tables that cannot end: what comes after them waits.
+async fn check_mutations(store: &Store) -> Check {
+    match store.hindrances().await {
+        Ok(stuck) if stuck.is_empty() => check("mutations", Verdict::Ok, "none that cannot end", None),
+        Ok(stuck) => check(
+            "mutations",
+            Verdict::Warn,
+            stuck.join("; "),
+            Some("what removes rows, and `forget` above all, waits until they end"),
+        ),
+        Err(error) => failed("mutations", &error.into()),
+    }
 }
 
 /// What the streams keep, and for how long.
@@ -255,6 +283,7 @@ async fn check_store(servers: &Servers, spec: &Spec) -> (Vec<Check>, Vec<ViewFau
         Ok(found) => checks.extend(found),
         Err(error) => checks.push(failed("tables", &error.into())),
     }
+    checks.push(check_mutations(&store).await);
     // Whatever is wrong with the tables: rows that views lack are told.
     match view_faults(&store).await {
         Ok((told, faults)) => {

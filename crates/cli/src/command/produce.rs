@@ -58,7 +58,7 @@ pub(super) async fn produce<I: Id>(
                         report(&submitted, chosen.as_ref(), ids.survey.bad, args.json);
                     }
                     match (waits, ids.survey.bad) {
-                        (true, bad) => wait(context, &session, &words, args, bad, &stop).await,
+                        (true, bad) => Box::pin(wait(context, &session, &words, args, bad, &stop)).await,
                         (false, 0) => Ok(Ended::Well),
                         (false, _) => Ok(Ended::InPart),
                     }

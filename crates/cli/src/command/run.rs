@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use super::Context;
 use super::finish::{finish, nothing_to_do};
 use super::produce::{ask, publish};
+use super::service::check_sound;
 use crate::args::RunArgs;
 use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
@@ -49,10 +50,6 @@ pub(super) async fn run<I: Id>(
     context
         .on_servers(Holder::Run, |servers| async move {
             let session = Session::set_up(&servers, &context.spec, &context.config, "run").await?;
-            if servers.own {
-                // An earlier `run` that was killed may hold batches still, in the broker's view.
-                session.broker.reclaim(&session.records.passes().await?).await?;
-            }
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
             let (noted, progress) = (interrupted.clone(), context.progress.clone());
@@ -60,6 +57,11 @@ pub(super) async fn run<I: Id>(
                 noted.store(true, Ordering::Relaxed);
                 progress.note("finishing what is held; a second Ctrl-C leaves at once");
             });
+            // After that: a Ctrl-C must not leave consumers as they are in the midst of it.
+            if servers.own {
+                // An earlier `run` that was killed may hold batches still, in the broker's view.
+                Box::pin(session.broker.reclaim(&session.records.passes().await?)).await?;
+            }
             let ids = match read {
                 Some(ids) => Ok(ids),
                 None => ask(context, &session, &words, &args.produce, &stop).await,
@@ -70,6 +72,7 @@ pub(super) async fn run<I: Id>(
                     .map(|last| (last, ids.survey.bad)),
                 Err(error) => Err(error),
             };
+            check_sound(&stop)?;
             match driven {
                 Ok((last, bad)) => finish(context, &last, bad, &args.produce).await,
                 Err(error)
@@ -133,11 +136,11 @@ fn start_stages<I: Id>(
     stages.spawn(async move { work(function, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
     let (broker, store, plan, stage) =
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
-    stages.spawn(
-        async move { sink(&broker, &store, plan, Arc::<SinkCounts>::default(), sinking, &stage).await },
-    );
+    let counts = Arc::<SinkCounts>::default();
+    let noted = counts.clone();
+    stages.spawn(async move { sink(&broker, &store, plan, counts, sinking, &stage).await });
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes::<I>(&broker, &store, hurry, &stage).await });
+    stages.spawn(async move { seal_passes::<I>(&broker, &store, noted, hurry, &stage).await });
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
     stages.spawn(async move { watch_dead(&broker, &store, &stage).await });
     stages

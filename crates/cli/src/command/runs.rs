@@ -1,22 +1,26 @@
 //! `runs`: all runs, a line each.
 
+use millstream::Spec;
+use millstream_engine::Store;
 use millstream_engine::records::RunRecord;
 use millstream_engine::status::state_of;
 use serde_json::json;
 
 use super::Context;
-use crate::session::{Holder, Session};
+use crate::session::{Holder, Servers, Session};
 use crate::{Ended, show};
+
+/// Runs that are named where NATS knows none.
+const SHOWN: usize = 8;
 
 pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Some(session) = Session::find(&servers, &context.spec, "runs").await? else {
-                show::line(if as_json {
-                    "[]"
-                } else {
-                    "there are no runs yet: `produce` or `run` makes one"
-                });
+                match as_json {
+                    true => show::line("[]"),
+                    false => show::line(&none(&servers, &context.spec).await),
+                }
                 return Ok(Ended::Well);
             };
             let mut runs = session.records.runs().await?;
@@ -39,7 +43,7 @@ pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<End
                 })
                 .collect();
             if rows.is_empty() && !as_json {
-                show::line("there are no runs yet: `produce` or `run` makes one");
+                show::line(&none(&servers, &context.spec).await);
             } else if as_json {
                 let list: Vec<_> = rows
                     .iter()
@@ -69,4 +73,28 @@ pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<End
             Ok(Ended::Well)
         })
         .await
+}
+
+/// What is known where NATS has no run: ClickHouse may have some, whose records were lost, or are in another NATS.
+pub(super) async fn none(servers: &Servers, spec: &Spec) -> String {
+    let kept = match Store::connect(spec, servers.store.clone()).await {
+        Ok(store) => store.kept_runs().await,
+        Err(error) => Err(error),
+    };
+    match kept.as_deref() {
+        Ok([]) => "there are no runs yet: `produce` or `run` makes one".to_owned(),
+        Ok(runs) => {
+            let shown: Vec<String> = runs.iter().take(SHOWN).map(|run| format!("`{run}`")).collect();
+            let more = if runs.len() > SHOWN { ", …" } else { "" };
+            format!(
+                "NATS knows no run of this pipeline, and ClickHouse keeps {} of them ({}{more}): this is another NATS, or it has lost \
+                 its volume; `produce` with the same input and --run NAME brings a run back",
+                show::grouped(runs.len() as u64),
+                shown.join(", ")
+            )
+        }
+        Err(error) => {
+            format!("NATS knows no run of this pipeline; what ClickHouse keeps could not be asked: {error}")
+        }
+    }
 }

@@ -48,6 +48,7 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
             });
             let (function, plan) = (function.clone(), &context.config.work);
             millstream_engine::work::work(function, &session.broker, plan, counts, &stop).await?;
+            check_sound(&stop)?;
             Ok(how.ended())
         })
         .await
@@ -72,13 +73,15 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
             let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
             let sinking = Arc::new(Notify::new());
             let hurry = sinking.clone();
-            let sealer = async move { seal_passes::<I>(&broker, &store, hurry, &sealing).await };
+            let noted = counts.clone();
+            let sealer = async move { seal_passes::<I>(&broker, &store, noted, hurry, &sealing).await };
             let plan = context.config.sink.clone();
             let sink =
                 millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);
             let dead = watch_dead(&session.broker, &session.store, &stop);
             let both = async { tokio::try_join!(sink, sealer, dead) };
             Box::pin(both).await?;
+            check_sound(&stop)?;
             Ok(how.ended())
         })
         .await
@@ -91,6 +94,16 @@ impl How {
     fn ended(&self) -> Ended {
         if self.0.load(Ordering::Relaxed) == 2 { Ended::Interrupted } else { Ended::Well }
     }
+}
+
+/// A service that ends because of a fault of its own has not ended well.
+pub(super) fn check_sound(stop: &Stop) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !stop.has_panicked(),
+        "a task panicked: this is a fault of Millstream, and the log says where\nhint: nothing is lost; what was held is delivered \
+         again once the service is started again"
+    );
+    Ok(())
 }
 
 fn stop_on_signal(context: &Context) -> (Stop, How) {

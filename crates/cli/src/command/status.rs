@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use millstream::names::RunName;
 use millstream_engine::hosts::{Doing, HostReport, LEFT_HINT};
+use millstream_engine::moment::shown;
 use millstream_engine::status::{Status, status as read_status};
 
 use super::{Context, run_name};
@@ -20,11 +21,17 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
         .on_servers(Holder::Moment, |servers| async move {
             let session = match &asked {
                 Some(run) => Session::of_run(&servers, &context.spec, "status", run.as_str()).await?,
-                None => Session::find(&servers, &context.spec, "status").await?.ok_or_else(no_runs)?,
+                None => match Session::find(&servers, &context.spec, "status").await? {
+                    Some(session) => session,
+                    None => anyhow::bail!(super::runs::none(&servers, &context.spec).await),
+                },
             };
             let run = match asked {
                 Some(run) => run,
-                None => newest(&session).await?,
+                None => match newest(&session).await? {
+                    Some(newest) => newest,
+                    None => anyhow::bail!(super::runs::none(&servers, &context.spec).await),
+                },
             };
             let page = context.progress.page();
             loop {
@@ -48,14 +55,10 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
         .await
 }
 
-async fn newest(session: &Session) -> anyhow::Result<RunName> {
+async fn newest(session: &Session) -> anyhow::Result<Option<RunName>> {
     let runs = session.records.runs().await?;
     let newest = runs.into_iter().max_by_key(|run| run.created_ms);
-    Ok(newest.ok_or_else(no_runs)?.run.parse()?)
-}
-
-fn no_runs() -> anyhow::Error {
-    anyhow::anyhow!("there are no runs yet: `produce` or `run` makes one")
+    Ok(newest.map(|newest| newest.run.parse()).transpose()?)
 }
 
 fn told(status: &Status) -> String {
@@ -63,7 +66,7 @@ fn told(status: &Status) -> String {
     let number = show::grouped;
     let mut lines = vec![
         format!("run       {run} (pass {pass}), {source}"),
-        format!("state     {state}{}", settings(status)),
+        format!("state     {state}{}{}", settings(status), proven(status)),
         format!(
             "ids       {} of {} stored, {} dead",
             number(status.done),
@@ -104,7 +107,20 @@ fn told(status: &Status) -> String {
             number(sealed)
         )
     }));
-    lines.extend(status.base_gone.iter().map(|why| format!("stuck     {why}")));
+    lines.extend(status.rows_sealed.map(|sealed| {
+        format!(
+            "changed   {} rows are stored, the seal counted {}: rows were removed since; `verify {run}` names their batches, \
+             `verify {run} --repair` has them computed again",
+            number(status.done),
+            number(sealed)
+        )
+    }));
+    if status.forgetting {
+        lines.push(format!(
+            "forgotten half of it: a `forget` has begun and not ended, readers see it no more; `forget {run}` finishes it"
+        ));
+    }
+    lines.extend(status.base_gone.iter().chain(&status.stuck).map(|why| format!("stuck     {why}")));
     lines
         .extend(status.summary_fault.iter().map(|fault| format!("summary   {}", show::summary_fault(fault))));
     lines.extend(readers(status));
@@ -138,8 +154,17 @@ fn told(status: &Status) -> String {
     lines.join("\n")
 }
 
+/// When a sealed pass was proven: what was done to its rows since, the proof does not know.
+fn proven(status: &Status) -> String {
+    let at_ms = status.sealed_at_ms.filter(|_| status.state == "sealed");
+    at_ms.map_or_else(String::new, |at_ms| format!(", proven at {}", shown(at_ms)))
+}
+
 /// What is wrong with what readers see.
 fn readers(status: &Status) -> Option<String> {
+    if status.forgetting {
+        return None;
+    }
     let why = status.readers.as_ref()?;
     Some(match status.readers_see {
         true => format!("readers   {why}"),

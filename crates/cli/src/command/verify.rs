@@ -2,6 +2,7 @@
 
 use millstream::names::RunName;
 use millstream::{Id, Spec};
+use millstream_engine::moment::shown;
 use millstream_engine::store::BuildRows;
 use millstream_engine::verify::{Repair, Report, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
@@ -81,9 +82,11 @@ async fn remembered(servers: &Servers, spec: &Spec, run: &RunName, error: anyhow
 /// What is left to do.
 fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
     match repaired {
+        _ if report.forgetting => Some(format!("forget {}", report.run)),
         Some(Repair { busy: Some(_), .. }) => {
             Some(format!("see that `work` and `sink` run, then verify {} --repair", report.run))
         }
+        Some(repaired) if repaired.is_nothing() => changes_nothing(report),
         Some(repaired) => repaired.hint(&report.run),
         None if report.base_gone.is_some() => None,
         None if report.published && (!report.is_clean() || report.is_hidden()) => {
@@ -93,9 +96,22 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
     }
 }
 
+/// What helps where a repair has nothing that it could change.
+fn changes_nothing(report: &Report) -> Option<String> {
+    let unproven = report.values_unproven.is_some_and(|batches| batches > 0);
+    Some(match unproven {
+        true => "`setup` of the build that computed those rows keeps their schema, and ALTER TABLE … ADD COLUMN brings a column \
+                 back; a repair brings neither"
+            .to_owned(),
+        false if report.is_clean() => return None,
+        false => format!("rows have landed or changed meanwhile: verify {} again", report.run),
+    })
+}
+
 fn told(report: &Report, with_hosts: bool) -> String {
     let number = show::grouped;
     let verdict = match (report.published, report.is_clean(), report.sealed) {
+        _ if report.forgetting => "half forgotten: a `forget` has begun and not ended",
         (false, ..) => "still being published",
         (true, true, true) if report.is_hidden() => "every id has its row, once, but readers do NOT see it",
         (true, true, true) if report.values_at_fault.is_some() && report.values_unproven == Some(0) => {
@@ -104,6 +120,7 @@ fn told(report: &Report, with_hosts: bool) -> String {
         (true, true, true) => "sealed: every id has its row, once",
         (true, false, true) if report.complete && report.raw_duplicates == 0 => "NOT as it was sealed",
         (true, true, false) => "complete, and not sealed yet: a running sink seals it",
+        (true, false, true) if !report.complete => "NOT complete any more",
         (true, false, _) => "NOT complete",
     };
     let named = |list: &[u32], all: u64| {
@@ -118,7 +135,7 @@ fn told(report: &Report, with_hosts: bool) -> String {
     format!(
         "run              {} (pass {})\nverdict          {verdict}\nbatches          {}\nids              {}\n\
          rows             {}\nmissing batches  {}{}\nshort batches    {}{}\nwrong batches    {}{}\nraw duplicates   {}\nrepeated ids     {}\n\
-         digest           {}\nvalues           {}\ndead             {}{}{}{}{}",
+         digest           {}\nvalues           {}\ndead             {}{}{}{}{}{}{}",
         report.run,
         report.pass,
         number(report.batches),
@@ -138,8 +155,25 @@ fn told(report: &Report, with_hosts: bool) -> String {
         lost("ids gone", &report.ids_gone),
         lost("ids damaged", &report.ids_damaged),
         told_as("stuck", &report.base_gone) + &told_as("readers", &report.readers),
+        report.stuck.iter().map(|why| format!("\n{:<16} {why}", "stuck")).collect::<String>(),
+        sealed_told(report),
         builds(&report.builds, with_hosts),
     )
+}
+
+/// What the seal said, where it is no longer so.
+fn sealed_told(report: &Report) -> String {
+    match (report.sealed_at_ms, report.rows_sealed) {
+        (Some(at_ms), Some(rows)) if report.sealed && rows != report.rows => {
+            format!(
+                "\n{:<16} with {} rows at {}: rows were changed since",
+                "sealed",
+                show::grouped(rows),
+                shown(at_ms)
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 fn told_as(what: &str, why: &Option<String>) -> String {
@@ -190,6 +224,9 @@ fn builds(builds: &[BuildRows], with_hosts: bool) -> String {
 
 fn repaired_told(repair: &Repair) -> String {
     let number = show::grouped;
+    if repair.is_nothing() {
+        return "\nrepair: it changed nothing, as it found nothing that it could".to_owned();
+    }
     let mut lines = vec![format!(
         "\nrepair: {} raw duplicates merged away, {} batches are computed again",
         number(repair.duplicates_merged),

@@ -1,10 +1,12 @@
 //! The durable consumers: one for each pass, from which all workers draw, and one that all sinks share.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{ErrorCode, context};
+use futures_util::StreamExt;
 use millstream::names::RunName;
 
 use super::{Broker, within};
@@ -26,7 +28,42 @@ pub const SINK_ACK_WAIT: Duration = Duration::from_secs(120);
 /// Deliveries that may be open on one consumer, over all hosts: far above what permits let a fleet take.
 const MAX_ACK_PENDING: i64 = 100_000;
 
+/// Where the workers of a pass stand: equal means that nothing has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Batches that wait.
+    pub pending: u64,
+    /// Batches that are open.
+    pub open: usize,
+    /// The last delivery.
+    pub delivered: u64,
+    /// Below this all is acked.
+    pub acked: u64,
+}
+
 impl Broker {
+    /// Where the workers of all passes stand, by the name of their consumer: one question for some hundreds of them.
+    ///
+    /// # Errors
+    /// The broker's. In a cluster some consumers may be left out.
+    pub async fn work_standings(&self) -> Result<HashMap<String, Standing>, Error> {
+        let doing = format!("list the consumers of stream `{}`", self.names.ids_stream());
+        let stream = self.jetstream.get_stream_no_info(self.names.ids_stream());
+        let stream = within(&doing, stream).await?.map_err(broker(&doing))?;
+        let (mut consumers, mut standings) = (stream.consumers(), HashMap::new());
+        while let Some(info) = within(&doing, consumers.next()).await? {
+            let info = info.map_err(broker(&doing))?;
+            let standing = Standing {
+                pending: info.num_pending,
+                open: info.num_ack_pending,
+                delivered: info.delivered.consumer_sequence,
+                acked: info.ack_floor.consumer_sequence,
+            };
+            standings.insert(info.name, standing);
+        }
+        Ok(standings)
+    }
+
     /// Creates the durable that all sinks share, unless it is there.
     ///
     /// # Errors
@@ -97,24 +134,53 @@ impl Broker {
             consumers
                 .push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
         }
-        let mut shortened = Vec::new();
-        for (stream, name) in consumers {
-            if let Some(info) = self.consumer_info(&stream, &name).await?
-                && info.num_ack_pending > 0
-            {
-                let config = consumer::Config { ack_wait: RECLAIM, ..info.config.clone() };
-                self.update_consumer(&stream, config).await?;
-                shortened.push((stream, info.config));
-            }
-        }
-        if !shortened.is_empty() {
+        let shortened = self.shorten(&consumers).await;
+        if !matches!(shortened, Ok(0)) {
             // The server looks at what is overdue once in an ack_wait.
             tokio::time::sleep(RECLAIM * 2).await;
         }
-        for (stream, config) in shortened {
-            self.update_consumer(&stream, config).await?;
+        // Whatever came of that, and whatever an earlier process left that was killed in it: the wait is what it should be.
+        for (stream, name) in &consumers {
+            if let Some(info) = self.consumer_info(stream, name).await? {
+                self.keep_ack_wait(stream, &info).await?;
+            }
         }
-        Ok(())
+        shortened.map(drop)
+    }
+
+    /// How many of these consumers have open deliveries, whose wait is short now.
+    async fn shorten(&self, consumers: &[(String, String)]) -> Result<usize, Error> {
+        let mut shortened = 0;
+        for (stream, name) in consumers {
+            if let Some(info) = self.consumer_info(stream, name).await?
+                && info.num_ack_pending > 0
+            {
+                let config = consumer::Config { ack_wait: RECLAIM, ..info.config };
+                self.update_consumer(stream, config).await?;
+                shortened += 1;
+            }
+        }
+        Ok(shortened)
+    }
+
+    /// Gives a durable of ours the `ack_wait` that it should have, where a process that was killed in [`Self::reclaim`] has left it
+    /// short: batches would be delivered again while they are computed.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub(crate) async fn keep_ack_wait(&self, stream: &str, info: &consumer::Info) -> Result<(), Error> {
+        let wanted = if stream == self.names.ids_stream() { WORK_ACK_WAIT } else { SINK_ACK_WAIT };
+        if info.config.ack_wait == wanted {
+            return Ok(());
+        }
+        tracing::warn!(
+            consumer = info.name,
+            found_ms = info.config.ack_wait.as_millis() as u64,
+            wanted_s = wanted.as_secs(),
+            "the consumer's ack_wait was another, and is set to what it should be"
+        );
+        let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
+        self.update_consumer(stream, config).await
     }
 
     async fn update_consumer(&self, stream: &str, config: consumer::Config) -> Result<(), Error> {
@@ -128,8 +194,9 @@ impl Broker {
 
     async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
-        if self.consumer_info(stream, &name).await?.is_some() {
-            return Ok(());
+        if let Some(info) = self.consumer_info(stream, &name).await? {
+            // Boxed, as it is seldom needed: a consumer's description is large.
+            return Box::pin(self.keep_ack_wait(stream, &info)).await;
         }
         let doing = format!("create consumer `{name}` on stream `{stream}`");
         within(&doing, self.jetstream.create_consumer_on_stream(config, stream))

@@ -65,7 +65,7 @@ impl Broker {
         self.ensure_aside_stream(limits).await?;
         self.ensure_bucket(limits.replicas).await?;
         self.ensure_streams(limits).await?;
-        self.ensure_sink_consumer().await
+        Box::pin(self.ensure_sink_consumer()).await
     }
 
     fn stream_config(

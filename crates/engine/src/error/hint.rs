@@ -181,6 +181,14 @@ impl Error {
             Self::BaseGone { run, pass, .. } => format!(
                 "`replay {run}` computes every id of the run once more; where pass {pass} is not sealed, `cancel {run}` comes first"
             ),
+            Self::NotMerged { table, .. } => format!(
+                "`SYSTEM START MERGES {table}` lets ClickHouse merge again where merges were stopped; `doctor` names mutations that \
+                 stand in the way"
+            ),
+            Self::Mutation { .. } => "then the same command goes on".into(),
+            Self::NotRemoved { .. } => {
+                "rows may have landed meanwhile: the same command goes on; `doctor` says what stands in the way".into()
+            }
             Self::Summary { source: StoreFault::Exception { .. } } => {
                 "mend the SQL in the pipeline's `SUMMARY`, in which {rows} stands for the rows of a pass".into()
             }

@@ -1,60 +1,76 @@
-//! What goes once a pass is over: its messages, and the consumer of its workers.
-
-use std::time::Instant;
+//! What is left to be done once a pass is over: the word of it, and what the broker holds of it. The pass's record says when that
+//! is done, so whichever sealer comes next finishes what another began.
 
 use millstream::names::RunName;
 
-use super::{FREE_AGAIN, Sealer, Watch};
-use crate::error::{Error, full_cause};
+use super::{Announcement, Sealer};
+use crate::error::Error;
+use crate::failpoint;
 use crate::records::{Change, PassState};
+use crate::seal::step::Seen;
 use crate::steer::free_ids;
 use crate::verify::{self, Landing};
 
 impl Sealer {
-    /// Removes what the broker holds of a cancelled pass, its rows once they are stored.
-    pub(super) async fn free(&self, run: &RunName, pass: u32, watch: &mut Watch) -> Result<(), Error> {
-        if Instant::now() < watch.next_try {
-            return Ok(());
+    /// Removes what the broker holds of a cancelled pass, its rows once they are stored. `was_free` says whether the look before
+    /// found no message of its ids.
+    pub(super) async fn free(&self, run: &RunName, pass: u32, was_free: &mut bool) -> Result<Seen, Error> {
+        let Some(mut entry) = self.records.pass(run, pass).await? else { return Ok(Seen::Gone) };
+        if entry.record.state != PassState::Cancelled {
+            return Ok(Seen::Gone);
         }
-        let Some(mut entry) = self.records.pass(run, pass).await? else { return Ok(()) };
         // Its producer may not have heard of it yet: done is what twice had nothing to remove, a second or more apart.
         let is_free = free_ids(&self.broker, run, &entry.record).await? == 0;
-        if !(std::mem::replace(&mut watch.is_free, is_free) && is_free) {
-            watch.next_try = Instant::now() + FREE_AGAIN;
-            return Ok(());
+        if !(std::mem::replace(was_free, is_free) && is_free) {
+            return Ok(Seen::NotFinished);
         }
         let landing = verify::landing(&self.broker, &self.records, &self.store, (run, pass)).await?;
         // What ClickHouse does not take goes with the rest.
         if matches!(landing, Landing::UnderWay(_)) {
-            watch.set_back();
-            return Ok(());
+            return Ok(Seen::NotFinished);
         }
         self.broker.purge_rows(self.broker.names().pass_rows(run, pass)).await?;
         // A sealer may have been about to say that it is sealed.
         self.store.hide(run.as_str(), Some(pass)).await?;
         entry.record.freed = true;
-        if self.records.update_pass(&entry, run).await? == Change::Made {
-            tracing::info!(%run, pass, "cancelled, and its messages are gone");
+        if self.records.update_pass(&entry, run).await? == Change::Beaten {
+            return Ok(Seen::NotFinished);
         }
-        Ok(())
+        tracing::info!(%run, pass, "cancelled, and its messages are gone");
+        Ok(Seen::Finished)
     }
 
-    /// Rows that are proven need no second copy, where none was asked for, and no worker asks for this pass any more.
-    pub(super) async fn tidy(
-        &self,
-        run: &RunName,
-        pass: u32,
-        untidy: &mut Vec<(RunName, u32)>,
-    ) -> Result<(), Error> {
-        match self.may_purge(run, pass).await? {
-            true => self.broker.purge_sealed(run, pass).await?,
-            false => untidy.push((run.clone(), pass)),
+    /// Announces a sealed pass, and removes its rows, which need no second copy where none was asked for, and the consumer that
+    /// no worker draws from any more. A kill on the way has it done again: it is announced at least once.
+    pub(super) async fn finish(&self, run: &RunName, pass: u32) -> Result<Seen, Error> {
+        let Some(entry) = self.records.pass(run, pass).await? else { return Ok(Seen::Gone) };
+        let (mut entry, sealed) = match entry.record.sealed.clone() {
+            Some(sealed) if entry.record.state == PassState::Sealed && !entry.record.freed => (entry, sealed),
+            // It is done; or a repair has opened the pass again, with a consumer of its own.
+            _ => return Ok(Seen::Gone),
+        };
+        let may_purge = self.may_purge(run, pass).await?;
+        if !entry.record.announced {
+            let announcement = Announcement { run: run.as_str(), pass, ids: sealed.rows, sealed: &sealed };
+            let bytes = serde_json::to_vec(&announcement).expect("names and numbers");
+            self.broker.announce(self.broker.names().sealed_subject(run, pass), bytes.into()).await?;
         }
-        match self.records.pass(run, pass).await? {
-            // A repair has opened it again meanwhile, with a consumer of its own.
-            Some(entry) if entry.record.state != PassState::Sealed => Ok(()),
-            _ => self.broker.remove_work_consumer(run, pass).await,
+        if !may_purge {
+            if !std::mem::replace(&mut entry.record.announced, true) {
+                self.records.update_pass(&entry, run).await?;
+            }
+            return Ok(Seen::NotFinished);
         }
+        failpoint::pass("seal-before-tidy");
+        self.broker.purge_sealed(run, pass).await?;
+        self.broker.remove_work_consumer(run, pass).await?;
+        failpoint::pass("seal-after-tidy");
+        entry.record.freed = true;
+        Ok(match self.records.update_pass(&entry, run).await? {
+            Change::Made => Seen::Finished,
+            // Another sealer has done it; or the pass was opened again meanwhile, and makes its consumer anew.
+            Change::Beaten => Seen::NotFinished,
+        })
     }
 
     /// Whether no sink has to look at the rows once more. Where materialized views of the operator's are filled with them, a sink
@@ -66,34 +82,5 @@ impl Sealer {
         let Some(sinks) = self.broker.sink_progress().await? else { return Ok(true) };
         let last = self.broker.last_rows(run, pass).await?;
         Ok(last.is_none_or(|last| last.sequence <= sinks.ack_floor.stream_sequence))
-    }
-
-    /// Purges rows of sealed passes that could not be purged before. Where this process ends first, or other rows are never
-    /// acked, they go with the age of the stream or when it needs room.
-    pub(super) async fn purge_later(&self, untidy: &mut Vec<(RunName, u32)>) {
-        let mut left = Vec::new();
-        for (run, pass) in untidy.drain(..) {
-            let purged = async {
-                match self.records.pass(&run, pass).await? {
-                    Some(entry) if entry.record.state == PassState::Sealed => {}
-                    // It is computed again, or forgotten.
-                    _ => return Ok(true),
-                }
-                let may = self.may_purge(&run, pass).await?;
-                if may {
-                    self.broker.purge_sealed(&run, pass).await?;
-                }
-                Ok::<_, Error>(may)
-            };
-            match purged.await {
-                Ok(true) => {}
-                Ok(false) => left.push((run, pass)),
-                Err(error) => {
-                    tracing::debug!(%run, pass, error = full_cause(&error), "rows of a sealed pass stay");
-                    left.push((run, pass));
-                }
-            }
-        }
-        *untidy = left;
     }
 }

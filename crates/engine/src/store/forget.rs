@@ -1,6 +1,6 @@
 //! Removing a run, or one pass of it.
 
-use super::{HEAL_WITHIN, Store};
+use super::Store;
 use crate::error::Error;
 
 impl Store {
@@ -23,9 +23,10 @@ impl Store {
     /// Removes every row of a run or of one of its passes, and returns when they are gone.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::Mutation`], [`Error::NotRemoved`]; [`Error::Store`].
     pub async fn remove_rows(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
-        self.execute("remove rows", &self.tables.remove_rows(run, pass), HEAL_WITHIN).await
+        let (statement, left) = (self.tables.remove_rows(run, pass), self.tables.rows_of(run, pass));
+        self.remove("remove rows", &statement, &left).await
     }
 
     /// Takes a pass, or all of a run's passes, from readers. Of all, the newest goes last: readers see it until they see
@@ -36,8 +37,8 @@ impl Store {
     pub async fn hide(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
         let passes = self.sealed_passes(run).await?;
         for (sealed, _) in passes.iter().filter(|(sealed, _)| pass.is_none_or(|pass| pass == *sealed)) {
-            let statement = self.tables.hide(run, *sealed);
-            self.execute("take a pass from readers", &statement, HEAL_WITHIN).await?;
+            let (statement, left) = (self.tables.hide(run, *sealed), self.tables.count_sealed(run, *sealed));
+            self.remove("take a pass from readers", &statement, &left).await?;
         }
         Ok(())
     }
@@ -47,6 +48,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn forget_run(&self, run: &str) -> Result<(), Error> {
-        self.execute("remove the run's record", &self.tables.forget_run(run), HEAL_WITHIN).await
+        let (statement, left) = (self.tables.forget_run(run), self.tables.count_runs(run));
+        self.remove("remove the run's record", &statement, &left).await
     }
 }

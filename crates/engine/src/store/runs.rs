@@ -103,6 +103,17 @@ impl Store {
         }
     }
 
+    /// Runs that ClickHouse keeps the records of, the newest first; none where there is no such table.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn kept_runs(&self) -> Result<Vec<String>, Error> {
+        match self.answer(&self.tables.kept_runs()).await {
+            Err(fault) if fault.is_missing() => Ok(Vec::new()),
+            answer => answer.map_err(|fault| self.failed("look up runs", fault)),
+        }
+    }
+
     /// What was proven of a run's passes, in order.
     ///
     /// # Errors

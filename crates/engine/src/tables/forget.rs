@@ -37,6 +37,28 @@ impl Tables {
         delete(&self.rows(), &of(run, pass))
     }
 
+    /// Mutations of our tables that are not done, the oldest first: `(table, id, command, parts, running, reason)`.
+    pub fn mutations(&self) -> String {
+        let names: Vec<String> = self.all_names().iter().map(|name| string(name)).collect();
+        let (database, names) = (string(&self.database), names.join(", "));
+        format!(
+            "SELECT table, mutation_id, substring(command, 1, 200), toInt64(parts_to_do), ifNull((SELECT count() FROM system.merges AS m \
+             WHERE m.database = {database} AND m.table IN ({names})), 0), substring(latest_fail_reason, 1, 600) FROM system.mutations \
+             WHERE database = {database} AND table IN ({names}) AND NOT is_done ORDER BY create_time, mutation_id"
+        )
+    }
+
+    /// Ends a mutation.
+    pub fn kill_mutation(&self, table: &str, id: &str) -> String {
+        let [database, table, id] = [&self.database, table, id].map(string);
+        format!("KILL MUTATION WHERE database = {database} AND table = {table} AND mutation_id = {id}")
+    }
+
+    /// Rows of sealed passes of a run: `(rows)`.
+    pub fn count_sealed(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.passes(), of(run, Some(pass)))
+    }
+
     /// Takes a sealed pass of a run from readers.
     pub fn hide(&self, run: &str, pass: u32) -> String {
         delete(&self.passes(), &of(run, Some(pass)))
@@ -45,6 +67,16 @@ impl Tables {
     /// Removes the faults of views of a run or of one of its passes.
     pub fn forget_view_faults(&self, run: &str, pass: Option<u32>) -> String {
         delete(&self.table("_view_faults"), &of(run, pass))
+    }
+
+    /// Runs that ClickHouse keeps the records of, the newest first: `(run)`.
+    pub fn kept_runs(&self) -> String {
+        format!("SELECT run FROM {} FINAL ORDER BY created_at DESC LIMIT 1000", self.runs())
+    }
+
+    /// Records of a run: `(records)`.
+    pub fn count_runs(&self, run: &str) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.runs(), of(run, None))
     }
 
     /// Removes a run's record.

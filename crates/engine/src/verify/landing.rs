@@ -48,6 +48,16 @@ pub(crate) async fn landing(
     (run, pass): (&RunName, u32),
 ) -> Result<Landing, Error> {
     broker.ensure_sink_consumer().await?;
+    landing_now(broker, records, store, (run, pass)).await
+}
+
+/// The same for a command that changes nothing.
+pub(crate) async fn landing_now(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    (run, pass): (&RunName, u32),
+) -> Result<Landing, Error> {
     let Some(sinks) = broker.sink_progress().await? else { return Ok(Landing::Over) };
     let open = open(&sinks);
     if open == 0 {
@@ -73,7 +83,7 @@ pub(crate) async fn landing(
 }
 
 /// What is not acked, of all passes.
-pub(super) fn open(info: &Info) -> u64 {
+pub(crate) fn open(info: &Info) -> u64 {
     info.num_pending + info.num_ack_pending as u64
 }
 

@@ -66,9 +66,14 @@ impl Report {
 }
 
 impl Repair {
-    /// How much was done.
-    pub(crate) fn comes_to(&self) -> u64 {
+    /// How much was done: zero where nothing was changed but what readers see.
+    pub fn comes_to(&self) -> u64 {
         self.duplicates_merged + self.batches_again + self.batches_handed_out
+    }
+
+    /// Whether it did nothing, and there is no reason that it knows of.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
     }
 
     /// What a person has to do.
@@ -124,12 +129,17 @@ pub async fn repair(
 ) -> Result<Repair, Error> {
     let run: RunName = report.run.parse()?;
     let mut repair = Repair::default();
+    if report.forgetting {
+        let stuck =
+            format!("it is being forgotten, and some of it may be gone: `forget {run}` finishes that");
+        return Ok(Repair { stuck: Some(stuck), ..repair });
+    }
     if report.is_hidden() && report.is_clean() {
         show_again(store, report).await?;
         return Ok(Repair { shown_again: true, ..repair });
     }
     if report.raw_duplicates > 0 {
-        store.heal(run.as_str()).await?;
+        store.merge_away(run.as_str(), report.pass, report.rows).await?;
         repair.duplicates_merged = report.raw_duplicates;
     }
     if !report.published {
@@ -270,6 +280,7 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Opti
             }
             entry.record.state = PassState::Running;
             entry.record.sealed = None;
+            (entry.record.freed, entry.record.announced) = (false, false);
             entry.record.repair = Some(claim);
             records.update_pass(&entry, run).await?
         }

@@ -1,0 +1,266 @@
+//! Drives passes to their seal: takes the steps that `step.rs` decides on, of several passes at once.
+//!
+//! A pass waits for its own steps alone; [`Room`] bounds how many are taken at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use millstream::Id;
+use millstream::names::RunName;
+use tokio::sync::{mpsc, watch};
+
+use super::step::{Course, Next, Room, Seen, Step};
+use super::take::Carried;
+use super::{LARGE_IDS, Sealer};
+use crate::board::Open;
+use crate::broker::Standing;
+use crate::error::full_cause;
+use crate::records::{PassRecord, PassState};
+use crate::stop::Stop;
+
+/// How often it is looked at which steps are due.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long steps under way may take once this process is to end. Each can be left anywhere.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+
+type Key = (RunName, u32);
+
+/// What changes, and ends waits.
+pub(super) struct Changes {
+    /// The passes that there is something to do for.
+    pub open: watch::Receiver<Open>,
+    /// Where the workers of each pass stand, by the name of their consumer.
+    pub standings: watch::Receiver<HashMap<String, Standing>>,
+    /// Runs whose record was changed.
+    pub runs: mpsc::Receiver<RunName>,
+}
+
+/// A pass on its way.
+struct Lane {
+    record: PassRecord,
+    course: Course,
+    due: Instant,
+    /// What steps hand to later ones; gone while one is under way.
+    carried: Option<Box<Carried>>,
+    /// Where its workers stood at the last look.
+    standing: Option<Standing>,
+    is_large: bool,
+    /// Whether this process made the seal.
+    is_ours: bool,
+}
+
+impl Lane {
+    fn new(record: &PassRecord) -> Self {
+        let (course, Next { after, .. }) = Course::begin(record.state, record.covers.is_some());
+        Self {
+            record: record.clone(),
+            course,
+            due: Instant::now() + after,
+            carried: Some(Box::default()),
+            standing: None,
+            is_large: false,
+            is_ours: false,
+        }
+    }
+
+    /// Begins anew where the record says another state than before; any other change of it ends a wait.
+    fn follow(&mut self, record: &PassRecord) {
+        if *record == self.record {
+            return;
+        }
+        let is_same = record.state == self.record.state;
+        self.record = record.clone();
+        if is_same {
+            self.wake();
+        } else if !(record.state == PassState::Sealed && self.is_ours) {
+            let (course, Next { after, .. }) = Course::begin(record.state, record.covers.is_some());
+            (self.course, self.due, self.is_ours) = (course, Instant::now() + after, false);
+        }
+    }
+
+    /// This process has made the seal, and goes on to finish it, whether the watch has told of it or not.
+    fn is_marked(&mut self) {
+        let (course, _) = Course::begin(PassState::Sealed, false);
+        (self.course, self.due, self.is_ours) = (course, Instant::now(), true);
+        self.record.state = PassState::Sealed;
+    }
+
+    fn wake(&mut self) {
+        self.course.changed();
+        if self.course.step().waits_for_workers() {
+            self.due = self.due.min(Instant::now());
+        }
+    }
+}
+
+struct Taken {
+    key: Key,
+    state: PassState,
+    step: Step,
+    place: usize,
+    carried: Box<Carried>,
+    seen: Seen,
+}
+
+pub(super) struct Drive<'a, I> {
+    sealer: &'a Sealer,
+    lanes: BTreeMap<Key, Lane>,
+    steps: FuturesUnordered<BoxFuture<'a, Taken>>,
+    room: Room,
+    ids: std::marker::PhantomData<I>,
+}
+
+impl<'a, I: Id> Drive<'a, I> {
+    pub(super) fn new(sealer: &'a Sealer) -> Self {
+        Self {
+            sealer,
+            lanes: BTreeMap::new(),
+            steps: FuturesUnordered::new(),
+            room: Room::default(),
+            ids: std::marker::PhantomData,
+        }
+    }
+
+    /// Goes on until taking stops. What changes is in `seen`.
+    pub(super) async fn run(mut self, mut seen: Changes, stop: &Stop) {
+        self.follow(&seen.open.borrow_and_update().clone());
+        while !stop.taking_stopped() {
+            self.start_due();
+            tokio::select! {
+                () = stop.no_more_taking() => break,
+                Some(taken) = self.steps.next(), if !self.steps.is_empty() => self.took(taken),
+                changed = seen.open.changed() => match changed {
+                    Ok(()) => self.follow(&seen.open.borrow_and_update().clone()),
+                    // The watch ends with everything.
+                    Err(_) => break,
+                },
+                Some(run) = seen.runs.recv() => self.wake_run(&run),
+                Ok(()) = seen.standings.changed() => {
+                    let standings = seen.standings.borrow_and_update().clone();
+                    self.compare(&standings);
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        if tokio::time::timeout(LEAVE_WITHIN, self.leave()).await.is_err() {
+            tracing::debug!(steps = self.steps.len(), "left to the next sealer");
+        }
+    }
+
+    /// Lets steps under way end, and seals that readers see already.
+    async fn leave(&mut self) {
+        self.finish_ours();
+        while let Some(taken) = self.steps.next().await {
+            self.took(taken);
+            self.finish_ours();
+        }
+    }
+
+    fn finish_ours(&mut self) {
+        let is_due =
+            |lane: &Lane| lane.is_ours && lane.course.step() == Step::Finish && lane.due <= Instant::now();
+        let due: Vec<Key> =
+            self.lanes.iter().filter(|(_, lane)| is_due(lane)).map(|(key, _)| key.clone()).collect();
+        due.iter().for_each(|key| self.start(key));
+    }
+
+    fn follow(&mut self, open: &Open) {
+        let sealer = self.sealer;
+        self.lanes.retain(|key, _| {
+            let stays = open.contains_key(key);
+            if !stays {
+                sealer.waits().clear(&key.0, key.1);
+            }
+            stays
+        });
+        for (key, record) in open {
+            self.lanes.entry(key.clone()).or_insert_with(|| Lane::new(record)).follow(record);
+        }
+    }
+
+    /// Passes whose workers stand elsewhere than before are looked at.
+    fn compare(&mut self, standings: &HashMap<String, Standing>) {
+        let names = self.sealer.broker.names();
+        for (key, lane) in &mut self.lanes {
+            let standing = standings.get(&names.work_consumer(&key.0, key.1)).copied();
+            if standing != lane.standing {
+                lane.standing = standing;
+                lane.wake();
+            }
+        }
+    }
+
+    fn wake_run(&mut self, run: &RunName) {
+        self.lanes.iter_mut().filter(|(key, _)| key.0 == *run).for_each(|(_, lane)| lane.wake());
+    }
+
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        let mut due: BTreeSet<(Instant, Key)> = BTreeSet::new();
+        for (key, lane) in &self.lanes {
+            if lane.due <= now && lane.carried.is_some() && lane.course.step() != Step::Rest {
+                due.insert((lane.due, key.clone()));
+            }
+        }
+        for (_, key) in due {
+            self.start(&key);
+        }
+    }
+
+    /// Starts the step of a pass, if there is room for one of its kind.
+    fn start(&mut self, key: &Key) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let step = lane.course.step();
+        let Some(mut carried) = lane.carried.take() else { return };
+        let Some(place) = self.room.enter(step, lane.is_large) else {
+            lane.carried = Some(carried);
+            return;
+        };
+        carried.is_out_of_repairs = lane.course.is_out_of_repairs();
+        let (sealer, key, state) = (self.sealer, key.clone(), lane.record.state);
+        self.steps.push(
+            async move {
+                let taking = sealer.take::<I>(step, &key.0, key.1, &mut carried);
+                let seen = match tokio::time::timeout(step.within(), taking).await {
+                    Ok(Ok(seen)) => seen,
+                    Ok(Err(error)) => {
+                        tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), hint = error.hint(), "not sealed yet");
+                        Seen::Failed
+                    }
+                    Err(_) => {
+                        let within_s = step.within().as_secs();
+                        tracing::warn!(run = %key.0, pass = key.1, ?step, within_s, "not sealed yet: a step took too long");
+                        Seen::Failed
+                    }
+                };
+                Taken { key, state, step, place, carried, seen }
+            }
+            .boxed(),
+        );
+    }
+
+    fn took(&mut self, taken: Taken) {
+        let Taken { key, state, step, place, carried, seen } = taken;
+        self.room.leave(place);
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        lane.is_large = carried.ids >= LARGE_IDS;
+        lane.carried = Some(carried);
+        if seen == Seen::Marked {
+            return lane.is_marked();
+        }
+        // The record has changed under way, and its course has begun anew.
+        if lane.record.state != state || lane.course.step() != step {
+            return;
+        }
+        let Next { after, .. } = lane.course.next(seen);
+        lane.due = Instant::now() + jittered(after);
+    }
+}
+
+/// Several sealers that saw the same at once do not all try again at once.
+fn jittered(pause: Duration) -> Duration {
+    if pause.is_zero() { pause } else { pause.mul_f64(0.75 + 0.25 * crate::retry::random_unit()) }
+}
