@@ -291,7 +291,10 @@ fn status_is_watched_until_the_run_is_sealed() {
     let last = &seen[seen.len() - 1];
     assert_eq!((&last["state"], &last["done"]), (&"sealed".into(), &10_000.into()));
     let text = host.call(&["status", "a"]).expect(0);
-    shows(&text, &["state     sealed\n", "ids       10,000 of 10,000 stored, 0 dead\n", "ids/s, took "]);
+    shows(
+        &text,
+        &["state     sealed, proven at ", "ids       10,000 of 10,000 stored, 0 dead\n", "ids/s, took "],
+    );
 }
 
 #[test]

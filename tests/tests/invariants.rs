@@ -163,7 +163,9 @@ impl Scene {
 
     fn start_sealer(&self) -> Service {
         let (broker, store) = (self.broker.clone(), self.store.clone());
-        Service::start(|stop| async move { seal_passes::<u64>(&broker, &store, Arc::default(), Arc::default(), &stop).await })
+        Service::start(|stop| async move {
+            seal_passes::<u64>(&broker, &store, Arc::default(), Arc::default(), &stop).await
+        })
     }
 
     /// The durable of a run's first pass, with an `ack_wait` other than usual: made before the run, it is left as it is.

@@ -59,10 +59,7 @@ pub(crate) struct Options {
     /// ClickHouse database that holds the tables [default: millstream, or millstream_NAMESPACE]
     #[arg(long, global = true, value_name = "NAME")]
     pub database: Option<String>,
-    /// Tells environments of one pipeline on the same servers apart, such as staging and production
-    ///
-    /// It is part of every name in NATS, and of the usual database's. Streams and tables know to which environment they
-    /// belong: a process of another one is refused.
+    /// Environment, such as staging, of a pipeline that has several on the same servers: a part of every name in NATS
     #[arg(long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
     /// Data directory of the local stack [default: .millstream]

@@ -38,7 +38,7 @@ pub fn http(input: &[u8]) {
     if piece % 2 == 0 {
         let pieces: Vec<&[u8]> = body.chunks(piece).collect();
         assert_eq!(request.dissect(uri, &pieces).as_ref(), Some(&whole), "pieces of {piece}");
-    } else if let Some(uri) = decompressing(uri) {
+    } else if let Some(uri) = decompressing(uri).filter(|_| !request.is_coded()) {
         let mut frames = Vec::new();
         body.chunks(piece).for_each(|piece| compress(piece, &mut frames));
         if let Some(compressed) = request.dissect(&uri, &[&frames]) {
@@ -81,12 +81,16 @@ impl<'a> Request<'a> {
         Some(Self { method, uri, headers, piece: usize::from(*piece).max(1), body })
     }
 
+    /// Whether its body is compressed for HTTP: then it has no frames in it.
+    fn is_coded(&self) -> bool {
+        self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-encoding"))
+    }
+
     fn dissect(&self, uri: &str, pieces: &[&[u8]]) -> Option<Result<Dissected, u32>> {
         let sent: usize = pieces.iter().map(|piece| piece.len()).sum();
         let statement = uri.len() + (sent * LZ4_MOST).min(MAX_STATEMENT);
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let is_coded = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
-        let window = if is_coded { WINDOW } else { 0 };
+        let window = if self.is_coded() { WINDOW } else { 0 };
         let limit = sent * (1 + LZ4_MOST) + statement * STATEMENT + headers * 8 + SLACK + window;
         bounded(limit, || dissect(self.method, uri, &self.headers, pieces))
     }
