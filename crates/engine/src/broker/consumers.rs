@@ -164,20 +164,20 @@ impl Broker {
     }
 
     /// Gives a durable of ours the `ack_wait` that it should have, where a process that was killed in [`Self::reclaim`] has left it
-    /// short: batches would be delivered again while they are computed.
+    /// short: batches would be delivered again while they are computed. What an operator chose stays.
     ///
     /// # Errors
     /// The broker's.
     pub(crate) async fn keep_ack_wait(&self, stream: &str, info: &consumer::Info) -> Result<(), Error> {
         let wanted = if stream == self.names.ids_stream() { WORK_ACK_WAIT } else { SINK_ACK_WAIT };
-        if info.config.ack_wait == wanted {
+        if info.config.ack_wait != RECLAIM {
             return Ok(());
         }
         tracing::warn!(
             consumer = info.name,
             found_ms = info.config.ack_wait.as_millis() as u64,
             wanted_s = wanted.as_secs(),
-            "the consumer's ack_wait was another, and is set to what it should be"
+            "the consumer's ack_wait was left short by a process that was killed, and is set to what it should be"
         );
         let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
         self.update_consumer(stream, config).await

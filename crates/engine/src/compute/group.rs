@@ -4,6 +4,7 @@
 //! all of them also carry a mark in their environment, by which those that left are found.
 
 use std::fs;
+use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -42,11 +43,11 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
-        let mark = std::mem::take(&mut self.mark);
-        // It reads a file of every process of this host.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            drop(runtime.spawn_blocking(move || kill_marked(&mark)));
-        } else {
+        let mark = Arc::new(std::mem::take(&mut self.mark));
+        // It reads a file of every process of this host, so it has a thread of its own; where the host gives none, it is done here.
+        let marked = mark.clone();
+        let thread = std::thread::Builder::new().name("strays".into()).spawn(move || kill_marked(&marked));
+        if thread.is_err() {
             kill_marked(&mark);
         }
     }
