@@ -252,7 +252,9 @@ fn threads_that_cannot_be_had_cost_one_id() {
     // there, would wait for a lock that it holds itself.
     place.env("RUST_BACKTRACE", "0");
     let rows = place.run("a", "1..=5", &[], 3);
-    assert!(rows[2].starts_with("3 !failed: no thread"), "{rows:?}");
+    // Where the library had no memory left for its own refusal, the process has crashed of it.
+    let refused = ["3 !failed: no thread", "3 !crashed: ", "3 !out of memory"];
+    assert!(refused.iter().any(|words| rows[2].starts_with(words)), "{rows:?}");
     assert_eq!([&rows[1], &rows[3]], ["2", "4"]);
 }
 

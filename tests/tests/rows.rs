@@ -287,7 +287,7 @@ fn a_repair_of_rows_that_clickhouse_refuses_says_so() {
     let report = scene.call("lohi", &["verify", "refused", "--repair", "--json"]).json();
     assert_eq!(report["repair"]["batches_again"], 0, "{report}");
     // Unattended, the sealer says it as well.
-    scene.wait_log("sink", "the pass waits for what no repair brings");
+    scene.wait_log("sink", "the pass is not sealed, and waits");
 }
 
 #[test]

@@ -592,7 +592,7 @@ fn a_view_that_is_missing_is_named_and_no_run_is_forgotten() {
     assert_eq!(seen(&up, "a", "r"), "55\t10\n");
     for args in [&["runs"][..], &["status"], &["status", "r"], &["verify", "r"], &["dead", "r"]] {
         let called = host.call(&[args, &["--database", "staging"]].concat()).expect(1);
-        called.says(&["database `staging`", "`shape_rows`", "hint: ", "`setup`", "--database"]);
+        called.says(&["database `staging`", "`shape_rows`", "it belongs to", "hint: ", "--database"]);
     }
     up.ask("DROP TABLE millstream.shape_view_faults");
     host.call(&["status", "r"]).expect(0).says(&["`millstream`.`shape_view_faults` is missing"]);

@@ -214,7 +214,7 @@ impl Session {
     /// The same for a run whose tables may be gone: those are created.
     pub async fn of_tables(servers: &Servers, spec: &Spec, role: &str, run: &str) -> anyhow::Result<Self> {
         let (broker, store) = servers.connect(spec, role).await?;
-        if !broker.is_set_up().await? {
+        if !broker.has_streams().await? {
             return Err(Error::NoSuchRun { run: run.to_owned(), known: Vec::new() }.into());
         }
         store.setup().await?;

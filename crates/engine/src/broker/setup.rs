@@ -249,6 +249,14 @@ impl Broker {
         Ok(true)
     }
 
+    /// Whether there are streams of this pipeline, whatever the database of their tables: rows can be inserted again into another.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn has_streams(&self) -> Result<bool, Error> {
+        Ok(self.stream_info(&self.names.rows_stream()).await?.is_some())
+    }
+
     fn check_stream(&self, found: &stream::Config, wanted: &stream::Config) -> Result<(), Error> {
         self.environment.check_stream(&wanted.name, &found.metadata)?;
         check_settings(found, wanted)
