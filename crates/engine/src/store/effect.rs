@@ -84,7 +84,7 @@ impl Store {
     /// Removes every row of these batches, and returns when they are gone.
     ///
     /// # Errors
-    /// As [`Self::remove`].
+    /// [`Error::Mutation`], [`Error::NotRemoved`]; [`Error::Store`].
     pub async fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> Result<(), Error> {
         let statement = self.tables.remove_batches(run, pass, batches);
         let left = self.tables.count_batches(run, pass, batches);
