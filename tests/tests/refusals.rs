@@ -507,6 +507,31 @@ fn say_skipped<T>(why: &str) -> Option<T> {
     None
 }
 
+/// One hint for each cause, from servers that are there.
+#[test]
+fn why_a_server_cannot_be_reached_is_told_by_its_cause() {
+    let host = trial();
+    let up = host.up();
+    let port = |url: &str| url.rsplit(':').next().expect("a port").to_owned();
+    let (nats, clickhouse) = (port(&up.nats), port(&up.clickhouse));
+    for (url, hint) in [
+        (format!("http://127.0.0.1:{nats}"), "does not speak HTTP"),
+        (format!("https://127.0.0.1:{clickhouse}"), "does not speak TLS: write http://"),
+        ("http://nowhere.invalid:8123".to_owned(), "the host's name is not known"),
+    ] {
+        host.call(&["sql", "SELECT 1", "--clickhouse", &url]).expect(1).says(&["hint: ", hint]);
+    }
+    for (url, hint) in [
+        (format!("nats://127.0.0.1:{clickhouse}"), "says nothing that NATS would"),
+        (format!("tls://127.0.0.1:{nats}"), "does not speak TLS: write nats://"),
+        ("nats://nowhere.invalid:1".to_owned(), "the host's name is not known"),
+        ("nats://a:b@127.0.0.1:1,nats://c:d@127.0.0.1:2".to_owned(), "the same user and password"),
+    ] {
+        let called = host.call(&["runs", "--nats", &url, "--clickhouse", &up.clickhouse]).expect(1);
+        called.says(&["hint: ", hint]);
+    }
+}
+
 #[test]
 fn a_disk_that_is_full_at_the_start_is_told() {
     let host = trial();

@@ -7,7 +7,7 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 
 use millstream::envelope::EnvelopeFault;
 
-use super::{Error, Source, StoreFault};
+use super::{Error, Source, StoreFault, full_cause};
 use crate::follow;
 use crate::source::{ColumnFault, ReadFault};
 use crate::tables::Selection;
@@ -34,6 +34,9 @@ impl Error {
                     "the server's certificate is not of an authority that this system knows (name it with --nats-ca FILE), or \
                      the server wants a certificate of this process (--nats-cert FILE --nats-key FILE)"
                         .into()
+                }
+                async_nats::ConnectErrorKind::Io if full_cause(source).contains("InvalidContentType") => {
+                    "what listens there does not speak TLS: write nats:// instead of tls://".into()
                 }
                 async_nats::ConnectErrorKind::TimedOut => {
                     "what listens there says nothing that NATS would: see that the port is the one for clients (4222), and \
@@ -259,9 +262,9 @@ impl StoreFault {
     }
 }
 
-/// Causes by the words of the libraries that met them (hyper, rustls, the resolver; `tests/tests/refusals.rs` has each one happen):
-/// the client hands on no more than texts.
-const CAUSES: [(&str, &str); 6] = [
+/// Causes by the words of the libraries that met them (hyper, rustls, the resolver): the client hands on no more than texts.
+/// `tests/tests/refusals.rs` has those happen that need no certificates.
+const CAUSES: [(&str, &str); 7] = [
     ("dns error", "the host's name is not known: see that it is spelled as it should be"),
     (
         "Port 9000 is for clickhouse-client",
@@ -270,6 +273,10 @@ const CAUSES: [(&str, &str); 6] = [
     (
         "InvalidContentType",
         "what listens there does not speak TLS: write http:// instead of https://, or name the port for https (8443)",
+    ),
+    (
+        "unexpected message from connection",
+        "what listens there does not speak HTTP: ClickHouse's port for it is 8123, or 8443 with https:// before it",
     ),
     (
         "invalid HTTP version",
