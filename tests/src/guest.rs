@@ -104,7 +104,7 @@ fn floods() -> String {
     String::new()
 }
 
-/// A lock around rayon: whoever takes another id while it waits takes the lock twice.
+/// A lock around rayon: a thread that takes another id while it waits takes the lock twice.
 fn locks() -> String {
     static LOCK: Mutex<()> = Mutex::new(());
     let _held = LOCK.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,7 +22,7 @@ fn two_namespaces_share_servers_and_nothing_else() {
     host.call(&in_staging(&["produce", "--ids", "1..=500", "--run", "a"])).expect(0);
     let production = [host.start("work", &["work"]), host.start("sink", &["sink"])];
     host.wait_sealed("a", SOON);
-    // Nobody of the other environment has touched it.
+    // No process of the other environment has touched it.
     assert!(host.call(&in_staging(&["status", "a", "--json"])).json()["done"] == 0);
     drop(production);
     let _staging =

@@ -209,7 +209,7 @@ fn a_foreign_id_is_removed() {
 }
 
 /// Rows that are lost after they were acked and before the proof.
-/// A row that somebody made a dead letter by hand: every id has its row, and readers lack one.
+/// A row that was made a dead letter by hand: every id has its row, and readers lack one.
 #[test]
 fn dead_letters_that_the_seal_did_not_count_are_told() {
     let sealed = Sealed::new();

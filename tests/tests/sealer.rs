@@ -8,7 +8,7 @@ use tests::nats::Nats;
 use tests::{Host, Process, SOON, Up, wait_until};
 
 const IDS: u64 = 10_000;
-/// Of a step that is named as stuck only after it was looked at for a while.
+/// A step is named as stuck only after it was looked at for a while.
 const NAMED: Duration = Duration::from_secs(120);
 
 struct Scene {
@@ -253,7 +253,7 @@ fn rows_that_were_removed_from_a_sealed_run_are_told_with_the_command_that_helps
     );
 }
 
-/// It was "at its end" for as long as nobody looked elsewhere.
+/// It was "at its end" for as long as the operator looked nowhere else.
 #[test]
 fn a_run_whose_ids_are_gone_is_not_at_its_end() {
     let scene = Scene::nearly_done();

@@ -194,7 +194,7 @@ fn equal_runs_share_the_cores_evenly_and_priority_doubles_the_share() {
     scene.publish("c", 120_000, 100, &["--priority", "1"]);
     scene.start(&["work"]);
     scene.wait_rows("c", 50_000);
-    // Of one host that counts its own cores' time, all three end at once. A busy machine takes from batches of different sizes
+    // All three end at once, on one host that counts its own cores' time. A busy machine takes from batches of different sizes
     // differently (1.15 was seen beside 28 others); by number of batches, `b` would have six times as much as `a`.
     let (_, mut work) = scene.services.pop().expect("the worker");
     work.signal("TERM");

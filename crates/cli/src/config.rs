@@ -11,7 +11,8 @@ use millstream::names::check_database;
 use millstream_engine::compute::Place;
 use millstream_engine::sink::{MAX_INSERT_ROWS, SinkPlan};
 use millstream_engine::work::WorkPlan;
-use millstream_engine::{Environment, NatsAddress, StoreAddress, StreamLimits, compute, percent_decoded};
+use millstream_engine::{Environment, NatsAddress, StoreAddress, StreamLimits, compute};
+use percent_encoding::percent_decode_str;
 
 use crate::args::Options;
 use crate::{listen, logs};
@@ -280,11 +281,12 @@ fn without_user(url: &str) -> Option<(String, String, Option<String>)> {
     let (scheme, rest) = url.split_once("://")?;
     let host_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (login, _) = rest[..host_ends].rsplit_once('@')?;
+    let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let (user, password) = match login.split_once(':') {
-        Some((user, password)) => (user, Some(percent_decoded(password))),
+        Some((user, password)) => (user, Some(decoded(password))),
         None => (login, None),
     };
-    Some((format!("{scheme}://{}", &rest[login.len() + 1..]), percent_decoded(user), password))
+    Some((format!("{scheme}://{}", &rest[login.len() + 1..]), decoded(user), password))
 }
 
 /// Checks one address, or several of NATS with commas between. What stands before an `@` is not shown.

@@ -198,17 +198,6 @@ pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>) {
     painted(&shown);
 }
 
-/// 1610612736 bytes as `1.5 GiB`.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let step = (bytes.max(1).ilog2() / 10).min(UNITS.len() as u32 - 1);
-    let value = bytes as f64 / 1024f64.powi(step as i32);
-    match value < 10.0 && step > 0 {
-        true => format!("{value:.1} {}", UNITS[step as usize]),
-        false => format!("{value:.0} {}", UNITS[step as usize]),
-    }
-}
-
 /// 1234567 as `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();

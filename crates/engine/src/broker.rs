@@ -17,6 +17,7 @@ use async_nats::jetstream::{Context, context};
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use millstream::names::Names;
+use percent_encoding::percent_decode_str;
 
 use crate::environment::Environment;
 use crate::error::{Error, Source, broker, full_cause};
@@ -263,17 +264,8 @@ pub(crate) fn without_password(url: &str) -> String {
 }
 
 /// A part of an address as it was before `%40` and the like were put in.
-pub fn percent_decoded(text: &str) -> String {
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let [first, after @ ..] = rest {
-        let code =
-            after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => (bytes.push(byte), rest = &after[2..]),
-            None => (bytes.push(*first), rest = after),
-        };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+fn percent_decoded(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 pub(crate) async fn within<F: IntoFuture>(doing: &str, future: F) -> Result<F::Output, Error> {

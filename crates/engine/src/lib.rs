@@ -63,7 +63,7 @@ pub mod verdict;
 pub mod verify;
 pub mod work;
 
-pub use broker::{Broker, NatsAddress, StreamLimits, percent_decoded};
+pub use broker::{Broker, NatsAddress, StreamLimits};
 pub use environment::Environment;
 pub use error::Error;
 pub use stop::Stop;

@@ -111,8 +111,8 @@ impl Account {
         self.per_id.unwrap_or(0.0) * f64::from(self.record.batch_ids)
     }
 
-    /// Whether it may be drawn from now. Of a pass with a rate, a host has one batch at a time; of one whose ids ask for
-    /// another attempt, one more than that: what they need is away, and further ids would only use up their attempts.
+    /// Whether it may be drawn from now. A host has one batch at a time of a pass with a rate, and two of a pass whose
+    /// ids ask for another attempt: what they need is away, and further ids would only use up their attempts.
     fn is_due(&self, now: Instant) -> bool {
         let most = match (self.record.rate, self.is_in_trouble()) {
             (Some(_), _) => 1,

@@ -33,7 +33,7 @@ pub struct Status {
     pub done: u64,
     /// How many of those are dead letters.
     pub dead: u64,
-    /// How many the seal counted, where somebody has changed rows since and there are more or fewer now.
+    /// How many the seal counted, where rows were changed since and there are more or fewer now.
     pub dead_sealed: Option<u64>,
     /// Batches that workers hold.
     pub in_flight: u64,

@@ -19,7 +19,7 @@ const ONLY_STORES: f64 = 0.8;
 /// Rows pile up if storing them takes this many seconds.
 const PILE_SECONDS: f64 = 10.0;
 
-/// Where no batch is finished for so many seconds, nobody can say what limits the run.
+/// Where no batch is finished for so many seconds, what limits the run is not known.
 const UNFINISHED: f64 = 20.0;
 
 /// What limits a run.

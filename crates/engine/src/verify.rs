@@ -170,7 +170,7 @@ impl Report {
         self.complete && self.raw_duplicates == 0 && !self.has_other_dead()
     }
 
-    /// Whether rows have become dead letters since the seal, or results: somebody changed them in the table.
+    /// Whether rows have become dead letters since the seal, or results: they were changed in the table.
     pub fn has_other_dead(&self) -> bool {
         self.dead_sealed.is_some_and(|dead| dead != self.dead)
     }

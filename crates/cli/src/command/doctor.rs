@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use indicatif::HumanBytes;
 use millstream::Spec;
 use millstream_engine::broker::{Kept, Reserved};
 use millstream_engine::hosts;
@@ -180,13 +181,13 @@ async fn check_storage(broker: &Broker) -> Option<Check> {
     const SHOWN: usize = 8;
     let all = broker.reserved().await.ok()?;
     let told = |held: &Reserved| {
-        format!("{} {} ({} used)", held.holder, show::size(held.reserved), show::size(held.used))
+        format!("{} {} ({} used)", held.holder, HumanBytes(held.reserved), HumanBytes(held.used))
     };
     let mut shown: Vec<String> = all.iter().take(SHOWN).map(told).collect();
     if all.len() > SHOWN {
         shown.push(format!("{} more", all.len() - SHOWN));
     }
-    let total = show::size(all.iter().map(|held| held.reserved).sum());
+    let total = HumanBytes(all.iter().map(|held| held.reserved).sum());
     let found = format!("{total} reserved: {}", shown.join(", "));
     Some(check("storage", Verdict::Ok, found, None))
 }

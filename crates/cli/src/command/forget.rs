@@ -1,6 +1,7 @@
 //! `forget`: removes a run, or one pass of it.
 
 use anyhow::Context as _;
+use indicatif::HumanBytes;
 use millstream_engine::forget::{Belongings, Forgotten, belongings, forget as remove, forget_pipeline};
 use millstream_engine::{Broker, Store};
 use serde_json::json;
@@ -65,9 +66,9 @@ fn told(pipeline: &str, all: &Belongings, is_done: bool) -> String {
         if is_done { "" } else { ": nothing was changed, --yes does it" },
         tables.join(", "),
         show::grouped(*rows),
-        show::size(*row_bytes),
+        HumanBytes(*row_bytes),
         streams.join(", "),
-        show::size(*reserved_bytes),
+        HumanBytes(*reserved_bytes),
     );
     text + &hindered
 }

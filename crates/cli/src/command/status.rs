@@ -101,7 +101,7 @@ fn told(status: &Status) -> String {
     ];
     lines.extend(status.dead_sealed.map(|sealed| {
         format!(
-            "changed   {} stored, the seal counted {}: somebody has changed rows since; `verify {run} --repair` has their batches \
+            "changed   {} stored, the seal counted {}: rows were changed since; `verify {run} --repair` has their batches \
              computed again",
             show::counted(status.dead, "dead letter"),
             number(sealed)

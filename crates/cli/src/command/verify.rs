@@ -184,7 +184,7 @@ fn dead_told(report: &Report) -> String {
     let dead = show::grouped(report.dead);
     match report.dead_sealed.filter(|_| report.has_other_dead()) {
         Some(sealed) => format!(
-            "{dead}, where the seal counted {}: somebody has changed rows since, and --values says in how many batches",
+            "{dead}, where the seal counted {}: rows were changed since, and --values says in how many batches",
             show::grouped(sealed)
         ),
         None => dead,

@@ -207,7 +207,7 @@ impl Process {
             match frame {
                 Ok(Some((wire::BEAT, _))) => {}
                 Ok(Some((kind, body))) => return News::Frame(kind, body),
-                // Whoever closes its socket answers nothing any more.
+                // A child that closes its socket answers nothing any more.
                 Ok(None) => return News::Gone,
                 Err(fault) if fault.kind() == io::ErrorKind::InvalidData => return News::Broken(fault),
                 Err(_) => return News::Gone,

@@ -118,11 +118,11 @@ pub struct PassRecord {
     /// Which repair has claimed it and is not done, if there is one.
     #[serde(default)]
     pub repair: Option<u64>,
-    /// Of a cancelled pass: whether its messages are gone. Of a sealed one: whether, besides, it was announced and its
-    /// consumer is gone. Until then the next sealer finishes what the last one left.
+    /// Whether the messages of a pass that is over are gone; where it is sealed, also whether it was announced and its consumer
+    /// is gone. Until then the next sealer finishes what the last one left.
     #[serde(default)]
     pub freed: bool,
-    /// Of a sealed pass: whether that was announced, where the rest had to wait.
+    /// Whether the seal was announced, where the rest had to wait.
     #[serde(default)]
     pub announced: bool,
     /// Whether it is being forgotten: readers see it no more, and some of it may be gone.

@@ -22,7 +22,7 @@ pub(super) struct Carried {
     run_kept: bool,
     /// Whether sinks were told that no more rows come.
     hurried: bool,
-    /// Of a cancelled pass: whether the last look found no message of its ids.
+    /// Whether the last look at a cancelled pass found no message of its ids.
     pub(super) is_free: bool,
     run: Option<RunRecord>,
     /// The pass's record as it was before its proof, so that the seal cannot be that of a pass which was opened again since.
@@ -42,7 +42,7 @@ impl Carried {
         self.run.as_ref().is_some_and(|run| run.may_repeat)
     }
 
-    /// Of the pass's record, as it was before the proof.
+    /// The revision of the pass's record, as it was before the proof.
     pub(super) fn revision(&self) -> Option<u64> {
         self.before.as_ref().map(|entry| entry.revision)
     }
@@ -180,7 +180,7 @@ impl Sealer {
         match take_over(&self.store, run, pass, covers, record.batch_ids, published).await {
             Ok(true) => Ok(Seen::TakenOver),
             Ok(false) => Ok(Seen::Incomplete),
-            // Of a selection that is another each time, or a base that is gone, only a person can say what to do.
+            // A selection that is another each time, or a base that is gone: what to do is for an operator to say.
             Err(error @ (Error::BaseGone { .. } | Error::Unstable { .. } | Error::BaseValues { .. })) => {
                 self.tell(run, pass, &full_hint(&error));
                 Ok(Seen::Stuck)

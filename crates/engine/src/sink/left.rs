@@ -91,7 +91,7 @@ impl Left {
         passes
     }
 
-    /// Of those that have not come again since.
+    /// What `each` says of those that are expected again.
     fn current<T>(&self, each: impl Fn(&Kind, &Waiting) -> T) -> Vec<T> {
         let mut waiting = self.waiting();
         let now = Instant::now();

@@ -61,7 +61,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn drop_thing(&self, name: &str) -> Result<(), Error> {
-        // Whoever asked for it by name means a large table, too.
+        // An operator who asks for it by name means a large table, too.
         let statement = format!("DROP TABLE IF EXISTS {name} SYNC");
         let drop = self.client.query_raw(&statement).with_setting("max_table_size_to_drop", "0").execute();
         within(HEAL_WITHIN, drop).await.map_err(|fault| self.failed("drop a table", fault))

@@ -1,6 +1,6 @@
 //! Whether rows of a pass are on their way into ClickHouse: what the broker and the sinks say of this pass alone.
 //!
-//! All sinks share one consumer, and all that it says by pass is what it has not delivered yet. Of what it has delivered it knows
+//! All sinks share one consumer, and all that it says by pass is what it has not delivered yet. Beyond that it knows
 //! the first message that is not acked; that may be one of another pass, which ClickHouse refuses and which comes back
 //! for ever. So the sinks are asked, whose reports name the passes of the rows that they have in hand or have handed back; and
 //! ClickHouse, where an INSERT of a sink that is gone may still run. What none of them has is either stored or lost.

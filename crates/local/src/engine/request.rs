@@ -5,6 +5,7 @@
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method};
+use percent_encoding::percent_decode_str;
 
 use super::encoding::Encoding;
 use super::errors::{Exception, code};
@@ -170,28 +171,7 @@ fn form_pairs(query: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
 }
 
 fn decoded(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(byte) = bytes.get(at) {
-        let hex = (*byte == b'%').then(|| bytes.get(at + 1..at + 3).and_then(hex_byte)).flatten();
-        match (hex, byte) {
-            (Some(byte), _) => {
-                out.push(byte);
-                at += 3;
-                continue;
-            }
-            (None, b'+') => out.push(b' '),
-            (None, byte) => out.push(*byte),
-        }
-        at += 1;
-    }
-    out
-}
-
-fn hex_byte(digits: &[u8]) -> Option<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()
+    percent_decode_str(&text.replace('+', " ")).collect()
 }
 
 /// The fields of a form: name and value of each part of `body`. Parts that are files are refused: ClickHouse takes
