@@ -362,6 +362,22 @@ impl Host {
         fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 
+    /// Waits until a process of that name has written this.
+    pub fn wait_log(&self, name: &str, part: &str) {
+        wait_until(part, SOON, || {
+            let log = self.log(name);
+            if log.contains(part) { Ok(()) } else { Err(log) }
+        });
+    }
+
+    /// What `doctor --json` says of one thing that it checks.
+    pub fn check(&self, what: &str) -> Value {
+        let doctor = self.call(&["doctor", "--json"]).json();
+        let found =
+            doctor["checks"].as_array().and_then(|checks| checks.iter().find(|check| check["what"] == what));
+        found.unwrap_or_else(|| panic!("doctor has no `{what}`: {doctor}")).clone()
+    }
+
     /// Copies every log to a place that outlives this host.
     ///
     /// # Errors

@@ -100,6 +100,15 @@ impl Nats {
         }
     }
 
+    /// Gives a durable consumer another `ack_wait`.
+    pub fn set_ack_wait(&mut self, stream: &str, name: &str, ack_wait: Duration) {
+        let mut config = self.api(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({}))["config"].clone();
+        config["ack_wait"] = (ack_wait.as_nanos() as u64).into();
+        let request = json!({ "stream_name": stream, "config": config });
+        let changed = self.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request);
+        assert_eq!(changed["config"]["ack_wait"], config["ack_wait"], "{changed}");
+    }
+
     /// Asks JetStream's API.
     pub fn api(&mut self, subject: &str, question: &Value) -> Value {
         let message = self.request(&format!("$JS.API.{subject}"), "", question.to_string().as_bytes());

@@ -43,7 +43,7 @@ fn what_would_mix_two_environments_is_refused_with_both_names() {
     let host = tame();
     let _up = host.up();
     host.call(&["produce", "--ids", "1..=10", "--run", "a"]).expect(0);
-    host.call(&[&["produce", "--ids", "1..=10", "--run", "a"][..], &STAGING].concat()).expect(0);
+    host.call(&in_staging(&["produce", "--ids", "1..=10", "--run", "a"])).expect(0);
     // Another database on the same streams; the other environment's database; its streams.
     for (args, says) in [
         (&["--database", "other"][..], "database `other` without a namespace"),

@@ -39,6 +39,22 @@ impl Place {
         self.host.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Names the servers in the environment: for processes that cannot read the data directory.
+    fn name_servers(&mut self) {
+        let (nats, clickhouse) = (self.up.nats.clone(), self.up.clickhouse.clone());
+        self.env("NATS_URL", &nats);
+        self.env("CLICKHOUSE_URL", &clickhouse);
+    }
+
+    /// The pool process of run `a`, once it has computed something.
+    fn computing_pool(&self, run: &Process) -> u32 {
+        wait_until("a pool that computes", LONG, || {
+            let pools = processes("__compute-pool", run.pid());
+            let has_begun = self.status("a")["done"].as_u64() > Some(0);
+            pools.last().copied().filter(|_| has_begun).ok_or_else(|| self.host.log("a"))
+        })
+    }
+
     /// Starts a run of these ids.
     fn start(&self, run: &str, ids: &str, words: &[&str]) -> Process {
         self.host.start(run, &[&["run", "--run", run, "--ids", ids], words].concat())
@@ -264,12 +280,7 @@ fn a_frozen_pool_is_missed_and_replaced() {
     place.env("GUEST_MICROS", "0");
     place.env("GUEST_ID_MICROS", "20000");
     let mut run = place.start("a", "1..=1000", &["--batch", "100"]);
-    let pool = wait_until("a pool that computes", LONG, || {
-        match processes("__compute-pool", run.pid()).as_slice() {
-            [.., pool] if place.status("a")["done"].as_u64() > Some(0) => Ok(*pool),
-            _ => Err(place.host.log("a")),
-        }
-    });
+    let pool = place.computing_pool(&run);
     signal(pool, "STOP");
     assert_eq!(run.wait(LONG).code(), Some(0), "{}", place.host.log("a"));
     assert!(place.host.log("a").contains("gave no sign for 30 s"), "{}", place.host.log("a"));
@@ -283,11 +294,7 @@ fn a_host_that_breaks_hands_its_batches_back() {
     let model = place.host.path().join("model");
     std::fs::write(&model, "").expect("a file");
     let run = place.start("a", "1..=1000", &["--batch", "100"]);
-    let pool = wait_until("a pool that computes", LONG, || {
-        let pools = processes("__compute-pool", run.pid());
-        let done = place.status("a")["done"].as_u64() > Some(0);
-        pools.last().copied().filter(|_| done).ok_or_else(|| place.host.log("a"))
-    });
+    let pool = place.computing_pool(&run);
     std::fs::remove_file(&model).expect("it is there");
     signal(pool, "KILL");
     wait_until("the reason in status", LONG, || {
@@ -305,9 +312,7 @@ fn a_host_that_breaks_hands_its_batches_back() {
 #[test]
 fn a_host_without_threads_draws_nothing_and_says_how_many_there_are() {
     let mut place = Place::new("", "");
-    let (nats, clickhouse) = (place.up.nats.clone(), place.up.clickhouse.clone());
-    place.env("NATS_URL", &nats);
-    place.env("CLICKHOUSE_URL", &clickhouse);
+    place.name_servers();
     // It runs as a user of its own, of whom there are no other processes.
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(place.host.path(), readable).expect("its own directory");
@@ -336,9 +341,7 @@ fn a_host_without_threads_draws_nothing_and_says_how_many_there_are() {
 #[test]
 fn the_first_process_of_a_container_waits_for_strays() {
     let mut place = Place::new("orphans", "");
-    let (nats, clickhouse) = (place.up.nats.clone(), place.up.clickhouse.clone());
-    place.env("NATS_URL", &nats);
-    place.env("CLICKHOUSE_URL", &clickhouse);
+    place.name_servers();
     let under = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned);
     let launch = Launch { words: vec!["work".into()], under: under.into(), ..Launch::default() };
     let contained = place.host.start_as("work", &launch);
@@ -435,10 +438,15 @@ fn state_of(pid: u32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
+/// Process ids of all that runs.
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
 /// Programs that sleep for so many seconds.
 fn sleeps(seconds: &str) -> Vec<u32> {
-    let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    pids()
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
@@ -456,8 +464,7 @@ fn none_left(seconds: &str) {
 
 /// Children of this process whose command line has this word.
 fn processes(word: &str, of: u32) -> Vec<u32> {
-    let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    pids()
         .filter(|pid| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             let parent =

@@ -73,13 +73,6 @@ impl Scene {
         });
     }
 
-    fn wait_log(&self, name: &str, part: &str) {
-        wait_until(part, SOON, || {
-            let log = self.host.log(name);
-            if log.contains(part) { Ok(()) } else { Err(log) }
-        });
-    }
-
     /// Rows that ClickHouse loses.
     fn lose(&self, rows: &str) {
         let statement =
@@ -190,7 +183,7 @@ fn a_message_of_rows_that_cannot_be_read_is_set_aside_and_its_batch_computed_aga
     ] {
         assert!(kept[0].1.contains(part), "{part}: {}", kept[0].1);
     }
-    scene.wait_log("sink", "the message is no batch, and is set aside");
+    scene.host.wait_log("sink", "the message is no batch, and is set aside");
     let checks = scene.host.call(&["doctor", "--json"]).expect(0).json();
     let checks = checks["checks"].as_array().expect("a list").clone();
     let check = checks.iter().find(|check| check["what"] == "set aside").expect("a check");
@@ -210,7 +203,7 @@ fn ids_that_cannot_be_read_are_set_aside_and_come_back_with_the_same_input() {
     scene.publish("trial.ids.a.x", b"no number");
     let _services = scene.services();
     scene.wait_stored(8000);
-    scene.wait_log("sink", "batches are missing whose ids are not in the stream");
+    scene.host.wait_log("sink", "batches are missing whose ids are not in the stream");
     let mut subjects: Vec<String> = scene.set_aside().into_iter().map(|(subject, _)| subject).collect();
     subjects.sort();
     assert_eq!(subjects, ["trial.aside.ids.a.4", "trial.aside.ids.a.6", "trial.aside.ids.a.x"]);
@@ -422,7 +415,7 @@ fn a_stream_of_ids_that_is_deleted_comes_back_with_the_same_input() {
     let answer = scene.nats.api("STREAM.DELETE.trial_ids", &json!({}));
     assert_eq!(answer["success"], true, "{answer}");
     let _services = scene.services();
-    scene.wait_log("sink", "batches are missing whose ids are not in the stream");
+    scene.host.wait_log("sink", "batches are missing whose ids are not in the stream");
     scene.host.call(&PRODUCE).expect(0);
     scene.host.wait_sealed("a", SOON);
     scene.is_right(IDS);
@@ -502,7 +495,7 @@ fn a_message_of_a_newer_version_waits() {
     scene.publish("trial.ids.a.3", &newer);
     let _services = scene.services();
     scene.wait_stored(9000);
-    scene.wait_log("work", "the message has format version 9, this build knows");
+    scene.host.wait_log("work", "the message has format version 9, this build knows");
     assert_eq!(scene.nats.messages("trial_aside"), 0);
     let consumer = scene.nats.consumer("trial_ids", "work-a-1");
     assert_eq!((consumer.open, consumer.pending), (1, 0), "{consumer:?}");

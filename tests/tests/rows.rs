@@ -39,13 +39,6 @@ impl Scene {
         ))
     }
 
-    fn wait_log(&self, name: &str, part: &str) {
-        wait_until(part, SOON, || {
-            let log = self.host.log(name);
-            if log.contains(part) { Ok(()) } else { Err(log) }
-        });
-    }
-
     /// A run of one build from its ids to its end, all in one process.
     fn run(&self, build: &str, ids: &str, run: &str, code: i32) -> Called {
         self.call(build, &["run", "--ids", ids, "--run", run]).expect(code)
@@ -223,7 +216,7 @@ fn refusing() -> (Scene, Process) {
     let sink = scene.start("sink", "lohi", &["sink"]);
     let mut faulty = scene.start("faulty", "large", &["work"]);
     scene.call("lohi", &["produce", "--ids", "1..=100", "--run", "refused", "--batch", "100"]).expect(0);
-    scene.wait_log("sink", "ClickHouse refuses this batch's rows");
+    scene.host.wait_log("sink", "ClickHouse refuses this batch's rows");
     faulty.kill();
     (scene, sink)
 }
@@ -251,7 +244,7 @@ fn rows_that_clickhouse_refuses_hold_up_no_repair_of_another_run() {
     let purged = nats.api("STREAM.PURGE.variant_rows", &json!({ "filter": "variant.rows.purged.1.3" }));
     assert_eq!(purged["purged"], 1, "{purged}");
     let _sink = scene.start("second-sink", "lohi", &["sink"]);
-    scene.wait_log("second-sink", "ClickHouse refuses this batch's rows");
+    scene.host.wait_log("second-sink", "ClickHouse refuses this batch's rows");
     scene.host.wait_sealed("purged", SOON);
     wait_until("rows of the other run", SOON, || match scene.rows("lost", "1") {
         900.. => Ok(()),
@@ -287,7 +280,7 @@ fn a_repair_of_rows_that_clickhouse_refuses_says_so() {
     let report = scene.call("lohi", &["verify", "refused", "--repair", "--json"]).json();
     assert_eq!(report["repair"]["batches_again"], 0, "{report}");
     // Unattended, the sealer says it as well.
-    scene.wait_log("sink", "the pass is not sealed, and waits");
+    scene.host.wait_log("sink", "the pass is not sealed, and waits");
 }
 
 #[test]

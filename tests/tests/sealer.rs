@@ -74,12 +74,6 @@ impl Scene {
             if status["stuck"].to_string().contains(part) { Ok(()) } else { Err(status.to_string()) }
         });
     }
-
-    fn check(&self, what: &str) -> Value {
-        let checks = self.host.call(&["doctor", "--json"]).json();
-        let checks = checks["checks"].as_array().expect("a list").clone();
-        checks.into_iter().find(|check| check["what"] == what).expect("the check")
-    }
 }
 
 /// The reason was in the sink's log only; `status` said "at its end" for ever.
@@ -95,7 +89,7 @@ fn merges_that_are_stopped_are_named_and_hold_no_other_run_up() {
     scene.host.wait_sealed("b", SOON);
     let told = scene.host.call(&["status", "a"]).expect(0).stdout;
     assert!(told.contains("stuck") && told.contains(helps), "{told}");
-    let check = scene.check("seals waiting");
+    let check = scene.host.check("seals waiting");
     assert!(check["found"].to_string().contains(helps) && check["verdict"] == "warn", "{check}");
     let report = scene.host.call(&["verify", "a", "--json"]).expect(1).json();
     assert!(report["stuck"].to_string().contains(helps), "{report}");
@@ -152,7 +146,7 @@ fn a_mutation_that_cannot_end_is_named_with_the_statement_that_ends_it() {
     });
     let helps = "KILL MUTATION WHERE database = 'millstream' AND table = 'trial_rows' AND mutation_id = ";
     scene.host.call(&["forget", "a"]).expect(1).says(&[helps, "by hand"]);
-    let check = scene.check("mutations");
+    let check = scene.host.check("mutations");
     assert!(check["found"].to_string().contains(helps) && check["verdict"] == "warn", "{check}");
     // Readers see it no more, and it is no run that a repair could bring back.
     let told = scene.host.call(&["status", "a"]).expect(0).stdout;
@@ -178,11 +172,13 @@ fn a_mutation_that_cannot_end_is_named_with_the_statement_that_ends_it() {
 fn a_seal_that_one_sealer_left_half_done_is_finished_by_the_next() {
     let mut scene = Scene::sealed("a");
     let mut nats = Nats::connect(&scene.up.nats);
-    let has_consumer =
-        |nats: &mut Nats| nats.api("CONSUMER.INFO.trial_ids.work-a-1", &json!({}))["error"].is_null();
-    wait_until("the end of the first sealer's work", SOON, || {
-        if has_consumer(&mut nats) { Err("the consumer is there".to_owned()) } else { Ok(()) }
-    });
+    let wait_freed = |nats: &mut Nats| {
+        wait_until("the end of the consumer", SOON, || {
+            let info = nats.api("CONSUMER.INFO.trial_ids.work-a-1", &json!({}));
+            if info["error"].is_null() { Err("the consumer is there".to_owned()) } else { Ok(()) }
+        });
+    };
+    wait_freed(&mut nats);
     scene.services.clear();
     let get = json!({ "last_by_subj": "$KV.trial_runs.pass.a.1" });
     let mut record = || {
@@ -209,9 +205,7 @@ fn a_seal_that_one_sealer_left_half_done_is_finished_by_the_next() {
     let (subject, event) = ear.heard();
     let event: Value = serde_json::from_slice(&event).expect("JSON");
     assert_eq!((subject.as_str(), &event["ids"]), ("trial.sealed.a.1", &IDS.into()), "{event}");
-    wait_until("the end of the consumer", SOON, || {
-        if has_consumer(&mut nats) { Err("the consumer is there".to_owned()) } else { Ok(()) }
-    });
+    wait_freed(&mut nats);
     scene.host.call(&["verify", "a"]).expect(0);
 }
 
@@ -328,11 +322,7 @@ fn a_wait_for_acks_that_was_left_short_is_set_right() {
     let mut nats = Nats::connect(&scene.up.nats);
     let consumers = [("trial_rows", "sink", 120u64), ("trial_ids", "work-a-1", 60)];
     for (stream, name, _) in consumers {
-        let mut config = nats.api(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({}))["config"].clone();
-        config["ack_wait"] = 500_000_000.into();
-        let request = json!({ "stream_name": stream, "config": config });
-        let changed = nats.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request);
-        assert_eq!(changed["config"]["ack_wait"], 500_000_000, "{changed}");
+        nats.set_ack_wait(stream, name, Duration::from_millis(500));
     }
     scene.start(&["sink"]);
     for (stream, name, seconds) in consumers {

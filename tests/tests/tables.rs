@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::nats::Nats;
@@ -325,16 +326,22 @@ fn our_limits_do_not_reach_the_tables_of_views() {
     assert_eq!(up.number("SELECT count() FROM millstream.shape_view_faults"), 0);
 }
 
-#[test]
-fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
+/// A host whose rows fill a view that throws on a condition.
+fn picky(throws: &str) -> (Host, Up) {
     let host = shapes();
     let up = host.up();
     host.call(&["setup"]).expect(0);
     up.ask("CREATE TABLE millstream.picky (id UInt64, x UInt8) ENGINE = MergeTree ORDER BY id");
-    up.ask(
+    up.ask(&format!(
         "CREATE MATERIALIZED VIEW millstream.to_picky TO millstream.picky AS \
-         SELECT id, throwIf(id = 7) AS x FROM millstream.shape_rows",
-    );
+         SELECT id, throwIf({throws}) AS x FROM millstream.shape_rows"
+    ));
+    (host, up)
+}
+
+#[test]
+fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
+    let (host, up) = picky("id = 7");
     let (_work, _sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
     sealed_run(&host, "first", "r", "1..=10");
     assert!(host.log("sink-first").contains("to_picky"), "{}", host.log("sink-first"));
@@ -347,10 +354,8 @@ fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
     // Mended, the view is filled with the statement that doctor gives.
     up.ask("DROP VIEW millstream.to_picky");
     up.ask("CREATE MATERIALIZED VIEW millstream.to_picky TO millstream.picky AS SELECT id, toUInt8(0) AS x FROM millstream.shape_rows");
-    let doctor = host.call(&["doctor", "--json"]).json();
-    let hint =
-        doctor["checks"].as_array().expect("checks").iter().find(|check| check["what"] == "view faults");
-    let hint = hint.expect("it is told")["hint"].as_str().expect("a hint").to_owned();
+    let check = host.check("view faults");
+    let hint = check["hint"].as_str().expect("a hint");
     let begin = hint.find("INSERT INTO").expect("a statement");
     let statement = hint[begin..].split("; ").next().expect("it ends");
     up.ask(statement);
@@ -373,15 +378,8 @@ fn a_view_that_throws_is_named_until_the_operator_has_seen_it() {
 /// No process is left that knows how the insert ended: its rows are there, and the view has none of them.
 #[test]
 fn a_view_that_throws_is_named_though_the_sink_is_killed_in_the_insert() {
-    let host = shapes();
-    let up = host.up();
-    host.call(&["setup"]).expect(0);
-    up.ask("CREATE TABLE millstream.picky (id UInt64, x UInt8) ENGINE = MergeTree ORDER BY id");
     // It fails late enough for a kill while it is filled.
-    up.ask(
-        "CREATE MATERIALIZED VIEW millstream.to_picky TO millstream.picky AS \
-         SELECT id, throwIf(id = 7 + sleepEachRow(0.25)) AS x FROM millstream.shape_rows",
-    );
+    let (host, up) = picky("id = 7 + sleepEachRow(0.25)");
     let (_work, mut sink) = (start_as(&host, "first", "work"), start_as(&host, "first", "sink"));
     call_as(&host, "first", &["produce", "--ids", "1..=10", "--run", "r"]).expect(0);
     wait_until("rows of an insert that goes on", SOON, || {
@@ -393,12 +391,7 @@ fn a_view_that_throws_is_named_though_the_sink_is_killed_in_the_insert() {
     sink.kill();
     // What it had is delivered again at once, not only after two minutes.
     let mut nats = Nats::connect(&up.nats);
-    let info = nats.api("CONSUMER.INFO.shape_rows.sink", &serde_json::json!({}));
-    let mut config = info["config"].clone();
-    config["ack_wait"] = 2_000_000_000u64.into();
-    let request = serde_json::json!({ "stream_name": "shape_rows", "config": config });
-    let answer = nats.api("CONSUMER.DURABLE.CREATE.shape_rows.sink", &request);
-    assert!(answer["error"].is_null(), "{answer}");
+    nats.set_ack_wait("shape_rows", "sink", Duration::from_secs(2));
     let _sink = host.start_as(
         "second-sink",
         &Launch {

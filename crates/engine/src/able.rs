@@ -115,9 +115,8 @@ impl Able {
             let wait = pause.wait();
             self.say(&error, wait);
             self.why.send_replace(Some(full_cause(&error)));
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.no_more_taking() => return,
+            if !stop.rest(wait).await {
+                return;
             }
         }
     }

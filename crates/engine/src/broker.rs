@@ -142,6 +142,11 @@ impl Broker {
         &self.names
     }
 
+    /// The stream that the bucket of records is kept in.
+    pub(crate) fn bucket_stream(&self) -> String {
+        format!("KV_{}", self.names.bucket())
+    }
+
     /// The largest message that the server takes, in bytes.
     pub fn max_payload(&self) -> usize {
         self.client.server_info().max_payload

@@ -24,9 +24,8 @@ pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(
     let records = broker.records().await?;
     let open = board::follow(&records, stop).await?;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = stop.no_more_taking() => return Ok(()),
+        if !stop.rest(LOOK).await {
+            return Ok(());
         }
         let limited: Vec<_> = open
             .borrow()
@@ -37,7 +36,7 @@ pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(
         for (run, pass, most) in limited {
             let paused = match store.dead_rows(run.as_str(), pass, &Letters::default()).await {
                 // Raw duplicates are counted, too: those that are distinct decide.
-                Ok(raw) if raw > most => match store.dead_ids(run.as_str(), pass, most).await {
+                Ok(raw) if raw > most => match store.dead_distinct(run.as_str(), pass).await {
                     Ok(dead) if dead <= most => Ok(None),
                     Ok(dead) => pause(&records, &run, pass, dead, most).await,
                     Err(error) => Err(error),

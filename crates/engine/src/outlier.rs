@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::able::Able;
 use crate::board::Open;
@@ -92,24 +92,23 @@ impl Outlier {
     }
 
     /// Judges this host by the others, until taking stops.
-    pub async fn judge(&self, records: &Records, open: impl Fn() -> Open, stop: &Stop) {
+    pub async fn judge(&self, records: &Records, open: &watch::Receiver<Open>, stop: &Stop) {
         loop {
             tokio::select! {
                 () = self.doubt.notified() => {}
                 () = stop.no_more_taking() => return,
             }
-            while !self.is_decided(records, &open()).await {
-                tokio::select! {
-                    () = tokio::time::sleep(ASK) => {}
-                    () = stop.no_more_taking() => return,
+            while !self.is_decided(records, open).await {
+                if !stop.rest(ASK).await {
+                    return;
                 }
             }
         }
     }
 
     /// Looks at every doubtful pass; whether none is left.
-    async fn is_decided(&self, records: &Records, open: &Open) -> bool {
-        self.passes().retain(|key, _| open.contains_key(key));
+    async fn is_decided(&self, records: &Records, open: &watch::Receiver<Open>) -> bool {
+        self.passes().retain(|key, _| open.borrow().contains_key(key));
         let own = (host_name(), std::process::id());
         let Ok(mut reports) = hosts::alive(records).await else { return false };
         reports.retain(|report| (&report.host, report.pid) != (&own.0, own.1));

@@ -16,6 +16,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use crate::broker::within;
 use crate::error::{Error, broker};
 use crate::hosts::{HostReport, instance};
+use crate::moment::since_1970_ms;
 use crate::retry::Backoff;
 
 pub use record::{Covers, PassRecord, PassState, Published, RunRecord, Sealed, Selected};
@@ -202,7 +203,7 @@ impl Records {
         };
         match entry {
             Some(entry) if entry.operation == Operation::Put => {
-                let written_ms = u64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+                let written_ms = since_1970_ms(entry.created);
                 Ok(Some(Entry { record: parse(key, &entry.value)?, revision: entry.revision, written_ms }))
             }
             _ => Ok(None),

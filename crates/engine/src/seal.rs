@@ -38,8 +38,6 @@ use take::Carried;
 
 /// How long tasks beside the passes may take to end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// A pass of so many ids is a large one: its proof takes long.
-const LARGE_IDS: u64 = 20_000_000;
 /// Changes of runs that are remembered while steps are chosen.
 const RUNS_AT_ONCE: usize = 1024;
 

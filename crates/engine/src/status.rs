@@ -144,7 +144,7 @@ pub async fn status(
         status.pending = info.num_pending.saturating_sub(u64::from(has_end));
         status.redelivered = info.num_redelivered as u64;
     }
-    status.to_store = sinks.map_or(0, |info| info.num_pending + info.num_ack_pending as u64);
+    status.to_store = sinks.map_or(0, |info| verify::open(&info));
     if let Some((rows, dead)) = stored {
         // Raw duplicates, which only FINAL would fold, must not show as more than all.
         if record.is_open() && record.published.is_none() {

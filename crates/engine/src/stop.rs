@@ -88,6 +88,11 @@ impl Stop {
         tokio::time::timeout(wait, self.given_up()).await.is_err()
     }
 
+    /// Waits, but no longer than until no more work may be taken: `false` then.
+    pub async fn rest(&self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.no_more_taking()).await.is_err()
+    }
+
     /// Starts a task that [`Self::finished`] waits for. It ends by itself when work is given up. One that panics ends everything:
     /// what it had in its hands would stay there, and nothing would say so.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns: through the tracker")]

@@ -213,9 +213,12 @@ pub async fn verify<I: Id>(
     values: bool,
 ) -> Result<Report, Error> {
     let entry = records.newest_pass(run).await?;
-    examine::<I>(broker, records, store, run, entry, values).await
+    let mut report = examine::<I>(broker, records, store, run, entry, values).await?;
+    report.stuck = stuck(records, store, run, (!report.sealed).then_some(report.pass)).await?;
+    Ok(report)
 }
 
+/// The report but for what sealers wait for, of which a repair makes no use.
 async fn examine<I: Id>(
     broker: &Broker,
     records: &Records,
@@ -278,7 +281,7 @@ async fn examine<I: Id>(
         base_gone: None,
         readers_see: sight.sees,
         readers: sight.why,
-        stuck: stuck(records, store, run, (!is_sealed).then_some(number)).await?,
+        stuck: Vec::new(),
         forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
         sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
         rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),

@@ -130,7 +130,7 @@ pub async fn work<I: Id>(
     let outlier = Outlier::new(able.clone());
     let (judged, others, passes, stopping) = (outlier.clone(), records.clone(), open.clone(), stop.clone());
     stop.spawn(async move {
-        judged.judge(&others, || passes.borrow().clone(), &stopping).await;
+        judged.judge(&others, &passes, &stopping).await;
     });
     let held = Held::start(broker.clone(), stop);
     let worker = Arc::new(Worker {
@@ -170,11 +170,10 @@ fn reap(stop: &Stop) {
     let stopping = stop.clone();
     stop.spawn(async move {
         let mut before = Vec::new();
-        while !stopping.taking_stopped() {
+        loop {
             reap_strays(&mut before);
-            tokio::select! {
-                () = tokio::time::sleep(REAP) => {}
-                () = stopping.no_more_taking() => {}
+            if !stopping.rest(REAP).await {
+                return;
             }
         }
     });

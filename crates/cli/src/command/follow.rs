@@ -23,6 +23,8 @@ pub(super) async fn follow<I: Id>(
 ) -> anyhow::Result<Ended> {
     let Words { run, batch_ids, priority, rate, max_dead, .. } = Words::check(&args.produce)?;
     let max_dead = match max_dead {
+        None => None,
+        Some(MaxDead::Ids(most)) => Some(most),
         Some(MaxDead::Percent(_)) => {
             return Err(Usage(
                 "--max-dead: a number is wanted with --follow: how many ids will come is not known"
@@ -30,7 +32,6 @@ pub(super) async fn follow<I: Id>(
             )
             .into());
         }
-        max_dead => max_dead.map(|most| most.of(0)),
     };
     let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate, max_dead };
     context

@@ -8,6 +8,7 @@ use millstream::names::RunName;
 
 use super::{Broker, within};
 use crate::error::{Error, broker};
+use crate::moment::since_1970_ms;
 
 /// A message of the rows stream.
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub struct RowsMessage {
 
 impl From<StreamMessage> for RowsMessage {
     fn from(message: StreamMessage) -> Self {
-        let at_ms = u64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let at_ms = since_1970_ms(message.time);
         let StreamMessage { subject, sequence, payload, .. } = message;
         Self { subject: subject.to_string(), sequence, at_ms, payload }
     }

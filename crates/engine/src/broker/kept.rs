@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use millstream::names::{RunName, batch_of};
 
@@ -62,7 +63,7 @@ impl Broker {
             let holder =
                 SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned();
             let entry = holders.entry(holder).or_default();
-            entry.reserved += u64::try_from(info.config.max_bytes).unwrap_or(0).max(info.state.bytes);
+            entry.reserved += reserved_for(&info);
             entry.used += info.state.bytes;
         }
         let named = holders.into_iter().map(|(holder, entry)| Reserved { holder, ..entry });
@@ -78,7 +79,7 @@ impl Broker {
     /// # Errors
     /// [`Error::OtherEnvironment`]; the broker's.
     pub async fn own_streams(&self) -> Result<(Vec<Reserved>, Vec<String>), Error> {
-        let bucket = format!("KV_{}", self.names.bucket());
+        let bucket = self.bucket_stream();
         let names =
             [bucket.clone(), self.names.aside_stream(), self.names.rows_stream(), self.names.ids_stream()];
         let (mut found, mut unmarked) = (Vec::new(), Vec::new());
@@ -89,8 +90,7 @@ impl Broker {
                 continue;
             }
             self.environment.check_stream(&name, &info.config.metadata)?;
-            let reserved = u64::try_from(info.config.max_bytes).unwrap_or(0).max(info.state.bytes);
-            found.push(Reserved { holder: name, reserved, used: info.state.bytes });
+            found.push(Reserved { holder: name, reserved: reserved_for(&info), used: info.state.bytes });
         }
         if found.iter().all(|stream| stream.holder == bucket) {
             unmarked.extend(found.drain(..).map(|stream| stream.holder));
@@ -119,7 +119,7 @@ impl Broker {
             max_age: info.config.max_age,
             messages: info.state.messages,
             bytes: info.state.bytes,
-            max_bytes: u64::try_from(info.config.max_bytes).unwrap_or(0),
+            max_bytes: limit_of(&info),
         }))
     }
 
@@ -173,6 +173,16 @@ impl Broker {
         batches.sort_unstable();
         Ok(batches)
     }
+}
+
+/// Bytes that a stream holds at most.
+pub(super) fn limit_of(info: &stream::Info) -> u64 {
+    u64::try_from(info.config.max_bytes).unwrap_or(0)
+}
+
+/// Bytes that the server keeps free for a stream.
+fn reserved_for(info: &stream::Info) -> u64 {
+    limit_of(info).max(info.state.bytes)
 }
 
 /// Looks at the next messages; how many there were.

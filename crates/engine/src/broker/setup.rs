@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{ErrorCode, context, kv};
 
+use super::kept::limit_of;
 use super::{Broker, within};
 use crate::error::{Error, broker, full_cause};
 
@@ -129,7 +130,7 @@ impl Broker {
 
     async fn try_grow(&self, name: &str, size: u64) -> Result<Option<u64>, Error> {
         let Some(mut info) = self.stream_info(name).await? else { return Ok(None) };
-        let bytes = u64::try_from(info.config.max_bytes).unwrap_or(0);
+        let bytes = limit_of(&info);
         // The size of an operator's, who changed ours, stays.
         let is_ours = info.config.metadata.get(GROWN).is_some_and(|grown| *grown == bytes.to_string());
         // Another process may have made it grow already.
@@ -222,7 +223,7 @@ impl Broker {
 
     async fn ensure_bucket(&self, replicas: usize) -> Result<(), Error> {
         let bucket = self.names.bucket();
-        if self.stream_info(&format!("KV_{bucket}")).await?.is_some() {
+        if self.stream_info(&self.bucket_stream()).await?.is_some() {
             return Ok(());
         }
         let doing = format!("create bucket `{bucket}`");

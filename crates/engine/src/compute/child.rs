@@ -128,11 +128,11 @@ impl Sender {
     }
 
     /// Says what became of getting ready, and ends the process where that failed.
-    fn started(&self, started: Result<(), String>) -> io::Result<()> {
+    fn started<T>(&self, started: Result<T, String>) -> io::Result<T> {
         match started {
-            Ok(()) => {
+            Ok(ready) => {
                 self.answer(&Answer::Started);
-                Ok(())
+                Ok(ready)
             }
             Err(reason) => {
                 self.answer(&Answer::NotStarted(&reason));
@@ -151,17 +151,16 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, memory: u64) -> io::Resu
     let beating = beat(&sender, &busy).and_then(|()| incoming(socket));
     let frames = beating.map_err(|fault| threads_refused(1, &fault));
     let started = frames.and_then(|frames| function.typed.start().map(|()| frames));
-    let (frames, started) = split_result(started);
     if memory > 0 && started.is_ok() {
         // Behind `start`: what it loaded is no id's.
         limit_memory(memory)?;
     }
     busy.store(false, Ordering::Relaxed);
-    sender.started(started)?;
+    let frames = sender.started(started)?;
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
     let mut bytes = Vec::new();
-    for (kind, body) in frames.into_iter().flatten() {
+    for (kind, body) in frames {
         let id = I::from_bytes(&body).filter(|_| kind == b'C');
         let id = id.ok_or_else(|| io::Error::other("the worker sent no id"))?;
         bytes.clear();
@@ -172,13 +171,6 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, memory: u64) -> io::Resu
         sender.send(&bytes);
     }
     Ok(())
-}
-
-fn split_result<T>(result: Result<T, String>) -> (Option<T>, Result<(), String>) {
-    match result {
-        Ok(value) => (Some(value), Ok(())),
-        Err(reason) => (None, Err(reason)),
-    }
 }
 
 /// Has a thread of its own say every second that this process is alive, while there is something in hand.
@@ -216,13 +208,9 @@ fn pool<I: Id>(
             let frames = frames.map_err(|fault| threads_refused(2, &fault))?;
             function.typed.start().map(|()| (pool, frames))
         });
-    let (ready, outcome) = split_result(ready);
-    sender.started(outcome)?;
+    let (pool, frames) = sender.started(ready)?;
     started.store(true, Ordering::Relaxed);
-    match ready {
-        Some((pool, frames)) => take_orders(&pool, frames, &sender),
-        None => Ok(()),
-    }
+    take_orders(&pool, frames, &sender)
 }
 
 /// Has a thread of its own look at the pool's threads, and tell the worker: it needs nothing of the user's code.

@@ -196,29 +196,26 @@ impl<I> Shared<I> {
     }
 
     /// What comes next, when it comes; `None` at the end.
-    fn next(&self) -> Option<Taken<I>> {
+    fn next(&self) -> Option<Entry<I>> {
         let mut queue = self.queue();
         loop {
             if queue.closed {
                 return None;
             }
             match queue.entries.pop_front() {
-                Some(Entry::Work(work)) => return Some(Taken::Work(work)),
-                Some(Entry::Pieces(shares, number)) => {
-                    if (number + 1) * shares.size < shares.order.ids.len() {
+                Some(entry) => {
+                    // The next thread has the pieces behind this one.
+                    if let Entry::Pieces(shares, number) = &entry
+                        && (number + 1) * shares.size < shares.order.ids.len()
+                    {
                         queue.entries.push_front(Entry::Pieces(shares.clone(), number + 1));
                     }
-                    return Some(Taken::Piece(shares, number));
+                    return Some(entry);
                 }
                 None => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
-}
-
-enum Taken<I> {
-    Work(Work<I>),
-    Piece(Arc<Shares<I>>, usize),
 }
 
 impl<I: Id> Shared<I> {
@@ -241,18 +238,21 @@ impl<I: Id> Shared<I> {
 
     /// Works until the pool is closed.
     fn take_all(&self, hand: &Hand) {
+        // Asked before any function can have forked.
+        let process = std::process::id();
         self.queue().up += 1;
         self.changed.notify_all();
-        while let Some(taken) = self.next() {
-            match taken {
-                Taken::Work(work) => work(self),
-                Taken::Piece(shares, number) => self.grind(hand, &shares, number),
+        while let Some(entry) = self.next() {
+            match entry {
+                Entry::Work(work) => work(self),
+                Entry::Pieces(shares, number) => self.grind(process, hand, &shares, number),
             }
         }
     }
 
-    fn grind(&self, hand: &Hand, shares: &Shares<I>, number: usize) {
-        let (process, order) = (std::process::id(), &shares.order);
+    /// Computes the piece of this number.
+    fn grind(&self, process: u32, hand: &Hand, shares: &Shares<I>, number: usize) {
+        let order = &shares.order;
         let start = number * shares.size;
         let mut ids = &order.ids[start..order.ids.len().min(start + shares.size)];
         let mut from = start as u32;

@@ -44,7 +44,7 @@ pub async fn belongings(broker: &Broker, store: &Store) -> Result<Belongings, Er
     let (streams, others) = broker.own_streams().await?;
     unmarked.extend(others);
     // Without the bucket there is no word of processes, and they cannot work.
-    let bucket = format!("KV_{}", broker.names().bucket());
+    let bucket = broker.bucket_stream();
     let processes = match streams.iter().any(|stream| stream.holder == bucket) {
         true => hosts::alive(&broker.records().await?).await?,
         false => Vec::new(),

@@ -12,9 +12,9 @@ use millstream::Id;
 use millstream::names::RunName;
 use tokio::sync::{mpsc, watch};
 
+use super::Sealer;
 use super::step::{Course, Next, Room, Seen, Step};
 use super::take::Carried;
-use super::{LARGE_IDS, Sealer};
 use crate::board::Open;
 use crate::broker::Standing;
 use crate::error::full_cause;
@@ -47,7 +47,6 @@ struct Lane {
     carried: Option<Box<Carried>>,
     /// Where its workers stood at the last look.
     standing: Option<Standing>,
-    is_large: bool,
     /// Whether this process made the seal.
     is_ours: bool,
 }
@@ -61,7 +60,6 @@ impl Lane {
             due: Instant::now() + after,
             carried: Some(Box::default()),
             standing: None,
-            is_large: false,
             is_ours: false,
         }
     }
@@ -126,22 +124,19 @@ impl<'a, I: Id> Drive<'a, I> {
 
     /// Goes on until taking stops. What changes is in `seen`.
     pub(super) async fn run(mut self, mut seen: Changes, stop: &Stop) {
-        self.follow(&seen.open.borrow_and_update().clone());
+        self.follow(&seen.open.borrow_and_update());
         while !stop.taking_stopped() {
             self.start_due();
             tokio::select! {
                 () = stop.no_more_taking() => break,
                 Some(taken) = self.steps.next(), if !self.steps.is_empty() => self.took(taken),
                 changed = seen.open.changed() => match changed {
-                    Ok(()) => self.follow(&seen.open.borrow_and_update().clone()),
+                    Ok(()) => self.follow(&seen.open.borrow_and_update()),
                     // The watch ends with everything.
                     Err(_) => break,
                 },
                 Some(run) = seen.runs.recv() => self.wake_run(&run),
-                Ok(()) = seen.standings.changed() => {
-                    let standings = seen.standings.borrow_and_update().clone();
-                    self.compare(&standings);
-                }
+                Ok(()) = seen.standings.changed() => self.compare(&seen.standings.borrow_and_update()),
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
@@ -215,7 +210,7 @@ impl<'a, I: Id> Drive<'a, I> {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         let step = lane.course.step();
         let Some(mut carried) = lane.carried.take() else { return };
-        let Some(place) = self.room.enter(step, lane.is_large) else {
+        let Some(place) = self.room.enter(step, carried.is_large()) else {
             lane.carried = Some(carried);
             return;
         };
@@ -246,7 +241,6 @@ impl<'a, I: Id> Drive<'a, I> {
         let Taken { key, state, step, place, carried, seen } = taken;
         self.room.leave(place);
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        lane.is_large = carried.ids >= LARGE_IDS;
         lane.carried = Some(carried);
         if seen == Seen::Marked {
             return lane.is_marked();

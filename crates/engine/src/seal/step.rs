@@ -204,7 +204,7 @@ pub(crate) struct Course {
 }
 
 impl Course {
-    /// The way of a pass in this state, and its first step; `None` while there is nothing to do.
+    /// The way of a pass in this state, and its first step.
     pub(crate) fn begin(state: PassState, takes_over: bool) -> (Self, Next) {
         let (step, after) = match state {
             PassState::Running => (Step::Read, Duration::ZERO),

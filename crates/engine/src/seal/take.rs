@@ -11,11 +11,12 @@ use crate::replay::take_over;
 use crate::store::Stored;
 use crate::verify::{self, Landing, Repair};
 
+/// A pass of so many ids is a large one: its proof takes long.
+const LARGE_IDS: u64 = 20_000_000;
+
 /// What steps of a pass hand to later ones. Lost with the process, it is asked for again.
 #[derive(Default)]
 pub(super) struct Carried {
-    /// Ids of the run.
-    pub ids: u64,
     /// Whether this process has made all the repairs that it makes by itself.
     pub is_out_of_repairs: bool,
     /// Whether the run's record is kept in ClickHouse.
@@ -35,6 +36,11 @@ impl Carried {
     fn published(&self) -> Option<(&RunRecord, &Published)> {
         let run = self.run.as_ref()?;
         Some((run, run.published.as_ref()?))
+    }
+
+    /// Whether its run is a large one: its proof takes long.
+    pub(super) fn is_large(&self) -> bool {
+        self.published().is_some_and(|(_, published)| published.ids >= LARGE_IDS)
     }
 
     /// Whether the input can hold one id twice.
@@ -100,17 +106,16 @@ impl Sealer {
         if !is_published {
             carried.run = Some(self.records.known_run(run).await?.record);
         }
-        let Some((record, published)) = carried.published() else {
+        let Some((record, _)) = carried.published() else {
             // Until all is published nothing counts as missing, so nothing else would bring it back.
             self.broker.ensure_work_consumer(run, pass).await?;
             return Ok(Seen::Publishing);
         };
-        let ids = published.ids;
         // The run's record is kept in ClickHouse from the moment it is complete: NATS is never the only truth.
         if !carried.run_kept {
             self.store.keep_run(record).await?;
         }
-        (carried.run_kept, carried.ids) = (true, ids);
+        carried.run_kept = true;
         carried.before = self.records.pass(run, pass).await?;
         Ok(match &carried.before {
             None => Seen::Gone,
@@ -261,7 +266,7 @@ impl Sealer {
                 Ok(Seen::Stuck)
             }
             // Rows landed since they were counted.
-            Ok(repair) if repair == Repair::default() => Ok(Seen::NotRepaired),
+            Ok(repair) if repair.is_nothing() => Ok(Seen::NotRepaired),
             Ok(repair) => {
                 told(run, pass, &repair);
                 match repair.hint(run.as_str()) {

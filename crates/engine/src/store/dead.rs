@@ -39,8 +39,16 @@ impl Store {
     pub async fn dead_ids(&self, run: &str, pass: u32, sealed: u64) -> Result<u64, Error> {
         match self.dead_rows(run, pass, &Letters::default()).await? {
             rows if rows == sealed => Ok(rows),
-            _ => self.one("count dead letters", &self.tables.dead_ids(run, pass)).await,
+            _ => self.dead_distinct(run, pass).await,
         }
+    }
+
+    /// Dead letters of a pass, each id once, whatever it costs to fold raw duplicates.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_distinct(&self, run: &str, pass: u32) -> Result<u64, Error> {
+        self.one("count dead letters", &self.tables.dead_ids(run, pass)).await
     }
 
     /// Dead letters of a pass, in order.

@@ -97,20 +97,16 @@ impl Store {
     /// [`Error::Mutation`] when it cannot end, with what stands in the way; [`Error::NotRemoved`] when it has ended and some are
     /// there still; [`Error::Store`].
     pub(super) async fn remove(&self, doing: &str, statement: &str, left: &str) -> Result<(), Error> {
+        let because = |stuck: StuckMutation| Error::Mutation { doing: doing.to_owned(), why: stuck.told() };
         let removed = tokio::select! {
             removed = self.execute(doing, statement, HEAL_WITHIN) => removed,
-            stuck = self.until_stuck() => {
-                return Err(Error::Mutation { doing: doing.to_owned(), why: stuck.told() });
-            }
+            stuck = self.until_stuck() => return Err(because(stuck)),
         };
         if let Err(error) = removed {
             // The server names a mutation that failed by a number alone.
-            let stuck =
-                self.mutations().await.unwrap_or_default().into_iter().find(|found| !found.reason.is_empty());
-            return Err(match stuck {
-                Some(stuck) => Error::Mutation { doing: doing.to_owned(), why: stuck.told() },
-                None => error,
-            });
+            let found = self.mutations().await.unwrap_or_default();
+            let stuck = found.into_iter().find(|found| !found.reason.is_empty());
+            return Err(stuck.map_or(error, because));
         }
         match self.one::<u64>(doing, left).await? {
             0 => Ok(()),
