@@ -129,10 +129,13 @@ fn what_is_printed_reaches_the_log_with_its_id() {
         for said in ["main prints before it hands over", "out 2", "err 2", "program 2"] {
             assert!(log.contains(said), "`{said}` is not in\n{log}");
         }
-        let line = log.lines().find(|line| line.contains("out 2")).expect("it is there");
-        assert!(line.contains(run) && line.contains("batch"), "{line}");
-        if run == "alone" {
-            assert!(line.contains("id=\"2\""), "{line}");
+        for (id, from) in (1..=3).flat_map(|id| ["out", "err", "program"].map(|from| (id, from))) {
+            let line = log.lines().find(|line| line.contains(&format!("line=\"{from} {id}\"")));
+            let line = line.unwrap_or_else(|| panic!("`{from} {id}` is not in\n{log}"));
+            assert!(line.contains(run) && line.contains("batch"), "{line}");
+            if run == "alone" {
+                assert!(line.contains(&format!("id=\"{id}\"")), "{line}");
+            }
         }
     });
 }

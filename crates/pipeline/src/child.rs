@@ -1,7 +1,9 @@
 //! What a worker and a child process that computes for it say to each other, byte for byte.
 //!
 //! The child is started with /dev/null as its stdin and a pipe into the worker's log as stdout and stderr, so whatever its
-//! code prints is harmless. It connects to a socket whose abstract name is its second argument. Frames in both directions:
+//! code prints is harmless. It connects to a socket whose abstract name is its second argument. The third is the inode of
+//! that pipe: into it, where its stdout or stderr still is that pipe, the child writes [`mark`] and a line end before each id,
+//! so that the worker knows which id printed what. Frames in both directions:
 //!
 //! ```text
 //! length u32 LE, of what follows, 1..=MAX_FRAME | kind u8 | body
@@ -26,7 +28,7 @@
 //! `Columns` in a layout of this crate's own, which may change with [`VERSION`]. Worker and child are the same file.
 
 /// The version of this protocol.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// The first argument that makes a pipeline's binary such a child.
 pub const ARGUMENT: &str = "__compute-child";
@@ -95,6 +97,12 @@ pub enum ChildFault {
         /// The kind read.
         kind: char,
     },
+}
+
+/// The line, without its end, that a child writes into its output before each id, from the name of its socket: nothing else
+/// knows that.
+pub fn mark(address: &str) -> String {
+    format!("\0{address}")
 }
 
 /// Appends a frame of `kind` whose body is `body`.

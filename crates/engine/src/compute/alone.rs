@@ -1,6 +1,7 @@
 //! Children that compute one id at a time, from the worker's side: what an id does to its child is known to be that
 //! id's doing. The protocol is [`millstream::child`]'s.
 
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Semaphore;
 
 use super::apart::{host_memory, shown, slow};
+use super::output::Said;
 use super::process::{Age, Ended, News, Process, Program, print, said, silent};
 use super::row::gave_up;
 use super::{BatchKey, Computed};
@@ -70,6 +72,37 @@ struct Kid {
     computed: u64,
     /// What the id in flight panicked with.
     panicked: Option<String>,
+    printing: Printing,
+}
+
+/// Whose lines come from a child: it says where it begins an id.
+#[derive(Default)]
+struct Printing {
+    /// Run, batch and id of what it has begun.
+    now: Option<[String; 3]>,
+    /// The same of what it was sent and has not begun.
+    next: VecDeque<[String; 3]>,
+}
+
+impl Printing {
+    /// Ids are sent to the child.
+    fn sent<I: Id>(&mut self, key: &BatchKey, ids: &[I]) {
+        let about = |id| [key.run.as_str().to_owned(), key.batch.to_string(), shown(id)];
+        self.next.extend(ids.iter().map(about));
+    }
+
+    /// Logs what it printed.
+    fn tell(&mut self, said: Vec<Said>) {
+        for said in said {
+            match said {
+                Said::Next => self.now = self.next.pop_front(),
+                Said::Line(_) => {
+                    let about = self.now.as_ref().map(|[run, batch, id]| (&**run, &**batch, &**id));
+                    print(vec![said], about);
+                }
+            }
+        }
+    }
 }
 
 /// How a child came to stop answering.
@@ -215,7 +248,7 @@ impl<I: Id> Alone<I> {
     async fn verdict(&self, mut child: Kid, key: &BatchKey, id: &I, end: End) -> Verdict {
         let by_itself = matches!(end, End::Died);
         let mut ended = child.process.end(by_itself).await;
-        tell(std::mem::take(&mut ended.lines), key, id);
+        child.printing.tell(std::mem::take(&mut ended.said));
         match end {
             End::Silent => {
                 let why = silent();
@@ -259,6 +292,7 @@ impl<I: Id> Alone<I> {
                 let upto = ids.len().min(answered + AHEAD);
                 let mut frames = Vec::new();
                 ids[sent..upto].iter().for_each(|id| frame(b'C', &id.to_bytes(), &mut frames));
+                child.printing.sent(key, &ids[sent..upto]);
                 sent = upto;
                 if child.to.write_all(&frames).await.is_err() {
                     // What it answered before it died is still on its way.
@@ -268,8 +302,8 @@ impl<I: Id> Alone<I> {
             let id = &ids[answered];
             let (kind, body) = match child.process.next().await {
                 News::Frame(kind, body) => (kind, body),
-                News::Printed(lines) => {
-                    tell(lines, key, id);
+                News::Printed(said) => {
+                    child.printing.tell(said);
                     continue;
                 }
                 News::Look => match self.overrun(child, key, id, &mut flight) {
@@ -285,7 +319,6 @@ impl<I: Id> Alone<I> {
                 Ok(None) => {
                     (answered, flight, child.panicked) = (answered + 1, Flight::new(), None);
                     child.computed += 1;
-                    child.process.forget_words();
                     self.got_going.store(true, Ordering::Relaxed);
                 }
                 Err(fault) => return (answered, End::Over(spoke(&fault))),
@@ -317,19 +350,12 @@ impl<I: Id> Alone<I> {
         let arguments = [self.memory.to_string()];
         let (process, to) = Process::start(&self.program, wire::ARGUMENT, &arguments).await?;
         let base = process.resident();
-        Ok(Kid { process, to, base, computed: 0, panicked: None })
+        Ok(Kid { process, to, base, computed: 0, panicked: None, printing: Printing::default() })
     }
 }
 
 fn spoke(fault: &dyn std::fmt::Display) -> String {
     format!("crashed: its process said: {fault}")
-}
-
-/// Logs what was printed while this id was in flight.
-fn tell<I: Id>(lines: Vec<String>, key: &BatchKey, id: &I) {
-    if !lines.is_empty() {
-        print(lines, Some((key.run.as_str(), &key.batch.to_string(), &shown(id))));
-    }
 }
 
 /// Rows of a chunk, as they come.
@@ -419,7 +445,7 @@ mod tests {
 
     fn told(raw: i32, last_words: &str) -> String {
         let status = ExitStatus::from_raw(raw);
-        let ended = Ended { status: Ok(status), lines: Vec::new(), last_words: last_words.to_owned() };
+        let ended = Ended { status: Ok(status), said: Vec::new(), last_words: last_words.to_owned() };
         match verdict(status, &ended, None, 512 << 20) {
             Verdict::Killed(_) => "killed".to_owned(),
             Verdict::Crashed(reason) => reason,

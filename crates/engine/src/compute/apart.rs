@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
+use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
 use super::{BatchKey, Computed, Piece, cgroup};
 use crate::error::Error;
@@ -226,7 +227,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
                 Ok(Some(order)) => break End::One(order),
                 Err(fault) => break End::All(fault),
             },
-            News::Printed(lines) => shared.print(lines),
+            News::Printed(said) => shared.print(said),
             News::Look => {
                 looks += 1;
                 if looks % LOOKS_AT_MEMORY == 0 {
@@ -243,7 +244,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
     };
     let by_itself = matches!(&end, End::All(why) if why.is_empty());
     let mut ended = process.end(by_itself).await;
-    shared.print(std::mem::take(&mut ended.lines));
+    shared.print(std::mem::take(&mut ended.said));
     let status = ended.to_string();
     match &end {
         End::All(why) => {
@@ -281,8 +282,8 @@ impl<I> Shared<I> {
 
 impl<I: Id> Shared<I> {
     /// Logs what was printed, with the batch in hand; which of several it is about is not known.
-    fn print(&self, lines: Vec<String>) {
-        if lines.is_empty() {
+    fn print(&self, said: Vec<Said>) {
+        if said.is_empty() {
             return;
         }
         let only = match self.open().as_ref().map(|orders| orders.values().collect::<Vec<_>>()).as_deref() {
@@ -296,10 +297,10 @@ impl<I: Id> Shared<I> {
             _ => None,
         };
         match only {
-            Some((key, id)) => print(lines, Some((key.run.as_str(), &key.batch.to_string(), &id))),
+            Some((key, id)) => print(said, Some((key.run.as_str(), &key.batch.to_string(), &id))),
             None => {
                 let batches = self.batches();
-                print(lines, Some(("", &batches, "")));
+                print(said, Some(("", &batches, "")));
             }
         }
     }

@@ -5,9 +5,11 @@
 //! once with all that it started, whatever it computes.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,10 +54,11 @@ pub fn child_main(function: &AnyFunction) -> Option<ExitCode> {
 fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let ended = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [wire::ARGUMENT, address, memory] => {
-            connect(address).and_then(|socket| alone(function, socket, number(memory)))
+        [wire::ARGUMENT, address, pipe, memory] => {
+            let mark = Mark::new(address, number(pipe));
+            connect(address).and_then(|socket| alone(function, socket, mark, number(memory)))
         }
-        [order::ARGUMENT, address, threads, soft, hard] => connect(address)
+        [order::ARGUMENT, address, _, threads, soft, hard] => connect(address)
             .and_then(|socket| pool(function, socket, number(threads) as usize, [soft, hard].map(limit))),
         _ => return None,
     };
@@ -142,8 +145,31 @@ impl Sender {
     }
 }
 
+/// Tells the worker, among what is printed, where the next id begins.
+struct Mark {
+    to: Option<File>,
+    line: Vec<u8>,
+}
+
+impl Mark {
+    /// The pipeline's `main` may have put another file in the place of stdout or of both, which no mark is for.
+    fn new(address: &str, pipe: u64) -> Self {
+        let opened = [io::stdout().as_fd().try_clone_to_owned(), io::stderr().as_fd().try_clone_to_owned()];
+        let mut files = opened.into_iter().flatten().map(File::from);
+        let to = files.find(|file| file.metadata().is_ok_and(|metadata| metadata.ino() == pipe));
+        Self { to, line: (wire::mark(address) + "\n").into_bytes() }
+    }
+
+    fn write(&mut self) {
+        if let Some(to) = &mut self.to {
+            // Where nobody reads any more, the socket's end ends this process.
+            let _unread = to.write_all(&self.line);
+        }
+    }
+}
+
 /// One id at a time.
-fn alone<I: Id>(function: &Function<I>, socket: Socket, memory: u64) -> io::Result<()> {
+fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: u64) -> io::Result<()> {
     let sender = socket.sender.clone();
     sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
     let process = std::process::id();
@@ -164,6 +190,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, memory: u64) -> io::Resu
         let id = I::from_bytes(&body).filter(|_| kind == b'C');
         let id = id.ok_or_else(|| io::Error::other("the worker sent no id"))?;
         bytes.clear();
+        mark.write();
         busy.store(true, Ordering::Relaxed);
         function.typed.answer(&id, &mut bytes);
         busy.store(false, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! What the user's code prints in a process that computes: lines for the log, no more of them than a log can bear.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
@@ -14,6 +15,17 @@ const A_SECOND: f64 = 20.0;
 /// What is kept of the end, for the reason why a process died.
 const LAST_WORDS: usize = 4 << 10;
 const READ_AT_ONCE: usize = 16 << 10;
+/// What one look at the pipe takes out of it: a pipe's usual size.
+const THERE_AT_ONCE: usize = 64 << 10;
+
+/// What comes through the pipe.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// A line of the user's code.
+    Line(String),
+    /// The child begins its next id: what follows is printed by it.
+    Next,
+}
 
 /// The stdout and stderr of a process, one stream as they were one terminal.
 #[derive(Debug)]
@@ -23,6 +35,8 @@ pub(super) struct Output {
     /// What is read into, on the heap: futures that are moved hold this.
     chunk: Vec<u8>,
     line: Vec<u8>,
+    /// The line that a child writes before each id.
+    mark: Vec<u8>,
     last_words: Vec<u8>,
     allowed: f64,
     counted: Instant,
@@ -30,12 +44,14 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub fn new(from: io::PipeReader) -> io::Result<Self> {
+    /// `mark` is what the child writes before each id, without the end of its line.
+    pub fn new(from: io::PipeReader, mark: String) -> io::Result<Self> {
         Ok(Self {
             from: pipe::Receiver::from_owned_fd(from.into())?,
             ended: false,
             chunk: Vec::with_capacity(READ_AT_ONCE),
             line: Vec::new(),
+            mark: mark.into_bytes(),
             last_words: Vec::new(),
             allowed: f64::from(AT_ONCE),
             counted: Instant::now(),
@@ -43,24 +59,45 @@ impl Output {
         })
     }
 
-    /// The lines that come next, at least none; waits for ever once there can be no more. Cancel safe.
-    pub async fn next(&mut self) -> Vec<String> {
+    /// What comes next, at least nothing; waits for ever once there can be no more. Cancel safe.
+    pub async fn next(&mut self) -> Vec<Said> {
         if self.ended {
             return std::future::pending().await;
         }
         self.chunk.clear();
         match self.from.read_buf(&mut self.chunk).await {
-            Ok(read) if read > 0 => {
-                let chunk = std::mem::take(&mut self.chunk);
-                let lines = self.take(&chunk);
-                self.chunk = chunk;
-                lines
-            }
+            Ok(read) if read > 0 => self.take_chunk(),
             _ => {
                 self.ended = true;
                 self.rest()
             }
         }
+    }
+
+    /// What is in the pipe now. The runtime may know of it later than of what was written elsewhere after it: this asks the
+    /// system.
+    pub fn there(&mut self) -> Vec<Said> {
+        let (mut said, mut left) = (Vec::new(), THERE_AT_ONCE);
+        while left > 0 && !self.ended {
+            self.chunk.resize(READ_AT_ONCE, 0);
+            match nix::unistd::read(self.from.as_fd(), &mut self.chunk) {
+                Ok(read) if read > 0 => {
+                    self.chunk.truncate(read);
+                    said.extend(self.take_chunk());
+                    left = left.saturating_sub(read);
+                }
+                // Its end is seen by `next`.
+                _ => break,
+            }
+        }
+        said
+    }
+
+    fn take_chunk(&mut self) -> Vec<Said> {
+        let chunk = std::mem::take(&mut self.chunk);
+        let said = self.take(&chunk);
+        self.chunk = chunk;
+        said
     }
 
     /// Whether there can be no more of it.
@@ -79,30 +116,52 @@ impl Output {
     }
 
     /// A line that was begun and not ended.
-    pub fn rest(&mut self) -> Vec<String> {
+    pub fn rest(&mut self) -> Vec<Said> {
         match self.line.is_empty() {
             true => Vec::new(),
             false => self.take(b"\n"),
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Vec<String> {
-        self.last_words.extend_from_slice(bytes);
-        let surplus = self.last_words.len().saturating_sub(LAST_WORDS);
-        self.last_words.drain(..surplus);
-        let mut lines = Vec::new();
+    fn take(&mut self, bytes: &[u8]) -> Vec<Said> {
+        let mut said = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = MAX_LINE.saturating_sub(self.line.len());
-            self.line.extend_from_slice(&piece[..piece.len().min(room + 1)]);
-            if piece.ends_with(b"\n") {
-                lines.extend(self.end_line());
+            self.last_words.extend_from_slice(piece);
+            self.line.extend_from_slice(piece);
+            if !piece.ends_with(b"\n") {
+                self.shorten();
+                break;
+            }
+            self.line.pop();
+            // A mark may stand behind a line that was begun and not ended.
+            let marked = self.line.ends_with(&self.mark);
+            if marked {
+                self.line.truncate(self.line.len() - self.mark.len());
+            }
+            if !(marked && self.line.is_empty()) {
+                said.extend(self.end_line().map(Said::Line));
+            }
+            self.line.clear();
+            if marked {
+                self.last_words.clear();
+                said.push(Said::Next);
             }
         }
-        lines
+        let surplus = self.last_words.len().saturating_sub(LAST_WORDS);
+        self.last_words.drain(..surplus);
+        said
+    }
+
+    /// Of a line that is too long, its middle is left out: its end may be a part of a mark.
+    fn shorten(&mut self) {
+        let end = self.line.len().saturating_sub(self.mark.len());
+        if end > MAX_LINE + 1 {
+            self.line.drain(MAX_LINE + 1..end);
+        }
     }
 
     fn end_line(&mut self) -> Option<String> {
-        let line = std::mem::take(&mut self.line);
+        let line = &self.line;
         let cut = if line.len() > MAX_LINE { "…" } else { "" };
         let text = String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]).trim_end().to_owned() + cut;
         let now = Instant::now();
@@ -131,7 +190,7 @@ mod tests {
 
     async fn heard(text: &[u8]) -> (Vec<String>, Output) {
         let (reader, mut writer) = io::pipe().expect("a pipe");
-        let mut output = Output::new(reader).expect("a pipe");
+        let mut output = Output::new(reader, "\0mark".to_owned()).expect("a pipe");
         let text = text.to_vec();
         let writing = std::thread::spawn(move || writer.write_all(&text));
         let mut lines = Vec::new();
@@ -139,14 +198,44 @@ mod tests {
             lines.extend(output.next().await);
         }
         writing.join().expect("no panic").expect("it is read");
-        (lines, output)
+        let shown = |said| match said {
+            Said::Line(line) => line,
+            Said::Next => "NEXT".to_owned(),
+        };
+        (lines.into_iter().map(shown).collect(), output)
     }
 
     #[tokio::test]
     async fn lines_are_cut_and_the_last_needs_no_end() {
-        let (lines, _) = heard(&[b"one\r\n", &[b'x'; 5000][..], b"\n\nlast"].concat()).await;
+        let (lines, _) = heard(&[b"one\r\n", &[b'x'; 50_000][..], b"\n\nlast"].concat()).await;
         let lengths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();
         assert_eq!(lengths, [3, MAX_LINE + 1, 0, 4], "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn marks_are_found_wherever_they_are_cut() {
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let mut output = Output::new(reader, "\0mark".to_owned()).expect("a pipe");
+        let text = [b"\0mark\none\n\0mark\n\n\0mark\n", &[b'x'; 3000][..], b"\0mark\n\0mar\n"].concat();
+        let mut said = Vec::new();
+        for byte in text {
+            writer.write_all(&[byte]).expect("room");
+            said.extend(output.there());
+        }
+        let line = |text: &str| Said::Line(text.to_owned());
+        let long = "x".repeat(MAX_LINE) + "…";
+        let whole = [
+            Said::Next,
+            line("one"),
+            Said::Next,
+            line(""),
+            Said::Next,
+            line(&long),
+            Said::Next,
+            line("\0mar"),
+        ];
+        assert_eq!(said, whole);
+        assert_eq!(output.last_words(), "\0mar\n");
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use super::frames::Frames;
 use super::group::{Group, MARK};
-use super::output::{LAST_WORDS_WITHIN, Output};
+use super::output::{LAST_WORDS_WITHIN, Output, Said};
 use crate::error::{Error, Source};
 
 /// How often a process is looked at.
@@ -58,7 +58,8 @@ pub(super) struct Process {
     silence: Age,
     looked: Instant,
     ended: bool,
-    printed: bool,
+    /// A frame that came behind what was printed.
+    waiting: Option<(u8, Bytes)>,
 }
 
 /// Time that goes by in looks.
@@ -73,8 +74,8 @@ pub(super) struct Age {
 pub(super) enum News {
     /// It sent a frame.
     Frame(u8, Bytes),
-    /// It printed these lines.
-    Printed(Vec<String>),
+    /// It printed this, before any frame that comes after.
+    Printed(Vec<Said>),
     /// It is over.
     Gone,
     /// It gives no sign any more.
@@ -117,8 +118,9 @@ impl Process {
         // The parent's copies of the pipe's other end would keep it open.
         drop(command);
         let pid = child.id().unwrap_or(0);
+        let mark = wire::mark(&address);
         let group = Group::of(pid, address);
-        let mut output = Output::new(reader).map_err(|source| no_child(source.into()))?;
+        let mut output = Output::new(reader, mark).map_err(|source| no_child(source.into()))?;
         let connected = tokio::time::timeout(HELLO_WITHIN, connected(&listener, &group, pid, &mut output));
         let stream = match connected.await {
             Ok(Ok(stream)) => stream,
@@ -137,7 +139,7 @@ impl Process {
             silence: Age::new(),
             looked: Instant::now(),
             ended: false,
-            printed: false,
+            waiting: None,
         };
         process.hello(program).await.map_err(no_child)?;
         Ok((process, to))
@@ -189,24 +191,28 @@ impl Process {
             if self.looked.elapsed() > LOOK * 10 {
                 return self.look();
             }
-            // Lines come before the answer that they were printed before; but a flood of them must not hold up answers.
-            let printing = !std::mem::take(&mut self.printed);
+            if let Some((kind, body)) = self.waiting.take() {
+                return News::Frame(kind, body);
+            }
+            // By chance, where there is both: a flood of lines must not hold up answers.
             let frame = tokio::select! {
-                biased;
-                lines = self.output.next(), if printing => {
-                    self.printed = true;
-                    match lines.is_empty() {
-                        true => continue,
-                        false => return News::Printed(lines),
-                    }
-                }
+                said = self.output.next() => match said.is_empty() {
+                    true => continue,
+                    false => return News::Printed(said),
+                },
                 frame = self.frames.next() => frame,
                 _ = self.look.tick() => return self.look(),
             };
             self.silence = Age::new();
             match frame {
                 Ok(Some((wire::BEAT, _))) => {}
-                Ok(Some((kind, body))) => return News::Frame(kind, body),
+                Ok(Some(frame)) => {
+                    self.waiting = Some(frame);
+                    let said = self.output.there();
+                    if !said.is_empty() {
+                        return News::Printed(said);
+                    }
+                }
                 // A child that closes its socket answers nothing any more.
                 Ok(None) => return News::Gone,
                 Err(fault) if fault.kind() == io::ErrorKind::InvalidData => return News::Broken(fault),
@@ -229,11 +235,6 @@ impl Process {
     /// It was not listened to for a while.
     pub fn listen_again(&mut self) {
         self.silence = Age::new();
-    }
-
-    /// What it printed so far is no reason for what becomes of it.
-    pub fn forget_words(&mut self) {
-        self.output.forget();
     }
 
     /// How long it has given no sign.
@@ -260,15 +261,15 @@ impl Process {
             Ok(status) => status,
             Err(_) => Err(io::Error::other("it is killed and does not end: it hangs in the kernel")),
         };
-        let mut lines = Vec::new();
+        let mut said = Vec::new();
         let heard = async {
             while !self.output.has_ended() {
-                lines.extend(self.output.next().await);
+                said.extend(self.output.next().await);
             }
         };
         let _cut_short = tokio::time::timeout(LAST_WORDS_WITHIN, heard).await;
-        lines.extend(self.output.rest());
-        Ended { status, lines, last_words: self.output.last_words() }
+        said.extend(self.output.rest());
+        Ended { status, said, last_words: self.output.last_words() }
     }
 }
 
@@ -277,7 +278,7 @@ impl Process {
 pub(super) struct Ended {
     pub status: io::Result<ExitStatus>,
     /// What it printed last.
-    pub lines: Vec<String>,
+    pub said: Vec<Said>,
     /// The end of all that it printed.
     pub last_words: String,
 }
@@ -303,8 +304,12 @@ pub(super) fn said(last_words: &str) -> String {
 }
 
 /// Puts what the user's code printed into the log, with what was in hand: run, batch, id, as far as it is known.
-pub(super) fn print(lines: Vec<String>, about: Option<(&str, &str, &str)>) {
+pub(super) fn print(said: Vec<Said>, about: Option<(&str, &str, &str)>) {
     let (run, batch, id) = about.unwrap_or_default();
+    let lines = said.into_iter().filter_map(|said| match said {
+        Said::Line(line) => Some(line),
+        Said::Next => None,
+    });
     for line in lines {
         match (run, batch, id) {
             ("", "", _) => tracing::info!(line, "the pipeline printed"),
@@ -335,7 +340,9 @@ fn command(
 ) -> io::Result<(Command, io::PipeReader)> {
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new(&program.path);
-    command.arg(argument).arg(address).args(arguments).env(MARK, address);
+    // By which the child knows the pipe again.
+    let pipe = nix::sys::stat::fstat(&reader)?.st_ino;
+    command.arg(argument).arg(address).arg(pipe.to_string()).args(arguments).env(MARK, address);
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     // A group of its own: Ctrl-C at a terminal is for the worker.
     command.process_group(0).kill_on_drop(true);
