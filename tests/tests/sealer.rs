@@ -332,3 +332,47 @@ fn a_wait_for_acks_that_was_left_short_is_set_right() {
         });
     }
 }
+
+/// Each proof reads all rows: three sinks made three of each.
+#[test]
+fn of_several_sinks_one_proves() {
+    let mut scene = Scene::new("");
+    scene.start(&["work"]);
+    let sinks = ["sink-a", "sink-b", "sink-c"];
+    scene.services.extend(sinks.map(|name| scene.host.start(name, &["sink"])));
+    wait_until("the sinks' records", SOON, || {
+        let sinks = scene.host.call(&["status", "--json"]).stdout.matches("\"role\": \"sink\"").count();
+        let told = scene.host.call(&["doctor"]).stdout;
+        if sinks == 3 { Ok(()) } else { Err(told) }
+    });
+    for run in ["a", "b", "c", "d"] {
+        scene.produce(run);
+        scene.host.wait_sealed(run, SOON);
+    }
+    let proofs = |name: &str| scene.host.log(name).lines().filter(|line| line.contains("proving")).count();
+    assert_eq!(sinks.map(proofs).iter().sum::<usize>(), 4, "{:?}", sinks.map(proofs));
+}
+
+/// The sink whose turn it is may hang.
+#[test]
+fn a_pass_whose_first_sealer_is_stopped_is_sealed_by_another() {
+    let mut scene = Scene::new("");
+    scene.start(&["work"]);
+    let sinks = ["sink-a", "sink-b"].map(|name| scene.host.start(name, &["sink"]));
+    for run in ["a", "b", "c", "d"] {
+        scene.produce(run);
+    }
+    for run in ["a", "b", "c", "d"] {
+        scene.host.wait_sealed(run, SOON);
+    }
+    let [first, second] = sinks;
+    first.signal("STOP");
+    for run in ["e", "f", "g", "h"] {
+        scene.produce(run);
+    }
+    for run in ["e", "f", "g", "h"] {
+        scene.host.wait_sealed(run, Duration::from_secs(240));
+    }
+    first.signal("CONT");
+    drop((first, second));
+}

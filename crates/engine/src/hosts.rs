@@ -9,12 +9,14 @@ use std::hash::BuildHasher;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use millstream::names::RunName;
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash64;
 
 use crate::broker::host_name;
 use crate::error::{Error, full_cause};
 use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
-use crate::records::{Records, now_ms};
+use crate::records::{Entry, Records, now_ms};
 use crate::sink::{LeftPass, WaitingPass};
 use crate::stop::Stop;
 
@@ -243,18 +245,35 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
     }
 }
 
+/// Whether a record is that of a process which lives.
+fn is_fresh(entry: &Entry<HostReport>) -> bool {
+    now_ms().saturating_sub(entry.written_ms) < STALE.as_millis() as u64
+}
+
 /// Processes that are alive, in order of their role and host.
 ///
 /// # Errors
 /// The broker's.
 pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
-    let now = now_ms();
-    let fresh = |written_ms: u64| now.saturating_sub(written_ms) < STALE.as_millis() as u64;
-    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
-    let mut alive: Vec<HostReport> =
-        reports.filter(|entry| fresh(entry.written_ms)).map(|entry| entry.record).collect();
+    let entries = records.hosts().await?.into_iter().map(|(_, entry)| entry);
+    let mut alive: Vec<HostReport> = entries.filter(is_fresh).map(|entry| entry.record).collect();
     alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
     Ok(alive)
+}
+
+/// How many other sinks that are alive come before this process to a pass, whose rows each of them could prove. The order is
+/// another for each pass.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) -> Result<u64, Error> {
+    let own = records.host_key("sink", &host_name(), std::process::id());
+    let entries = records.hosts().await?;
+    let sinks = entries.iter().filter(|(_, entry)| entry.record.doing.role() == "sink" && is_fresh(entry));
+    let place =
+        |key: &str| (XxHash64::oneshot(u64::from(pass), format!("{run} {key}").as_bytes()), key.to_owned());
+    let own = place(&own);
+    Ok(sinks.filter(|(key, _)| place(key) < own).count() as u64)
 }
 
 /// How often processes of this fleet handed the batch with this subject back for their own sake, as far as they said so.

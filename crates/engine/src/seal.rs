@@ -56,7 +56,7 @@ impl Proof {
     /// # Errors
     /// [`Error::Store`].
     pub async fn take(store: &Store, run: &RunName, pass: u32, published: &Published) -> Result<Self, Error> {
-        let stored = store.stored(run.as_str(), pass, true).await?;
+        let stored = store.stored(run.as_str(), pass, true, Some(published)).await?;
         Ok(Self { published: published.clone(), stored })
     }
 

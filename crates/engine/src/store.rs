@@ -28,7 +28,8 @@ use crate::broker::without_password;
 use crate::environment::Environment;
 use crate::error::{Error, PUSHING, StoreFault, full_cause};
 use crate::failpoint;
-use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
+use crate::records::Published;
+use crate::tables::{self, Column, Count, INSERT_SETTINGS, RowsRead, TIME_LIMIT, Tables, View};
 
 pub use dead::DeadLetter;
 pub use effect::StuckMutation;
@@ -155,6 +156,33 @@ impl Portion {
     }
 }
 
+/// What one question of a proof answers.
+struct Proven {
+    batches: u64,
+    ids: u64,
+    digest: u64,
+    dead: u64,
+    values: StoredValues,
+}
+
+impl Proven {
+    /// Whether it is what was published, value by value.
+    fn is_all_of(&self, published: &Published) -> bool {
+        self.batches == u64::from(published.batches)
+            && self.ids == published.ids
+            && self.digest == published.digest
+            && self.values == StoredValues { at_fault: 0, unproven: 0 }
+    }
+}
+
+/// What is found of a portion.
+struct Counted<'a> {
+    of: &'a Portion,
+    count: u64,
+    /// Whether no two of them are the same id.
+    each_is_another: bool,
+}
+
 impl Store {
     /// Connects, and learns which settings the server has.
     ///
@@ -276,21 +304,43 @@ impl Store {
         portions: impl Iterator<Item = &Portion>,
     ) -> Result<Vec<u64>, StoreFault> {
         let portions: Vec<&Portion> = portions.collect();
+        let counted = self.count(run, pass, &portions, Count::Rows).await?;
+        let (mut ids, rows): (Vec<_>, Vec<_>) = counted.into_iter().partition(|found| found.each_is_another);
+        let doubtful: Vec<&Portion> = rows.into_iter().map(|found| found.of).collect();
+        ids.extend(self.count(run, pass, &doubtful, Count::Ids).await?);
+        let stored: HashMap<&Portion, u64> = ids.into_iter().map(|found| (found.of, found.count)).collect();
+        Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
+    }
+
+    /// Counts each of these portions; those of which there is nothing are left out.
+    async fn count<'a>(
+        &self,
+        run: &str,
+        pass: u32,
+        portions: &[&'a Portion],
+        by: Count,
+    ) -> Result<Vec<Counted<'a>>, StoreFault> {
         let (batches, parts): (Vec<&Portion>, Vec<&Portion>) =
             portions.iter().partition(|portion| portion.ids.is_none());
-        let mut stored = HashMap::new();
+        let mut counted = Vec::new();
         if !batches.is_empty() {
+            let known: HashMap<(u32, u32), &Portion> =
+                batches.iter().map(|portion| ((portion.batch, portion.of), *portion)).collect();
             let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
-            let question = self.tables.ask(run, pass, &batches);
-            let ids: Vec<(u32, u32, u64)> = self.answer(&question).await?;
-            stored.extend(ids.into_iter().map(|(batch, of, ids)| (Portion::all(batch, of), ids)));
+            let question = self.tables.ask(run, pass, &batches, by);
+            for (batch, of, count, each) in self.answer::<(u32, u32, u64, u8)>(&question).await? {
+                let of = known.get(&(batch, of));
+                counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
+            }
         }
         for parts in parts.chunks(PARTS_ASKED) {
-            let question = self.tables.ask_parts(run, pass, parts);
-            let ids: Vec<(u32, u64)> = self.answer(&question).await?;
-            stored.extend(ids.into_iter().map(|(part, ids)| (parts[part as usize].clone(), ids)));
+            let question = self.tables.ask_parts(run, pass, parts, by);
+            for (place, count, each) in self.answer::<(u32, u64, u8)>(&question).await? {
+                let of = parts.get(place as usize);
+                counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
+            }
         }
-        Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
+        Ok(counted)
     }
 
     /// Rows of a pass, raw duplicates counted. Cheap, however many there are.
@@ -304,19 +354,42 @@ impl Store {
     /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
     /// compared with what workers computed.
     ///
+    /// Where there are as many raw rows as ids were `published`, these are counted as they lie, without merging them first: is
+    /// every message's digest that of its rows, and the whole that of the run, then no row is there twice.
+    ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn stored(&self, run: &str, pass: u32, values: bool) -> Result<Stored, Error> {
+    pub async fn stored(
+        &self,
+        run: &str,
+        pass: u32,
+        values: bool,
+        published: Option<&Published>,
+    ) -> Result<Stored, Error> {
         let digested = if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
-        let question = self.tables.proof(run, pass, digested.as_deref());
         let before = self.raw_rows(run, pass).await?;
-        let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64, u64)>();
+        let question = |rows| self.tables.proof(run, pass, digested.as_deref(), rows);
+        let mut found = None;
+        if let Some(published) = published.filter(|published| values && published.ids == before) {
+            let raw = self.prove(&question(RowsRead::All)).await?;
+            found = Some(raw).filter(|raw| raw.is_all_of(published));
+        }
+        let found = match found {
+            Some(found) => found,
+            None => self.prove(&question(RowsRead::Once)).await?,
+        };
+        let after = self.raw_rows(run, pass).await?;
+        let Proven { batches, ids, digest, dead, values: found_values } = found;
+        let (raw_duplicates, is_moving) = (duplicates(before, ids, after), before != after);
+        let values = values.then_some(found_values);
+        Ok(Stored { batches, ids, digest, dead, raw_duplicates, is_moving, values })
+    }
+
+    async fn prove(&self, question: &str) -> Result<Proven, Error> {
+        let proof = self.client.query_raw(question).fetch_one::<(u64, u64, u64, u64, u64, u64)>();
         let (batches, ids, digest, dead, at_fault, unproven) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
-        let after = self.raw_rows(run, pass).await?;
-        let (raw_duplicates, is_moving) = (duplicates(before, ids, after), before != after);
-        let values = values.then_some(StoredValues { at_fault, unproven });
-        Ok(Stored { batches, ids, digest, dead, raw_duplicates, is_moving, values })
+        Ok(Proven { batches, ids, digest, dead, values: StoredValues { at_fault, unproven } })
     }
 
     /// How many ids a pass has more than once, in different batches.

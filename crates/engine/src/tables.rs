@@ -22,7 +22,7 @@ pub use columns::{Column, holds};
 pub use dead::Letters;
 pub use selected::Selection;
 pub use shape::VIEW_FAULTS;
-pub use values::Digested;
+pub use values::{Digested, RowsRead};
 pub use views::View;
 
 /// `status` of a row that holds a result.
@@ -97,6 +97,25 @@ pub struct SeenPass<'a> {
     pub builds: &'a [String],
     /// Milliseconds since 1970 when it was sealed.
     pub at_ms: u64,
+}
+
+/// How the rows of a batch are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// Rows, which are as many ids if they lie in one part of the table: an insert is atomic, and a merge leaves one row of an
+    /// id.
+    Rows,
+    /// Distinct ids, for more than twice the time.
+    Ids,
+}
+
+impl Count {
+    fn expression(self) -> &'static str {
+        match self {
+            Self::Rows => "count(), toUInt8(min(_part_index) = max(_part_index))",
+            Self::Ids => "uniqExact(id), toUInt8(1)",
+        }
+    }
 }
 
 /// Every statement about one pipeline's tables in one database.
@@ -257,27 +276,30 @@ impl Tables {
         format!("INSERT INTO {} ({}) FORMAT Native", self.rows(), names.join(", "))
     }
 
-    /// How many distinct ids of each of these batches are stored: `(batch, ids it should have, ids)`.
+    /// What is stored of each of these batches: `(batch, ids it should have, found, whether each is another
+    /// id)`.
     ///
     /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
     /// other numbers of ids: only those of one message are counted together.
-    pub fn ask(&self, run: &str, pass: u32, batches: &[u32]) -> String {
-        let rows = self.rows();
+    pub fn ask(&self, run: &str, pass: u32, batches: &[u32], count: Count) -> String {
         format!(
-            "SELECT batch, batch_ids, uniqExact(id) FROM {rows} WHERE {} GROUP BY batch, batch_ids",
+            "SELECT batch, batch_ids, {} FROM {} WHERE {} GROUP BY batch, batch_ids",
+            count.expression(),
+            self.rows(),
             of_batches(run, pass, batches)
         )
     }
 
-    /// How many distinct ids of each of these parts of batches are stored: `(place in the list, ids)`.
-    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion]) -> String {
+    /// What is stored of each of these parts of batches: `(place in the list, found, whether each is another id)`.
+    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion], count: Count) -> String {
         let ask = |(place, part): (usize, &&Portion)| {
             let Portion { batch, of, ids } = part;
             let within = ids
                 .as_ref()
                 .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
             format!(
-                "SELECT toUInt32({place}), uniqExact(id) FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
+                "SELECT toUInt32({place}), {} FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
+                count.expression(),
                 self.rows(),
                 of_pass(run, pass),
                 within.unwrap_or_default(),
@@ -575,7 +597,8 @@ mod tests {
             at_ms: 1,
         };
         let of_run = [
-            tables.ask_parts(text, 1, &[&part]),
+            tables.ask_parts(text, 1, &[&part], Count::Rows),
+            tables.ask_parts(text, 1, &[&part], Count::Ids),
             tables.newest_rows(text),
             tables.selected(text, &covers),
             tables.selected_batches(text, &covers),
@@ -588,11 +611,12 @@ mod tests {
             tables.forget_run(text),
             tables.run_record(text),
             tables.sealed_passes(text),
-            tables.ask(text, 1, &[1, 2]),
+            tables.ask(text, 1, &[1, 2], Count::Rows),
+            tables.ask(text, 1, &[1, 2], Count::Ids),
             tables.remove_batches(text, 1, &[1, 2]),
             tables.count_dead(text, 1, &letters),
-            tables.proof(text, 1, None),
-            tables.proof(text, 1, Some(&digested)),
+            tables.proof(text, 1, None, RowsRead::Once),
+            tables.proof(text, 1, Some(&digested), RowsRead::All),
             tables.raw_count(text, 1),
             tables.batches(text, 1, Some(&digested)),
             tables.base_at_fault(text, &covers, [0, 9], &tables.row_columns(), &digested),

@@ -236,8 +236,8 @@ async fn examine<I: Id>(
     let batches = record.published.as_ref().map(|published| published.batches);
     let mut walk = Walk { batches, ..Walk::default() };
     store.each_batch(run.as_str(), number, values, |stored| walk.visit(stored)).await?;
-    let stored = store.stored(run.as_str(), number, values).await?;
     let published = record.published.clone();
+    let stored = store.stored(run.as_str(), number, values, published.as_ref()).await?;
     let batches = published.as_ref().map_or(walk.next, |published| published.batches);
     walk.skip_to(batches);
     let proof = published.clone().map(|published| Proof { published, stored });

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn golden_bytes_of_version_3() {
+    fn golden_bytes_of_version_4() {
         let mut out = Vec::new();
         Answer::Hello { version: VERSION, pipeline: "tea" }.write(&mut out);
         Answer::Started.write(&mut out);
@@ -186,7 +186,7 @@ mod tests {
         Answer::Again("later").write(&mut out);
         assert_eq!(
             out,
-            b"\x05\0\0\0H\x03tea\x01\0\0\0S\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0Pah\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
+            b"\x05\0\0\0H\x04tea\x01\0\0\0S\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0Pah\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
         );
     }
 

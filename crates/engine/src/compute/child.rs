@@ -96,14 +96,16 @@ fn connect(address: &str) -> io::Result<Socket> {
     Ok(Socket { stream, sender: Sender(Arc::new(Mutex::new(writing))) })
 }
 
-/// Leaves no signal blocked. A supervisor's SIGTERM to the whole group, or Ctrl-C, is for the worker, which drains, and this
+/// Leaves no signal blocked, and none ignored of those that a shell ignores for what runs in the background. A supervisor's SIGTERM to the whole group, or Ctrl-C, is for the worker, which drains, and this
 /// process ends with it: so those are caught, not ignored or blocked, which programs that the user's code starts would inherit.
 fn clean_signals() -> io::Result<()> {
     SigSet::all().thread_unblock()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _entered = runtime.enter();
     // Their handlers stay when these are dropped.
-    drop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()] {
+        drop(signal(kind)?);
+    }
     Ok(())
 }
 

@@ -164,19 +164,38 @@ impl Output {
         let line = &self.line;
         let cut = if line.len() > MAX_LINE { "…" } else { "" };
         let text = String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]).trim_end().to_owned() + cut;
-        let now = Instant::now();
-        let more = (now - self.counted).as_secs_f64() * A_SECOND;
-        (self.allowed, self.counted) = ((self.allowed + more).min(f64::from(AT_ONCE)), now);
-        if self.allowed < 1.0 {
+        if !self.may_say() {
             self.left_out += 1;
             return None;
         }
-        self.allowed -= 1.0;
         Some(match std::mem::take(&mut self.left_out) {
             0 => text,
-            lines => format!("{text} (after {lines} lines that are left out: too many a second)"),
+            lines => format!("{text} (after {})", left_out(lines)),
         })
     }
+
+    /// Says how many lines were left out and not told yet, once a line may be said again or `at_the_end`.
+    pub fn tell_left_out(&mut self, at_the_end: bool) -> Option<Said> {
+        let tell = self.left_out > 0 && (self.may_say() || at_the_end);
+        tell.then(|| Said::Line(left_out(std::mem::take(&mut self.left_out))))
+    }
+
+    /// Whether one more line may be said now; takes it off the count.
+    fn may_say(&mut self) -> bool {
+        let now = Instant::now();
+        let more = (now - self.counted).as_secs_f64() * A_SECOND;
+        self.allowed = (self.allowed + more).min(f64::from(AT_ONCE));
+        self.counted = now;
+        let may = self.allowed >= 1.0;
+        if may {
+            self.allowed -= 1.0;
+        }
+        may
+    }
+}
+
+fn left_out(lines: u64) -> String {
+    format!("{lines} lines that are left out: too many a second")
 }
 
 /// How long printing of a process that is over is waited for: a program that it started may hold the pipe.
@@ -240,8 +259,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_flood_is_bounded_and_its_end_is_kept() {
-        let (lines, output) = heard(&b"a line\n".repeat(100_000)).await;
+        let (lines, mut output) = heard(&b"a line\n".repeat(100_000)).await;
         assert!(lines.len() < 10_000, "{}", lines.len());
+        let told = |line: &str| -> u64 {
+            let count = line.split_once(" lines that are left out").map_or("0", |(before, _)| before);
+            count.rsplit(['(', ' ']).next().and_then(|count| count.parse().ok()).unwrap_or(0)
+        };
+        let said = lines.iter().filter(|line| line.starts_with("a line")).count() as u64;
+        let mut left_out: u64 = lines.iter().map(|line| told(line)).sum();
+        if let Some(Said::Line(line)) = output.tell_left_out(true) {
+            left_out += told(&line);
+        }
+        assert_eq!(said + left_out, 100_000);
         assert!(output.last_words().len() <= LAST_WORDS && output.last_words().ends_with("a line\n"));
     }
 }

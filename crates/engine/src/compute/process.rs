@@ -229,6 +229,9 @@ impl Process {
         self.ended = self.group.has_ended();
         self.silence.grow();
         self.looked = Instant::now();
+        if let Some(line) = self.output.tell_left_out(false) {
+            return News::Printed(vec![line]);
+        }
         if self.silence.time > SILENT { News::Silent } else { News::Look }
     }
 
@@ -269,6 +272,7 @@ impl Process {
         };
         let _cut_short = tokio::time::timeout(LAST_WORDS_WITHIN, heard).await;
         said.extend(self.output.rest());
+        said.extend(self.output.tell_left_out(true));
         Ended { status, said, last_words: self.output.last_words() }
     }
 }

@@ -21,6 +21,8 @@ const ERRORS: Ladder = Ladder { first: Duration::from_secs(2), most: Duration::f
 const AGAIN: Duration = Duration::from_secs(2);
 /// A seal that another sealer made is finished by that one, unless it has not done so after this long.
 const FINISH_FOR_OTHERS: Duration = Duration::from_secs(10);
+/// A sealer that comes after another looks again after this long.
+const TURN: Duration = Duration::from_secs(10);
 /// Repairs of one pass that a process makes by itself; after so many a person has to look.
 pub(crate) const REPAIRS: u32 = 5;
 
@@ -35,6 +37,8 @@ pub(crate) enum Step {
     Count,
     /// Ask whether rows of the pass are on their way.
     Landing,
+    /// Ask whether another sealer comes first: what follows costs ClickHouse much, and need be done once.
+    Turn,
     /// Copy the rows of ids that the pass does not cover.
     TakeOver,
     /// Prove ids and values.
@@ -78,6 +82,10 @@ pub(crate) enum Seen {
     Landed,
     /// As many rows are stored as there are ids.
     Enough,
+    /// This sealer goes on with the pass.
+    OurTurn,
+    /// Another one does, if it lives.
+    OthersTurn,
     /// Fewer are.
     Lacking,
     /// Rows come back again and again, as ClickHouse or the table does not take them.
@@ -144,7 +152,9 @@ impl Step {
     /// After this long the step is given up: its outcome is not known, and the next one looks.
     pub(crate) fn within(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Read | Self::Ask | Self::Count | Self::Landing | Self::Mark | Self::Rest => 120,
+            Self::Read | Self::Ask | Self::Count | Self::Landing | Self::Turn | Self::Mark | Self::Rest => {
+                120
+            }
             Self::Finish => 300,
             Self::Show => 2 * 3600,
             Self::TakeOver | Self::Prove | Self::Merge | Self::Repair | Self::Free => 3 * 3600,
@@ -264,7 +274,7 @@ impl Course {
                 self.rows = seen;
                 (Step::Count, now)
             }
-            Seen::Enough if !self.was_incomplete || self.rows == Seen::Landed => self.all_there(),
+            Seen::Enough if !self.was_incomplete || self.rows == Seen::Landed => (Step::Turn, now),
             Seen::Enough | Seen::Lacking => self.lacking(),
             Seen::Landed => {
                 self.rows = Seen::Landed;
@@ -272,7 +282,9 @@ impl Course {
                 (Step::Count, now)
             }
             Seen::InWorkers | Seen::InSinks => (Step::Ask, LOOKS.pause(&mut self.looks)),
-            Seen::TakenOver => (Step::Prove, now),
+            Seen::OurTurn if self.takes_over => (Step::TakeOver, now),
+            Seen::OurTurn | Seen::TakenOver => (Step::Prove, now),
+            Seen::OthersTurn => (Step::Turn, TURN),
             Seen::Clean => (Step::Show, now),
             Seen::Duplicates => (Step::Merge, now),
             Seen::Moving => (Step::Read, LOOKS.pause(&mut self.looks)),
@@ -306,16 +318,12 @@ impl Course {
         }
     }
 
-    fn all_there(&self) -> (Step, Duration) {
-        (if self.takes_over { Step::TakeOver } else { Step::Prove }, Duration::ZERO)
-    }
-
     /// Rows are missing, which is a loss only where nothing of the pass is under way. That needs no proof.
     fn lacking(&mut self) -> (Step, Duration) {
         match self.rows {
             Seen::InWorkers => (Step::Ask, LOOKS.pause(&mut self.looks)),
             // What the pass lacks may be what it takes over, or what its base has lost.
-            Seen::Landed if self.takes_over && !self.was_incomplete => self.all_there(),
+            Seen::Landed if self.takes_over && !self.was_incomplete => (Step::Turn, Duration::ZERO),
             Seen::Landed => (Step::Repair, Duration::ZERO),
             _ => (Step::Landing, Duration::ZERO),
         }
@@ -336,13 +344,14 @@ mod tests {
     #[test]
     fn a_pass_goes_straight_to_its_seal() {
         use Seen::*;
-        let (_, steps) = way(&[Published, Landed, Enough, Clean, Shown, Marked, Finished]);
+        let (_, steps) = way(&[Published, Landed, Enough, OurTurn, Clean, Shown, Marked, Finished]);
         assert_eq!(
             steps,
             [
                 Step::Read,
                 Step::Ask,
                 Step::Count,
+                Step::Turn,
                 Step::Prove,
                 Step::Show,
                 Step::Mark,
@@ -369,14 +378,16 @@ mod tests {
     #[test]
     fn after_a_proof_in_vain_all_rows_have_to_land_before_the_next() {
         use Seen::*;
-        let (mut course, steps) = way(&[Published, InSinks, Enough, Incomplete, NotRepaired]);
-        assert_eq!(steps[3..], [Step::Prove, Step::Repair, Step::Read]);
+        let (mut course, steps) = way(&[Published, InSinks, Enough, OurTurn, Incomplete, NotRepaired]);
+        assert_eq!(steps[3..], [Step::Turn, Step::Prove, Step::Repair, Step::Read]);
         course.next(Published);
         course.next(InSinks);
         assert_eq!(course.next(Enough).step, Step::Landing);
         assert_eq!(course.next(InSinks).step, Step::Ask);
         course.next(Landed);
-        assert_eq!(course.next(Enough).step, Step::Prove);
+        assert_eq!(course.next(Enough).step, Step::Turn);
+        assert_eq!(course.next(OthersTurn), Next { step: Step::Turn, after: TURN });
+        assert_eq!(course.next(OurTurn).step, Step::Prove);
     }
 
     #[test]
@@ -402,7 +413,7 @@ mod tests {
     #[test]
     fn merges_that_have_no_effect_are_asked_for_again_without_a_proof() {
         use Seen::*;
-        let (mut course, _) = way(&[Published, Landed, Enough, Duplicates]);
+        let (mut course, _) = way(&[Published, Landed, Enough, OurTurn, Duplicates]);
         for _ in 0..10 {
             assert_eq!(course.next(NotMerged).step, Step::Merge);
         }

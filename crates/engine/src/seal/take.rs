@@ -6,6 +6,7 @@ use millstream::names::RunName;
 use super::step::{Seen, Step};
 use super::{Proof, Sealer};
 use crate::error::{Error, full_hint};
+use crate::hosts;
 use crate::records::{Entry, PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::replay::take_over;
 use crate::store::Stored;
@@ -13,6 +14,9 @@ use crate::verify::{self, Landing, Repair};
 
 /// A pass of so many ids is a large one: its proof takes long.
 const LARGE_IDS: u64 = 20_000_000;
+
+/// A sealer that comes after another gives it one turn more for each so many ids of the pass: a proof of 10^9 takes minutes.
+const IDS_A_TURN: u64 = 50_000_000;
 
 /// What steps of a pass hand to later ones. Lost with the process, it is asked for again.
 #[derive(Default)]
@@ -23,6 +27,8 @@ pub(super) struct Carried {
     run_kept: bool,
     /// Whether sinks were told that no more rows come.
     hurried: bool,
+    /// Turns that were left to other sealers.
+    turns: u64,
     /// Whether the last look at a cancelled pass found no message of its ids.
     pub(super) is_free: bool,
     run: Option<RunRecord>,
@@ -79,6 +85,7 @@ impl Sealer {
             Step::Ask => self.ask(run, pass, carried).await,
             Step::Count => self.count(run, pass, carried).await,
             Step::Landing => self.landing(run, pass).await,
+            Step::Turn => self.turn(run, pass, carried).await,
             Step::TakeOver => Box::pin(self.take_over(run, pass, carried)).await,
             Step::Prove => self.prove(run, pass, carried).await,
             Step::Merge => self.merge(run, pass, carried).await,
@@ -192,6 +199,18 @@ impl Sealer {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Sinks that live come to a pass in an order of its own; each gives those before it time to seal it.
+    async fn turn(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
+        let Some((_, published)) = carried.published() else { return Ok(Seen::Beaten) };
+        let turns = hosts::sinks_before(&self.records, run, pass).await? * (1 + published.ids / IDS_A_TURN);
+        if carried.turns < turns {
+            carried.turns += 1;
+            return Ok(Seen::OthersTurn);
+        }
+        carried.turns = 0;
+        Ok(Seen::OurTurn)
     }
 
     async fn prove(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {

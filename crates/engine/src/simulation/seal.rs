@@ -389,6 +389,8 @@ impl World {
             Step::Landing if pass.has(&[Batch::Refused]) => Seen::Refused,
             Step::Landing if pass.has(&[Batch::InSink, Batch::InStream]) => Seen::InSinks,
             Step::Landing => Seen::Landed,
+            Step::Turn if self.dice.one_in(2) => Seen::OthersTurn,
+            Step::Turn => Seen::OurTurn,
             Step::TakeOver => Seen::TakenOver,
             Step::Prove if pass.doubles == 0 && pass.has(&[Batch::InStream, Batch::InSink]) => {
                 return Err(format!("pass {at} is proven while sinks have rows of it to store"));

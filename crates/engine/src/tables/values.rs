@@ -29,6 +29,24 @@ pub struct Digested {
     pub is_all: bool,
 }
 
+/// Which rows are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowsRead {
+    /// Each once: FINAL merges by the sorting key, `(run, pass, batch, id)`.
+    Once,
+    /// All that lie there, raw duplicates too, in half the time.
+    All,
+}
+
+impl RowsRead {
+    fn modifier(self) -> &'static str {
+        match self {
+            Self::Once => " FINAL",
+            Self::All => "",
+        }
+    }
+}
+
 impl Digested {
     /// The schema's columns as they stand, whatever the table has.
     pub fn plain(schema: &Schema) -> Self {
@@ -70,10 +88,9 @@ impl Tables {
         }
     }
 
-    /// Rows that a condition selects by batch and digest, each row once: FINAL merges by the sorting key, `(run, pass, batch,
-    /// id)`. Without `schemas`, values are not looked at. No column of a pipeline's can have the name of one of these aliases: the
+    /// Rows that a condition selects by batch and digest. Without `schemas`, values are not looked at. No column of a pipeline's can have the name of one of these aliases: the
     /// server would take the alias for the column. `more` is selected besides.
-    fn by_digest(&self, condition: &str, schemas: Option<&[Digested]>, more: &str) -> String {
+    fn by_digest(&self, rows: RowsRead, condition: &str, schemas: Option<&[Digested]>, more: &str) -> String {
         let values = match schemas {
             None => "0 AS `$fault`, 0 AS `$unproven`".to_owned(),
             Some(schemas) => {
@@ -91,20 +108,21 @@ impl Tables {
         let keys = if schemas.is_some() { "batch, batch_digest, schema" } else { "batch" };
         format!(
             "SELECT batch, max(batch_ids) AS `$expected`, count() AS `$found`, sum(sipHash64(id)) AS `$digest`, \
-             countIf(status = 'dead') AS `$dead`, {values}{more} FROM {} FINAL WHERE {condition} GROUP BY {keys}",
+             countIf(status = 'dead') AS `$dead`, {values}{more} FROM {}{} WHERE {condition} GROUP BY {keys}",
             self.rows(),
+            rows.modifier(),
         )
     }
 
     /// What the proof needs of a pass: `(batches, ids, digest, dead, batches whose values are not those computed, batches whose
     /// values cannot be proven)`. Without schemas, values are not looked at.
-    pub fn proof(&self, run: &str, pass: u32, schemas: Option<&[Digested]>) -> String {
+    pub fn proof(&self, run: &str, pass: u32, schemas: Option<&[Digested]>, rows: RowsRead) -> String {
         let by = |what: &str| format!("toUInt64(uniqExactIf(batch, {what}))");
         format!(
             "SELECT toUInt64(uniqExact(batch)), sum(`$found`), sum(`$digest`), sum(`$dead`), {}, {} FROM ({}) SETTINGS {SETTINGS}",
             by("`$fault`"),
             by("`$unproven`"),
-            self.by_digest(&of_pass(run, pass), schemas, "")
+            self.by_digest(rows, &of_pass(run, pass), schemas, "")
         )
     }
 
@@ -114,7 +132,7 @@ impl Tables {
         format!(
             "SELECT batch, sum(`$found`), max(`$expected`), sum(`$digest`), toUInt8(max(`$fault`)) FROM ({}) GROUP BY batch \
              ORDER BY batch SETTINGS {SETTINGS}",
-            self.by_digest(&of_pass(run, pass), schemas, "")
+            self.by_digest(RowsRead::Once, &of_pass(run, pass), schemas, "")
         )
     }
 
@@ -134,7 +152,7 @@ impl Tables {
         let condition = format!("{} AND batch >= {first} AND batch < {end}", of_pass(run, covers.base));
         format!(
             "SELECT toUInt64(uniqExactIf(batch, `$fault`)), toUInt64(sum(`$bytes`)) FROM ({}) SETTINGS {SETTINGS}",
-            self.by_digest(&condition, Some(schemas), &bytes)
+            self.by_digest(RowsRead::Once, &condition, Some(schemas), &bytes)
         )
     }
 
