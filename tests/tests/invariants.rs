@@ -467,7 +467,7 @@ async fn ask_before_ack_when_the_reply_is_lost() {
         let insert = seen.iter().position(wire::Request::inserts_rows).expect("an insert");
         let after: Vec<String> = seen[insert + 1..].iter().map(wire::Request::text).collect();
         let place = |part: &str| after.iter().position(|text| text.contains(part)).unwrap_or(usize::MAX);
-        let (kill, ask) = (place("KILL QUERY"), place("uniqExact"));
+        let (kill, ask) = (place("KILL QUERY"), place("_part_index"));
         assert!(kill < ask && ask < usize::MAX, "killed {kill}, asked {ask}: {after:#?}");
         if fate == Fate::LoseAnswer {
             assert_eq!(scene.proxy.inserts().len(), 1, "inserted again what had landed");

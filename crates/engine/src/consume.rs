@@ -20,6 +20,10 @@ use crate::records::PassRecord;
 use crate::share::{Charge, PassKey, Shares, Turn};
 use crate::stop::Stop;
 
+/// How often it is looked whether all cores are free, near the end of a pass.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(5);
+/// How long a pull that is under way may take once taking stops: what it brings is handed back at once by the drain.
+const LAST_PULL: Duration = Duration::from_secs(2);
 /// The most batches of one pull: beyond this a round trip costs nothing against the work.
 const MAX_PULL: usize = 64;
 
@@ -59,11 +63,16 @@ impl Slots {
 
     /// Waits for cores that can start one batch now.
     async fn one_now(&self, batch_ids: u32) -> OwnedSemaphorePermit {
-        // As much room as lies ahead has to be free beside it.
-        let room = self.room.clone().acquire_many_owned(self.cores + self.cost(batch_ids));
-        let mut room = room.await.expect("the semaphore is never closed");
-        drop(room.split(self.cores as usize));
-        room
+        // As much room as lies ahead has to be free beside it. That is looked for, not queued for: the semaphore serves in turn,
+        // and what needs little room, as another attempt of an id does, would wait behind until all of it is free.
+        loop {
+            if let Ok(mut room) = self.room.clone().try_acquire_many_owned(self.cores + self.cost(batch_ids))
+            {
+                drop(room.split(self.cores as usize));
+                return room;
+            }
+            tokio::time::sleep(LOOK_FOR_ROOM).await;
+        }
     }
 
     /// Takes room for more batches where it is free.
@@ -118,10 +127,16 @@ pub(crate) async fn consume(
             () = stop.no_more_taking() => return,
         };
         let (choice, permits) = turn;
-        let Some(pulled) = pull_pass(broker, &mut consumers, &shares, &choice.key, permits.len()).await
-        else {
-            continue;
+        let stopped = async {
+            stop.no_more_taking().await;
+            tokio::time::sleep(LAST_PULL).await;
         };
+        let pulled = tokio::select! {
+            pulled = pull_pass(broker, &mut consumers, &shares, &choice.key, permits.len()) => pulled,
+            // A server that does not answer now would be waited for until long after.
+            () = stopped => return,
+        };
+        let Some(pulled) = pulled else { continue };
         let pending = pulled.last().and_then(|message| Some(message.info().ok()?.pending));
         shares.drawn(&choice.key, pulled.len(), pending);
         for (message, permit) in pulled.into_iter().zip(permits) {
@@ -173,8 +188,8 @@ async fn pull_pass(
             }
             Err(error) => {
                 tracing::warn!(%run, pass, %error, "the pass cannot be pulled from, trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                return Some(Vec::new());
+                shares.put_off(key);
+                return None;
             }
         }
     }
@@ -233,5 +248,12 @@ mod tests {
         let _running = slots.one_now(10_000).await;
         assert!(waits(slots.one_now(10_000)).await);
         assert!(!waits(slots.one(10_000)).await, "another pass may be ahead");
+        let waiting = tokio::spawn({
+            let slots = slots.clone();
+            async move { slots.one_now(10_000).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits(slots.one(1)).await, "another attempt of an id needs not all of the room");
+        waiting.abort();
     }
 }

@@ -80,6 +80,14 @@ pub enum Error {
         /// Rows that are there.
         rows: u64,
     },
+    /// NATS has said that something is done, and it is not.
+    #[error("{doing}: NATS says that it was done, but {seen}")]
+    NoEffect {
+        /// What was to be done.
+        doing: String,
+        /// What was seen instead.
+        seen: String,
+    },
     /// The pipeline's own SQL about a pass is refused, or has no answer.
     #[error("use the pipeline's SUMMARY")]
     Summary {

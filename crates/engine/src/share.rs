@@ -209,6 +209,13 @@ impl Shares {
         is_due
     }
 
+    /// Leaves a pass alone for a while, which gave no answer.
+    pub fn put_off(&self, key: &PassKey) {
+        if let Some(account) = self.open().get_mut(key) {
+            account.ask_again = Instant::now() + account.pause.wait();
+        }
+    }
+
     /// Charges a pass with a batch that was drawn from it.
     pub fn charge(&self, key: &PassKey) -> Charge {
         let mut seconds = 0.0;

@@ -186,10 +186,18 @@ impl Broker {
     async fn update_consumer(&self, stream: &str, config: consumer::Config) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
         let doing = format!("change consumer `{name}` on stream `{stream}`");
+        let wanted = config.ack_wait;
         within(&doing, self.jetstream.update_consumer_on_stream(config, stream))
             .await?
-            .map_err(broker(doing))?;
-        Ok(())
+            .map_err(broker(&doing))?;
+        match self.consumer_info(stream, &name).await? {
+            Some(info) if info.config.ack_wait != wanted => {
+                let seen = format!("its ack_wait is {} ms still", info.config.ack_wait.as_millis());
+                Err(Error::NoEffect { doing, seen })
+            }
+            // Another process has removed it meanwhile.
+            _ => Ok(()),
+        }
     }
 
     async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
@@ -319,21 +327,23 @@ impl Broker {
     }
 
     async fn remove_consumer(&self, stream: String, name: String) -> Result<(), Error> {
-        if self.consumer_info(&stream, &name).await?.is_none() {
-            return Ok(());
-        }
+        let Some(before) = self.consumer_info(&stream, &name).await? else { return Ok(()) };
         let doing = format!("remove consumer `{name}` from stream `{stream}`");
-        match within(&doing, self.jetstream.delete_consumer_from_stream(name, stream)).await? {
-            Ok(_) => Ok(()),
+        match within(&doing, self.jetstream.delete_consumer_from_stream(&name, &stream)).await? {
+            Ok(_) => {}
             Err(error) => match error.kind() {
                 // Another process was faster.
                 ConsumerErrorKind::JetStream(refusal)
-                    if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND =>
-                {
-                    Ok(())
-                }
-                _ => Err(broker(doing)(error)),
+                    if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {}
+                _ => return Err(broker(doing)(error)),
             },
+        }
+        match self.consumer_info(&stream, &name).await? {
+            // Another one of this name may have been made since.
+            Some(info) if info.created == before.created => {
+                Err(Error::NoEffect { doing, seen: "it is there still".into() })
+            }
+            _ => Ok(()),
         }
     }
 }

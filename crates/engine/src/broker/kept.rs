@@ -104,7 +104,15 @@ impl Broker {
     /// The broker's.
     pub async fn delete_stream(&self, name: &str) -> Result<(), Error> {
         let doing = format!("delete stream `{name}`");
-        within(&doing, self.jetstream.delete_stream(name)).await?.map_err(broker(doing)).map(drop)
+        let before = self.stream_info(name).await?;
+        within(&doing, self.jetstream.delete_stream(name)).await?.map_err(broker(&doing))?;
+        let after = self.stream_info(name).await?;
+        match before.zip(after) {
+            Some((before, after)) if before.created == after.created => {
+                Err(Error::NoEffect { doing, seen: "it is there still".into() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a stream keeps; `None` where there is no such stream.

@@ -149,18 +149,33 @@ impl Broker {
         self.purge(self.names.aside_stream(), subject).await
     }
 
+    /// Removes what there is now; what is published meanwhile stays.
     async fn purge(&self, stream: String, filter: String) -> Result<u64, Error> {
         let doing = format!("purge `{filter}` from stream `{stream}`");
-        let handle = self.jetstream.get_stream_no_info(stream).await.map_err(broker(&doing))?;
+        let Some(info) = self.stream_info(&stream).await? else { return Ok(0) };
+        let handle = self.jetstream.get_stream_no_info(&stream).await.map_err(broker(&doing))?;
         // Removing a hundred thousand messages takes the server longer than an ordinary answer.
-        let purge = handle.purge().filter(filter).into_future();
+        let purge = handle.purge().filter(&filter).into_future();
         let answer = tokio::time::timeout(ANSWER_WITHIN * 6, purge)
             .await
             .map_err(|_| Error::BrokerSilent { doing: doing.clone(), after: ANSWER_WITHIN * 6 })?;
-        match answer {
-            Ok(answer) => Ok(answer.purged),
+        let purged = match answer {
+            Ok(answer) => answer.purged,
             Err(error) => match error.kind() {
-                PurgeErrorKind::JetStream(refusal) if is_no_stream(&refusal) => Ok(0),
+                PurgeErrorKind::JetStream(refusal) if is_no_stream(&refusal) => return Ok(0),
+                _ => return Err(broker(doing)(error)),
+            },
+        };
+        // **success-is-looked-at**
+        match within(&doing, handle.get_first_raw_message_by_subject(&filter, 1)).await? {
+            Ok(message) if message.sequence <= info.state.last_sequence => {
+                let seen = format!("message {} is there still", message.sequence);
+                Err(Error::NoEffect { doing, seen })
+            }
+            Ok(_) => Ok(purged),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(purged),
+                LastRawMessageErrorKind::JetStream(refusal) if is_no_stream(&refusal) => Ok(purged),
                 _ => Err(broker(doing)(error)),
             },
         }

@@ -188,6 +188,7 @@ impl Error {
                 "`SYSTEM START MERGES {table}` lets ClickHouse merge again where merges were stopped; `doctor` names mutations that \
                  stand in the way"
             ),
+            Self::NoEffect { .. } => "run the same command again; `nats stream report` and the log of nats-server say how its peers are".into(),
             Self::Mutation { .. } => "then the same command goes on".into(),
             Self::NotRemoved { .. } => {
                 "rows may have landed meanwhile: the same command goes on; `doctor` says what stands in the way".into()
