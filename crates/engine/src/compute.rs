@@ -37,6 +37,7 @@ pub use child::child_main;
 pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
 pub use pool::Pool;
+pub(crate) use process::SILENT;
 pub use row::Rows;
 
 /// A piece whose rows come to more than this is ended early.

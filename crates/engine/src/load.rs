@@ -20,6 +20,8 @@ pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
 const IDS: usize = 0;
 const ROOM: usize = 1;
 const RATE: usize = 2;
+/// No idle core: one that has ids in a process which gives no sign.
+const SILENT: usize = 3;
 /// "Now" is this many reports long.
 pub(crate) const RECENT: usize = 4;
 
@@ -38,14 +40,17 @@ pub struct CoreTimes {
     pub waiting_for_room: f64,
     /// Held back by a run's rate limit.
     pub held_by_rate: f64,
+    /// With ids in a process that gave no sign: nothing is known of it.
+    #[serde(default)]
+    pub silent: f64,
 }
 
-impl From<[f64; 5]> for CoreTimes {
-    fn from(parts: [f64; 5]) -> Self {
+impl From<[f64; 6]> for CoreTimes {
+    fn from(parts: [f64; 6]) -> Self {
         let parts = parts.map(in_millis);
-        let [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate] = parts;
+        let [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate, silent] = parts;
         let all = parts.iter().sum();
-        Self { all, computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate }
+        Self { all, computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate, silent }
     }
 }
 
@@ -92,9 +97,12 @@ impl From<[f64; 2]> for ProduceTimes {
 impl CoreTimes {
     /// What came after an earlier look.
     pub(crate) fn since(self, before: Self) -> Self {
-        let of = |Self { computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate, .. }| {
-            [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate]
-        };
+        let of =
+            |Self {
+                 computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate, silent, ..
+             }| {
+                [computing, encoding, waiting_for_ids, waiting_for_room, held_by_rate, silent]
+            };
         difference(of(self), of(before)).into()
     }
 }
@@ -212,8 +220,10 @@ pub struct WorkLoad {
     /// Batches that wait for the broker to take their rows, for a rate limit.
     publishing: AtomicUsize,
     paced: AtomicUsize,
+    /// Whether the pool's process has ids and gives no sign.
+    silent: AtomicBool,
     /// Cores without an id, by what was the matter, summed over the samples.
-    idle: [AtomicU64; 3],
+    idle: [AtomicU64; 4],
     runs: Mutex<BTreeMap<PassKey, RunLoad>>,
 }
 
@@ -292,6 +302,7 @@ impl WorkLoad {
             occupied: AtomicUsize::new(0),
             publishing: AtomicUsize::new(0),
             paced: AtomicUsize::new(0),
+            silent: AtomicBool::new(false),
             idle: Default::default(),
             runs: Mutex::default(),
         }
@@ -305,6 +316,11 @@ impl WorkLoad {
     pub(crate) fn busy(&self, time: Duration) {
         self.watched.store(true, Ordering::Relaxed);
         self.busy.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether the pool's process has ids and gives no sign.
+    pub(crate) fn is_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
     }
 
     /// Cores were used.
@@ -363,7 +379,11 @@ impl WorkLoad {
     /// Notes what cores without ids wait for at this moment, when batches could be drawn for `free` cores: rows on
     /// their way keep nobody waiting who has room for another batch.
     pub(crate) fn sample(&self, free: usize) {
-        let idle = self.cores.saturating_sub(self.occupied.load(Ordering::Relaxed));
+        let occupied = self.occupied.load(Ordering::Relaxed).min(self.cores);
+        let idle = self.cores - occupied;
+        if self.silent.load(Ordering::Relaxed) {
+            self.idle[SILENT].fetch_add(occupied as u64, Ordering::Relaxed);
+        }
         let for_room = match self.publishing.load(Ordering::Relaxed) {
             0 => 0,
             _ => idle.saturating_sub(free),
@@ -374,7 +394,7 @@ impl WorkLoad {
     }
 
     /// Where the cores' time went in `elapsed`: the parts of [`CoreTimes`].
-    pub(crate) fn sums(&self, elapsed: Duration) -> [f64; 5] {
+    pub(crate) fn sums(&self, elapsed: Duration) -> [f64; 6] {
         let number = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
         let all = elapsed.as_secs_f64() * self.cores as f64;
         let seconds = |nanos: &AtomicU64| number(nanos) / 1e9;
@@ -392,8 +412,8 @@ impl WorkLoad {
             true => (all - busy) * idle[which] / samples,
             false => 0.0,
         };
-        let ids = all - busy - part(ROOM) - part(RATE);
-        [busy - encoding, encoding, ids, part(ROOM), part(RATE)]
+        let ids = all - busy - part(ROOM) - part(RATE) - part(SILENT);
+        [busy - encoding, encoding, ids, part(ROOM), part(RATE), part(SILENT)]
     }
 
     /// What is done for each pass that is open.
@@ -514,10 +534,23 @@ mod tests {
             load.sample(free);
             load.idle.each_ref().map(|waiting| waiting.load(Ordering::Relaxed))
         };
-        assert_eq!(waited(0, true), [0, 3, 0]);
-        assert_eq!(waited(1, true), [1, 2, 0]);
-        assert_eq!(waited(6, true), [3, 0, 0]);
-        assert_eq!(waited(0, false), [3, 0, 0]);
+        assert_eq!(waited(0, true), [0, 3, 0, 0]);
+        assert_eq!(waited(1, true), [1, 2, 0, 0]);
+        assert_eq!(waited(6, true), [3, 0, 0, 0]);
+        assert_eq!(waited(0, false), [3, 0, 0, 0]);
+    }
+
+    /// It read as a wait for the broker, whose answers were all there.
+    #[test]
+    fn cores_of_a_process_that_gives_no_sign_wait_for_nothing() {
+        let load = WorkLoad::new(4);
+        load.busy(Duration::ZERO);
+        let _three = load.computing(3);
+        let _rows = load.publishing();
+        load.is_silent(true);
+        load.sample(4);
+        let times = CoreTimes::from(load.sums(SECOND));
+        assert_eq!((times.silent, times.waiting_for_ids, times.waiting_for_room), (3.0, 1.0, 0.0));
     }
 
     #[test]

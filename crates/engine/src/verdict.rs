@@ -42,7 +42,7 @@ pub enum Bottleneck {
     Rate,
     /// There is nobody to do what is next.
     Nobody,
-    /// It is not known: cores are busy, and nothing is finished.
+    /// It is not known: cores are busy, and nothing is finished, or they give no sign.
     Unknown,
     /// Ids have no row, and nothing is on its way that would bring them.
     Missing,
@@ -136,6 +136,7 @@ impl Fleet {
         self.work.waiting_for_ids += times.waiting_for_ids;
         self.work.waiting_for_room += times.waiting_for_room;
         self.work.held_by_rate += times.held_by_rate;
+        self.work.silent += times.silent;
     }
 
     fn add_sink(&mut self, times: &SinkTimes) {
@@ -172,7 +173,7 @@ impl Span {
 /// The verdict on a run.
 pub fn verdict(hosts: &[HostReport], run: &str, span: Span, scene: &Scene) -> Verdict {
     let fleet = Fleet::of(hosts, run, span);
-    let rules = [nobody, missing, rate, retry, store, broker, unknown, compute, input, end];
+    let rules = [nobody, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
     rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
 }
 
@@ -201,6 +202,19 @@ fn missing(_: &Fleet, scene: &Scene) -> Option<Verdict> {
             "not complete: {} have no row, and nothing of the run is on its way; a sink repairs what it can, and `verify RUN` names \
              the batches and what helps",
             counted(scene.missing as usize, "id")
+        ),
+    })
+}
+
+/// Of a process that is stopped, or hangs in the kernel, nothing is known until it is replaced.
+fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
+    let silent = fleet.cores(fleet.work.silent);
+    (silent >= WAITS).then(|| Verdict {
+        bottleneck: Bottleneck::Unknown,
+        text: format!(
+            "not known: for {} of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the kernel              (a slow disk, swapping); the worker replaces one after {} s",
+            percent(silent),
+            crate::compute::SILENT.as_secs()
         ),
     })
 }
@@ -413,7 +427,14 @@ mod tests {
     }
 
     fn work(cores: usize, parts: [f64; 5]) -> HostReport {
-        let recent = CoreTimes::from(parts);
+        worker(cores, with_silent(parts, 0.0))
+    }
+
+    fn with_silent([computing, encoding, ids, room, rate]: [f64; 5], silent: f64) -> CoreTimes {
+        CoreTimes::from([computing, encoding, ids, room, rate, silent])
+    }
+
+    fn worker(cores: usize, recent: CoreTimes) -> HostReport {
         let (total, runs, returned) = (CoreTimes::default(), Vec::new(), Default::default());
         report(Doing::Work { cores, recent, total, runs, unable: None, returned })
     }
@@ -525,6 +546,12 @@ mod tests {
                 Scene { oldest_seconds: 65.0, ..running },
                 "not known yet: 4 cores 100 % busy, and no batch was finished lately, the oldest is in hand for 65 s; its ids take \
                  that long, or hang: `hard_seconds` would end them",
+            ),
+            (
+                vec![worker(4, with_silent([10.0, 0.0, 10.0, 0.0, 0.0], 20.0)), idle_sink()],
+                running,
+                "not known: for 50 % of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the \
+                 kernel (a slow disk, swapping); the worker replaces one after 30 s",
             ),
             (
                 vec![work(4, [0.0, 0.0, 40.0, 0.0, 0.0]), idle_sink()],

@@ -25,6 +25,8 @@ use crate::work::WorkCounts;
 
 /// The process's memory is looked at every so many looks.
 const LOOKS_AT_MEMORY: u32 = 10;
+/// A process says something every second: what it does in a longer silence is not known.
+const QUIET: Duration = Duration::from_secs(3);
 /// Orders on their way into the pipe.
 const SENDING: usize = 4;
 
@@ -230,6 +232,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             News::Printed(said) => shared.print(said),
             News::Look => {
                 looks += 1;
+                shared.load.is_silent(process.silence() > QUIET && shared.has_ids());
                 if looks % LOOKS_AT_MEMORY == 0 {
                     let memory = process.resident();
                     if memory > most {
@@ -242,6 +245,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             News::Broken(fault) => break End::All(fault.to_string()),
         }
     };
+    shared.load.is_silent(false);
     let by_itself = matches!(&end, End::All(why) if why.is_empty());
     let mut ended = process.end(by_itself).await;
     shared.print(std::mem::take(&mut ended.said));
@@ -267,6 +271,10 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
 impl<I> Shared<I> {
     fn open(&self) -> MutexGuard<'_, Option<HashMap<u64, Order<I>>>> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_ids(&self) -> bool {
+        self.open().as_ref().is_some_and(|orders| !orders.is_empty())
     }
 
     fn is_open(&self, number: u64) -> bool {

@@ -32,7 +32,7 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long a pipeline's `main` may take until it hands over.
 const HELLO_WITHIN: Duration = Duration::from_secs(120);
 /// A process that gives no sign for so long is stopped, or hangs in the kernel: it says something every second.
-pub(super) const SILENT: Duration = Duration::from_secs(30);
+pub(crate) const SILENT: Duration = Duration::from_secs(30);
 /// How long a process may take to end once it is killed.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
