@@ -2,12 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
 
+use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
+use millstream_engine::parts::whole_message;
 use serde_json::Value;
-use tests::guest::{GO, LASTING, TIMES, VARIABLE};
+use tests::guest::{GO, Guest, LASTING, TIMES, VARIABLE};
+use tests::nats::Nats;
 use tests::{Host, Process, SOON, Up, wait_until};
 
 const IDS: u64 = 200;
+const WAIT: &str = "rows_wait_seconds = 1";
 
 /// A run of one batch, one id of which lasts until it is told to end.
 struct Place {
@@ -17,13 +23,12 @@ struct Place {
 }
 
 impl Place {
-    /// With this under `[work]`, beside the time that rows wait.
+    /// With this under `[work]`.
     fn new(doing: &str, limits: &str) -> Self {
         let mut host = Host::new(env!("CARGO_BIN_EXE_guest"));
         host.env.push((VARIABLE.to_owned(), doing.to_owned()));
         host.env.push(("MILLSTREAM_LOG".to_owned(), "info,millstream_engine=debug".to_owned()));
-        fs::write(host.path().join("millstream.toml"), format!("[work]\nrows_wait_seconds = 1\n{limits}\n"))
-            .expect("a file");
+        fs::write(host.path().join("millstream.toml"), format!("[work]\n{limits}\n")).expect("a file");
         let up = host.up();
         let sink = host.start("sink", &["sink"]);
         Self { host, up, _sink: sink }
@@ -79,7 +84,7 @@ impl Place {
 }
 
 fn rows_do_not_wait(limits: &str, rate: Option<&str>) {
-    let place = Place::new("lasts", limits);
+    let place = Place::new("lasts", &format!("{WAIT}\n{limits}"));
     place.publish();
     if let Some(rate) = rate {
         place.host.call(&["set", "a", "--rate", rate]).expect(0);
@@ -108,7 +113,7 @@ fn rows_of_a_limited_run_do_not_wait_for_an_id_that_lasts() {
 /// The id asks for another attempt until it is told not to.
 #[test]
 fn rows_do_not_wait_for_an_id_that_is_tried_again() {
-    let place = Place::new("asks", "retry_seconds = 600");
+    let place = Place::new("asks", &format!("{WAIT}\nretry_seconds = 600"));
     place.publish();
     let _work = place.work("work");
     place.wait_all_but_one("work");
@@ -119,7 +124,7 @@ fn rows_do_not_wait_for_an_id_that_is_tried_again() {
 }
 
 fn a_restart_computes_what_is_left(limits: &str) {
-    let place = Place::new("lasts", limits);
+    let place = Place::new("lasts", &format!("{WAIT}\n{limits}"));
     place.publish();
     let mut first = place.work("first");
     place.wait_all_but_one("first");
@@ -149,7 +154,7 @@ fn a_restart_computes_only_what_is_left_in_a_process_of_its_own() {
 /// The second worker begins while the first is paused, and both store the rest: the first of them wins.
 #[test]
 fn a_worker_that_wakes_doubles_nothing() {
-    let place = Place::new("lasts", "");
+    let place = Place::new("lasts", WAIT);
     place.publish();
     let first = place.work("first");
     place.wait_all_but_one("first");
@@ -184,4 +189,25 @@ fn a_worker_that_is_stopped_leaves_what_is_done() {
     let mut times = place.times();
     assert_eq!(times.remove(&LASTING), Some(2));
     assert!(times.len() == IDS as usize - 1 && times.values().all(|count| *count == 1), "{times:?}");
+}
+
+/// Whoever drew the batch first has stored all of its rows, and did not say that it is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_stored_is_not_computed_again() {
+    let place = Place::new("lasts", WAIT);
+    place.publish();
+    let mut nats = Nats::connect(&place.up.nats);
+    nats.set_ack_wait("guest_ids", "work-a-1", Duration::from_secs(5));
+    nats.request("$JS.API.CONSUMER.MSG.NEXT.guest_ids.work-a-1", "", b"1");
+    // In this process, without the variable that says what to do.
+    let function = Function::of(Arc::new(Guest)).expect("sound");
+    let pool = Pool::start(function.clone(), 2).expect("threads");
+    let computed = pool.compute((1..=IDS).collect(), true).await;
+    let key = BatchKey { run: "a".parse().expect("legal"), pass: 1, batch: 0, ids: IDS as u32 };
+    let maker = Arc::new(Maker { host: "test".into(), build: "1".into() });
+    nats.request("guest.rows.a.1.0", "", &whole_message(&key, computed, &function.spec().schema, &maker));
+    let _work = place.work("work");
+    place.host.wait_log("work", "rows of the batch are stored already");
+    place.end();
+    assert_eq!(place.times(), BTreeMap::new());
 }

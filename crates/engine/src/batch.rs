@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use crate::compute::{Computed, Spent, Tray};
 use crate::error::Error;
-use crate::parts::{Encoded, Known, Target, Stored};
+use crate::parts::{Encoded, Known, Stored, Target};
 
 /// A batch that is being computed.
 pub(crate) struct Batch<I> {
@@ -60,6 +60,10 @@ impl<I: Id> Batch<I> {
         let known = self.target.look().await?;
         let left = known.open.iter().flat_map(|places| &ids[places.start as usize..places.end as usize]);
         let left: Vec<I> = left.cloned().collect();
+        if left.len() < ids.len() {
+            let (key, left) = (&self.target.key, left.len());
+            tracing::debug!(run = %key.run, batch = key.batch, left, "rows of the batch are stored already");
+        }
         self.kept.lock().await.known = known;
         Ok(left)
     }

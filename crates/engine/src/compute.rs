@@ -42,7 +42,7 @@ pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
 pub use pool::Pool;
 pub use row::Rows;
-pub use tray::Tray;
+pub(crate) use tray::Tray;
 
 /// A piece whose rows come to more than this is ended early.
 const PIECE_BYTES: usize = 4 << 20;

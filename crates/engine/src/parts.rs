@@ -95,8 +95,7 @@ impl Target {
                     continue;
                 };
                 let parts = parts_of(&found, &places);
-                let parts =
-                    parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
+                let parts = parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
                 if !parts.is_empty() {
                     known.cuts.push((subject, found));
                 }
@@ -482,7 +481,8 @@ mod tests {
         let mut cut_again = 0;
         for seed in 0..400 {
             let (mut dice, mut stream) = (crate::simulation::Dice::new(seed), Stored::new());
-            let mut workers: Vec<(Vec<u64>, Vec<Range<u32>>)> = vec![(Vec::new(), Known::nothing(IDS).open); 3];
+            let mut workers: Vec<(Vec<u64>, Vec<Range<u32>>)> =
+                vec![(Vec::new(), Known::nothing(IDS).open); 3];
             for turn in 0..60 {
                 let by = dice.below(3);
                 let (ids, open) = &mut workers[by as usize];

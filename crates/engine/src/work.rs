@@ -297,6 +297,9 @@ impl<I: Id> Worker<I> {
         if delivery.deliveries() > 1 {
             ids = batch.left_of(ids).await?;
             taken.ids = ids.len() as u32;
+            if ids.is_empty() {
+                return Ok(());
+            }
         }
         let computed = CancellationToken::new();
         let computing = async {
@@ -307,7 +310,11 @@ impl<I: Id> Worker<I> {
         let storing = async {
             let mut left = taken.ids;
             while self.early_is_due(&computed).await {
-                left -= self.store(&batch, &taken).await?.ids;
+                let News { ids, .. } = self.store(&batch, &taken).await?;
+                left -= ids;
+                if ids > 0 {
+                    tracing::info!(run = %key.run, batch = key.batch, ids, left, "rows are stored that are done long before others of their batch");
+                }
                 // Other batches may have the cores that these ids cannot fill.
                 delivery.need_no_more(left.max(1));
             }
@@ -364,7 +371,8 @@ impl<I: Id> Worker<I> {
     async fn store(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Result<News, Error> {
         let news = batch.store().await?;
         let News { ids, dead, spent } = news;
-        let (pass, ids_and_dead) = ((taken.key.run.clone(), taken.key.pass), (u64::from(ids), u64::from(dead)));
+        let (pass, ids_and_dead) =
+            ((taken.key.run.clone(), taken.key.pass), (u64::from(ids), u64::from(dead)));
         taken.charge.settle(spent, ids, taken.ids);
         taken.in_hand.stored(ids, dead);
         self.outlier.note(&pass, ids_and_dead.0, ids_and_dead.1);

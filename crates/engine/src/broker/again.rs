@@ -56,7 +56,9 @@ impl Broker {
             };
             match decode_rows(&message.payload) {
                 Ok(Rows::Cut(cut)) => {
-                    left.extend(cut.ranges().map(|places| self.names.part_subject(run, pass, batch, &places)));
+                    left.extend(
+                        cut.ranges().map(|places| self.names.part_subject(run, pass, batch, &places)),
+                    );
                 }
                 Ok(Rows::Batch(_)) | Err(_) => messages.push(message.into()),
             }

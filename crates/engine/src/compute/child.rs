@@ -337,10 +337,7 @@ fn begin<I: Id>(
 
 /// Frames of the worker, read by a thread of their own, which also notices its end while an id is computed.
 /// `note` is told of the kind of each before it is handed on.
-fn incoming(
-    socket: Socket,
-    note: impl Fn(u8) + Send + 'static,
-) -> io::Result<Receiver<(u8, Vec<u8>)>> {
+fn incoming(socket: Socket, note: impl Fn(u8) + Send + 'static) -> io::Result<Receiver<(u8, Vec<u8>)>> {
     let (sender, receiver) = sync_channel(AHEAD);
     std::thread::Builder::new().name("frames".into()).spawn(move || {
         let (mut from, mut bytes, mut chunk) = (socket.stream, Vec::new(), vec![0; 64 << 10]);

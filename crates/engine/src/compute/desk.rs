@@ -125,7 +125,8 @@ impl<I> Open<I> {
         }
         end_a_copy(self.process);
         let (next, now) = (self.done.from + self.done.count, Instant::now());
-        let mut done = std::mem::replace(&mut self.done, none(&self.schema, &(next..self.left.end.max(next))));
+        let mut done =
+            std::mem::replace(&mut self.done, none(&self.schema, &(next..self.left.end.max(next))));
         // By the piece, not by the id: a look at the clock costs as much as a light id.
         let all = now - self.begun;
         let encoding = done.rows.encoding().min(all);

@@ -321,3 +321,71 @@ impl<I: Id> Shared<I> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    use millstream::{Outcome, Pipeline};
+    use serde::{Deserialize, Serialize};
+
+    use super::super::desk::AT_ONCE;
+    use super::*;
+
+    /// Id 7 lasts until it is told to end.
+    struct Lasting(Mutex<Receiver<()>>);
+
+    #[derive(Serialize, Deserialize)]
+    struct Number {
+        number: u64,
+    }
+
+    impl Pipeline for Lasting {
+        const NAME: &'static str = "lasting";
+        const COLUMNS: &'static [(&'static str, &'static str)] = &[("number", "UInt64")];
+        type Id = u64;
+        type Row = Number;
+
+        fn compute(&self, id: &u64) -> Outcome<Number> {
+            if *id == 7 {
+                self.0.lock().expect("no panic").recv().expect("a sender");
+            }
+            Ok(Number { number: *id })
+        }
+    }
+
+    /// Computes so many ids on so many threads, of which id 7 ends once no more than `waiting` are missing.
+    async fn all_but(waiting: usize, ids: usize, threads: usize) {
+        let (sender, receiver) = channel();
+        let function = Function::of(Arc::new(Lasting(Mutex::new(receiver)))).expect("sound");
+        let pool = Pool::start(function.clone(), threads).expect("threads");
+        let (tray, shared) = (Arc::<Tray<u64>>::default(), pool.shared());
+        let watching = async {
+            let mut watch = Watch::new(threads, None, None);
+            while tray.answered() < ids - waiting {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                watch.look(shared.hands(), Duration::from_millis(100));
+                shared.relieve(&watch);
+            }
+            assert!(tray.answered() < ids, "id 7 did not last");
+            sender.send(()).expect("it is waited for");
+        };
+        tokio::join!(pool.compute_onto((0..ids as u64).collect(), true, &tray), watching);
+        let computed = tray.take(&function.spec().schema);
+        assert_eq!(computed.ids, (0..ids as u64).collect::<Vec<_>>());
+        assert_eq!(computed.rows.count(), ids);
+    }
+
+    #[tokio::test]
+    async fn an_id_that_lasts_holds_up_no_other() {
+        all_but(1, 200, 2).await;
+        all_but(1, 64 * 32, 2).await;
+    }
+
+    /// Light ids are taken a few at a time.
+    #[tokio::test]
+    async fn in_long_pieces_it_holds_up_few() {
+        all_but(AT_ONCE, 20_000, 2).await;
+    }
+}

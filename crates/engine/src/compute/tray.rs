@@ -10,7 +10,7 @@ use crate::load::Load;
 
 /// Where computed ids of a batch are put down, whichever process or thread had them.
 #[derive(Debug)]
-pub struct Tray<I> {
+pub(crate) struct Tray<I> {
     on_it: Mutex<OnIt<I>>,
     load: Option<Load>,
 }
@@ -65,14 +65,14 @@ impl<I> Tray<I> {
     }
 
     /// Takes the ids that asked for another attempt, with their reasons.
-    pub fn take_again(&self) -> Vec<(I, String)> {
+    pub(crate) fn take_again(&self) -> Vec<(I, String)> {
         std::mem::take(&mut self.on_it().again)
     }
 }
 
 impl<I: Id> Tray<I> {
     /// Takes the ids that have rows: in their order, but for those of later attempts.
-    pub fn take(&self, schema: &Schema) -> Computed<I> {
+    pub(crate) fn take(&self, schema: &Schema) -> Computed<I> {
         let mut done = std::mem::take(&mut self.on_it().done);
         done.sort_by(|one, next| one.ids.first().cmp(&next.ids.first()));
         done.into_iter().fold(Computed::none(schema), |mut whole, piece| {

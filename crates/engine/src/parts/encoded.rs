@@ -254,7 +254,6 @@ fn in_order<I: Id>(computed: Computed<I>) -> (Vec<I>, compute::Rows) {
     (ids, rows)
 }
 
-
 /// The places of these ids among `all`, those of neighbours together. Both are in order, and `all` has each.
 fn places_of<I: Id>(all: &[I], ids: &[I]) -> Vec<Range<u32>> {
     let (mut places, mut next): (Vec<Range<u32>>, usize) = (Vec::new(), 0);
