@@ -17,9 +17,10 @@ const WAIT: &str = "rows_wait_seconds = 1";
 
 /// A run of one batch, one id of which lasts until it is told to end.
 struct Place {
-    host: Host,
+    // Dropped before the directory that its log is in.
+    sink: Option<Process>,
     up: Up,
-    _sink: Process,
+    host: Host,
 }
 
 impl Place {
@@ -30,8 +31,8 @@ impl Place {
         host.env.push(("MILLSTREAM_LOG".to_owned(), "info,millstream_engine=debug".to_owned()));
         fs::write(host.path().join("millstream.toml"), format!("[work]\n{limits}\n")).expect("a file");
         let up = host.up();
-        let sink = host.start("sink", &["sink"]);
-        Self { host, up, _sink: sink }
+        let sink = Some(host.start("sink", &["sink"]));
+        Self { sink, up, host }
     }
 
     fn publish(&self) {
@@ -194,8 +195,10 @@ fn a_worker_that_is_stopped_leaves_what_is_done() {
 /// Whoever drew the batch first has stored all of its rows, and did not say that it is done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_stored_is_not_computed_again() {
-    let place = Place::new("lasts", WAIT);
+    let mut place = Place::new("lasts", WAIT);
     place.publish();
+    // It would seal the run before the worker has drawn the batch.
+    place.sink = None;
     let mut nats = Nats::connect(&place.up.nats);
     nats.set_ack_wait("guest_ids", "work-a-1", Duration::from_secs(5));
     nats.request("$JS.API.CONSUMER.MSG.NEXT.guest_ids.work-a-1", "", b"1");
@@ -208,6 +211,7 @@ async fn a_batch_that_is_stored_is_not_computed_again() {
     nats.request("guest.rows.a.1.0", "", &whole_message(&key, computed, &function.spec().schema, &maker));
     let _work = place.work("work");
     place.host.wait_log("work", "rows of the batch are stored already");
+    place.sink = Some(place.host.start("sink", &["sink"]));
     place.end();
     assert_eq!(place.times(), BTreeMap::new());
 }

@@ -163,7 +163,7 @@ pub async fn work<I: Id>(
     tracing::info!(threads = plan.threads, "working");
     consume(broker, &able, open, &slots, &held, stop, |drawn| {
         let worker = worker.clone();
-        stop.spawn(async move { worker.handle(drawn).await });
+        stop.spawn(async move { Box::pin(worker.handle(drawn)).await });
     })
     .await;
     tracing::info!(held = held.count(), "taking no more batches, finishing what is held");
@@ -242,7 +242,7 @@ impl<I: Id> Worker<I> {
         }
         let outcome = match self.read(&pass, &delivery) {
             Ok(None) => Ok(()),
-            Ok(Some((key, ids))) => self.process(&pass, &key, ids, &delivery, charge).await,
+            Ok(Some((key, ids))) => Box::pin(self.process(&pass, &key, ids, &delivery, charge)).await,
             Err(error) => Err(error),
         };
         match outcome {

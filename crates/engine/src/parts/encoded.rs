@@ -69,7 +69,8 @@ impl<I: Id> Encoded<I> {
     ) -> Self {
         let (ids, rows) = in_order(computed);
         let (columns, computed_ms) = (schema.to_text(), now_ms());
-        let places = vec![0..key.ids];
+        let all = 0..key.ids;
+        let places = vec![all];
         Self { key: key.clone(), ids, rows, schema, columns, maker, computed_ms, max_payload, places }
     }
 
@@ -151,11 +152,11 @@ impl<I: Id> Encoded<I> {
         }
         let (mut parts, mut next) = (Vec::new(), places.start);
         for own in done {
-            parts.extend((next < own.start).then(|| next..own.start));
+            parts.extend((next < own.start).then_some(next..own.start));
             next = own.end;
             parts.push(own);
         }
-        parts.extend((next < places.end).then(|| next..places.end));
+        parts.extend((next < places.end).then_some(next..places.end));
         self.cut_into(parts)
     }
 
