@@ -2,6 +2,7 @@
 //! says what it does.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
@@ -12,6 +13,12 @@ use serde::{Deserialize, Serialize};
 
 /// Says what the function does.
 pub const VARIABLE: &str = "GUEST";
+/// With `lasts`, the id that lasts until there is [`GO`]; with `asks`, it asks for another attempt until then.
+pub const LASTING: u64 = 77;
+/// A file in the directory of the processes.
+pub const GO: &str = "go";
+/// The file there in which each id has a line for each time that it was begun.
+pub const TIMES: &str = "times";
 
 /// The function.
 pub struct Guest;
@@ -32,7 +39,7 @@ impl Pipeline for Guest {
     fn start(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         match doing().as_str() {
             "start" => std::thread::sleep(crate::micros("GUEST_MICROS")),
-            "refuses" if !std::path::Path::new("model").exists() => return Err("no file `model`".into()),
+            "refuses" if !Path::new("model").exists() => return Err("no file `model`".into()),
             _ => {}
         }
         Ok(())
@@ -56,7 +63,15 @@ impl Pipeline for Guest {
             "aborts" => aborts(*id),
             "recurses" => recurse(*id, if *id % 10 == 3 { 1 << 40 } else { 20_000 }).to_string(),
             "threads" => threads(*id),
-            "service" => match std::path::Path::new("service").exists() {
+            "lasts" => lasts(*id),
+            "asks" => {
+                note_time(*id);
+                if *id == LASTING && !Path::new(GO).exists() {
+                    return Err(Failure::retry("it is not told to go"));
+                }
+                String::new()
+            }
+            "service" => match Path::new("service").exists() {
                 true => String::new(),
                 false => return Err(Failure::retry("the service is away")),
             },
@@ -126,6 +141,23 @@ fn spawns() -> String {
         let _sent = sender.send(7);
     });
     receiver.recv().map_or_else(|fault| format!("failed: {fault}"), |seven: u64| seven.to_string())
+}
+
+/// Notes that an id is begun.
+fn note_time(id: u64) {
+    let file = std::fs::File::options().create(true).append(true).open(TIMES);
+    let noted = file.and_then(|mut file| file.write_all(format!("{id}\n").as_bytes()));
+    if let Err(fault) = noted {
+        panic!("{TIMES}: {fault}");
+    }
+}
+
+fn lasts(id: u64) -> String {
+    note_time(id);
+    while id == LASTING && !Path::new(GO).exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    String::new()
 }
 
 /// Id 3 starts programs that outlive it, one of them in a session of its own, and never ends.

@@ -256,6 +256,7 @@ fn work_plan(threads: Option<u64>, usual: Limits, file: &mut File, faults: &mut 
             hard: file.seconds("work.hard_seconds", 1, LONGEST).or(usual.hard),
             memory: file.bytes("work.memory", LEAST_MEMORY, 1 << 50).or(usual.memory),
             start_within: file.seconds("work.start_seconds", 1, LONGEST).unwrap_or(usual.start_within),
+            rows_wait: file.seconds("work.rows_wait_seconds", 1, LONGEST).unwrap_or(usual.rows_wait),
             isolate: file.truth("work.isolate").unwrap_or(usual.isolate),
             ..usual
         },

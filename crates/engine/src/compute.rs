@@ -14,15 +14,19 @@ pub(crate) mod block;
 mod cgroup;
 mod child;
 mod cores;
+mod desk;
 mod frames;
 mod function;
 pub(crate) mod group;
 mod guard;
+mod kid;
+mod lots;
 mod order;
 mod output;
 mod pool;
 mod process;
 mod row;
+mod tray;
 mod watch;
 
 use std::time::Duration;
@@ -39,6 +43,7 @@ pub use function::{AnyFunction, Function};
 pub use pool::Pool;
 pub(crate) use process::SILENT;
 pub use row::Rows;
+pub(crate) use tray::Tray;
 
 /// A piece whose rows come to more than this is ended early.
 const PIECE_BYTES: usize = 4 << 20;
@@ -102,23 +107,19 @@ impl<I> Computed<I> {
 }
 
 impl<I: Id> Computed<I> {
-    /// The pieces of an order over these ids, in the order of the ids.
-    fn whole(schema: &Schema, ids: &[I], mut pieces: Vec<Piece>) -> Self {
-        pieces.sort_unstable_by_key(|piece| piece.from);
-        let mut whole = Self::none(schema);
-        for Piece { from, count, rows, again, spent } in pieces {
-            let (mut rest, mut next) = (&ids[from as usize..(from + count) as usize], from);
-            for (place, reason) in again {
-                let (before, from_it) = rest.split_at((place - next) as usize);
-                whole.ids.extend_from_slice(before);
-                whole.again.push((from_it[0].clone(), reason));
-                (rest, next) = (&from_it[1..], place + 1);
-            }
-            whole.ids.extend_from_slice(rest);
-            whole.rows.append(rows);
-            whole.spent += spent;
+    /// A piece of an order over these ids.
+    fn of(ids: &[I], piece: Piece) -> Self {
+        let Piece { from, count, rows, again: asking, spent } = piece;
+        let (mut rest, mut next) = (&ids[from as usize..(from + count) as usize], from);
+        let (mut ids, mut again) = (Vec::with_capacity(rest.len()), Vec::new());
+        for (place, reason) in asking {
+            let (before, from_it) = rest.split_at((place - next) as usize);
+            ids.extend_from_slice(before);
+            again.push((from_it[0].clone(), reason));
+            (rest, next) = (&from_it[1..], place + 1);
         }
-        whole
+        ids.extend_from_slice(rest);
+        Self { ids, rows, again, spent }
     }
 }
 

@@ -81,7 +81,7 @@ impl Held {
             key,
             held: self.clone(),
             ended: false,
-            room: Some(permit),
+            room: Mutex::new(Some(permit)),
         }
     }
 
@@ -137,7 +137,7 @@ pub struct Delivery {
     key: u64,
     held: Held,
     ended: bool,
-    room: Option<OwnedSemaphorePermit>,
+    room: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Delivery {
@@ -167,8 +167,21 @@ impl Delivery {
     }
 
     /// Replaces the room that the delivery takes up: none while it waits without needing any.
-    pub fn hold(&mut self, room: Option<OwnedSemaphorePermit>) {
-        self.room = room;
+    pub fn hold(&self, room: Option<OwnedSemaphorePermit>) {
+        *self.room() = room;
+    }
+
+    /// Gives back what the delivery has of room beyond so much.
+    pub fn need_no_more(&self, room: u32) {
+        if let Some(held) = self.room().as_mut()
+            && let Some(more) = held.num_permits().checked_sub(room as usize)
+        {
+            drop(held.split(more));
+        }
+    }
+
+    fn room(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The result is durable: the batch is done.

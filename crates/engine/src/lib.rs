@@ -5,8 +5,8 @@
 //! 1. [`sample`] times the function and chooses a size; [`source`] cuts the user's ids into batches; [`publish`] writes them to the ids stream, first writer wins.
 //! 2. [`consume`] takes permits, then pulls no more than they cover; [`delivery`] is what it gets: a payload with its
 //!    acker and permit, ended exactly once.
-//! 3. [`work`] decodes it, has [`compute`] grind the ids on the rayon pool, publishes the rows (in `parts`, where they
-//!    are more than one message may carry), and only then acks.
+//! 3. [`work`] decodes it, has [`compute`] grind the ids on the rayon pool, publishes the rows (`batch`; in `parts`, where they
+//!    are more than one message may carry, or are done long before the others), and only then acks.
 //! 4. [`sink`] gathers rows of one pass, inserts, asks ClickHouse what landed, and acks just that.
 //! 5. [`seal`] proves a pass complete and makes readers see it; [`verify`] is the same proof told batch by batch, with
 //!    repair.
@@ -22,6 +22,7 @@
 
 mod able;
 pub mod aside;
+mod batch;
 pub mod board;
 pub mod broker;
 pub mod build;

@@ -453,8 +453,8 @@ impl RunLoad {
 }
 
 impl InHand<'_> {
-    /// Its rows are stored.
-    pub fn done(self, ids: u32, dead: u32) {
+    /// Rows of it are stored, so many of them dead letters.
+    pub fn stored(&self, ids: u32, dead: u32) {
         let mut runs = self.load.runs();
         let run = runs.entry(self.key.clone()).or_default();
         (run.ids, run.dead) = (run.ids + u64::from(ids), run.dead + u64::from(dead));
@@ -578,7 +578,8 @@ mod tests {
         let held = |load: &WorkLoad| load.shares(&Open::new()).first().map(|share| (share.held, share.ids));
         let (first, second) = (load.take(&key), load.take(&key));
         assert_eq!(held(&load), Some((2, 0)));
-        first.done(7, 0);
+        first.stored(7, 0);
+        drop(first);
         assert_eq!(held(&load), Some((1, 7)));
         drop(second);
         assert_eq!(held(&load), None, "a pass that is over is forgotten");

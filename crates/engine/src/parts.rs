@@ -1,66 +1,164 @@
-//! Publishing a batch's rows: in one message, or in parts where one would be larger than the server takes.
+//! Storing a batch's rows: in one message, or in parts where one would be larger than the server takes, or where some rows
+//! are done long before the others.
 //!
 //! The subject of a batch holds either its rows or a cut, which says into which ranges its ids, in their order, are cut.
 //! Each range has a subject of its own, and that holds again either rows or a cut. The first worker to write one of these
 //! messages wins. A worker that finds a cut goes by it, with rows of its own, and writes what is missing: so each id
 //! has its row in one message, whatever a function returns the second time and whichever worker died between two parts.
-//! Should a worker's rows be too large for a part that another one cut, that part is cut again.
+//! Should a worker's rows be too large for a part that another one cut, or not all be done, that part is cut again.
+
+mod encoded;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
-use millstream::envelope::{EnvelopeFault, RowBatch, RowCut, Rows, decode_rows, encode_cut, encode_rows};
+use millstream::envelope::{EnvelopeFault, Rows, decode_rows};
 use millstream::schema::Schema;
 
 use crate::broker::{Broker, Written};
-use crate::compute::block::{Head, Packed, pack};
-use crate::compute::{self, BatchKey, Computed, Maker};
+use crate::compute::{BatchKey, Computed, Maker};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::load::WorkLoad;
-use crate::records::now_ms;
-use crate::retry::Backoff;
-use crate::sink::MAX_INSERT_BYTES;
+use crate::retry::{Backoff, patiently};
 use crate::stop::Stop;
 
-/// What a message carries beside its payload, which counts for the server's limit.
-const HEADERS: usize = 4 << 10;
-/// Parts of one cut at most; where that is not enough, they are cut again.
-const MAX_PARTS: u64 = 1000;
+pub(crate) use encoded::{Encoded, Has};
+use encoded::{MAX_PARTS, Message};
+
 /// Pauses between looks at a subject that was taken and holds nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// Parts with rows that are cut off at a time, while other ids of the batch are not done.
+const EARLY_PARTS: usize = MAX_PARTS / 2 - 1;
+/// Subjects that are looked at together.
+const LOOKS: usize = 32;
 
-/// What publishing a batch came to.
-pub(crate) struct Published {
-    /// How many of its rows are dead letters.
-    pub dead: u32,
-    /// How long its rows were packed, on a thread beside those that compute.
-    pub packing: Duration,
+/// Where and how the rows of one batch are stored.
+pub(crate) struct Target {
+    pub broker: Broker,
+    pub key: BatchKey,
+    pub schema: Arc<Schema>,
+    pub maker: Arc<Maker>,
+    pub load: Arc<WorkLoad>,
+    pub stop: Stop,
 }
 
-/// Stores the rows of a batch, all or those that no worker stored before.
-///
-/// # Errors
-/// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
-pub(crate) async fn publish<I: Id>(
-    broker: &Broker,
-    schema: &Arc<Schema>,
-    maker: &Arc<Maker>,
-    key: &BatchKey,
-    computed: Computed<I>,
-    load: &WorkLoad,
-    stop: &Stop,
-) -> Result<Published, Error> {
-    let mut published = Published { dead: computed.rows.dead.len() as u32, packing: Duration::ZERO };
-    let encoded = Encoded::new(key, computed, schema.clone(), maker.clone(), broker.max_payload());
-    let rows = Arc::new(encoded);
-    let all = 0..key.ids;
-    let mut left = vec![all];
-    while let Some(places) = left.pop() {
-        let under_way = load.packing();
+/// What is known of the messages of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Places of ids that no message is known to have.
+    pub open: Vec<Range<u32>>,
+    /// The cuts, by their subjects.
+    cuts: Vec<(String, Bytes)>,
+}
+
+/// What storing some rows came to.
+pub(crate) struct Stored<I> {
+    /// Dead letters among those that are stored.
+    pub dead: u32,
+    /// How long rows were packed, on a thread beside those that compute.
+    pub packing: Duration,
+    /// Rows that are not stored yet: of too many ids between others that are not done.
+    pub rest: Computed<I>,
+}
+
+impl Known {
+    /// Nothing yet, of a batch of so many ids.
+    pub fn nothing(ids: u32) -> Self {
+        let all = 0..ids;
+        Self { open: vec![all], cuts: Vec::new() }
+    }
+}
+
+impl Target {
+    /// Looks at what is stored of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.
+    pub async fn look(&self) -> Result<Known, Error> {
+        let (mut known, mut level) = (Known::default(), Known::nothing(self.key.ids).open);
+        while !level.is_empty() {
+            let looks = std::mem::take(&mut level).into_iter().map(async |places| {
+                let subject = self.subject(&places);
+                let ask = || self.broker.rows_message(&subject);
+                let found = patiently(&self.key.run, &self.stop, ask).await?;
+                Ok::<_, Error>((places, subject, found))
+            });
+            let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+            for (places, subject, found) in found {
+                let Some(found) = found else {
+                    known.open.push(places);
+                    continue;
+                };
+                let parts = parts_of(&found, &places);
+                let parts = parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
+                if !parts.is_empty() {
+                    known.cuts.push((subject, found));
+                }
+                level.extend(parts);
+            }
+        }
+        known.open.sort_unstable_by_key(|places| places.start);
+        Ok(known)
+    }
+
+    /// Writes cuts again that are gone: room was made in the stream while their batch was not done. A worker that draws
+    /// the batch would not know then that some of it is stored.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up.
+    pub async fn keep_cuts(&self, known: &Known) -> Result<(), Error> {
+        for (subject, bytes) in &known.cuts {
+            self.broker.write_once(subject, bytes.clone(), &self.stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores rows, all or those that no worker stored before. Where not all ids that lack one have one here, a cut tells
+    /// them from the others.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
+    pub async fn store<I: Id>(&self, rows: Encoded<I>, known: &mut Known) -> Result<Stored<I>, Error> {
+        let mut stored = Stored { dead: 0, packing: Duration::ZERO, rest: Computed::none(&self.schema) };
+        let rows = Arc::new(rows);
+        let (mut left, mut early) = (std::mem::take(&mut known.open), EARLY_PARTS);
+        left.reverse();
+        while let Some(places) = left.pop() {
+            let message = match rows.has(&places) {
+                Has::All => self.pack(&rows, &places, &mut stored).await,
+                Has::Some if early > 0 => {
+                    let cut = rows.cut_around(&places, early);
+                    early -= cut.parts.iter().filter(|part| rows.has(part) == Has::All).count();
+                    cut
+                }
+                Has::Some | Has::None => {
+                    known.open.push(places);
+                    continue;
+                }
+            };
+            stored.dead += u32::from(message.too_large);
+            let _publishing = self.load.publishing();
+            let parts = self.write(&places, message, known).await?;
+            left.extend(parts.into_iter().rev());
+        }
+        stored.rest = rows.rest(&known.open);
+        stored.dead += (rows.dead() - stored.rest.rows.dead.len()) as u32;
+        Ok(stored)
+    }
+
+    /// The message with the rows of these ids.
+    async fn pack<I: Id>(
+        &self,
+        rows: &Arc<Encoded<I>>,
+        places: &Range<u32>,
+        stored: &mut Stored<I>,
+    ) -> Message {
+        let under_way = self.load.packing();
         let (packer, wanted) = (rows.clone(), places.clone());
         // Megabytes are compressed: not for a thread that does I/O.
         let packed = tokio::task::spawn_blocking(move || {
@@ -69,14 +167,61 @@ pub(crate) async fn publish<I: Id>(
         });
         let (message, took) = packed.await.expect("packing does not panic");
         drop(under_way);
-        load.packed(took);
-        published.packing += took;
-        published.dead += u32::from(message.too_large);
-        let _publishing = load.publishing();
-        let parts = store(broker, key, &places, message, stop).await?;
-        left.extend(parts.into_iter().rev());
+        self.load.packed(took);
+        stored.packing += took;
+        message
     }
-    Ok(published)
+
+    /// The subject of the rows of these ids.
+    fn subject(&self, places: &Range<u32>) -> String {
+        let (names, BatchKey { run, pass, batch, .. }) = (self.broker.names(), &self.key);
+        match *places == (0..self.key.ids) {
+            true => names.rows_subject(run, *pass, *batch),
+            false => names.part_subject(run, *pass, *batch, places),
+        }
+    }
+
+    /// Stores a message unless its subject holds one; returns the parts into which what is stored there is cut.
+    async fn write(
+        &self,
+        places: &Range<u32>,
+        message: Message,
+        known: &mut Known,
+    ) -> Result<Vec<Range<u32>>, Error> {
+        let (subject, whole) = (self.subject(places), *places == (0..self.key.ids));
+        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        loop {
+            if self.broker.write_once(&subject, message.bytes.clone(), &self.stop).await? == Written::First {
+                failpoint::pass(match (whole, message.parts.is_empty()) {
+                    (true, true) => "work-after-rows",
+                    (false, true) => "work-after-part",
+                    (_, false) => "work-after-cut",
+                });
+                if !message.parts.is_empty() {
+                    known.cuts.push((subject, message.bytes));
+                }
+                return Ok(message.parts);
+            }
+            match self.broker.rows_message(&subject).await {
+                Ok(Some(found)) => {
+                    tracing::debug!(subject, "another worker's message is stored already");
+                    let parts = parts_of(&found, places);
+                    let parts =
+                        parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
+                    if !parts.is_empty() {
+                        known.cuts.push((subject, found));
+                    }
+                    return Ok(parts);
+                }
+                // Removed since, behind the seal for one: late rows are stored once more, and the sink asks about them.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(error = full_cause(&error), "trying again"),
+            }
+            if !self.stop.pause(pause.wait()).await {
+                return Err(Error::Stopped);
+            }
+        }
+    }
 }
 
 /// The message that a worker stores of a batch whose rows are no more than one message may carry.
@@ -89,44 +234,7 @@ pub fn whole_message<I: Id>(
     Encoded::new(key, computed, schema.clone(), maker.clone(), usize::MAX).message(&(0..key.ids)).bytes
 }
 
-/// Stores a message unless its subject holds one; returns the parts into which what is stored there is cut.
-async fn store(
-    broker: &Broker,
-    key: &BatchKey,
-    places: &Range<u32>,
-    message: Message,
-    stop: &Stop,
-) -> Result<Vec<Range<u32>>, Error> {
-    let (names, whole) = (broker.names(), *places == (0..key.ids));
-    let subject = match whole {
-        true => names.rows_subject(&key.run, key.pass, key.batch),
-        false => names.part_subject(&key.run, key.pass, key.batch, places),
-    };
-    let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
-    loop {
-        if broker.write_once(&subject, message.bytes.clone(), stop).await? == Written::First {
-            failpoint::pass(match (whole, message.parts.is_empty()) {
-                (true, true) => "work-after-rows",
-                (false, true) => "work-after-part",
-                (_, false) => "work-after-cut",
-            });
-            return Ok(message.parts);
-        }
-        match broker.rows_message(&subject).await {
-            Ok(Some(found)) => {
-                tracing::debug!(subject, "another worker's message is stored already");
-                return parts_of(&found, places).map_err(|source| Error::Message { subject, source });
-            }
-            // Removed since, behind the seal for one: late rows are stored once more, and the sink asks about them.
-            Ok(None) => {}
-            Err(error) => tracing::warn!(error = full_cause(&error), "trying again"),
-        }
-        if !stop.pause(pause.wait()).await {
-            return Err(Error::Stopped);
-        }
-    }
-}
-
+/// The parts into which a message of the ids at these places cuts them; none where it has their rows.
 pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, EnvelopeFault> {
     let Rows::Cut(cut) = decode_rows(message)? else { return Ok(Vec::new()) };
     let parts: Vec<Range<u32>> = cut.ranges().collect();
@@ -138,136 +246,6 @@ pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<
     }
 }
 
-/// A message to be stored.
-pub(crate) struct Message {
-    pub(crate) bytes: Bytes,
-    /// The parts that it stands for, if it is a cut.
-    pub(crate) parts: Vec<Range<u32>>,
-    /// Whether it is one row that was too large, and is a dead letter now.
-    too_large: bool,
-}
-
-impl Message {
-    fn rows(bytes: Vec<u8>) -> Self {
-        Self { bytes: bytes.into(), parts: Vec::new(), too_large: false }
-    }
-}
-
-/// The rows of a batch, in the order of its ids.
-pub(crate) struct Encoded<I> {
-    key: BatchKey,
-    ids: Vec<I>,
-    rows: compute::Rows,
-    schema: Arc<Schema>,
-    columns: String,
-    maker: Arc<Maker>,
-    computed_ms: u64,
-    max_payload: usize,
-}
-
-impl<I: Id> Encoded<I> {
-    pub(crate) fn new(
-        key: &BatchKey,
-        computed: Computed<I>,
-        schema: Arc<Schema>,
-        maker: Arc<Maker>,
-        max_payload: usize,
-    ) -> Self {
-        let (ids, rows) = in_order(computed);
-        let (columns, computed_ms) = (schema.to_text(), now_ms());
-        Self { key: key.clone(), ids, rows, schema, columns, maker, computed_ms, max_payload }
-    }
-
-    fn limit(&self) -> usize {
-        self.max_payload.saturating_sub(HEADERS)
-    }
-
-    /// The rows of the ids at these places; where they are too large, a cut; where there is but one, a dead letter.
-    pub(crate) fn message(&self, places: &Range<u32>) -> Message {
-        let (ids, range) = (self.ids(places), places.start as usize..places.end as usize);
-        let some = (*places != (0..self.key.ids)).then(|| self.rows.slice(range));
-        let rows = some.as_ref().unwrap_or(&self.rows);
-        let raw_bytes = rows.bytes() as u64;
-        if raw_bytes > MAX_INSERT_BYTES && places.len() > 1 {
-            return self.cut(places, 0, raw_bytes);
-        }
-        let packed = self.pack(ids, rows);
-        let message = self.encode(places, &packed);
-        if message.len() <= self.limit() && packed.raw_bytes <= MAX_INSERT_BYTES {
-            return Message::rows(message);
-        }
-        if places.len() > 1 {
-            return self.cut(places, message.len(), packed.raw_bytes);
-        }
-        let reason = format!(
-            "row of {} bytes is larger than a message may be ({} bytes): return less for one id, or raise max_payload \
-             of nats-server",
-            rows.bytes(),
-            self.max_payload
-        );
-        let mut dead = compute::Rows::with_room(&self.schema, 1);
-        dead.dead(&self.schema, &reason);
-        Message { too_large: true, ..Message::rows(self.encode(places, &self.pack(ids, &dead))) }
-    }
-
-    fn ids(&self, places: &Range<u32>) -> &[I] {
-        &self.ids[places.start as usize..places.end as usize]
-    }
-
-    fn pack(&self, ids: &[I], rows: &compute::Rows) -> Packed {
-        let head = Head { key: &self.key, maker: &self.maker, computed_ms: self.computed_ms };
-        pack(&head, &self.schema, ids, rows)
-    }
-
-    /// Parts of as many ids each, whose rows take half of what a message may have: another worker's may be larger.
-    fn cut(&self, places: &Range<u32>, bytes: usize, raw_bytes: u64) -> Message {
-        let half = (self.limit() as u64 / 2).max(1);
-        let parts = (bytes as u64).div_ceil(half).max(raw_bytes.div_ceil(MAX_INSERT_BYTES / 2));
-        let parts = parts.clamp(2, MAX_PARTS).min(places.len() as u64);
-        let at = |part| places.start + (places.len() as u64 * part / parts) as u32;
-        let parts: Vec<Range<u32>> = (0..parts).map(|part| at(part)..at(part + 1)).collect();
-        let BatchKey { run, pass, batch, .. } = &self.key;
-        let ids = parts.iter().map(|part| part.len() as u32).collect();
-        let cut = RowCut { run: run.as_str(), pass: *pass, batch: *batch, from: places.start, parts: ids };
-        Message { bytes: encode_cut(&cut).into(), parts, too_large: false }
-    }
-
-    fn encode(&self, places: &Range<u32>, packed: &Packed) -> Vec<u8> {
-        let whole = *places == (0..self.key.ids);
-        let ids = self.ids(places);
-        let text = |id: Option<&I>| id.filter(|_| !whole).map(ToString::to_string).unwrap_or_default();
-        encode_rows(&RowBatch {
-            run: self.key.run.as_str(),
-            pass: self.key.pass,
-            batch: self.key.batch,
-            batch_ids: self.key.ids,
-            from: places.start,
-            ids: places.len() as u32,
-            first: &text(ids.first()),
-            last: &text(ids.last()),
-            dead: packed.dead,
-            raw_bytes: packed.raw_bytes,
-            schema: self.schema.fingerprint(),
-            columns: &self.columns,
-            build: &self.maker.build,
-            rows: &packed.frames,
-        })
-    }
-}
-
-/// Ids and rows, sorted by id. They nearly always are: ids that were tried again come last.
-fn in_order<I: Id>(computed: Computed<I>) -> (Vec<I>, compute::Rows) {
-    let Computed { ids, rows, .. } = computed;
-    if ids.is_sorted() {
-        return (ids, rows);
-    }
-    let mut order: Vec<(I, u32)> = ids.into_iter().zip(0..).collect();
-    order.sort_unstable();
-    let (ids, places): (Vec<I>, Vec<u32>) = order.into_iter().unzip();
-    let rows = rows.reordered(&places);
-    (ids, rows)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, HashSet};
@@ -276,6 +254,9 @@ mod tests {
     use millstream::{Failure, Outcome, Pipeline};
     use serde::{Deserialize, Serialize};
 
+    use millstream::envelope::{RowCut, encode_cut};
+
+    use super::encoded::HEADERS;
     use super::*;
     use crate::compute::block::read;
     use crate::compute::{Function, Pool};
@@ -351,7 +332,7 @@ mod tests {
 
     /// Every message that is stored of a batch, by the places of its ids.
     fn messages(rows: &Encoded<String>) -> BTreeMap<(u32, u32), Vec<u8>> {
-        let all = 0..rows.key.ids;
+        let all = 0..rows.ids_in_all();
         let (mut left, mut messages) = (vec![all], BTreeMap::new());
         while let Some(places) = left.pop() {
             let message = rows.message(&places);
@@ -441,5 +422,110 @@ mod tests {
         assert!(parts_of(&cut(&[400, 1]), &(0..500)).is_err(), "a cut of other ids");
         let rows = encoded(&numbers(500)).await;
         assert!(!rows.message(&(0..499)).parts.is_empty());
+    }
+
+    /// Messages by the places of their ids, as the stream holds them: the first one stays.
+    type Stored = BTreeMap<(u32, u32), Vec<u8>>;
+
+    /// One round of [`Target::store`], which ends after some messages if its worker dies.
+    fn store_some(stream: &mut Stored, rows: &Encoded<u64>, open: &mut Vec<Range<u32>>, mut messages: u64) {
+        let mut left = std::mem::take(open);
+        while let Some(places) = left.pop() {
+            let message = match rows.has(&places) {
+                Has::All => rows.message(&places),
+                Has::Some => rows.cut_around(&places, 2),
+                Has::None => {
+                    open.push(places);
+                    continue;
+                }
+            };
+            if messages == 0 {
+                open.push(places);
+                continue;
+            }
+            messages -= 1;
+            let found = stream.entry((places.start, places.end)).or_insert_with(|| message.bytes.into());
+            left.extend(parts_of(found, &places).expect("our own messages"));
+        }
+    }
+
+    /// As [`Target::look`] finds them.
+    fn open_places(stream: &Stored, ids: u32) -> Vec<Range<u32>> {
+        let (mut open, mut left) = (Vec::new(), Known::nothing(ids).open);
+        while let Some(places) = left.pop() {
+            match stream.get(&(places.start, places.end)) {
+                Some(found) => left.extend(parts_of(found, &places).expect("our own messages")),
+                None => open.push(places),
+            }
+        }
+        open
+    }
+
+    /// Rows of these ids, signed by their worker.
+    fn done(schema: &Arc<Schema>, by: u64, ids: &[u64], all: &[u64]) -> Encoded<u64> {
+        let mut computed = Computed::none(schema);
+        for id in ids {
+            computed.ids.push(*id);
+            computed.rows.ok(schema, &Noise { noise: format!("{by} {}", noise((id % 90) as usize)) });
+        }
+        let maker = Arc::new(Maker { host: "here".into(), build: by.to_string() });
+        Encoded::some(&key(all.len() as u32), all, computed, schema.clone(), maker, HEADERS + 1500)
+    }
+
+    /// Workers with other ids done at each moment, and other rows of the same ids, die at any message and begin again.
+    #[test]
+    fn workers_with_other_ids_done_store_each_id_once() {
+        const IDS: u32 = 40;
+        let schema = Arc::new(Schema::parse(Noisy::COLUMNS).expect("sound"));
+        let all: Vec<u64> = (0..u64::from(IDS)).map(|id| id * 3).collect();
+        let mut cut_again = 0;
+        for seed in 0..400 {
+            let (mut dice, mut stream) = (crate::simulation::Dice::new(seed), Stored::new());
+            let mut workers: Vec<(Vec<u64>, Vec<Range<u32>>)> =
+                vec![(Vec::new(), Known::nothing(IDS).open); 3];
+            for turn in 0..60 {
+                let by = dice.below(3);
+                let (ids, open) = &mut workers[by as usize];
+                if dice.one_in(8) {
+                    (*ids, *open) = (Vec::new(), open_places(&stream, IDS));
+                }
+                let chances = if turn < 50 { 1 + dice.below(12) } else { 1 };
+                let missing = all.iter().filter(|id| !ids.contains(id)).copied().collect::<Vec<_>>();
+                ids.extend(missing.into_iter().filter(|_| dice.one_in(chances)));
+                ids.sort_unstable();
+                let messages = if turn < 50 { dice.below(9) } else { u64::MAX };
+                store_some(&mut stream, &done(&schema, by, ids, &all), open, messages);
+            }
+            let mut found = BTreeMap::new();
+            for ((start, end), message) in &stream {
+                let Ok(Rows::Batch(part)) = decode_rows(message) else {
+                    cut_again += u32::from((*start, *end) != (0, IDS));
+                    continue;
+                };
+                assert_eq!((part.from, part.from + part.ids), (*start, *end), "seed {seed}");
+                let (rows, columns) = read::block(part.rows);
+                for row in 0..rows {
+                    let signed = (columns["noise"].text(row), columns["build"].text(row));
+                    assert!(signed.0.starts_with(&signed.1), "seed {seed}: {signed:?}");
+                    let before = found.insert(columns["id"].number(row) as u64, signed);
+                    assert_eq!(before, None, "seed {seed}: a row twice");
+                }
+            }
+            assert_eq!(found.into_keys().collect::<Vec<_>>(), all, "seed {seed}");
+        }
+        assert!(cut_again > 400, "no part was cut again: {cut_again}");
+    }
+
+    #[test]
+    fn a_cut_around_what_is_done_has_few_parts() {
+        let schema = Arc::new(Schema::parse(Noisy::COLUMNS).expect("sound"));
+        let all: Vec<u64> = (0..20).collect();
+        let rows = done(&schema, 1, &[0, 2, 3, 4, 8, 9, 19], &all);
+        assert_eq!(rows.cut_around(&(0..20), 9).parts, [0..1, 1..2, 2..5, 5..8, 8..10, 10..19, 19..20]);
+        assert_eq!(rows.cut_around(&(0..20), 2).parts, [0..2, 2..5, 5..8, 8..10, 10..20]);
+        assert_eq!(rows.cut_around(&(3..9), 9).parts, [3..5, 5..8, 8..9]);
+        assert_eq!([0..20, 5..8, 2..5].map(|places| rows.has(&places)), [Has::Some, Has::None, Has::All]);
+        let rest = rows.rest(&[0..2, 9..20]);
+        assert_eq!((rest.ids, rest.rows.count()), (vec![0, 9, 19], 3));
     }
 }

@@ -81,6 +81,8 @@ pub(crate) struct Charge {
     shares: Shares,
     key: PassKey,
     seconds: f64,
+    /// What part of that is given back.
+    given_back: Mutex<f64>,
 }
 
 impl Account {
@@ -224,7 +226,7 @@ impl Shares {
             account.used += seconds / account.weight();
             account.held += 1;
         }
-        Charge { shares: self.clone(), key: key.clone(), seconds }
+        Charge { shares: self.clone(), key: key.clone(), seconds, given_back: Mutex::default() }
     }
 }
 
@@ -245,29 +247,35 @@ impl Charge {
         (before != now).then_some(now)
     }
 
-    /// Replaces what was expected by what the batch took.
-    pub fn settle(mut self, spent: Spent, ids: u32) {
+    /// Replaces what was expected of so many of the batch's ids, of which there are `all`, by what they took.
+    pub fn settle(&self, spent: Spent, ids: u32, all: u32) {
         let took = (spent.computing + spent.encoding).as_secs_f64();
+        let part = f64::from(ids) / f64::from(all.max(1));
         if let Some(account) = self.shares.open().get_mut(&self.key) {
             account.used += took / account.weight();
             let per_id = took / f64::from(ids.max(1));
-            let before = account.per_id.unwrap_or(per_id);
-            account.per_id = Some(before + (per_id - before) * LATEST);
+            account.per_id = match account.per_id {
+                known if ids == 0 => known,
+                Some(before) => Some(before + (per_id - before) * LATEST * part),
+                None => Some(per_id),
+            };
         }
-        self.give_back();
+        self.give_back(part);
     }
 
-    fn give_back(&mut self) {
-        let seconds = std::mem::take(&mut self.seconds);
+    fn give_back(&self, part: f64) {
+        let mut given_back = self.given_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = part.min(1.0 - *given_back);
+        *given_back += part;
         if let Some(account) = self.shares.open().get_mut(&self.key) {
-            account.used -= seconds / account.weight();
+            account.used -= self.seconds * part / account.weight();
         }
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.give_back();
+        self.give_back(1.0);
         if let Some(account) = self.shares.open().get_mut(&self.key) {
             account.held = account.held.saturating_sub(1);
             if account.record.rate.is_some() {
@@ -298,7 +306,7 @@ mod tests {
             let turn = shares.next(2).expect("something to draw");
             shares.drawn(&turn.key, 1, Some(1000));
             let (charge, took) = (shares.charge(&turn.key), cost(&turn.record.run));
-            charge.settle(seconds(took), 100);
+            charge.settle(seconds(took), 100, 100);
             *got.entry(turn.record.run).or_default() += took;
         }
         got
@@ -372,7 +380,7 @@ mod tests {
         let (key, record) = pass("a", 0);
         shares.follow(&[(key.clone(), record)].into());
         assert!(shares.next(2).expect("one").ahead, "nothing is known of its cost");
-        shares.charge(&key).settle(seconds(4.0), 100);
+        shares.charge(&key).settle(seconds(4.0), 100, 100);
         shares.drawn(&key, 1, Some(TAIL));
         assert!(!shares.next(2).expect("one").ahead);
         shares.drawn(&key, 1, Some(TAIL + 1));

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use crate::error::Class;
 use crate::parts::{Encoded, parts_of};
 use crate::sink::step::{Seen, Step, is_landed};
-use model::{Arrived, Dice, Fate, Place, Store, Stream, encoded};
+pub(crate) use model::Dice;
+use model::{Arrived, Fate, Place, Store, Stream, encoded};
 
 const SEEDS: u64 = 5000;
 const SINKS: usize = 3;

@@ -2,6 +2,8 @@
 //!
 //! A batch whose pass is cancelled meanwhile is given up at once, one whose pass is paused a little later.
 
+mod attempts;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,30 +14,29 @@ use millstream::schema::Schema;
 use millstream::{Id, Limits};
 
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::able::Able;
 use crate::aside::set_aside;
+use crate::batch::{Batch, News};
 use crate::board::{self, Open};
 use crate::broker::{Broker, host_name};
 use crate::build;
 use crate::compute::group::reap_strays;
-use crate::compute::{BatchKey, Computed, Cores, Function, Maker, Place, Spent};
+use crate::compute::{BatchKey, Cores, Function, Maker, Place};
 use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::hosts::{self, Doing};
-use crate::load::{CoreTimes, Recent, SAMPLE, WorkLoad};
+use crate::load::{CoreTimes, InHand, Recent, SAMPLE, WorkLoad};
 use crate::outlier::Outlier;
-use crate::parts;
+use crate::parts::Target;
 use crate::rate::Rates;
 use crate::records::{PassRecord, PassState, Records};
-use crate::retry::Backoff;
 use crate::share::{Charge, PassKey};
 use crate::stop::Stop;
 
-/// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
-const SUSPECT: i64 = 3;
 /// Batches that may wait at once to try ids again: each keeps its computed rows.
 const WAITING: usize = 16;
 /// What is computed of a pass when it is paused may be finished within this, which most batches are.
@@ -79,6 +80,15 @@ pub struct WorkCounts {
     pub ended: AtomicU64,
     /// Messages that are no batch of ours, kept apart.
     pub set_aside: AtomicU64,
+}
+
+/// A batch that was taken in hand.
+struct Taken<'a> {
+    key: &'a BatchKey,
+    /// Ids that are to be computed.
+    ids: u32,
+    charge: Charge,
+    in_hand: InHand<'a>,
 }
 
 struct Worker<I> {
@@ -153,7 +163,7 @@ pub async fn work<I: Id>(
     tracing::info!(threads = plan.threads, "working");
     consume(broker, &able, open, &slots, &held, stop, |drawn| {
         let worker = worker.clone();
-        stop.spawn(async move { worker.handle(drawn).await });
+        stop.spawn(async move { Box::pin(worker.handle(drawn)).await });
     })
     .await;
     tracing::info!(held = held.count(), "taking no more batches, finishing what is held");
@@ -226,21 +236,13 @@ fn tell(
 impl<I: Id> Worker<I> {
     /// Ends the delivery: with an ack once the rows are stored, else with a nak that says when to come again.
     async fn handle(&self, drawn: Drawn) {
-        let Drawn { pass, mut delivery, charge } = drawn;
+        let Drawn { pass, delivery, charge } = drawn;
         if delivery.deliveries() > 1 {
             self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         let outcome = match self.read(&pass, &delivery) {
             Ok(None) => Ok(()),
-            Ok(Some((key, ids))) => {
-                let in_hand = self.load.take(&(key.run.clone(), key.pass));
-                let outcome = self.process(&pass, &key, ids, &mut delivery, &charge).await;
-                outcome.map(|(spent, dead)| {
-                    charge.settle(spent, key.ids);
-                    in_hand.done(key.ids, dead);
-                    self.outlier.note(&(key.run, key.pass), u64::from(key.ids), u64::from(dead));
-                })
-            }
+            Ok(Some((key, ids))) => Box::pin(self.process(&pass, &key, ids, &delivery, charge)).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -279,26 +281,116 @@ impl<I: Id> Worker<I> {
         }
     }
 
-    /// What it took of the cores, and how many dead letters came of it.
+    /// Computes and stores a batch. What is done of it is stored by the way, if the rest takes long.
     async fn process(
         &self,
         pass: &PassRecord,
         key: &BatchKey,
-        ids: Vec<I>,
-        delivery: &mut Delivery,
-        charge: &Charge,
-    ) -> Result<(Spent, u32), Error> {
+        mut ids: Vec<I>,
+        delivery: &Delivery,
+        charge: Charge,
+    ) -> Result<(), Error> {
+        let tray = self.cores.tray();
+        let batch = Batch::new(self.target(key), tray.clone(), delivery.payload().clone());
+        let mut taken = Taken { key, ids: ids.len() as u32, charge, in_hand: self.in_hand(key) };
         failpoint::pass("work-before-compute");
-        let computed = tokio::select! {
-            computed = self.compute(pass, key, ids, delivery, charge) => computed?,
-            () = self.stop.given_up() => return Err(Error::Stopped),
-            () = self.unwanted(key) => return Err(Error::Stopped),
+        if delivery.deliveries() > 1 {
+            ids = batch.left_of(ids).await?;
+            taken.ids = ids.len() as u32;
+            if ids.is_empty() {
+                return Ok(());
+            }
+        }
+        let computed = CancellationToken::new();
+        let computing = async {
+            self.compute(pass, key, ids, &tray, delivery, &taken.charge).await?;
+            computed.cancel();
+            Ok::<_, Error>(())
         };
+        let storing = async {
+            let mut left = taken.ids;
+            while self.early_is_due(&computed).await {
+                let News { ids, .. } = self.store(&batch, &taken).await?;
+                left -= ids;
+                if ids > 0 {
+                    tracing::info!(run = %key.run, batch = key.batch, ids, left, "rows are stored that are done long before others of their batch");
+                }
+                // Other batches may have the cores that these ids cannot fill.
+                delivery.need_no_more(left.max(1));
+            }
+            Ok(())
+        };
+        tokio::select! {
+            done = async { tokio::try_join!(computing, storing) } => drop(done?),
+            () = self.stop.given_up() => return Err(Error::Stopped),
+            () = self.unwanted(key) => {
+                return Err(self.leave(&batch, &taken).await);
+            }
+        }
         failpoint::pass("work-before-publish");
-        let mut spent = computed.spent;
-        let (dead, packing) = self.publish(key, computed).await?;
-        spent.encoding += packing;
-        Ok((spent, dead))
+        self.store(&batch, &taken).await?;
+        self.counts.batches.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn target(&self, key: &BatchKey) -> Target {
+        let Self { broker, schema, maker, load, stop, .. } = self;
+        Target {
+            broker: broker.clone(),
+            key: key.clone(),
+            schema: schema.clone(),
+            maker: maker.clone(),
+            load: load.clone(),
+            stop: stop.clone(),
+        }
+    }
+
+    fn in_hand(&self, key: &BatchKey) -> InHand<'_> {
+        self.load.take(&(key.run.clone(), key.pass))
+    }
+
+    /// Waits until rows that are done have waited long enough for the rest of their batch, or this process is to end; `false`
+    /// once all are done.
+    async fn early_is_due(&self, computed: &CancellationToken) -> bool {
+        let ending = async {
+            // Once: most batches are finished then.
+            match self.stop.taking_stopped() {
+                true => std::future::pending().await,
+                false => self.stop.no_more_taking().await,
+            }
+            tokio::time::sleep(PAUSE_GRACE).await;
+        };
+        tokio::select! {
+            () = computed.cancelled() => false,
+            () = tokio::time::sleep(self.limits.rows_wait) => true,
+            () = ending => true,
+        }
+    }
+
+    /// Stores what is done of a batch, and counts it.
+    async fn store(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Result<News, Error> {
+        let news = batch.store().await?;
+        let News { ids, dead, spent } = news;
+        let (pass, ids_and_dead) =
+            ((taken.key.run.clone(), taken.key.pass), (u64::from(ids), u64::from(dead)));
+        taken.charge.settle(spent, ids, taken.ids);
+        taken.in_hand.stored(ids, dead);
+        self.outlier.note(&pass, ids_and_dead.0, ids_and_dead.1);
+        self.counts.ids.fetch_add(ids_and_dead.0, Ordering::Relaxed);
+        self.counts.dead.fetch_add(ids_and_dead.1, Ordering::Relaxed);
+        Ok(news)
+    }
+
+    /// Stores what is done of a batch that is not wanted for now: a pass that is paused goes on some time.
+    async fn leave(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Error {
+        let pass = (taken.key.run.clone(), taken.key.pass);
+        let state = self.open.borrow().get(&pass).map(|pass| pass.state);
+        if state == Some(PassState::Paused)
+            && let Err(error) = self.store(batch, taken).await
+        {
+            return error;
+        }
+        Error::Stopped
     }
 
     /// Resolves when the pass is not to be computed any further.
@@ -347,140 +439,5 @@ impl<I: Id> Worker<I> {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }
         Ok(Some((key, ids)))
-    }
-
-    /// Computes all ids; those that ask for another attempt get it after a pause.
-    async fn compute(
-        &self,
-        pass: &PassRecord,
-        key: &BatchKey,
-        ids: Vec<I>,
-        delivery: &mut Delivery,
-        charge: &Charge,
-    ) -> Result<Computed<I>, Error> {
-        let mut whole = Computed::none(&self.schema);
-        let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
-        let suspect = self.is_suspect(delivery).await;
-        let (mut left, mut begun) = (ids, None);
-        for attempt in 1.. {
-            let last = self.is_last(attempt, begun);
-            match pass.rate {
-                None => whole.append(self.grind(key, left, last, suspect).await?),
-                Some(_) => self.grind_slowly(key, left, (last, suspect), &mut whole, delivery).await?,
-            }
-            let why = whole.again.last().map(|(_, why)| why.clone()).unwrap_or_default();
-            left = std::mem::take(&mut whole.again).into_iter().map(|(id, _)| id).collect();
-            self.say_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
-            // Those of a pool that died come before those that were computed alone.
-            left.sort_unstable();
-            if left.is_empty() {
-                break;
-            }
-            tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
-            let begun = *begun.get_or_insert_with(Instant::now);
-            let _asking = self.load.asking(&(key.run.clone(), key.pass), left.len() as u64, &why);
-            self.wait(self.pause(&mut pause, attempt, begun), left.len() as u32, delivery).await?;
-        }
-        Ok(whole)
-    }
-
-    /// Whether ids that ask for another attempt after this one get none. `begun` is when they first asked.
-    fn is_last(&self, attempt: u32, begun: Option<Instant>) -> bool {
-        let Limits { attempts, retry_for, .. } = self.limits;
-        let asked = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
-        attempt >= attempts && (attempts == 1 || asked >= retry_for)
-    }
-
-    /// How long until the next attempt: once their number is used up, the last is at the end of their time.
-    fn pause(&self, pause: &mut Backoff, attempt: u32, begun: Instant) -> Duration {
-        let Limits { attempts, retry_for, first_pause, .. } = self.limits;
-        let (pause, rest) = (pause.wait(), retry_for.saturating_sub(begun.elapsed()));
-        if attempt + 1 < attempts { pause } else { pause.min(rest.max(first_pause)) }
-    }
-
-    /// Tells of a pass whose ids ask for another attempt.
-    fn say_trouble(&self, BatchKey { run, pass, .. }: &BatchKey, news: Option<bool>, why: &str) {
-        match news {
-            Some(true) => {
-                tracing::warn!(%run, pass, why, "many ids ask for another attempt: fewer batches of the run are drawn");
-            }
-            Some(false) => tracing::info!(%run, pass, "few ids ask for another attempt any more"),
-            None => {}
-        }
-    }
-
-    /// Whether the batch may be why it was given up so often: hosts that could not compute it do not count.
-    async fn is_suspect(&self, delivery: &Delivery) -> bool {
-        if delivery.deliveries() < SUSPECT {
-            return false;
-        }
-        let subject = delivery.subject();
-        let others = hosts::returned(&self.records, subject).await;
-        let own = self.able.returns().get(subject).copied().unwrap_or(0);
-        delivery.deliveries() - own.max(others) >= SUSPECT
-    }
-
-    async fn grind(
-        &self,
-        key: &BatchKey,
-        ids: Vec<I>,
-        last: bool,
-        suspect: bool,
-    ) -> Result<Computed<I>, Error> {
-        let _computing = self.load.computing(ids.len() as u32);
-        self.cores.compute(key, ids, last, suspect).await
-    }
-
-    /// Computes ids as their run's rate allows, and holds no core in between. The rate may change meanwhile.
-    async fn grind_slowly(
-        &self,
-        key: &BatchKey,
-        mut ids: Vec<I>,
-        (last, suspect): (bool, bool),
-        whole: &mut Computed<I>,
-        delivery: &mut Delivery,
-    ) -> Result<(), Error> {
-        let pass = (key.run.clone(), key.pass);
-        while !ids.is_empty() {
-            let rate = || self.open.borrow().get(&pass).and_then(|pass| pass.rate);
-            let some = if rate().is_some() {
-                let _paced = self.load.paced();
-                delivery.hold(None);
-                self.rates.admit(&pass, rate, ids.len(), &self.stop).await?
-            } else {
-                ids.len()
-            };
-            delivery.hold(Some(self.slots.one(some as u32).await));
-            let rest = ids.split_off(some);
-            whole.append(self.grind(key, ids, last, suspect).await?);
-            ids = rest;
-        }
-        Ok(())
-    }
-
-    /// Waits without holding a core, where there is a seat; the room is taken again before it goes on.
-    async fn wait(&self, pause: Duration, ids: u32, delivery: &mut Delivery) -> Result<(), Error> {
-        let seat = self.waiting.try_acquire().ok();
-        if seat.is_some() {
-            delivery.hold(None);
-        }
-        if !self.stop.pause(pause).await {
-            return Err(Error::Stopped);
-        }
-        if seat.is_some() {
-            delivery.hold(Some(self.slots.one(ids).await));
-        }
-        Ok(())
-    }
-
-    /// Stores the rows; how many of them are dead letters, and how long they were packed.
-    async fn publish(&self, key: &BatchKey, computed: Computed<I>) -> Result<(u32, Duration), Error> {
-        let Self { broker, schema, maker, load, stop, .. } = self;
-        let parts::Published { dead, packing } =
-            parts::publish(broker, schema, maker, key, computed, load, stop).await?;
-        self.counts.batches.fetch_add(1, Ordering::Relaxed);
-        self.counts.ids.fetch_add(u64::from(key.ids), Ordering::Relaxed);
-        self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
-        Ok((dead, packing))
     }
 }

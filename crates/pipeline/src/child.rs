@@ -18,6 +18,8 @@
 //! | `J` reject | child | UTF-8: why the id becomes a dead letter |
 //! | `A` again | child | UTF-8: why the id is to be tried once more |
 //! | `P` panicked | child | UTF-8: a panic's message and place, before anything unwinds; should the process abort, this is why |
+//! | `F` forget | worker | nothing: ids that came before this and are not begun need no answer, another child has them |
+//! | `F` forgotten | child | nothing: it has no id in hand that came before it was told to forget |
 //! | `B` beat | child | nothing: it is alive, said every second while it starts or computes |
 //!
 //! A child computes ids in the order in which they came and answers each with one frame, before it begins the next: so
@@ -28,13 +30,16 @@
 //! `Columns` in a layout of this crate's own, which may change with [`VERSION`]. Worker and child are the same file.
 
 /// The version of this protocol.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// The first argument that makes a pipeline's binary such a child.
 pub const ARGUMENT: &str = "__compute-child";
 
 /// The kind of a frame that says no more than that its sender is alive.
 pub const BEAT: u8 = b'B';
+
+/// The kind of a frame that tells a child to forget ids, and of its answer.
+pub const FORGET: u8 = b'F';
 
 /// The longest frame: longer than any row that a message can carry.
 pub const MAX_FRAME: usize = 80 << 20;
@@ -74,6 +79,8 @@ pub enum Answer<'a> {
     Again(&'a str),
     /// The id in flight panicked. Its answer follows, unless the process aborts.
     Panicked(&'a str),
+    /// No id is in hand any more that it was told to forget.
+    Forgotten,
 }
 
 /// Bytes that are not a frame of this protocol.
@@ -145,6 +152,7 @@ impl<'a> Answer<'a> {
             b'R' => Ok(Self::Row(body)),
             b'J' => Ok(Self::Reject(text(body)?)),
             b'A' => Ok(Self::Again(text(body)?)),
+            FORGET => Ok(Self::Forgotten),
             _ => Err(ChildFault::Kind { kind }),
         }
     }
@@ -163,6 +171,7 @@ impl<'a> Answer<'a> {
             Self::Row(row) => frame(b'R', row, out),
             Self::Reject(reason) => frame(b'J', reason.as_bytes(), out),
             Self::Again(reason) => frame(b'A', reason.as_bytes(), out),
+            Self::Forgotten => frame(FORGET, &[], out),
         }
     }
 }
@@ -175,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn golden_bytes_of_version_4() {
+    fn golden_bytes_of_version_5() {
         let mut out = Vec::new();
         Answer::Hello { version: VERSION, pipeline: "tea" }.write(&mut out);
         Answer::Started.write(&mut out);
@@ -184,9 +193,10 @@ mod tests {
         Answer::Row(&[1, 2]).write(&mut out);
         Answer::Reject("no").write(&mut out);
         Answer::Again("later").write(&mut out);
+        Answer::Forgotten.write(&mut out);
         assert_eq!(
             out,
-            b"\x05\0\0\0H\x04tea\x01\0\0\0S\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0Pah\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater"
+            b"\x05\0\0\0H\x05tea\x01\0\0\0S\x09\0\0\0C\x07\0\0\0\0\0\0\0\x03\0\0\0Pah\x03\0\0\0R\x01\x02\x03\0\0\0Jno\x06\0\0\0Alater\x01\0\0\0F"
         );
     }
 

@@ -33,6 +33,9 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// How long [`Pipeline::start`](crate::Pipeline::start) may take.
     pub start_within: Duration,
+    /// Rows that are done wait no longer than this for the rest of their batch: then they are stored in parts, again and
+    /// again, and a worker that draws the batch after a restart computes what is left.
+    pub rows_wait: Duration,
     /// Whether ids are always computed alone, one child process a core: for functions that crash often, or whose
     /// threads, global state or native libraries do not stand company.
     pub isolate: bool,
@@ -41,8 +44,12 @@ pub struct Limits {
 /// The smallest memory limit: below it an idle process has no room.
 pub const LEAST_MEMORY: u64 = 16 << 20;
 
+/// The shortest wait of rows: each time, a batch is cut into more messages.
+pub const LEAST_ROWS_WAIT: Duration = Duration::from_secs(1);
+
 impl Limits {
-    /// Five attempts and a minute of them at least, a warning after a minute, ten minutes to start, no other limit.
+    /// Five attempts and a minute of them at least, a warning after a minute, ten minutes to start, no other limit; rows wait
+    /// for a minute.
     pub const DEFAULT: Self = Self {
         attempts: 5,
         retry_for: Duration::from_secs(60),
@@ -52,6 +59,7 @@ impl Limits {
         hard: None,
         memory: None,
         start_within: Duration::from_secs(600),
+        rows_wait: Duration::from_secs(60),
         isolate: false,
     };
 
@@ -66,6 +74,10 @@ impl Limits {
             ),
             (self.soft == zero || self.hard == zero, "soft, hard: no id takes no time".to_owned()),
             (self.start_within.is_zero(), "start_within: no start takes no time".to_owned()),
+            (
+                self.rows_wait < LEAST_ROWS_WAIT,
+                format!("rows_wait: {:?} is less than {LEAST_ROWS_WAIT:?}", self.rows_wait),
+            ),
             (
                 self.memory.is_some_and(|bytes| bytes < LEAST_MEMORY),
                 format!("memory: {} bytes are less than {LEAST_MEMORY}", self.memory.unwrap_or(0)),
@@ -93,9 +105,10 @@ mod tests {
             hard: Some(Duration::ZERO),
             memory: Some(1),
             start_within: Duration::ZERO,
+            rows_wait: Duration::from_millis(999),
             ..Limits::DEFAULT
         };
-        assert_eq!(limits.faults().len(), 5, "{:?}", limits.faults());
+        assert_eq!(limits.faults().len(), 6, "{:?}", limits.faults());
         assert!(Limits::DEFAULT.faults().is_empty());
     }
 }

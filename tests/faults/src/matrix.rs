@@ -1,4 +1,4 @@
-//! The fault matrix: 38 rows of `reliability.md` §6.1 and seven that came later, of commands and of rows as columns, each
+//! The fault matrix: 38 rows of `reliability.md` §6.1 and eight that came later, of commands and of rows as columns, each
 //! with the scenarios that play it: all of them can run on one Linux machine as root.
 //!
 //! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
@@ -67,7 +67,7 @@ const fn ci(scenario: Scenario) -> Scenario {
 }
 
 /// All of it.
-pub static ROWS: [Row; 45] = [
+pub static ROWS: [Row; 46] = [
     row(
         1,
         "kill -9 P",
@@ -425,6 +425,12 @@ pub static ROWS: [Row; 45] = [
         "values that a column does not have",
         "a build of such values, SIGKILL of W",
         &[ci(at("2 of 10 ids", Raw::Never, rows::values_without_column))],
+    ),
+    row(
+        46,
+        "kill -9 W with rows stored beside ids that are not done",
+        "failpoint",
+        &[at("after the first early part", Raw::Never, worker::killed_with_early_parts)],
     ),
 ];
 

@@ -2,7 +2,6 @@
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use millstream::envelope::{Rows, decode_rows};
 use millstream::names::RunName;
 
@@ -50,18 +49,21 @@ impl Broker {
         pass: u32,
         batch: u32,
     ) -> Result<Vec<RowsMessage>, Error> {
-        let stream = self.names.rows_stream();
-        let subject = self.names.rows_subject(run, pass, batch);
-        let Some(first) = self.last_message(stream.clone(), &subject).await? else { return Ok(Vec::new()) };
-        let wanted = match decode_rows(&first.payload) {
-            Ok(Rows::Cut(cut)) => cut.parts.len(),
-            Ok(Rows::Batch(_)) | Err(_) => return Ok(vec![first.into()]),
-        };
-        let mut parts = Vec::new();
-        for subject in self.rows_subjects(self.names.batch_parts(run, pass, batch)).await? {
-            parts.extend(self.last_message(stream.clone(), &subject).await?.map(RowsMessage::from));
+        let (mut messages, mut left) = (Vec::new(), vec![self.names.rows_subject(run, pass, batch)]);
+        while let Some(subject) = left.pop() {
+            let Some(message) = self.last_message(self.names.rows_stream(), &subject).await? else {
+                return Ok(Vec::new());
+            };
+            match decode_rows(&message.payload) {
+                Ok(Rows::Cut(cut)) => {
+                    left.extend(
+                        cut.ranges().map(|places| self.names.part_subject(run, pass, batch, &places)),
+                    );
+                }
+                Ok(Rows::Batch(_)) | Err(_) => messages.push(message.into()),
+            }
         }
-        Ok(if parts.len() < wanted { Vec::new() } else { parts })
+        Ok(messages)
     }
 
     /// Puts a message behind all others, so that a sink draws it whatever became of it before. A kill between the two steps
@@ -77,20 +79,5 @@ impl Broker {
         let again = async { self.jetstream.send_publish(subject, again).await?.await };
         within(&doing, again).await?.map_err(broker(doing))?;
         Ok(())
-    }
-
-    /// Subjects of the rows stream that match.
-    async fn rows_subjects(&self, filter: String) -> Result<Vec<String>, Error> {
-        let doing = format!("list `{filter}`");
-        let stream = self.names.rows_stream();
-        let stream =
-            within(&doing, self.jetstream.get_stream_no_info(stream)).await?.map_err(broker(&doing))?;
-        let mut subjects =
-            within(&doing, stream.info_with_subjects(filter)).await?.map_err(broker(&doing))?;
-        let mut found = Vec::new();
-        while let Some(subject) = within(&doing, subjects.next()).await? {
-            found.push(subject.map_err(broker(&doing))?.0);
-        }
-        Ok(found)
     }
 }

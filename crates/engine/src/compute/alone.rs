@@ -1,37 +1,37 @@
 //! Children that compute one id at a time, from the worker's side: what an id does to its child is known to be that
 //! id's doing. The protocol is [`millstream::child`]'s.
 
-use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
-use millstream::child::{self as wire, Answer, frame};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use millstream::child::{self as wire, Answer};
 use millstream::columns::Columns;
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Semaphore;
 
 use super::apart::{host_memory, shown, slow};
-use super::output::Said;
-use super::process::{Age, Ended, News, Process, Program, print, said, silent};
+use super::kid::Kid;
+use super::lots::Lots;
+use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::row::gave_up;
-use super::{BatchKey, Computed};
+use super::{BatchKey, Computed, Tray};
 use crate::error::Error;
 use crate::work::WorkCounts;
 
-/// Ids that one child takes at a time, while others take theirs.
-const CHUNK: usize = 64;
 /// Ids sent to a child and not answered: few enough that they always fit its socket, with ids of 4 KiB.
 const AHEAD: usize = 8;
 /// Without a sign for so long, an id's time stands still: its process is stopped, or about to be missed.
 const ASLEEP: Duration = Duration::from_secs(5);
+/// An id that has been in flight for so long lasts: what is done before it is put down, and others get the ids behind it.
+const LASTS: Duration = Duration::from_millis(200);
 /// How often an id is tried whose child was stopped, or killed from outside: the kernel, for want of memory, means the largest
 /// process, which need not be the guilty one.
 const KILLED_TRIES: u32 = 3;
@@ -60,49 +60,6 @@ pub(super) struct Alone<I> {
     /// First ids of processes that overran, while none did not.
     first_late: AtomicU32,
     ids: PhantomData<fn(I)>,
-}
-
-/// A child process that has started.
-struct Kid {
-    process: Process,
-    to: OwnedWriteHalf,
-    /// Memory that it had before its first id.
-    base: u64,
-    /// Ids that it has computed.
-    computed: u64,
-    /// What the id in flight panicked with.
-    panicked: Option<String>,
-    printing: Printing,
-}
-
-/// Whose lines come from a child: it says where it begins an id.
-#[derive(Default)]
-struct Printing {
-    /// Run, batch and id of what it has begun.
-    now: Option<[String; 3]>,
-    /// The same of what it was sent and has not begun.
-    next: VecDeque<[String; 3]>,
-}
-
-impl Printing {
-    /// Ids are sent to the child.
-    fn sent<I: Id>(&mut self, key: &BatchKey, ids: &[I]) {
-        let about = |id| [key.run.as_str().to_owned(), key.batch.to_string(), shown(id)];
-        self.next.extend(ids.iter().map(about));
-    }
-
-    /// Logs what it printed.
-    fn tell(&mut self, said: Vec<Said>) {
-        for said in said {
-            match said {
-                Said::Next => self.now = self.next.pop_front(),
-                Said::Line(_) => {
-                    let about = self.now.as_ref().map(|[run, batch, id]| (&**run, &**batch, &**id));
-                    print(vec![said], about);
-                }
-            }
-        }
-    }
 }
 
 /// How a child came to stop answering.
@@ -145,38 +102,45 @@ impl<I: Id> Alone<I> {
         }
     }
 
-    pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Computed<I>, Error> {
-        self.counts.alone.fetch_add(1, Ordering::Relaxed);
-        let size = ids.len().div_ceil(self.threads * 4).clamp(1, CHUNK);
-        let chunks: Vec<&[I]> = ids.chunks(size).collect();
-        let next = AtomicUsize::new(0);
-        let lanes = (0..self.threads.min(chunks.len())).map(|_| self.lane(key, &chunks, &next, last));
-        let mut parts: Vec<(usize, Computed<I>)> = try_join_all(lanes).await?.into_iter().flatten().collect();
-        parts.sort_unstable_by_key(|(number, _)| *number);
-        Ok(parts.into_iter().fold(Computed::none(&self.schema), |mut whole, (_, part)| {
-            whole.append(part);
-            whole
-        }))
-    }
-
-    /// One core's share: whatever chunk is next, until there is none.
-    async fn lane(
+    /// Computes ids, and puts them down as they are done.
+    pub async fn compute(
         &self,
         key: &BatchKey,
-        chunks: &[&[I]],
-        next: &AtomicUsize,
+        ids: Vec<I>,
         last: bool,
-    ) -> Result<Vec<(usize, Computed<I>)>, Error> {
+        tray: &Tray<I>,
+    ) -> Result<(), Error> {
+        self.counts.alone.fetch_add(1, Ordering::Relaxed);
+        let lots = Lots::new(&ids, tray, self.threads);
+        let lane = || self.lane(key, &lots, last);
+        let mut lanes: FuturesUnordered<_> = (0..lots.count().min(self.threads)).map(|_| lane()).collect();
+        // A lane that waits for a seat, which other batches have, is not waited for when there is nothing left for it.
+        while lots.has_left() {
+            tokio::select! {
+                Some(ended) = lanes.next() => ended?,
+                () = lots.given_back.notified() => if lanes.len() < self.threads {
+                    lanes.push(lane());
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// One core's share: whatever lot is next, until there is none.
+    async fn lane(&self, key: &BatchKey, lots: &Lots<'_, I>, last: bool) -> Result<(), Error> {
         let _seat = self.seats.acquire().await.expect("the semaphore is never closed");
+        let _busy = lots.busy();
+        let Some(mut lot) = lots.next() else { return Ok(()) };
         let mut kid = self.idle().pop();
-        let mut parts = Vec::new();
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(chunk) = chunks.get(number) else { break };
-            parts.push((number, self.chunk(&mut kid, key, chunk, last).await?));
+            self.lot(&mut kid, key, lots, lot, last).await?;
+            match lots.next() {
+                Some(next) => lot = next,
+                None => break,
+            }
         }
         self.idle().extend(kid);
-        Ok(parts)
+        Ok(())
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Kid>> {
@@ -193,35 +157,32 @@ impl<I: Id> Alone<I> {
     }
 
     /// Computes these ids with `kid`, and with as many others as they cost.
-    async fn chunk(
+    async fn lot(
         &self,
         kid: &mut Option<Kid>,
         key: &BatchKey,
-        mut ids: &[I],
+        lots: &Lots<'_, I>,
+        mut lot: Range<usize>,
         last: bool,
-    ) -> Result<Computed<I>, Error> {
+    ) -> Result<(), Error> {
         let mut part = Part { schema: &self.schema, computed: Computed::none(&self.schema), last };
         let mut killed = 0;
-        while !ids.is_empty() {
-            let mut child = match kid.take() {
-                Some(child) => child,
-                None => self.start().await?,
-            };
-            let begun = Instant::now();
-            let (answered, end) = self.grind(&mut child, key, ids, &mut part).await;
+        while !lot.is_empty() {
+            let mut child = self.free(kid.take()).await?;
+            let (begun, before) = (Instant::now(), lot.start);
+            let end = self.grind(&mut child, key, lots, &mut lot, &mut part).await;
             part.computed.spent.computing += begun.elapsed();
-            ids = &ids[answered..];
             if matches!(end, End::Done) {
                 *kid = Some(child);
                 continue;
             }
-            killed = if answered > 0 { 0 } else { killed };
-            let others = child.computed;
-            let verdict = self.verdict(child, key, &ids[0], end).await;
+            killed = if lot.start > before { 0 } else { killed };
+            let (others, id) = (child.computed, &lots.ids[lot.start]);
+            let verdict = self.verdict(child, key, id, end).await;
             let reason = match verdict {
                 // What it has become by many ids is not the fault of the last one, which a fresh process will tell.
                 Verdict::Crashed(reason) if others > 0 => {
-                    let (id, BatchKey { run, batch, .. }) = (shown(&ids[0]), key);
+                    let (id, BatchKey { run, batch, .. }) = (shown(id), key);
                     tracing::debug!(%run, batch, id, reason, others, "a process is replaced, and its id tried in a fresh one");
                     continue;
                 }
@@ -237,18 +198,19 @@ impl<I: Id> Alone<I> {
             killed = 0;
             self.counts.ended.fetch_add(1, Ordering::Relaxed);
             let BatchKey { run, batch, .. } = key;
-            tracing::warn!(%run, batch, id = shown(&ids[0]), reason, "an id ended its process: it is a dead letter");
-            part.dead(&ids[0], &reason);
-            ids = &ids[1..];
+            tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it is a dead letter");
+            part.dead(id, &reason);
+            lot.start += 1;
         }
-        Ok(part.computed)
+        lots.put(part.take());
+        Ok(())
     }
 
     /// Ends a child that does not answer its id, and says why it does not.
     async fn verdict(&self, mut child: Kid, key: &BatchKey, id: &I, end: End) -> Verdict {
         let by_itself = matches!(end, End::Died);
         let mut ended = child.process.end(by_itself).await;
-        child.printing.tell(std::mem::take(&mut ended.said));
+        child.tell(std::mem::take(&mut ended.said));
         match end {
             End::Silent => {
                 let why = silent();
@@ -276,55 +238,62 @@ impl<I: Id> Alone<I> {
         }
     }
 
-    /// Has the child compute these ids; how many it answered, and why no more.
+    /// Has the child compute the ids of the lot, which begins with the id in flight; why it does no more of them.
     async fn grind(
         &self,
         child: &mut Kid,
         key: &BatchKey,
-        ids: &[I],
+        lots: &Lots<'_, I>,
+        lot: &mut Range<usize>,
         part: &mut Part<'_, I>,
-    ) -> (usize, End) {
-        let (mut sent, mut answered) = (0, 0);
+    ) -> End {
+        let mut sent = lot.start;
         let mut flight = Flight::new();
         child.process.listen_again();
-        while answered < ids.len() {
-            if sent < ids.len() && sent - answered <= AHEAD / 2 {
-                let upto = ids.len().min(answered + AHEAD);
-                let mut frames = Vec::new();
-                ids[sent..upto].iter().for_each(|id| frame(b'C', &id.to_bytes(), &mut frames));
-                child.printing.sent(key, &ids[sent..upto]);
-                sent = upto;
-                if child.to.write_all(&frames).await.is_err() {
+        while lot.start < lot.end {
+            if sent < lot.end && sent - lot.start <= AHEAD / 2 {
+                let ids = &lots.ids[sent..lot.end.min(lot.start + AHEAD)];
+                sent = match child.send(key, ids).await {
+                    Ok(()) => sent + ids.len(),
                     // What it answered before it died is still on its way.
-                    sent = ids.len();
-                }
+                    Err(_) => lot.end,
+                };
             }
-            let id = &ids[answered];
+            let id = &lots.ids[lot.start];
             let (kind, body) = match child.process.next().await {
                 News::Frame(kind, body) => (kind, body),
                 News::Printed(said) => {
-                    child.printing.tell(said);
+                    child.tell(said);
                     continue;
                 }
-                News::Look => match self.overrun(child, key, id, &mut flight) {
-                    Some(end) => return (answered, end),
-                    None => continue,
-                },
-                News::Gone => return (answered, End::Died),
-                News::Silent => return (answered, End::Silent),
-                News::Broken(fault) => return (answered, End::Over(spoke(&fault))),
+                News::Look => {
+                    if let Some(end) = self.overrun(child, key, id, &mut flight) {
+                        return end;
+                    }
+                    if flight.lasts() {
+                        lots.put(part.take());
+                        lots.give_back(lot);
+                        child.forget(sent.saturating_sub(lot.end)).await;
+                        sent = sent.min(lot.end);
+                    }
+                    continue;
+                }
+                News::Gone => return End::Died,
+                News::Silent => return End::Silent,
+                News::Broken(fault) => return End::Over(spoke(&fault)),
             };
-            match part.take(id, kind, &body) {
+            match part.take_answer(id, kind, &body) {
                 Ok(Some(panic)) => child.panicked = child.panicked.take().or(Some(panic)),
                 Ok(None) => {
-                    (answered, flight, child.panicked) = (answered + 1, Flight::new(), None);
+                    (flight, child.panicked) = (Flight::new(), None);
+                    lot.start += 1;
                     child.computed += 1;
                     self.got_going.store(true, Ordering::Relaxed);
                 }
-                Err(fault) => return (answered, End::Over(spoke(&fault))),
+                Err(fault) => return End::Over(spoke(&fault)),
             }
         }
-        (answered, End::Done)
+        End::Done
     }
 
     /// Why the child must end, if the id in flight is beyond a hard limit.
@@ -346,11 +315,22 @@ impl<I: Id> Alone<I> {
         (taken > self.memory).then(|| End::Over(out_of_memory(self.memory)))
     }
 
+    /// This child, if it has nothing in hand, or another.
+    async fn free(&self, kid: Option<Kid>) -> Result<Kid, Error> {
+        if let Some(mut kid) = kid {
+            if kid.catch_up().await {
+                return Ok(kid);
+            }
+            let ended = kid.process.end(false).await;
+            tracing::debug!(%ended, "a process is replaced: it has an id that another computes");
+        }
+        self.start().await
+    }
+
     async fn start(&self) -> Result<Kid, Error> {
         let arguments = [self.memory.to_string()];
         let (process, to) = Process::start(&self.program, wire::ARGUMENT, &arguments).await?;
-        let base = process.resident();
-        Ok(Kid { process, to, base, computed: 0, panicked: None, printing: Printing::default() })
+        Ok(Kid::new(process, to))
     }
 }
 
@@ -366,8 +346,13 @@ struct Part<'a, I> {
 }
 
 impl<I: Id> Part<'_, I> {
+    /// Takes what is done.
+    fn take(&mut self) -> Computed<I> {
+        std::mem::replace(&mut self.computed, Computed::none(self.schema))
+    }
+
     /// Takes a frame that is the answer to `id`; or what the id panicked with, whose answer is still to come.
-    fn take(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<Option<String>, String> {
+    fn take_answer(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<Option<String>, String> {
         match Answer::read(kind, body).map_err(|fault| fault.to_string())? {
             Answer::Row(row) => {
                 let row: Columns = postcard::from_bytes(row).map_err(|fault| fault.to_string())?;
@@ -381,8 +366,8 @@ impl<I: Id> Part<'_, I> {
             Answer::Again(reason) if self.last => self.dead(id, &gave_up(reason)),
             Answer::Again(reason) => self.computed.again.push((id.clone(), reason.to_owned())),
             Answer::Panicked(reason) => return Ok(Some(reason.to_owned())),
-            Answer::Hello { .. } | Answer::Started | Answer::NotStarted(_) => {
-                return Err("hello a second time".to_owned());
+            Answer::Hello { .. } | Answer::Started | Answer::NotStarted(_) | Answer::Forgotten => {
+                return Err("what is no answer to an id".to_owned());
             }
         }
         Ok(None)
@@ -398,11 +383,17 @@ impl<I: Id> Part<'_, I> {
 struct Flight {
     age: Age,
     told: bool,
+    relieved: bool,
 }
 
 impl Flight {
     fn new() -> Self {
-        Self { age: Age::new(), told: false }
+        Self { age: Age::new(), told: false, relieved: false }
+    }
+
+    /// Whether it lasts, once.
+    fn lasts(&mut self) -> bool {
+        self.age.time >= LASTS && !std::mem::replace(&mut self.relieved, true)
     }
 }
 

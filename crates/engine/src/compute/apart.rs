@@ -3,6 +3,7 @@
 //! Pieces come back as they are done, so when the process dies only what was in hand is in doubt.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
 use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
-use super::{BatchKey, Computed, Piece, cgroup};
+use super::{BatchKey, Computed, Piece, Tray, cgroup};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
@@ -30,10 +31,8 @@ const QUIET: Duration = Duration::from_secs(3);
 /// Orders on their way into the pipe.
 const SENDING: usize = 4;
 
-/// What became of some ids.
+/// What became of ids that are not done.
 pub(super) struct Ground<I> {
-    /// Those that are done, or ask for another attempt.
-    pub done: Computed<I>,
     /// Those that were lost with the process.
     pub left: Vec<I>,
     /// Whether one of them may be why.
@@ -54,8 +53,12 @@ pub(super) enum Suspect {
 struct Order<I> {
     key: BatchKey,
     ids: Vec<I>,
-    pieces: Vec<Piece>,
-    covered: u32,
+    /// Where what is done is put.
+    tray: Arc<Tray<I>>,
+    /// Places of the pieces that came.
+    covered: Vec<Range<u32>>,
+    /// Ids that those have not.
+    missing: usize,
     answer: oneshot::Sender<Ground<I>>,
 }
 
@@ -131,11 +134,19 @@ impl<I: Id> Apart<I> {
         Self { program, schema, threads, limits, counts, load, got_going, live, orders: AtomicU64::new(0) }
     }
 
-    pub async fn compute(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Ground<I>, Error> {
+    /// Computes ids, and puts each piece down as it is done.
+    pub async fn compute(
+        &self,
+        key: &BatchKey,
+        ids: Vec<I>,
+        last: bool,
+        tray: &Arc<Tray<I>>,
+    ) -> Result<Ground<I>, Error> {
         let number = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
         let frame = encode_order(number, &ids, last);
         let (answer, answered) = oneshot::channel();
-        let order = Order { key: key.clone(), ids, pieces: Vec::new(), covered: 0, answer };
+        let (missing, covered) = (ids.len(), Vec::new());
+        let order = Order { key: key.clone(), ids, tray: tray.clone(), covered, missing, answer };
         let (_waiting, sender) = self.place(number, order).await?;
         // A process that has just died takes nothing any more; its reader says so to everybody who waits.
         let _died = sender.send((number, frame)).await;
@@ -167,9 +178,7 @@ impl<I: Id> Apart<I> {
             Some(orders) => drop(orders.insert(number, order)),
             // It died this very moment, before it was given anything.
             None => {
-                let left =
-                    Ground { done: Computed::none(&self.schema), left: order.ids, suspect: Suspect::No };
-                let _gone = order.answer.send(left);
+                let _gone = order.answer.send(Ground { left: order.ids, suspect: Suspect::No });
             }
         }
         Ok((Waiting { number, shared: there.shared.clone() }, there.sender.clone()))
@@ -357,13 +366,14 @@ impl<I: Id> Shared<I> {
         if !piece.is_sound(&self.schema, order.ids.len()) {
             return Err("it sent rows that are none of the pipeline's".to_owned());
         }
-        order.covered += piece.count;
-        order.pieces.push(piece);
-        if order.covered as usize >= order.ids.len()
+        order.covered.push(piece.from..piece.from + piece.count);
+        order.missing = order.missing.saturating_sub(piece.count as usize);
+        order.tray.put(Computed::of(&order.ids, piece));
+        if order.missing == 0
             && let Some(order) = orders.remove(&number)
         {
             drop(open);
-            order.finish(&self.schema, Vec::new(), Suspect::No);
+            order.finish(Vec::new(), Suspect::No);
         }
         Ok(())
     }
@@ -386,28 +396,27 @@ impl<I: Id> Shared<I> {
                 End::Silent => Suspect::Silent,
             };
             let left = order.left();
-            order.finish(&self.schema, left, suspect);
+            order.finish(left, suspect);
         }
     }
 }
 
 impl<I: Id> Order<I> {
-    fn finish(self, schema: &Schema, left: Vec<I>, suspect: Suspect) {
-        let done = Computed::whole(schema, &self.ids, self.pieces);
+    fn finish(self, left: Vec<I>, suspect: Suspect) {
         // The receiver is gone when work was given up.
-        let _forgotten = self.answer.send(Ground { done, left, suspect });
+        let _forgotten = self.answer.send(Ground { left, suspect });
     }
 
     /// Ids that no piece covers.
     fn left(&self) -> Vec<I> {
-        let mut covered: Vec<(u32, u32)> =
-            self.pieces.iter().map(|piece| (piece.from, piece.from + piece.count)).collect();
-        covered.sort_unstable();
-        covered.push((self.ids.len() as u32, 0));
+        let mut covered = self.covered.clone();
+        covered.sort_unstable_by_key(|places| places.start);
+        let end = self.ids.len() as u32;
+        covered.push(end..end);
         let (mut left, mut next) = (Vec::new(), 0);
-        for (from, to) in covered {
-            left.extend_from_slice(&self.ids[next as usize..from as usize]);
-            next = to;
+        for places in covered {
+            left.extend_from_slice(&self.ids[next as usize..places.start as usize]);
+            next = places.end;
         }
         left
     }
@@ -437,23 +446,13 @@ pub(super) fn host_memory() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::{Rows, Spent};
 
     #[test]
     fn what_no_piece_covers_is_left() {
-        let schema = Schema::parse(&[("n", "UInt8")]).expect("sound");
-        let rows = Rows::with_room(&schema, 0);
-        let piece = |from, count| Piece {
-            from,
-            count,
-            rows: rows.clone(),
-            again: Vec::new(),
-            spent: Spent::default(),
-        };
         let (answer, _) = oneshot::channel::<Ground<u64>>();
         let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 10 };
-        let pieces = vec![piece(6, 2), piece(1, 3)];
-        let order = Order { key, ids: (100..110).collect(), pieces, covered: 5, answer };
+        let (ids, tray) = ((100..110).collect(), Arc::default());
+        let order = Order { key, ids, tray, covered: vec![6..8, 1..4], missing: 5, answer };
         assert_eq!(order.left(), [100, 104, 105, 108, 109]);
     }
 

@@ -12,7 +12,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use super::group::{end_a_copy, end_own};
 use super::guard::{install_panic_hook, tell_panics};
 use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::pool::{Off, Order, Pool, Shared};
-use super::watch::{Hand, Overdue, Watch};
+use super::watch::{Overdue, Watch};
 use super::{AnyFunction, Function, cgroup};
 
 /// How often the pool's threads are looked at.
@@ -176,7 +176,14 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
     let process = std::process::id();
     let busy = Arc::new(AtomicBool::new(true));
-    let beating = beat(&sender, &busy).and_then(|()| incoming(socket));
+    // Ids that came, and as many of them as are to be forgotten unless they are begun.
+    let (came, forget) = (AtomicU64::new(0), Arc::<AtomicU64>::default());
+    let forgetting = forget.clone();
+    let note = move |kind| match kind {
+        wire::FORGET => forgetting.store(came.load(Ordering::Relaxed), Ordering::Relaxed),
+        _ => drop(came.fetch_add(1, Ordering::Relaxed)),
+    };
+    let beating = beat(&sender, &busy).and_then(|()| incoming(socket, note));
     let frames = beating.map_err(|fault| threads_refused(1, &fault));
     let started = frames.and_then(|frames| function.typed.start().map(|()| frames));
     if memory > 0 && started.is_ok() {
@@ -187,8 +194,16 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let frames = sender.started(started)?;
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
-    let mut bytes = Vec::new();
+    let (mut bytes, mut number) = (Vec::new(), 0);
     for (kind, body) in frames {
+        if kind == wire::FORGET {
+            sender.answer(&Answer::Forgotten);
+            continue;
+        }
+        number += 1;
+        if number <= forget.load(Ordering::Relaxed) {
+            continue;
+        }
         let id = I::from_bytes(&body).filter(|_| kind == b'C');
         let id = id.ok_or_else(|| io::Error::other("the worker sent no id"))?;
         bytes.clear();
@@ -232,8 +247,8 @@ fn pool<I: Id>(
     let ready = Pool::start(function.clone(), threads)
         .map_err(|error| threads_refused(threads * 2, &error))
         .and_then(|pool| {
-            let watched = watch(&sender, pool.hands(), limits, started.clone());
-            let frames = watched.and_then(|()| incoming(socket));
+            let watched = watch(&sender, pool.shared(), limits, started.clone());
+            let frames = watched.and_then(|()| incoming(socket, |_| {}));
             let frames = frames.map_err(|fault| threads_refused(2, &fault))?;
             function.typed.start().map(|()| (pool, frames))
         });
@@ -242,15 +257,16 @@ fn pool<I: Id>(
     take_orders(&pool, frames, &sender)
 }
 
-/// Has a thread of its own look at the pool's threads, and tell the worker: it needs nothing of the user's code.
-fn watch(
+/// Has a thread of its own look at the pool's threads, tell the worker, and relieve threads whose ids last: it needs nothing
+/// of the user's code.
+fn watch<I: Id>(
     sender: &Sender,
-    hands: Arc<[Hand]>,
+    pool: Arc<Shared<I>>,
     [soft, hard]: [Option<Duration>; 2],
     started: Arc<AtomicBool>,
 ) -> io::Result<()> {
     let sender = sender.clone();
-    let mut watch = Watch::new(hands.len(), soft, hard);
+    let mut watch = Watch::new(pool.hands().len(), soft, hard);
     let mut beat = Vec::new();
     frame(wire::BEAT, &[], &mut beat);
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
@@ -258,10 +274,13 @@ fn watch(
             let (begun, mut busy) = (Instant::now(), 0);
             for _ in 0..LOOKS_TOLD {
                 std::thread::sleep(LOOK);
-                for Overdue { order, at, hard } in watch.look(&hands, LOOK) {
+                let overdue = watch.look(pool.hands(), LOOK);
+                // First: an order may end for an id that is overdue.
+                pool.relieve(&watch);
+                for Overdue { order, at, hard } in overdue {
                     sender.send(&encode(OVERDUE, &OverdueFrame { order, at, hard }));
                 }
-                busy += hands.iter().filter(|hand| hand.is_busy()).count() as u32;
+                busy += pool.hands().iter().filter(|hand| hand.is_busy()).count() as u32;
             }
             let looks = f64::from(LOOKS_TOLD);
             match started.load(Ordering::Relaxed) {
@@ -314,12 +333,13 @@ fn begin<I: Id>(
     let OrderFrame { order: number, last, codec, count, block } = frame;
     let ids = I::unpack(codec, block, count).map_err(io::Error::other)?;
     let order = Order { number, ids, last, off };
-    pool.begin(order, move |piece| sender.send(&encode_piece(number, &piece)), move |_| over());
+    pool.begin(order, move |_, piece| sender.send(&encode_piece(number, &piece)), over);
     Ok(())
 }
 
 /// Frames of the worker, read by a thread of their own, which also notices its end while an id is computed.
-fn incoming(socket: Socket) -> io::Result<Receiver<(u8, Vec<u8>)>> {
+/// `note` is told of the kind of each before it is handed on.
+fn incoming(socket: Socket, note: impl Fn(u8) + Send + 'static) -> io::Result<Receiver<(u8, Vec<u8>)>> {
     let (sender, receiver) = sync_channel(AHEAD);
     std::thread::Builder::new().name("frames".into()).spawn(move || {
         let (mut from, mut bytes, mut chunk) = (socket.stream, Vec::new(), vec![0; 64 << 10]);
@@ -333,6 +353,7 @@ fn incoming(socket: Socket) -> io::Result<Receiver<(u8, Vec<u8>)>> {
             loop {
                 match split(&bytes[start..]) {
                     Ok(Some(Frame { kind, body, taken })) => {
+                        note(kind);
                         if sender.send((kind, body.to_vec())).is_err() {
                             return;
                         }

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::alone::Alone;
 use super::apart::{Apart, Ground, Suspect};
 use super::process::Program;
-use super::{BatchKey, Computed, Function, Pool};
+use super::{BatchKey, Computed, Function, Pool, Tray};
 use crate::error::Error;
 use crate::load::Load;
 use crate::work::WorkCounts;
@@ -44,9 +44,7 @@ enum Kind<I> {
 struct Processes<I> {
     pool: Apart<I>,
     alone: Alone<I>,
-    schema: Arc<Schema>,
     isolate: bool,
-    load: Load,
 }
 
 impl<I: Id> Cores<I> {
@@ -82,9 +80,7 @@ impl<I: Id> Cores<I> {
                         going,
                     ),
                     alone: Alone::new(program, threads, limits, schema.clone(), counts, got_going),
-                    schema: schema.clone(),
                     isolate: limits.isolate,
-                    load: load.clone(),
                 }))
             }
         };
@@ -122,15 +118,37 @@ impl<I: Id> Cores<I> {
         last: bool,
         suspect: bool,
     ) -> Result<Computed<I>, Error> {
-        let computed = match &self.kind {
+        let tray = self.tray();
+        self.compute_onto(key, ids, (last, suspect), &tray).await?;
+        let mut computed = tray.take(&self.schema);
+        computed.again = tray.take_again();
+        Ok(computed)
+    }
+
+    /// Where ids can be put down as they are done.
+    pub(crate) fn tray(&self) -> Arc<Tray<I>> {
+        Arc::new(Tray::counted(self.load.clone()))
+    }
+
+    /// The same as [`Self::compute`], with what is done put down as it is. When it fails, some of it may be there.
+    ///
+    /// # Errors
+    /// Those of [`Self::compute`].
+    pub(crate) async fn compute_onto(
+        &self,
+        key: &BatchKey,
+        ids: Vec<I>,
+        (last, suspect): (bool, bool),
+        tray: &Arc<Tray<I>>,
+    ) -> Result<(), Error> {
+        match &self.kind {
             Kind::Here(pool, _) => {
                 self.ready().await?;
-                pool.compute(ids, last).await
+                pool.compute_onto(ids, last, tray).await;
+                Ok(())
             }
-            Kind::Apart(processes) => processes.compute(key, ids, last, suspect).await?,
-        };
-        self.load.spent(computed.spent);
-        Ok(computed)
+            Kind::Apart(processes) => processes.compute(key, ids, (last, suspect), tray).await,
+        }
     }
 }
 
@@ -139,28 +157,21 @@ impl<I: Id> Processes<I> {
         &self,
         key: &BatchKey,
         ids: Vec<I>,
-        last: bool,
-        suspect: bool,
-    ) -> Result<Computed<I>, Error> {
+        (last, suspect): (bool, bool),
+        tray: &Arc<Tray<I>>,
+    ) -> Result<(), Error> {
         if suspect || self.isolate {
-            return self.alone(key, ids, last).await;
+            return self.alone.compute(key, ids, last, tray).await;
         }
-        let (mut whole, mut left, mut silent) = (Computed::none(&self.schema), ids, 0);
+        let (mut left, mut silent) = (ids, 0);
         while !left.is_empty() {
-            let Ground { done, left: rest, suspect } = self.pool.compute(key, left, last).await?;
-            whole.append(done);
+            let Ground { left: rest, suspect } = self.pool.compute(key, left, last, tray).await?;
             left = rest;
             silent += u32::from(suspect == Suspect::Silent);
             if suspect == Suspect::Yes || silent == SILENT_POOLS {
-                whole.append(self.alone(key, std::mem::take(&mut left), last).await?);
+                self.alone.compute(key, std::mem::take(&mut left), last, tray).await?;
             }
         }
-        Ok(whole)
-    }
-
-    async fn alone(&self, key: &BatchKey, ids: Vec<I>, last: bool) -> Result<Computed<I>, Error> {
-        let computed = self.alone.compute(key, ids, last).await?;
-        self.load.alone(computed.spent.computing);
-        Ok(computed)
+        Ok(())
     }
 }

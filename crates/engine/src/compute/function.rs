@@ -5,17 +5,16 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
 
 use millstream::child::Answer;
 use millstream::schema::Schema;
-use millstream::{Failure, Pipeline, SchemaFault, Spec};
+use millstream::{Failure, Outcome, Pipeline, SchemaFault, Spec};
 
+use super::desk::{AT_ONCE, Desk, Open};
 use super::guard::guarded;
 use super::pool::Order;
 use super::row::{self, Rows};
 use super::watch::Hand;
-use super::{PIECE_BYTES, Piece, Spent};
 
 /// A pipeline's function over ids of this type, and what the pipeline declares. Clones are the same.
 #[derive(Clone)]
@@ -76,18 +75,45 @@ pub(super) trait Typed<I>: Send + Sync {
     /// Gets ready to compute; else why this process cannot.
     fn start(&self) -> Result<(), String>;
 
-    /// Computes from the first of `ids` on, to the last, or until the rows are many bytes or the order is called off. The
-    /// first is at place `from` of the order.
-    fn grind_some(&self, hand: &Hand, order: &Order<I>, from: u32, ids: &[I]) -> Piece;
+    /// Computes what lies on the desk, a piece of this order, to its end or until the order is called off.
+    fn grind(&self, hand: &Hand, desk: &Desk<I>, order: &Order<I>);
 
     /// Computes one id, and appends the answer of a child to its worker.
     fn answer(&self, id: &I, out: &mut Vec<u8>);
 }
 
+/// What came of ids, by their places.
+type Outcomes<R> = Vec<(u32, Outcome<R>)>;
+
 /// A pipeline with the columns that its rows go into.
 struct WithSchema<P> {
     pipeline: Arc<P>,
     schema: Arc<Schema>,
+}
+
+impl<P: Pipeline> WithSchema<P> {
+    /// Appends what came of some ids. The row's own `Serialize` is the user's code too: it may panic.
+    fn write(&self, open: &mut Open<P::Id>, outcomes: &mut Outcomes<P::Row>, last: bool) {
+        let mut outcomes = outcomes.drain(..);
+        loop {
+            let written = guarded(|| {
+                for (at, outcome) in &mut outcomes {
+                    let done = open.done();
+                    match outcome {
+                        Ok(row) => done.rows.ok(&self.schema, &row),
+                        Err(Failure::Retry(reason)) if !last => done.again.push((at, reason)),
+                        Err(Failure::Reject(reason)) => done.rows.dead(&self.schema, &reason),
+                        Err(Failure::Retry(reason)) => done.rows.dead(&self.schema, &row::gave_up(&reason)),
+                    }
+                    open.count();
+                }
+                Ok(())
+            });
+            let Err(Failure::Reject(panic) | Failure::Retry(panic)) = written else { return };
+            open.done().rows.dead(&self.schema, &panic);
+            open.count();
+        }
+    }
 }
 
 impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
@@ -96,32 +122,20 @@ impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
         started.map_err(|failure| format!("the pipeline's `start` failed: {failure}"))
     }
 
-    fn grind_some(&self, hand: &Hand, order: &Order<P::Id>, from: u32, ids: &[P::Id]) -> Piece {
-        let begun = Instant::now();
-        let mut rows = Rows::with_room(&self.schema, ids.len());
-        let (mut count, mut again) = (0, Vec::new());
-        for id in ids {
-            if order.is_off() {
-                break;
+    fn grind(&self, hand: &Hand, desk: &Desk<P::Id>, order: &Order<P::Id>) {
+        let mut outcomes = Vec::with_capacity(AT_ONCE);
+        let mut taken = desk.next(|_| {});
+        while !taken.is_empty() {
+            for at in taken {
+                if order.is_off() {
+                    return;
+                }
+                hand.begin(at);
+                let id = &order.ids[at as usize];
+                outcomes.push((at, guarded(|| self.pipeline.compute(id))));
             }
-            let at = from + count;
-            hand.begin(at);
-            // The row's own `Serialize` is the user's code too.
-            match guarded(|| self.pipeline.compute(id).map(|row| rows.ok(&self.schema, &row))) {
-                Ok(()) => {}
-                Err(Failure::Retry(reason)) if !order.last => again.push((at, reason)),
-                Err(Failure::Reject(reason)) => rows.dead(&self.schema, &reason),
-                Err(Failure::Retry(reason)) => rows.dead(&self.schema, &row::gave_up(&reason)),
-            }
-            count += 1;
-            if rows.bytes() >= PIECE_BYTES {
-                break;
-            }
+            taken = desk.next(|open| self.write(open, &mut outcomes, order.last));
         }
-        // By the piece, not by the id: a look at the clock costs as much as a light id.
-        let all = begun.elapsed();
-        let encoding = rows.encoding().min(all);
-        Piece { from, count, rows, again, spent: Spent { computing: all - encoding, encoding } }
     }
 
     fn answer(&self, id: &P::Id, out: &mut Vec<u8>) {

@@ -6,6 +6,7 @@
 //! itself gives to rayon; without such work they sleep.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,9 +14,10 @@ use millstream::Id;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
+use super::desk::Desk;
 use super::guard::install_panic_hook;
-use super::watch::Hand;
-use super::{Computed, Function, Piece};
+use super::watch::{Hand, Watch};
+use super::{Computed, Function, Piece, Tray};
 use crate::error::Error;
 
 /// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
@@ -60,17 +62,36 @@ impl Drop for Off {
 }
 
 /// An order that is handed out in pieces.
-struct Shares<I> {
+pub(super) struct Shares<I> {
     order: Order<I>,
     /// Ids of a piece.
     size: usize,
     /// Pieces that are not done.
     left: AtomicUsize,
-    done: Box<dyn Fn(Piece) + Send + Sync>,
-    finished: Mutex<Option<Finished<I>>>,
+    done: Box<Done<I>>,
+    finished: Mutex<Option<Finished>>,
 }
 
-type Finished<I> = Box<dyn FnOnce(&Order<I>) + Send>;
+impl<I> Shares<I> {
+    /// Some ids are done.
+    pub fn done(&self, piece: Piece) {
+        (self.done)(&self.order, piece);
+    }
+
+    /// A piece becomes two.
+    pub fn one_more(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The places of the ids of a piece.
+    fn places(&self, number: usize) -> Range<u32> {
+        let start = number * self.size;
+        start as u32..self.order.ids.len().min(start + self.size) as u32
+    }
+}
+
+type Done<I> = dyn Fn(&Order<I>, Piece) + Send + Sync;
+type Finished = Box<dyn FnOnce() + Send>;
 type Work<I> = Box<dyn FnOnce(&Shared<I>) + Send>;
 
 enum Entry<I> {
@@ -78,6 +99,8 @@ enum Entry<I> {
     Work(Work<I>),
     /// The pieces of an order from this one on.
     Pieces(Arc<Shares<I>>, usize),
+    /// What is left of a piece whose thread has an id that lasts.
+    Rest(Arc<Shares<I>>, Range<u32>),
 }
 
 struct Queue<I> {
@@ -90,7 +113,8 @@ struct Queue<I> {
 pub(super) struct Shared<I> {
     function: Function<I>,
     /// One for each thread that takes ids.
-    hands: Arc<[Hand]>,
+    hands: Box<[Hand]>,
+    desks: Box<[Desk<I>]>,
     queue: Mutex<Queue<I>>,
     changed: Condvar,
 }
@@ -122,12 +146,13 @@ impl<I: Id> Pool<I> {
             .map_err(|source| Error::Pool { threads, source })?;
         let queue = Queue { entries: VecDeque::new(), up: 0, closed: false };
         let hands = (0..threads).map(|_| Hand::default()).collect();
+        let desks = (0..threads).map(|_| Desk::default()).collect();
         let (queue, changed) = (Mutex::new(queue), Condvar::new());
-        let shared = Arc::new(Shared { function, hands, queue, changed });
+        let shared = Arc::new(Shared { function, hands, desks, queue, changed });
         let looping = shared.clone();
         pool.spawn_broadcast(move |thread| {
-            if let Some(hand) = looping.hands.get(thread.index()) {
-                looping.take_all(hand);
+            if thread.index() < looping.hands.len() {
+                looping.take_all(thread.index());
             }
         });
         let up = shared.changed.wait_while(shared.queue(), |queue| queue.up < threads);
@@ -141,29 +166,35 @@ impl<I: Id> Pool<I> {
         self.shared.hands.len()
     }
 
-    /// What each thread has in hand.
-    pub(super) fn hands(&self) -> Arc<[Hand]> {
-        self.shared.hands.clone()
+    /// What its threads work on. Does not keep them.
+    pub(super) fn shared(&self) -> Arc<Shared<I>> {
+        self.shared.clone()
     }
 
     /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
     ///
     /// Dropping the future forgets the result, and leaves out the ids that are not begun.
     pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
+        let tray = Arc::<Tray<I>>::default();
+        self.compute_onto(ids, last, &tray).await;
+        let mut computed = tray.take(&self.shared.function.spec().schema);
+        computed.again = tray.take_again();
+        computed
+    }
+
+    /// The same, with each piece put down as it is done.
+    pub(super) async fn compute_onto(&self, ids: Vec<I>, last: bool, tray: &Arc<Tray<I>>) {
         let (sender, receiver) = oneshot::channel();
         let off = Off::default();
         let order = Order { number: 1, ids, last, off: off.0.clone() };
-        let pieces = Arc::new(Mutex::new(Vec::new()));
-        let (taken, schema) = (pieces.clone(), self.shared.function.spec().schema.clone());
-        let done = move |piece| pieces.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
-        self.shared.begin(order, done, move |order| {
-            let pieces = std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner));
+        let tray = tray.clone();
+        let done = move |order: &Order<I>, piece| tray.put(Computed::of(&order.ids, piece));
+        self.shared.begin(order, done, move || {
             // The receiver is gone when work was given up: then the result has no use.
-            let _forgotten = sender.send(Computed::whole(&schema, &order.ids, pieces));
+            let _forgotten = sender.send(());
         });
-        let computed = receiver.await.expect("pieces catch panics, so a result is always sent");
+        receiver.await.expect("pieces catch panics, so the end is always told");
         drop(off);
-        computed
     }
 
     /// Gets the pipeline ready, in this very process.
@@ -223,21 +254,40 @@ impl<I: Id> Shared<I> {
     pub fn begin(
         &self,
         order: Order<I>,
-        done: impl Fn(Piece) + Send + Sync + 'static,
-        finished: impl FnOnce(&Order<I>) + Send + 'static,
+        done: impl Fn(&Order<I>, Piece) + Send + Sync + 'static,
+        finished: impl FnOnce() + Send + 'static,
     ) {
         let pieces = self.hands.len() * PIECES_PER_CORE;
         let size = order.ids.len().div_ceil(pieces).clamp(1, MAX_PIECE);
         let left = AtomicUsize::new(order.ids.len().div_ceil(size));
         if order.ids.is_empty() {
-            return finished(&order);
+            return finished();
         }
-        let finished = Mutex::new(Some(Box::new(finished) as Finished<I>));
+        let finished = Mutex::new(Some(Box::new(finished) as Finished));
         self.push(Entry::Pieces(Arc::new(Shares { order, size, left, done: Box::new(done), finished }), 0));
     }
 
+    /// What each thread has in hand.
+    pub fn hands(&self) -> &[Hand] {
+        &self.hands
+    }
+
+    /// Where an id lasts, by what the watch has seen, hands over what is done before it, and gives the ids behind it to
+    /// other threads.
+    pub fn relieve(&self, watch: &Watch) {
+        for (at, (hand, desk)) in self.hands.iter().zip(&self.desks).enumerate() {
+            if !hand.is_busy() {
+                continue;
+            }
+            if let Some((shares, rest)) = desk.look(watch.stands(at)) {
+                self.queue().entries.push_front(Entry::Rest(shares, rest));
+                self.changed.notify_all();
+            }
+        }
+    }
+
     /// Works until the pool is closed.
-    fn take_all(&self, hand: &Hand) {
+    fn take_all(&self, thread: usize) {
         // Asked before any function can have forked.
         let process = std::process::id();
         self.queue().up += 1;
@@ -245,30 +295,97 @@ impl<I: Id> Shared<I> {
         while let Some(entry) = self.next() {
             match entry {
                 Entry::Work(work) => work(self),
-                Entry::Pieces(shares, number) => self.grind(process, hand, &shares, number),
+                Entry::Pieces(shares, number) => {
+                    let places = shares.places(number);
+                    self.grind(process, thread, shares, places);
+                }
+                Entry::Rest(shares, places) => self.grind(process, thread, shares, places),
             }
         }
     }
 
-    /// Computes the piece of this number.
-    fn grind(&self, process: u32, hand: &Hand, shares: &Shares<I>, number: usize) {
-        let order = &shares.order;
-        let start = number * shares.size;
-        let mut ids = &order.ids[start..order.ids.len().min(start + shares.size)];
-        let mut from = start as u32;
+    /// Computes these ids of an order.
+    fn grind(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
+        let (hand, desk, order) = (&self.hands[thread], &self.desks[thread], &shares.order);
         hand.take(order.number);
-        while !ids.is_empty() && !order.is_off() {
-            let piece = self.function.typed.grind_some(hand, order, from, ids);
-            super::group::end_a_copy(process);
-            (from, ids) = (from + piece.count, &ids[piece.count as usize..]);
-            (shares.done)(piece);
-        }
+        desk.begin(shares.clone(), places, self.function.spec().schema.clone(), process);
+        self.function.typed.grind(hand, desk, order);
+        super::group::end_a_copy(process);
+        desk.end();
         hand.put_down();
         if shares.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let finished = shares.finished.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(finished) = finished {
-                finished(order);
+                finished();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    use millstream::{Outcome, Pipeline};
+    use serde::{Deserialize, Serialize};
+
+    use super::super::desk::AT_ONCE;
+    use super::*;
+
+    /// Id 7 lasts until it is told to end.
+    struct Lasting(Mutex<Receiver<()>>);
+
+    #[derive(Serialize, Deserialize)]
+    struct Number {
+        number: u64,
+    }
+
+    impl Pipeline for Lasting {
+        const NAME: &'static str = "lasting";
+        const COLUMNS: &'static [(&'static str, &'static str)] = &[("number", "UInt64")];
+        type Id = u64;
+        type Row = Number;
+
+        fn compute(&self, id: &u64) -> Outcome<Number> {
+            if *id == 7 {
+                self.0.lock().expect("no panic").recv().expect("a sender");
+            }
+            Ok(Number { number: *id })
+        }
+    }
+
+    /// Computes so many ids on so many threads, of which id 7 ends once no more than `waiting` are missing.
+    async fn all_but(waiting: usize, ids: usize, threads: usize) {
+        let (sender, receiver) = channel();
+        let function = Function::of(Arc::new(Lasting(Mutex::new(receiver)))).expect("sound");
+        let pool = Pool::start(function.clone(), threads).expect("threads");
+        let (tray, shared) = (Arc::<Tray<u64>>::default(), pool.shared());
+        let watching = async {
+            let mut watch = Watch::new(threads, None, None);
+            while tray.answered() < ids - waiting {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                watch.look(shared.hands(), Duration::from_millis(100));
+                shared.relieve(&watch);
+            }
+            assert!(tray.answered() < ids, "id 7 did not last");
+            sender.send(()).expect("it is waited for");
+        };
+        tokio::join!(pool.compute_onto((0..ids as u64).collect(), true, &tray), watching);
+        let computed = tray.take(&function.spec().schema);
+        assert_eq!(computed.ids, (0..ids as u64).collect::<Vec<_>>());
+        assert_eq!(computed.rows.count(), ids);
+    }
+
+    #[tokio::test]
+    async fn an_id_that_lasts_holds_up_no_other() {
+        all_but(1, 200, 2).await;
+        all_but(1, 64 * 32, 2).await;
+    }
+
+    /// Light ids are taken a few at a time.
+    #[tokio::test]
+    async fn in_long_pieces_it_holds_up_few() {
+        all_but(AT_ONCE, 20_000, 2).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Rows 3 to 6: workers that are killed and paused.
+//! Rows 3 to 7 and 46: workers that are killed and paused.
 
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,31 @@ pub fn killed_before_ack(plan: Plan) -> Report {
     scene.trap("work-1", "work-before-ack=kill@3");
     scene.start(&["sink-1"]);
     scene.wait_sprung("work-1", "work-before-ack");
-    scene.wait_log("work-1", "another worker's message is stored already");
+    scene.wait_log("work-1", "rows of the batch are stored already");
     scene.note("the batch came again and its rows were there");
+    scene.must_go_on("a");
+    scene.finish()
+}
+
+/// Killed when some rows of its batch are stored, as they have waited for a second, and others are not done: whoever gets
+/// the batch again stores those, and no others.
+pub fn killed_with_early_parts(plan: Plan) -> Report {
+    let mut scene = Scene::new(
+        plan,
+        &Setup {
+            config: "sink.group_ms = 200\nwork.rows_wait_seconds = 1\n",
+            micros: 20_000,
+            ..Setup::new("worker-early-parts")
+        },
+    );
+    // A batch is ten seconds of a core.
+    scene.publish("a", 5_000, 500);
+    scene.host.env.push(("MILLSTREAM_LOG".into(), "info,millstream_engine=debug".into()));
+    scene.trap("work-1", "work-after-part=kill@1");
+    scene.start(&["sink-1"]);
+    scene.wait_sprung("work-1", "work-after-part");
+    scene.wait_log("work-1", "rows of the batch are stored already");
+    scene.note("the batch came again and a part of it was there");
     scene.must_go_on("a");
     scene.finish()
 }
