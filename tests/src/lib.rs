@@ -6,6 +6,7 @@
 pub mod dice;
 pub mod guest;
 pub mod nats;
+pub mod processes;
 pub mod proxy;
 pub mod variants;
 

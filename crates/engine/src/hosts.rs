@@ -38,6 +38,9 @@ pub struct HostReport {
     pub host: String,
     /// Its process there.
     pub pid: u32,
+    /// What tells it from another process with the same host name and process id, as two containers may have.
+    #[serde(default)]
+    pub instance: u32,
     /// Milliseconds since 1970 when it began.
     pub started_ms: u64,
     /// The build that it runs.
@@ -102,6 +105,17 @@ pub enum Doing {
 }
 
 impl HostReport {
+    /// Whether both are of one process in one role.
+    fn is_of_same(&self, other: &Self) -> bool {
+        let process = |report: &Self| (report.pid, report.instance, report.started_ms, report.doing.role());
+        self.host == other.host && process(self) == process(other)
+    }
+
+    /// Whether this process wrote it, in whichever role.
+    pub(crate) fn is_own(&self) -> bool {
+        self.instance == instance() && self.pid == std::process::id() && self.host == host_name()
+    }
+
     /// What it does for a pass, if it computes it.
     pub fn share_of(&self, run: &str, pass: u32) -> Option<&RunShare> {
         match &self.doing {
@@ -171,11 +185,7 @@ impl HostReport {
 pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
     let reports = now.iter().map(|report| {
         let mut report = report.clone();
-        let same = |other: &&HostReport| {
-            (&other.host, other.pid, other.started_ms) == (&report.host, report.pid, report.started_ms)
-                && other.doing.role() == report.doing.role()
-        };
-        if let Some(before) = before.iter().find(same) {
+        if let Some(before) = before.iter().find(|before| before.is_of_same(&report)) {
             report.doing.take_off(&before.doing);
         }
         report
@@ -229,9 +239,9 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
             () = tokio::time::sleep(pause) => pause = REPORT,
             () = stop.no_more_taking() => break,
         }
-        let report =
-            HostReport { host: host.clone(), pid, started_ms, build: build.to_owned(), doing: look() };
-        let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &host, pid));
+        let (host, build, doing) = (host.clone(), build.to_owned(), look());
+        let report = HostReport { host, pid, instance: instance(), started_ms, build, doing };
+        let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &report.host, pid));
         if let Err(error) = records.put_host(key, &report).await {
             tracing::debug!(error = full_cause(&error), "what this process does could not be reported");
         }
@@ -288,7 +298,7 @@ mod tests {
             holds: Vec::new(),
             waits: Vec::new(),
         };
-        HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
+        HostReport { host: "a".into(), pid, instance: 7, started_ms: 5, build: String::new(), doing }
     }
 
     #[test]
@@ -297,5 +307,11 @@ mod tests {
         let now = [sink(1, [100.5, 1.0, 6.0]), sink(2, [50.0, 0.0, 0.0]), sink(3, [1.0, 0.0, 0.0])];
         assert_eq!(since(&now, &before), [sink(1, [0.5, 0.0, 4.0]), sink(3, [1.0, 0.0, 0.0])]);
         assert_eq!(since(&now, &[]), now);
+        let twin = HostReport { instance: 8, ..sink(1, [100.0, 1.0, 2.0]) };
+        assert_eq!(
+            since(std::slice::from_ref(&twin), &before),
+            [twin.clone()],
+            "process 1 of another container"
+        );
     }
 }
