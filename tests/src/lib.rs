@@ -6,6 +6,7 @@
 pub mod dice;
 pub mod guest;
 pub mod nats;
+pub mod nats_server;
 pub mod processes;
 pub mod proxy;
 pub mod variants;

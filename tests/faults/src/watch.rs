@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ::tests::ask_clickhouse;
 use serde_json::{Value, json};
-use tests::ask_clickhouse;
 
 use crate::checker::Submitted;
 use crate::scene::Scene;
