@@ -68,7 +68,7 @@ fn what_does_not_fit_makes_streams_grow_and_loses_nothing() {
         if computed { Ok(()) } else { Err(format!("{sizes:?} {status}")) }
     });
     // It doubles, and one look may miss a step.
-    let is_doubled = |size: &u64| (size / (12 * MIB)).is_power_of_two() && size % (12 * MIB) == 0;
+    let is_doubled = |size: &u64| (size / (12 * MIB)).is_power_of_two() && size.is_multiple_of(12 * MIB);
     assert!(sizes.iter().all(is_doubled) && sizes.last() >= Some(&(48 * MIB)), "{sizes:?}");
     let _sink = host.start("sink", &["sink"]);
     host.wait_sealed("a", SOON);
