@@ -13,7 +13,7 @@ use crate::scene::{Report, Scene, Setup};
 use crate::table::{Line, Outcome, Table};
 use crate::troubled::{SERVICE, VARIABLE};
 use crate::watch::{Cause, Caused, Watch, now_ms};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::nats::Nats;
 use tests::proxy::{Mode, Proxy};
 
@@ -51,9 +51,11 @@ enum Fault {
     TooManyParts,
     ServiceAway,
     SinkConsumerDeleted,
+    WorkPaused,
+    RowsStreamFull,
 }
 
-const FAULTS: [Fault; 23] = [
+const FAULTS: [Fault; 25] = [
     Fault::WorkerKilled,
     Fault::WorkersKilled,
     Fault::SinkKilled,
@@ -77,6 +79,8 @@ const FAULTS: [Fault; 23] = [
     Fault::TooManyParts,
     Fault::ServiceAway,
     Fault::SinkConsumerDeleted,
+    Fault::WorkPaused,
+    Fault::RowsStreamFull,
 ];
 
 /// The scene with a proxy before each server.
@@ -195,6 +199,8 @@ impl Soak {
                     Nats::connect(&self.scene.nats).api("CONSUMER.DELETE.trial_rows.sink", &json!({}));
                 self.scene.note(format!("the sinks' consumer is deleted: {answer}"));
             }
+            Fault::WorkPaused => self.pause_work(away),
+            Fault::RowsStreamFull => self.fill_rows_stream(away),
         }
     }
 
@@ -222,6 +228,37 @@ impl Soak {
                 "ALTER TABLE millstream.trial_rows MODIFY SETTING parts_to_delay_insert = {parts}, parts_to_throw_insert = {parts}"
             ));
             if parts == 15 {
+                self.scene.pass(away);
+            }
+        }
+    }
+
+    /// Workers are delivered nothing.
+    fn pause_work(&mut self, away: Duration) {
+        let mut nats = Nats::connect(&self.scene.nats);
+        let names = nats.api("CONSUMER.NAMES.trial_ids", &json!({}))["consumers"].take();
+        for until in [json!({ "pause_until": "2199-01-01T00:00:00Z" }), json!({})] {
+            for name in names.as_array().into_iter().flatten().filter_map(Value::as_str) {
+                let answer = nats.api(&format!("CONSUMER.PAUSE.trial_ids.{name}"), &until);
+                // Its run may have been sealed meanwhile.
+                self.scene.note(format!("consumer `{name}`: {answer}"));
+            }
+            if until != json!({}) {
+                self.scene.pass(away);
+            }
+        }
+    }
+
+    /// The rows stream takes no more than it has, as an operator would have it.
+    fn fill_rows_stream(&mut self, away: Duration) {
+        let mut nats = Nats::connect(&self.scene.nats);
+        let stream = nats.stream("trial_rows");
+        let mut full = stream["config"].clone();
+        full["max_bytes"] = json!(stream["state"]["bytes"].as_u64().unwrap_or(0).max(4096));
+        for config in [&full, &stream["config"]] {
+            let answer = nats.api("STREAM.UPDATE.trial_rows", config);
+            assert_eq!(answer["config"]["max_bytes"], config["max_bytes"], "{answer}");
+            if *config == full {
                 self.scene.pass(away);
             }
         }
