@@ -385,6 +385,11 @@ fn a_certificate_of_this_process_is_shown_to_a_server_that_wants_one() {
         &["failed to read the private key for NATS from", "hint: name a PEM file"],
         &[AWAY],
     );
+    place.refused(
+        &[("url", &url), ("ca", &ours), ("cert", &certificate), ("key", &made.path("server.key"))],
+        &["hint: see that --nats-key has the key of --nats-cert"],
+        &[AWAY],
+    );
     place
         .host
         .call(&["runs", "--nats", &url, "--nats-cert", &certificate])

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::broker::host_name;
 use crate::error::{Error, full_cause};
 use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
-use crate::records::{Records, now_ms};
+use crate::records::{Entry, Records, now_ms};
 use crate::sink::{LeftPass, WaitingPass};
 use crate::stop::Stop;
 
@@ -258,13 +258,30 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
 /// # Errors
 /// The broker's.
 pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
-    let now = now_ms();
-    let fresh = |written_ms: u64| now.saturating_sub(written_ms) < STALE.as_millis() as u64;
-    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
-    let mut alive: Vec<HostReport> =
-        reports.filter(|entry| fresh(entry.written_ms)).map(|entry| entry.record).collect();
+    let mut alive: Vec<HostReport> = fresh(records).await?.map(|entry| entry.record).collect();
     alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
     Ok(alive)
+}
+
+/// What processes that are alive said, and when.
+async fn fresh(records: &Records) -> Result<impl Iterator<Item = Entry<HostReport>>, Error> {
+    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
+    let now = now_ms();
+    Ok(reports.filter(move |entry| now.saturating_sub(entry.written_ms) < STALE.as_millis() as u64))
+}
+
+/// Whether no sink that is alive has rows of a pass in hand, by reports that were all written after this moment: what a sink has
+/// drawn since its report is in none.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn none_holds(
+    records: &Records,
+    (run, pass): (&str, u32),
+    since_ms: u64,
+) -> Result<bool, Error> {
+    let mut sinks = fresh(records).await?.filter(|entry| matches!(entry.record.doing, Doing::Sink { .. }));
+    Ok(sinks.all(|entry| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
 }
 
 /// How often processes of this fleet handed the batch with this subject back for their own sake, as far as they said so.

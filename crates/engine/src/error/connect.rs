@@ -8,7 +8,7 @@ const START: &str =
     "start nats-server there, name another with --nats URL or NATS_URL, or name none to use the local stack";
 
 /// Words of the TLS library or of its peer, and what helps then. The first that is said counts.
-const TLS: [(&str, &str); 8] = [
+const TLS: [(&str, &str); 7] = [
     ("InvalidContentType", "what listens there does not speak TLS: write nats:// instead of tls://"),
     (
         "UnknownIssuer",
@@ -29,17 +29,13 @@ const TLS: [(&str, &str); 8] = [
         "BadCertificate",
         "the server does not take this process's certificate, or wants one: name another with --nats-cert and --nats-key",
     ),
-    (
-        "DecryptError",
-        "the server does not take this process's certificate: see that --nats-key is the key of --nats-cert",
-    ),
 ];
 
 /// What helps where a server could not be reached, to which `shown` was shown: nothing, or the login in words.
 pub(super) fn hint(source: &ConnectError, shown: Option<&str>) -> String {
     let cause = full_cause(source);
-    if let Some((_, helps)) = TLS.iter().find(|(words, _)| cause.contains(words)) {
-        return (*helps).to_owned();
+    if let Some(helps) = tls(&cause) {
+        return helps.to_owned();
     }
     let helps = match source.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => return login(shown),
@@ -48,7 +44,7 @@ pub(super) fn hint(source: &ConnectError, shown: Option<&str>) -> String {
             "write / ? # @ and : in a user or password as %2F %3F %23 %40 and %3A"
         }
         ConnectErrorKind::Tls => {
-            "see that the files of --nats-ca, --nats-cert and --nats-key are of certificates and a key"
+            "see that --nats-key has the key of --nats-cert, and --nats-ca certificates of an authority"
         }
         ConnectErrorKind::TimedOut => {
             "what listens there says nothing that NATS would: see that the port is the one for clients (4222), and that the \
@@ -59,6 +55,10 @@ pub(super) fn hint(source: &ConnectError, shown: Option<&str>) -> String {
     helps.to_owned()
 }
 
+fn tls(cause: &str) -> Option<&'static str> {
+    TLS.iter().find(|(words, _)| cause.contains(words)).map(|(_, helps)| *helps)
+}
+
 fn login(shown: Option<&str>) -> String {
     match shown {
         None => "the server wants credentials and none were given: give them with --nats-creds FILE, NATS_CREDS or [nats] creds, \
@@ -67,5 +67,38 @@ fn login(shown: Option<&str>) -> String {
         Some(shown) => format!(
             "the server wants other credentials than {shown}: give them with --nats-creds FILE or in the address"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_nats::rustls::pki_types::UnixTime;
+    use async_nats::rustls::{AlertDescription, CertificateError, Error};
+
+    use super::*;
+
+    #[test]
+    fn what_the_library_says_of_a_certificate_has_its_hint() {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(1));
+        let expired = CertificateError::ExpiredContext { time, not_after: time };
+        for (fault, part) in [
+            (Error::InvalidCertificate(CertificateError::UnknownIssuer), "--nats-ca FILE"),
+            (Error::InvalidCertificate(expired), "has expired"),
+            (Error::AlertReceived(AlertDescription::CertificateRequired), "wants a certificate"),
+            (
+                Error::AlertReceived(AlertDescription::UnknownCA),
+                "the authority of this process's certificate",
+            ),
+            (
+                Error::AlertReceived(AlertDescription::BadCertificate),
+                "does not take this process's certificate",
+            ),
+        ] {
+            let found = tls(&fault.to_string()).unwrap_or_else(|| panic!("no hint for {fault}"));
+            assert!(found.contains(part), "{fault}: {found}");
+        }
+        assert_eq!(tls("Connection refused (os error 111)"), None);
     }
 }
