@@ -23,6 +23,11 @@ pub const TIMES: &str = "times";
 /// The function.
 pub struct Guest;
 
+/// The pipeline as a program, for one that is linked in another way than cargo would.
+pub fn main() -> std::process::ExitCode {
+    millstream_cli::main(Guest)
+}
+
 /// A row of [`Guest`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Said {
@@ -61,6 +66,7 @@ impl Pipeline for Guest {
             "leaks" => leaks(),
             "loads" => loads(),
             "aborts" => aborts(*id),
+            "panics" if *id % 10 == 3 => panic!("the reason of id {id}"),
             "recurses" => recurse(*id, if *id % 10 == 3 { 1 << 40 } else { 20_000 }).to_string(),
             "threads" => threads(*id),
             "lasts" => lasts(*id),

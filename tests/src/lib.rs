@@ -6,6 +6,8 @@
 pub mod dice;
 pub mod guest;
 pub mod nats;
+pub mod nats_server;
+pub mod processes;
 pub mod proxy;
 pub mod variants;
 

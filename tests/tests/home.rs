@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tests::guest::VARIABLE;
+use tests::processes::{children, sleeps};
 use tests::{Host, Launch, Process, Up, signal, wait_until};
 
 /// All the starts of processes, on a busy machine.
@@ -49,7 +50,7 @@ impl Place {
     /// The pool process of run `a`, once it has computed something.
     fn computing_pool(&self, run: &Process) -> u32 {
         wait_until("a pool that computes", LONG, || {
-            let pools = processes("__compute-pool", run.pid());
+            let pools = children(run.pid(), "__compute-pool");
             let has_begun = self.status("a")["done"].as_u64() > Some(0);
             pools.last().copied().filter(|_| has_begun).ok_or_else(|| self.host.log("a"))
         })
@@ -352,10 +353,10 @@ fn the_first_process_of_a_container_waits_for_strays() {
     place.host.call(&["produce", "--ids", "1..=40", "--run", "a"]).expect(0);
     place.host.wait_sealed("a", LONG);
     assert_eq!(place.rows("a").len(), 40);
-    let first = *processes("work", contained.pid()).first().expect("the worker");
+    let first = *children(contained.pid(), "work").first().expect("the worker");
     wait_until("no process that ended and is not waited for", LONG, || {
         let strays: Vec<u32> =
-            processes("", first).into_iter().filter(|pid| state_of(*pid) == Some('Z')).collect();
+            children(first, "").into_iter().filter(|pid| state_of(*pid) == Some('Z')).collect();
         if strays.is_empty() { Ok(()) } else { Err(format!("{strays:?}")) }
     });
 }
@@ -441,39 +442,9 @@ fn state_of(pid: u32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// Process ids of all that runs.
-fn pids() -> impl Iterator<Item = u32> {
-    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// Programs that sleep for so many seconds.
-fn sleeps(seconds: &str) -> Vec<u32> {
-    pids()
-        .filter(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            words.contains(&&b"sleep"[..]) && words.contains(&seconds.as_bytes())
-        })
-        .collect()
-}
-
 fn none_left(seconds: &str) {
     wait_until("the end of what ids started", LONG, || match &sleeps(seconds)[..] {
         [] => Ok(()),
         left => Err(format!("{left:?}")),
     });
-}
-
-/// Children of this process whose command line has this word.
-fn processes(word: &str, of: u32) -> Vec<u32> {
-    pids()
-        .filter(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let parent =
-                stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            parent == Some(of) && line.contains(word)
-        })
-        .collect()
 }

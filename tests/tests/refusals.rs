@@ -3,10 +3,10 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
+use tests::nats_server::NatsServer;
 use tests::{Called, Host, SOON, Up, wait_until};
 
 /// How the local stack says that it must start, or does so.
@@ -307,15 +307,21 @@ fn an_unreachable_server_is_named_with_the_place_its_address_came_from() {
 #[test]
 fn a_wrong_nats_password_is_told_from_a_server_that_is_away() {
     let host = trial();
-    let nats = Nats::start(host.path(), &["--user", "mill", "--pass", "stream"]);
-    let address = |credentials: &str| format!("nats://{credentials}127.0.0.1:{}", nats.port);
-    for credentials in ["", "mill:brook@"] {
+    let nats = NatsServer::start(&host.path().join("nats"), "authorization { user: mill, password: stream }");
+    let address = |credentials: &str| nats.url("nats", credentials);
+    for (credentials, hint) in [
+        ("", "hint: the server wants credentials and none were given: give them with --nats-creds FILE"),
+        (
+            "mill:brook@",
+            "hint: the server wants other credentials than user `mill` and the password in the address: give them with",
+        ),
+    ] {
         host.call(&["produce", "--ids", "1..=9", "--nats", &address(credentials)]).expect(1).says(&[
             &format!(
                 "error: failed to connect to NATS at `{}` (--nats)\n  authorization violation",
                 address("")
             ),
-            "hint: the server wants other credentials: give them with --nats-creds FILE or in the address",
+            hint,
         ]);
     }
     let called = host.call(&["runs", "--nats", &address(""), "--nats-creds", "no.creds"]).expect(1);
@@ -388,51 +394,6 @@ fn refuse_password() -> String {
         }
     });
     address
-}
-
-/// A nats-server of the test's own, killed when dropped.
-struct Nats {
-    child: std::process::Child,
-    port: u16,
-}
-
-impl Nats {
-    fn start(dir: &Path, args: &[&str]) -> Self {
-        // A port that the server picks itself cannot be taken before it listens.
-        let child = Command::new(nats_server())
-            .args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"])
-            .arg(dir.join("nats"))
-            .arg("--ports_file_dir")
-            .arg(dir)
-            .args(args)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nats-server starts");
-        let mut nats = Self { child, port: 0 };
-        let ports = dir.join(format!("nats-server_{}.ports", nats.child.id()));
-        nats.port = wait_until("the port of nats-server", SOON, || {
-            let text = fs::read_to_string(&ports).map_err(|error| error.to_string())?;
-            let known: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            let url = known["nats"][0].as_str().ok_or(text)?;
-            url.rsplit(':').next().and_then(|port| port.parse().ok()).ok_or(url.to_owned())
-        });
-        nats
-    }
-}
-
-impl Drop for Nats {
-    fn drop(&mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
-    }
-}
-
-fn nats_server() -> PathBuf {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let found = runtime
-        .block_on(millstream_local::find_nats_server(&(Arc::new(|_| {}) as millstream_local::Progress)));
-    found.expect("a nats-server")
 }
 
 #[test]

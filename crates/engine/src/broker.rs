@@ -6,9 +6,10 @@ mod kept;
 mod login;
 mod messages;
 mod setup;
+mod tls;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -18,6 +19,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use millstream::names::Names;
 use percent_encoding::percent_decode_str;
+use tokio::sync::Mutex;
 
 use crate::environment::Environment;
 use crate::error::{Error, Source, broker, full_cause};
@@ -85,7 +87,8 @@ impl Broker {
     /// Connects. Afterwards the client reconnects by itself, for as long as it takes.
     ///
     /// # Errors
-    /// [`Error::Name`] for a pipeline whose name is none; [`Error::Connect`] when no server answers now.
+    /// [`Error::Name`] for a pipeline whose name is none; [`Error::MixedLogins`],
+    /// [`Error::Credentials`] and [`Error::Certificates`] for what cannot be shown; [`Error::Connect`] when no server answers now.
     pub async fn connect(
         address: &NatsAddress,
         pipeline: &str,
@@ -94,7 +97,7 @@ impl Broker {
     ) -> Result<Self, Error> {
         let names = Names::new(pipeline, environment.namespace.clone())?;
         let login = Login::of(address)?;
-        login.check().await?;
+        let shown = login.check().await?;
         let options = match login {
             Login::Open => ConnectOptions::new(),
             login => ConnectOptions::with_auth_callback(move |nonce| {
@@ -109,17 +112,13 @@ impl Broker {
             .request_timeout(Some(ANSWER_WITHIN))
             .max_reconnects(None)
             .event_callback(|event| async move { log_event(&event) });
-        if let Some(path) = &address.ca {
-            options = options.add_root_certificates(path.clone());
-        }
-        if let Some((certificate, key)) = &address.certificate {
-            options = options.add_client_certificate(certificate.clone(), key.clone());
-        }
+        options = tls::with_certificates(options, address).await?;
         let servers = address.url.split(',').map(str::trim);
         let servers: Vec<String> = servers.map(str::to_owned).collect();
         let client = options.connect(servers).await.map_err(|source| Error::Connect {
             server: without_password(&address.url),
             origin: address.origin.clone(),
+            shown,
             source,
         })?;
         let jetstream = context::ContextBuilder::new()

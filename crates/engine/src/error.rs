@@ -1,5 +1,6 @@
 //! What can fail, and whether trying again may help.
 
+mod connect;
 mod hint;
 mod store;
 mod told;
@@ -102,6 +103,8 @@ pub enum Error {
         server: String,
         /// Where the address came from.
         origin: String,
+        /// The login that was shown, in words and without its secret; none where nothing was.
+        shown: Option<String>,
         /// Why.
         #[source]
         source: async_nats::ConnectError,
@@ -122,6 +125,17 @@ pub enum Error {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A file of certificates or of a key for NATS cannot be used.
+    #[error("read the {what} for NATS from `{path}`")]
+    Certificates {
+        /// What it should hold.
+        what: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: Source,
     },
     /// The broker refused or did not answer.
     #[error("{doing}")]

@@ -40,6 +40,9 @@ pub struct HostReport {
     pub host: String,
     /// Its process there.
     pub pid: u32,
+    /// What tells it from another process with the same host name and process id, as two containers may have.
+    #[serde(default)]
+    pub instance: u32,
     /// Milliseconds since 1970 when it began.
     pub started_ms: u64,
     /// The build that it runs.
@@ -104,6 +107,17 @@ pub enum Doing {
 }
 
 impl HostReport {
+    /// Whether both are of one process in one role.
+    fn is_of_same(&self, other: &Self) -> bool {
+        let process = |report: &Self| (report.pid, report.instance, report.started_ms, report.doing.role());
+        self.host == other.host && process(self) == process(other)
+    }
+
+    /// Whether this process wrote it, in whichever role.
+    pub(crate) fn is_own(&self) -> bool {
+        self.instance == instance() && self.pid == std::process::id() && self.host == host_name()
+    }
+
     /// What it does for a pass, if it computes it.
     pub fn share_of(&self, run: &str, pass: u32) -> Option<&RunShare> {
         match &self.doing {
@@ -173,11 +187,7 @@ impl HostReport {
 pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
     let reports = now.iter().map(|report| {
         let mut report = report.clone();
-        let same = |other: &&HostReport| {
-            (&other.host, other.pid, other.started_ms) == (&report.host, report.pid, report.started_ms)
-                && other.doing.role() == report.doing.role()
-        };
-        if let Some(before) = before.iter().find(same) {
+        if let Some(before) = before.iter().find(|before| before.is_of_same(&report)) {
             report.doing.take_off(&before.doing);
         }
         report
@@ -231,9 +241,9 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
             () = tokio::time::sleep(pause) => pause = REPORT,
             () = stop.no_more_taking() => break,
         }
-        let report =
-            HostReport { host: host.clone(), pid, started_ms, build: build.to_owned(), doing: look() };
-        let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &host, pid));
+        let (host, build, doing) = (host.clone(), build.to_owned(), look());
+        let report = HostReport { host, pid, instance: instance(), started_ms, build, doing };
+        let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &report.host, pid));
         if let Err(error) = records.put_host(key, &report).await {
             tracing::debug!(error = full_cause(&error), "what this process does could not be reported");
         }
@@ -245,18 +255,12 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
     }
 }
 
-/// Whether a record is that of a process which lives.
-fn is_fresh(entry: &Entry<HostReport>) -> bool {
-    now_ms().saturating_sub(entry.written_ms) < STALE.as_millis() as u64
-}
-
 /// Processes that are alive, in order of their role and host.
 ///
 /// # Errors
 /// The broker's.
 pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
-    let entries = records.hosts().await?.into_iter().map(|(_, entry)| entry);
-    let mut alive: Vec<HostReport> = entries.filter(is_fresh).map(|entry| entry.record).collect();
+    let mut alive: Vec<HostReport> = fresh(records).await?.map(|entry| entry.record).collect();
     alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
     Ok(alive)
 }
@@ -267,13 +271,35 @@ pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
 /// # Errors
 /// The broker's.
 pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) -> Result<u64, Error> {
-    let own = records.host_key("sink", &host_name(), std::process::id());
-    let entries = records.hosts().await?;
-    let sinks = entries.iter().filter(|(_, entry)| entry.record.doing.role() == "sink" && is_fresh(entry));
-    let place =
-        |key: &str| (XxHash64::oneshot(u64::from(pass), format!("{run} {key}").as_bytes()), key.to_owned());
-    let own = place(&own);
-    Ok(sinks.filter(|(key, _)| place(key) < own).count() as u64)
+    let place = |host: &str, pid: u32, instance: u32| {
+        let process = format!("{host}/{pid}/{instance}");
+        (XxHash64::oneshot(u64::from(pass), format!("{run} {process}").as_bytes()), process)
+    };
+    let own = place(&host_name(), std::process::id(), instance());
+    let alive = fresh(records).await?.map(|entry| entry.record);
+    let sinks = alive.filter(|report| matches!(report.doing, Doing::Sink { .. }));
+    Ok(sinks.filter(|sink| place(&sink.host, sink.pid, sink.instance) < own).count() as u64)
+}
+
+/// What processes that are alive said, and when.
+async fn fresh(records: &Records) -> Result<impl Iterator<Item = Entry<HostReport>>, Error> {
+    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
+    let now = now_ms();
+    Ok(reports.filter(move |entry| now.saturating_sub(entry.written_ms) < STALE.as_millis() as u64))
+}
+
+/// Whether no sink that is alive has rows of a pass in hand, by reports that were all written after this moment: what a sink has
+/// drawn since its report is in none.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn none_holds(
+    records: &Records,
+    (run, pass): (&str, u32),
+    since_ms: u64,
+) -> Result<bool, Error> {
+    let mut sinks = fresh(records).await?.filter(|entry| matches!(entry.record.doing, Doing::Sink { .. }));
+    Ok(sinks.all(|entry| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
 }
 
 /// How often processes of this fleet handed the batch with this subject back for their own sake, as far as they said so.
@@ -307,7 +333,7 @@ mod tests {
             holds: Vec::new(),
             waits: Vec::new(),
         };
-        HostReport { host: "a".into(), pid, started_ms: 5, build: String::new(), doing }
+        HostReport { host: "a".into(), pid, instance: 7, started_ms: 5, build: String::new(), doing }
     }
 
     #[test]
@@ -316,5 +342,11 @@ mod tests {
         let now = [sink(1, [100.5, 1.0, 6.0]), sink(2, [50.0, 0.0, 0.0]), sink(3, [1.0, 0.0, 0.0])];
         assert_eq!(since(&now, &before), [sink(1, [0.5, 0.0, 4.0]), sink(3, [1.0, 0.0, 0.0])]);
         assert_eq!(since(&now, &[]), now);
+        let twin = HostReport { instance: 8, ..sink(1, [100.0, 1.0, 2.0]) };
+        assert_eq!(
+            since(std::slice::from_ref(&twin), &before),
+            [twin.clone()],
+            "process 1 of another container"
+        );
     }
 }

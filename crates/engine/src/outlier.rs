@@ -11,7 +11,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::able::Able;
 use crate::board::Open;
-use crate::broker::host_name;
 use crate::hosts::{self, HostReport};
 use crate::records::Records;
 use crate::share::PassKey;
@@ -109,9 +108,7 @@ impl Outlier {
     /// Looks at every doubtful pass; whether none is left.
     async fn is_decided(&self, records: &Records, open: &watch::Receiver<Open>) -> bool {
         self.passes().retain(|key, _| open.borrow().contains_key(key));
-        let own = (host_name(), std::process::id());
-        let Ok(mut reports) = hosts::alive(records).await else { return false };
-        reports.retain(|report| (&report.host, report.pid) != (&own.0, own.1));
+        let Ok(reports) = hosts::alive(records).await else { return false };
         let (mut why, mut waiting) = (None, false);
         for (key, own) in self.passes().iter_mut() {
             let Some(since) = own.doubtful else { continue };
@@ -152,10 +149,10 @@ fn blame((run, _): &PassKey, own: Fate, others: Fate) -> String {
     )
 }
 
-/// What became of a pass's ids on other hosts, and whether there are any.
+/// What became of a pass's ids in other workers, and whether there are any.
 fn fate_elsewhere(reports: &[HostReport], (run, pass): &PassKey) -> (Fate, bool) {
     let (mut fate, mut there) = (Fate::default(), false);
-    for report in reports.iter().filter(|report| report.computes()) {
+    for report in reports.iter().filter(|report| report.computes() && !report.is_own()) {
         there = true;
         if let Some(share) = report.share_of(run.as_str(), *pass) {
             fate = Fate { ids: fate.ids + share.ids, dead: fate.dead + share.dead };
@@ -166,7 +163,47 @@ fn fate_elsewhere(reports: &[HostReport], (run, pass): &PassKey) -> (Fate, bool)
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::broker::host_name;
+    use crate::hosts::{Doing, instance};
+    use crate::load::{CoreTimes, RunShare};
+
     use super::*;
+
+    /// What a worker says of run `a`.
+    fn worker(instance: u32, ids: u64, dead: u64) -> HostReport {
+        let share = RunShare {
+            run: "a".to_owned(),
+            pass: 1,
+            ids,
+            dead,
+            asking: 0,
+            why: None,
+            ids_per_second: 0.0,
+            held: 0,
+            oldest_seconds: 0.0,
+        };
+        let doing = Doing::Work {
+            cores: 1,
+            recent: CoreTimes::default(),
+            total: CoreTimes::default(),
+            runs: vec![share],
+            unable: None,
+            returned: BTreeMap::new(),
+        };
+        let (host, pid) = (host_name(), std::process::id());
+        HostReport { host, pid, instance, started_ms: 0, build: String::new(), doing }
+    }
+
+    /// Two containers with one host name are both process 1: each took the other for itself.
+    #[test]
+    fn another_container_with_the_same_host_name_and_process_id_is_another_worker() {
+        let key = ("a".parse().expect("a name"), 1);
+        let reports = [worker(instance(), 30, 30), worker(instance().wrapping_add(1), 100, 1)];
+        assert_eq!(fate_elsewhere(&reports, &key), (Fate { ids: 100, dead: 1 }, true));
+        assert_eq!(fate_elsewhere(&reports[..1], &key), (Fate::default(), false));
+    }
 
     #[test]
     fn a_host_is_judged_by_what_becomes_of_ids_elsewhere() {

@@ -423,7 +423,7 @@ mod tests {
     use super::*;
 
     fn report(doing: Doing) -> HostReport {
-        HostReport { host: "a".into(), pid: 1, started_ms: 0, build: String::new(), doing }
+        HostReport { host: "a".into(), pid: 1, instance: 7, started_ms: 0, build: String::new(), doing }
     }
 
     fn work(cores: usize, parts: [f64; 5]) -> HostReport {

@@ -22,7 +22,7 @@ use crate::replay::base_gone;
 use crate::seal::Proof;
 use crate::store::{BuildRows, Sight, Store, Stored, StoredBatch};
 
-pub(crate) use landing::{Landing, landing, landing_now, open};
+pub(crate) use landing::{Landing, is_held_by_none, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
 

@@ -56,6 +56,8 @@ impl Found {
 pub struct Checker {
     url: String,
     pipeline: &'static str,
+    /// Where its tables are.
+    database: &'static str,
     /// Which ids must be dead letters, in SQL.
     dead: &'static str,
     /// When a row holds what it should, in SQL.
@@ -65,12 +67,23 @@ pub struct Checker {
 impl Checker {
     /// Asks the ClickHouse at this address about pipeline `trial`, none of whose ids may die.
     pub fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), pipeline: "trial", dead: "0", right: "squared = id * id" }
+        let (pipeline, database) = ("trial", "millstream");
+        Self { url: url.to_owned(), pipeline, database, dead: "0", right: "squared = id * id" }
     }
 
     /// The same about pipeline `rogue`.
     pub fn of_rogue(url: &str) -> Self {
         Self { pipeline: "rogue", dead: "id % 1000 BETWEEN 101 AND 106 OR id % 100 = 97", ..Self::new(url) }
+    }
+
+    /// The same pipeline where these ids must be dead letters, in SQL.
+    pub fn with_dead(self, dead: &'static str) -> Self {
+        Self { dead, ..self }
+    }
+
+    /// The same pipeline in another database, where a row is right when this is so, in SQL.
+    pub fn of_database(self, database: &'static str, right: &'static str) -> Self {
+        Self { database, right, ..self }
     }
 
     /// The same about pipeline `variant`, whose builds share columns `lo` and `hi`.
@@ -87,9 +100,9 @@ impl Checker {
     /// What is wrong with a run as its readers see it, and as it lies in the table.
     pub fn look(&self, submitted: &Submitted) -> Found {
         let Submitted { run, last } = submitted;
-        let Self { pipeline, dead, right, .. } = self;
-        let view = format!("millstream.{pipeline} WHERE run = '{run}'");
-        let letters = format!("SELECT id FROM millstream.{pipeline}_dead WHERE run = '{run}'");
+        let Self { pipeline, database, dead, right, .. } = self;
+        let view = format!("{database}.{pipeline} WHERE run = '{run}'");
+        let letters = format!("SELECT id FROM {database}.{pipeline}_dead WHERE run = '{run}'");
         // `numbers()` has other arguments on old servers.
         let ids = format!("SELECT number + 1 AS id FROM system.numbers LIMIT {last}");
         let mut found = Found::default();
@@ -148,13 +161,13 @@ impl Checker {
     }
 
     fn table(&self) -> String {
-        format!("millstream.{}_rows", self.pipeline)
+        format!("{}.{}_rows", self.database, self.pipeline)
     }
 
     /// Whether readers see the run.
     pub fn is_sealed(&self, run: &str) -> bool {
-        self.number(&format!("SELECT count() FROM millstream.{}_passes WHERE run = '{run}'", self.pipeline))
-            > 0
+        let Self { pipeline, database, .. } = self;
+        self.number(&format!("SELECT count() FROM {database}.{pipeline}_passes WHERE run = '{run}'")) > 0
     }
 
     /// What ClickHouse answers; waits for one that is away.

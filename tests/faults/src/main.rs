@@ -16,6 +16,8 @@ mod scenarios;
 mod scene;
 mod soak;
 mod table;
+mod troubled;
+mod watch;
 mod weather;
 
 use std::process::ExitCode;

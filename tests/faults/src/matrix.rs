@@ -1,13 +1,14 @@
-//! The fault matrix: 38 rows of `reliability.md` §6.1 and eight that came later, of commands and of rows as columns, each
-//! with the scenarios that play it: all of them can run on one Linux machine as root.
+//! The fault matrix: 38 rows of `reliability.md` §6.1 and 15 that came later, of commands, of rows as columns, of what ids
+//! do to their process, and of servers that take what they do not do; each with the scenarios that play it: all of them can run
+//! on one Linux machine as root.
 //!
 //! P is the producer, W a worker, K a sink, N nats-server, C ClickHouse. Every row expects no id lost, no id twice in the
 //! views, and a seal that needs nobody; [`Raw`] says what it expects of the table beneath the views.
 
 use crate::Plan;
 use crate::scenarios::{
-    clickhouse, cluster, machine, nats, net, old_clickhouse, outage, power, producer, rows, sealer, sink,
-    steered, streams, worker,
+    clickhouse, cluster, home, machine, merges, namespaces, nats, net, old_clickhouse, outage, power,
+    producer, rows, sealer, sink, steered, streams, worker,
 };
 use crate::scene::Report;
 
@@ -67,7 +68,7 @@ const fn ci(scenario: Scenario) -> Scenario {
 }
 
 /// All of it.
-pub static ROWS: [Row; 46] = [
+pub static ROWS: [Row; 53] = [
     row(
         1,
         "kill -9 P",
@@ -428,6 +429,54 @@ pub static ROWS: [Row; 46] = [
     ),
     row(
         46,
+        "programs that ids start",
+        "a pipeline of such ids, SIGTERM and SIGKILL of W",
+        &[
+            at("ignore SIGTERM, until the hard limit", Raw::Never, home::program_ignores_sigterm),
+            at("hold a crashed id's pipes open", Raw::Never, home::pipe_held_open),
+        ],
+    ),
+    row(
+        47,
+        "a host without threads",
+        "prlimit",
+        &[at("beside a W that is killed", Raw::Never, home::host_without_threads)],
+    ),
+    row(
+        48,
+        "two namespaces on the same servers",
+        "SIGKILL of W and K of both",
+        &[at("a run of one name in each", Raw::Never, namespaces::killed_in_both)],
+    ),
+    row(
+        49,
+        "C does not do what it takes",
+        "SYSTEM STOP MERGES; a mutation that throws",
+        &[
+            at("merges stopped, with raw duplicates; K killed", Raw::Merged, merges::stopped),
+            at("a mutation before the sealer's; K killed", Raw::Merged, merges::mutation_stuck),
+        ],
+    ),
+    row(
+        50,
+        "the process that computes gives no sign",
+        "SIGSTOP",
+        &[at("in compute", Raw::Never, home::pool_frozen)],
+    ),
+    row(
+        51,
+        "an id that takes long",
+        "a pipeline with such an id, SIGKILL of all W",
+        &[at("in that id, twice", Raw::Never, home::straggler)],
+    ),
+    row(
+        52,
+        "a service that ids need is away",
+        "a pipeline of such ids, SIGKILL of W",
+        &[at("for ten times as long as five attempts take", Raw::Never, home::service_away)],
+    ),
+    row(
+        53,
         "kill -9 W with rows stored beside ids that are not done",
         "failpoint",
         &[at("after the first early part", Raw::Never, worker::killed_with_early_parts)],

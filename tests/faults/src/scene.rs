@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::dice::Dice;
 use tests::nats::nats_info;
+use tests::processes::children;
 use tests::variants::VARIABLE;
 use tests::{Host, Launch, Process, SOON, Up, ask_clickhouse, wait_until};
 
@@ -250,8 +251,8 @@ impl Scene {
     }
 
     /// Runs that were submitted.
-    pub fn runs(&self) -> usize {
-        self.submitted.len()
+    pub fn runs(&self) -> &[Submitted] {
+        &self.submitted
     }
 
     /// Merges of ClickHouse's own would hide raw duplicates before they are counted.
@@ -385,6 +386,19 @@ impl Scene {
     pub fn pids(&self) -> Vec<(String, u32)> {
         let running = self.services.iter().filter(|service| service.died.is_none());
         running.map(|service| (service.name.clone(), service.process.pid())).collect()
+    }
+
+    /// The processes that compute for a worker.
+    pub fn pools(&self, name: &str) -> Vec<u32> {
+        let worker = self.services.iter().find(|service| service.name == name && service.died.is_none());
+        worker.map(|worker| children(worker.process.pid(), "__compute-pool")).unwrap_or_default()
+    }
+
+    /// Stops the newest process that computes for a worker, for ever; which it is, if there is one.
+    pub fn freeze_pool(&mut self, name: &str) -> Option<u32> {
+        let pool = self.pools(name).last().copied()?;
+        tests::signal(pool, "STOP");
+        Some(pool)
     }
 
     fn service(&mut self, name: &str) -> &mut Service {

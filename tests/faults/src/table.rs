@@ -128,6 +128,14 @@ impl Table {
         Self { json, markdown, lines: Mutex::default() }
     }
 
+    /// A file of this ending beside its own; among the temporary files where it has none.
+    pub fn beside(&self, ending: &str, usual: &str) -> PathBuf {
+        match &self.markdown {
+            Some(file) => file.with_extension(ending),
+            None => std::env::temp_dir().join(usual).with_extension(ending),
+        }
+    }
+
     /// Prints the heads of its columns.
     pub fn begin(&self) {
         if !self.json {

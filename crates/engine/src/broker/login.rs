@@ -50,14 +50,24 @@ impl Login {
         })
     }
 
-    /// Says early that a file is of no use.
+    /// The login in words, without its secret; `None` where nothing is shown. Says early that a file is of no use.
     ///
     /// # Errors
     /// [`Error::Credentials`].
-    pub(super) async fn check(&self) -> Result<(), Error> {
-        let Self::File(path) = self else { return Ok(()) };
-        let failed = |source| Error::Credentials { path: path.display().to_string(), source };
-        read(path).await.map(drop).map_err(failed)
+    pub(super) async fn check(&self) -> Result<Option<String>, Error> {
+        Ok(match self {
+            Self::Open => None,
+            Self::Token(_) => Some("the token in the address".to_owned()),
+            Self::User(user, _) => Some(format!("user `{user}` and the password in the address")),
+            Self::File(path) => {
+                let path = path.display().to_string();
+                let secrets = read(path.as_ref()).await;
+                match secrets.map_err(|source| Error::Credentials { path: path.clone(), source })? {
+                    Secrets { jwt: Some(_), .. } => Some(format!("those in `{path}`")),
+                    Secrets { jwt: None, pair } => Some(format!("nkey {} in `{path}`", pair.public_key())),
+                }
+            }
+        })
     }
 
     /// What is shown in answer to a server's `nonce`.

@@ -1,6 +1,5 @@
 //! What has to be there before anything moves: three streams and a bucket. What a setting is for stands beside it.
 
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
@@ -52,8 +51,20 @@ const GROWS_TO: u64 = 64 << 30;
 const GROWN: &str = "millstream.grown";
 /// A message's subject and headers beside its payload, and what the server adds.
 const MESSAGE_OVERHEAD: u64 = 4 << 10;
+/// What was read of a stream longer ago is no ground to change it: this process was paused meanwhile, or the server busy.
+const FRESH: Duration = Duration::from_secs(1);
 /// After growth was refused.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Whether a stream has room for a message that it was too full for.
+enum Room {
+    /// It was given this many bytes.
+    Grown(u64),
+    /// Another publisher made it grow, or what was in it went.
+    There,
+    /// It may not grow.
+    None,
+}
 
 impl Broker {
     /// Creates what is missing: three streams, the bucket, the sinks' consumer. What exists is checked, not changed.
@@ -102,47 +113,55 @@ impl Broker {
     }
 
     /// Gives the stream of a subject twice the bytes, if it may grow and the server has them: a message of `size` bytes has no room
-    /// in it. Whether it did. After a refusal it is not asked again for a while.
+    /// in it. Whether there is room now. After a refusal it is not asked again for a while.
     pub(super) async fn grow(&self, subject: &str, size: usize) -> bool {
-        let refused = || self.refused_growth.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused().is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        // One at a time: of several publishers that find it full, the others then find that it has grown.
+        let mut refused = self.refused_growth.lock().await;
+        if refused.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
             return false;
         }
         let name =
             if self.names.is_of_rows(subject) { self.names.rows_stream() } else { self.names.ids_stream() };
         match self.try_grow(&name, size as u64 + MESSAGE_OVERHEAD).await {
-            Ok(Some(bytes)) => {
+            Ok(Room::Grown(bytes)) => {
                 tracing::info!(stream = name, bytes, "the stream was full and has grown");
                 true
             }
-            Ok(None) => false,
+            Ok(Room::There) => true,
+            Ok(Room::None) => false,
             Err(error) => {
                 tracing::debug!(
                     stream = name,
                     error = full_cause(&error),
                     "a stream that is full could not grow"
                 );
-                *refused() = Some(Instant::now());
+                *refused = Some(Instant::now());
                 false
             }
         }
     }
 
-    async fn try_grow(&self, name: &str, size: u64) -> Result<Option<u64>, Error> {
-        let Some(mut info) = self.stream_info(name).await? else { return Ok(None) };
+    /// An update replaces the settings, whatever they are by then: what another process or an operator gave the stream meanwhile
+    /// would be undone. So it rests on what was read just before, and its effect is read again.
+    async fn try_grow(&self, name: &str, size: u64) -> Result<Room, Error> {
+        let asked = Instant::now();
+        let Some(mut info) = self.stream_info(name).await? else { return Ok(Room::None) };
         let bytes = limit_of(&info);
         // The size of an operator's, who changed ours, stays.
         let is_ours = info.config.metadata.get(GROWN).is_some_and(|grown| *grown == bytes.to_string());
         // Another process may have made it grow already.
-        let is_full = info.state.bytes + size > bytes;
+        if is_ours && info.state.bytes + size <= bytes {
+            return Ok(Room::There);
+        }
         let grown = (bytes * 2).min(GROWS_TO);
-        if !is_ours || !is_full || grown <= bytes {
-            return Ok(None);
+        if !is_ours || grown <= bytes || asked.elapsed() > FRESH {
+            return Ok(Room::None);
         }
         give(&mut info.config, grown);
         let doing = format!("give stream `{name}` {grown} bytes");
         within(&doing, self.jetstream.update_stream(info.config)).await?.map_err(broker(doing))?;
-        Ok(Some(grown))
+        let found = self.stream_info(name).await?.map_or(0, |info| limit_of(&info));
+        Ok(if found >= grown { Room::Grown(found) } else { Room::None })
     }
 
     /// Where messages go that are no batch: bounded, and the oldest of them make room.

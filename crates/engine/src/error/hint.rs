@@ -7,7 +7,7 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 
 use millstream::envelope::EnvelopeFault;
 
-use super::{Error, Source, StoreFault, full_cause};
+use super::{Error, Source, StoreFault, connect};
 use crate::follow;
 use crate::source::{ColumnFault, ReadFault};
 use crate::tables::Selection;
@@ -19,34 +19,12 @@ impl Error {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Connect { source, .. } => match source.kind() {
-                async_nats::ConnectErrorKind::Authentication
-                | async_nats::ConnectErrorKind::AuthorizationViolation => {
-                    "the server wants other credentials: give them with --nats-creds FILE or in the address".into()
-                }
-                async_nats::ConnectErrorKind::Dns => {
-                    "the host's name is not known: see that it is spelled as it should be".into()
-                }
-                async_nats::ConnectErrorKind::ServerParse => {
-                    "write / ? # @ and : in a user or password as %2F %3F %23 %40 and %3A".into()
-                }
-                async_nats::ConnectErrorKind::Tls => {
-                    "the server's certificate is not of an authority that this system knows (name it with --nats-ca FILE), or \
-                     the server wants a certificate of this process (--nats-cert FILE --nats-key FILE)"
-                        .into()
-                }
-                async_nats::ConnectErrorKind::Io if full_cause(source).contains("InvalidContentType") => {
-                    "what listens there does not speak TLS: write nats:// instead of tls://".into()
-                }
-                async_nats::ConnectErrorKind::TimedOut => {
-                    "what listens there says nothing that NATS would: see that the port is the one for clients (4222), and \
-                     that the address begins with tls:// where the server asks for TLS first"
-                        .into()
-                }
-                _ => "start nats-server there, name another with --nats URL or NATS_URL, or name none to use the \
-                      local stack"
-                    .into(),
-            },
+            Self::Connect { source, shown, .. } => connect::hint(source, shown.as_deref()),
+            Self::Certificates { .. } => {
+                "name a PEM file: certificates of the server's authority with --nats-ca, this process's own with --nats-cert and \
+                 its key with --nats-key"
+                    .into()
+            }
             Self::MixedLogins { .. } => {
                 "give all of them the same user and password: the client shows the same to every server".into()
             }

@@ -11,6 +11,7 @@ use millstream::names::RunName;
 use crate::broker::{Broker, RowsMessage};
 use crate::error::Error;
 use crate::hosts;
+use crate::moment::since_1970_ms;
 use crate::records::{Records, now_ms};
 use crate::sink::Cause;
 use crate::store::Store;
@@ -80,6 +81,21 @@ pub(crate) async fn landing_now(
         return Ok(Landing::UnderWay(format!("{open} computed batches of all runs are still to be stored")));
     }
     Ok(Landing::Settled { acked: sinks.ack_floor.stream_sequence })
+}
+
+/// Whether it is known that no sink has rows of a pass, whose rows are settled: each sink has said what it holds since the last
+/// message was delivered to any of them. A message that waited for long in the stream may have been drawn just now.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn is_held_by_none(
+    broker: &Broker,
+    records: &Records,
+    (run, pass): (&RunName, u32),
+) -> Result<bool, Error> {
+    let Some(sinks) = broker.sink_progress().await? else { return Ok(true) };
+    let drawn_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
+    hosts::none_holds(records, (run.as_str(), pass), drawn_ms).await
 }
 
 /// What is not acked, of all passes.

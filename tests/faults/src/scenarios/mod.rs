@@ -2,7 +2,10 @@
 
 pub mod clickhouse;
 pub mod cluster;
+pub mod home;
 pub mod machine;
+pub mod merges;
+pub mod namespaces;
 pub mod nats;
 pub mod net;
 pub mod old_clickhouse;
@@ -18,13 +21,17 @@ pub mod worker;
 
 use std::process::ExitCode;
 
-/// The pipeline under test: squares, with ballast where a scenario needs large rows; or one of the builds of `variant`.
+/// The pipeline under test: squares, with ballast where a scenario needs large rows, or
+/// with ids that are trouble; or one of the builds of `variant`.
 pub fn pipeline() -> ExitCode {
     if std::env::var_os("TRIAL_ROGUE").is_some() {
         return millstream_cli::main(tests::Rogue);
     }
     if std::env::var_os(tests::variants::VARIABLE).is_some() {
         return tests::variants::main();
+    }
+    if std::env::var_os(crate::troubled::VARIABLE).is_some() {
+        return millstream_cli::main(crate::troubled::Troubled);
     }
     match std::env::var("TRIAL_BALLAST").ok().and_then(|bytes| bytes.parse().ok()) {
         None | Some(0) => millstream_cli::main(tests::Trial),

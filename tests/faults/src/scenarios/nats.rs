@@ -32,7 +32,7 @@ pub fn killed_under_load(plan: Plan) -> Report {
         }
         scene.kill_nats();
     }
-    let runs = scene.runs();
+    let runs = scene.runs().len();
     scene.note(format!("{runs} runs"));
     scene.finish_well()
 }

@@ -1,4 +1,4 @@
-//! Rows 3 to 7 and 46: workers that are killed and paused.
+//! Rows 3 to 7 and 53: workers that are killed and paused.
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,41 @@
+//! The certificates that a connection to NATS uses. Files are looked at before, so that an error names the file that is at
+//! fault.
+
+use std::path::Path;
+
+use async_nats::ConnectOptions;
+use async_nats::rustls::pki_types::pem::{Error as PemError, PemObject};
+use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::NatsAddress;
+use crate::error::Error;
+
+/// The options with the certificates of an address.
+///
+/// # Errors
+/// [`Error::Certificates`] for a file that cannot be read, or holds none of what it should.
+pub(super) async fn with_certificates(
+    mut options: ConnectOptions,
+    address: &NatsAddress,
+) -> Result<ConnectOptions, Error> {
+    if let Some(path) = &address.ca {
+        has::<CertificateDer<'_>>(path, "certificates").await?;
+        options = options.add_root_certificates(path.clone());
+    }
+    if let Some((certificate, key)) = &address.certificate {
+        has::<CertificateDer<'_>>(certificate, "certificate").await?;
+        has::<PrivateKeyDer<'_>>(key, "private key").await?;
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    Ok(options)
+}
+
+async fn has<T: PemObject>(path: &Path, what: &'static str) -> Result<(), Error> {
+    let failed = |source| Error::Certificates { what, path: path.display().to_string(), source };
+    let bytes = tokio::fs::read(path).await.map_err(|fault| failed(fault.into()))?;
+    match T::from_pem_slice(&bytes) {
+        Ok(_) => Ok(()),
+        Err(PemError::NoItemsFound) => Err(failed(format!("there is no {what} in it").into())),
+        Err(fault) => Err(failed(fault.to_string().into())),
+    }
+}
