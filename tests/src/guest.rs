@@ -64,6 +64,17 @@ impl Pipeline for Guest {
             "leaves" => leaves(*id),
             "helper" => helper(*id),
             "leaks" => leaks(),
+            "opens" => match std::fs::File::open("/dev/null") {
+                Ok(file) => {
+                    std::mem::forget(file);
+                    String::new()
+                }
+                Err(fault) => return Err(Failure::reject(format!("cannot open: {fault}"))),
+            },
+            "runs_on" => match std::thread::Builder::new().stack_size(32 << 10).spawn(std::thread::park) {
+                Ok(_) => String::new(),
+                Err(fault) => return Err(Failure::reject(format!("no thread: {fault}"))),
+            },
             "loads" => loads(),
             "aborts" => aborts(*id),
             "panics" if *id % 10 == 3 => panic!("the reason of id {id}"),

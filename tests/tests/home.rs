@@ -205,6 +205,21 @@ fn memory_of_many_ids_is_not_blamed_on_the_last() {
     assert_eq!(rows.len(), 200);
 }
 
+/// From some id on each became a dead letter, for what those before it had left open.
+#[test]
+fn files_that_many_ids_leave_open_are_not_blamed_on_the_last() {
+    both("opens", "", |place, run| {
+        let words = ["run", "--run", run, "--ids", "1..=3000"];
+        let under = ["prlimit", "--nofile=256"].map(str::to_owned).into();
+        let launch = Launch { under, ..Launch::from(&words[..]) };
+        let ended = place.host.start_as(run, &launch).wait(LONG);
+        let log = place.host.log(run);
+        assert_eq!(ended.code(), Some(0), "{log}");
+        assert_eq!(place.rows(run).len(), 3000);
+        assert!(log.contains("of 256 open files are left open by the ids"), "{log}");
+    });
+}
+
 #[test]
 fn loading_in_start_is_no_ids_time() {
     let mut place = Place::new("start", "hard_seconds = 1");
@@ -340,6 +355,29 @@ fn a_host_without_threads_draws_nothing_and_says_how_many_there_are() {
     place.host.wait_sealed("a", LONG);
     assert_eq!(place.rows("a").len(), 1000);
     assert!(!place.host.log("work").contains("redelivered=1"), "{}", place.host.log("work"));
+}
+
+/// The same with threads, of which this user may have 150.
+#[test]
+fn threads_that_many_ids_leave_running_are_not_blamed_on_the_last() {
+    let mut place = Place::new("runs_on", "isolate = true");
+    place.name_servers();
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(place.host.path(), readable).expect("its own directory");
+    place.host.call(&["produce", "--ids", "1..=500", "--run", "a"]).expect(0);
+    let under = ["setpriv", "--reuid", "64322", "--clear-groups", "prlimit", "--nproc=150"];
+    let launch = Launch {
+        words: ["work", "--threads", "1"].map(str::to_owned).into(),
+        under: under.map(str::to_owned).into(),
+        ..Launch::default()
+    };
+    let _work = place.host.start_as("work", &launch);
+    let _sink = place.host.start("sink", &["sink"]);
+    place.host.wait_sealed("a", LONG);
+    let rows = place.rows("a");
+    assert!(rows.len() == 500 && rows.iter().all(|row| !row.contains('!')), "{rows:?}");
+    let log = place.host.log("work");
+    assert!(log.contains("the system gives no thread any more"), "{log}");
 }
 
 #[test]

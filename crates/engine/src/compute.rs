@@ -28,6 +28,7 @@ mod process;
 mod row;
 mod tray;
 mod watch;
+mod wear;
 
 use std::time::Duration;
 

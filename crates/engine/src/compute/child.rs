@@ -24,10 +24,11 @@ use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::group::{end_a_copy, end_own};
-use super::guard::{install_panic_hook, tell_panics};
+use super::guard::{ask_when_ids_fail, install_panic_hook, tell_panics};
 use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::pool::{Off, Order, Pool, Shared};
 use super::watch::{Overdue, Watch};
+use super::wear::Wear;
 use super::{AnyFunction, Function, cgroup};
 
 /// How often the pool's threads are looked at.
@@ -194,6 +195,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let frames = sender.started(started)?;
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
+    let wear = watch_wear();
     let (mut bytes, mut number) = (Vec::new(), 0);
     for (kind, body) in frames {
         if kind == wire::FORGET {
@@ -212,9 +214,18 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
         function.typed.answer(&id, &mut bytes);
         busy.store(false, Ordering::Relaxed);
         end_a_copy(process);
+        wear.computed(1);
         sender.send(&bytes);
     }
     Ok(())
+}
+
+/// Has this process end, once ids have left nothing of it for those that come.
+fn watch_wear() -> Arc<Wear> {
+    let wear = Arc::new(Wear::new());
+    let asked = wear.clone();
+    ask_when_ids_fail(move || asked.look());
+    wear
 }
 
 /// Has a thread of its own say every second that this process is alive, while there is something in hand.
@@ -254,6 +265,8 @@ fn pool<I: Id>(
         });
     let (pool, frames) = sender.started(ready)?;
     started.store(true, Ordering::Relaxed);
+    // Of several ids in hand none is alone to blame: children that have one at a time tell which.
+    watch_wear().computed(1);
     take_orders(&pool, frames, &sender)
 }
 

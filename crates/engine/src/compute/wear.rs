@@ -1,0 +1,86 @@
+//! What ids leave behind in their process: open files and threads, until the next id finds none left.
+//!
+//! That id would fail for what others did. So after a failure the process looks whether it has any left; if not, it ends, and
+//! the worker has the ids in hand computed in a fresh one. A process that has computed nothing else keeps the failure: then it
+//! is the id's own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit};
+
+/// Open files beyond this share of the limit count as all: a function may need several.
+const FULL: (u64, u64) = (9, 10);
+/// A thread is tried no more often: it costs more than a light id.
+const TRY_THREAD: Duration = Duration::from_millis(10);
+/// The exit code of a process that is used up.
+const USED_UP: i32 = 71;
+
+/// Looks after failures.
+#[derive(Debug)]
+pub(super) struct Wear {
+    files: u64,
+    /// Ids that were computed before.
+    computed: AtomicU64,
+    tried: Mutex<Instant>,
+}
+
+impl Wear {
+    /// Made once the pipeline is ready: what it holds open for all ids is no wear.
+    pub fn new() -> Self {
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        let mut wear = Self { files, computed: AtomicU64::new(0), tried: Mutex::new(Instant::now()) };
+        if wear.lacks_files().is_some() {
+            wear.files = u64::MAX;
+        }
+        wear
+    }
+
+    /// So many more ids were computed.
+    pub fn computed(&self, ids: u64) {
+        self.computed.fetch_add(ids, Ordering::Relaxed);
+    }
+
+    /// Ends this process if ids before the one that has failed have used it up.
+    #[expect(clippy::print_stderr, reason = "goes to the worker, which logs it")]
+    pub fn look(&self) {
+        if self.computed.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        if let Some(what) = self.lacks_files().or_else(|| self.lacks_threads()) {
+            eprintln!(
+                "{what} by the ids that this process has computed: those in hand are computed in a fresh one"
+            );
+            std::process::exit(USED_UP);
+        }
+    }
+
+    /// The system gives the lowest free number.
+    fn lacks_files(&self) -> Option<String> {
+        let limit = self.files;
+        match File::open("/dev/null") {
+            Ok(file) if file.as_raw_fd() as u64 >= limit / FULL.1 * FULL.0 => {
+                Some(format!("{} of {limit} open files are left open", file.as_raw_fd()))
+            }
+            Err(fault) if fault.raw_os_error() == Some(nix::libc::EMFILE) => {
+                Some(format!("all of {limit} open files are left open"))
+            }
+            _ => None,
+        }
+    }
+
+    fn lacks_threads(&self) -> Option<String> {
+        let Ok(mut tried) = self.tried.try_lock() else { return None };
+        if tried.elapsed() < TRY_THREAD {
+            return None;
+        }
+        *tried = Instant::now();
+        let fault = std::thread::Builder::new().stack_size(64 << 10).spawn(|| {}).err()?;
+        (fault.kind() == io::ErrorKind::WouldBlock)
+            .then(|| format!("the system gives no thread any more ({fault}): they are left running"))
+    }
+}
