@@ -380,6 +380,30 @@ fn threads_that_many_ids_leave_running_are_not_blamed_on_the_last() {
     assert!(log.contains("the system gives no thread any more"), "{log}");
 }
 
+/// A worker that is killed in the moment in which an id crashes its process leaves no process that could end what that id started.
+#[test]
+fn what_a_killed_worker_left_is_ended_by_the_next() {
+    let place = Place::new("", "");
+    let gone =
+        std::process::Command::new("true").spawn().and_then(|mut child| Ok((child.id(), child.wait()?)));
+    let (gone, _) = gone.expect("`true` runs");
+    let sleep = |worker: u32| {
+        let mut sleep = std::process::Command::new("sleep");
+        sleep
+            .arg(place.seconds())
+            .env("MILLSTREAM_COMPUTES_FOR", format!("millstream-{worker}-0-0123456789abcdef"));
+        sleep.spawn().expect("`sleep` runs")
+    };
+    let (mut left, mut others) = (sleep(gone), sleep(std::process::id()));
+    let _work = place.host.start("work", &["work"]);
+    wait_until("the end of what was left", LONG, || match left.try_wait() {
+        Ok(Some(_)) => Ok(()),
+        still => Err(format!("{still:?}")),
+    });
+    assert!(others.try_wait().expect("a child").is_none(), "what a living worker started goes on");
+    others.kill().and_then(|()| others.wait()).expect("a child");
+}
+
 #[test]
 fn the_first_process_of_a_container_waits_for_strays() {
     let mut place = Place::new("orphans", "");

@@ -22,7 +22,7 @@ use crate::batch::{Batch, News};
 use crate::board::{self, Open};
 use crate::broker::{Broker, host_name};
 use crate::build;
-use crate::compute::group::reap_strays;
+use crate::compute::group::{end_orphans, reap_strays};
 use crate::compute::{BatchKey, Cores, Function, Maker, Place};
 use crate::consume::{Drawn, Slots, consume};
 use crate::delivery::{Delivery, Held};
@@ -131,6 +131,8 @@ pub async fn work<I: Id>(
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
     let cores = Arc::new(Cores::start(function, threads, place, limits, counts.clone(), load.clone())?);
     let able = Able::new();
+    // It reads a file of every process of this host.
+    drop(tokio::task::spawn_blocking(end_orphans));
     reap(stop);
     let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
     let told = (load.clone(), able.clone());

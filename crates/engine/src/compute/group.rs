@@ -4,6 +4,7 @@
 //! all of them also carry a mark in their environment, by which those that left are found.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -66,10 +67,39 @@ pub(super) fn end_own() -> ! {
 
 /// Kills every other process that carries this mark.
 fn kill_marked(mark: &str) {
-    let marked = format!("{MARK}={mark}").into_bytes();
+    kill_where(|_, marked| marked == mark);
+}
+
+/// Ends what processes that computed have started and a worker left that was killed in the moment in which one of them crashed:
+/// no process was left to end it. Only workers of this process's own numbering of processes are looked at.
+pub(crate) fn end_orphans() {
+    let numbering = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = numbering("self");
+    kill_where(|pid, mark| {
+        worker_of(mark).is_some_and(|worker| !Path::new(&format!("/proc/{worker}")).exists())
+            && own.is_some()
+            && numbering(&pid.to_string()) == own
+    });
+}
+
+/// A mark of the process that this worker starts as its `number`th.
+pub(super) fn mark_of(worker: u32, number: u64, random: u64) -> String {
+    format!("millstream-{worker}-{number}-{random:016x}")
+}
+
+fn worker_of(mark: &str) -> Option<u32> {
+    mark.strip_prefix("millstream-")?.split('-').next()?.parse().ok()
+}
+
+/// Kills every other process with a mark, as far as its number and its mark are of those asked for.
+fn kill_where(is_asked_for: impl Fn(u32, &str) -> bool) {
     for pid in processes().filter(|pid| *pid != std::process::id()) {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(|variable| variable == marked) {
+        let variables = environment.split(|byte| *byte == 0);
+        let marks =
+            variables.filter_map(|variable| variable.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="));
+        let mut marks = marks.filter_map(|mark| std::str::from_utf8(mark).ok());
+        if marks.any(|mark| is_asked_for(pid, mark)) {
             // It may have ended meanwhile.
             let _gone = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
         }

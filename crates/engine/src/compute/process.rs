@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::frames::Frames;
-use super::group::{Group, MARK};
+use super::group::{Group, MARK, mark_of};
 use super::output::{LAST_WORDS_WITHIN, Output, Said};
 use crate::error::{Error, Source};
 
@@ -330,7 +330,7 @@ fn listen() -> io::Result<(String, UnixListener)> {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     // `RandomState` is seeded by the system: two containers may share a network and have one pid each.
     let random = RandomState::new().hash_one(number);
-    let name = format!("millstream-{}-{number}-{random:016x}", std::process::id());
+    let name = mark_of(std::process::id(), number, random);
     let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
     listener.set_nonblocking(true)?;
     Ok((name, UnixListener::from_std(listener)?))
