@@ -216,7 +216,7 @@ fn files_that_many_ids_leave_open_are_not_blamed_on_the_last() {
         let log = place.host.log(run);
         assert_eq!(ended.code(), Some(0), "{log}");
         assert_eq!(place.rows(run).len(), 3000);
-        assert!(log.contains("of 256 open files are left open by the ids"), "{log}");
+        assert!(log.contains("of 256 open files are open"), "{log}");
     });
 }
 

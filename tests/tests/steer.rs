@@ -130,7 +130,9 @@ fn a_pause_does_not_wait_for_the_end_of_a_long_batch() {
         held => Err(format!("{held:?}")),
     });
     scene.say(&["pause", "a"]);
-    assert_eq!(scene.wait_at_rest("a"), 0);
+    // What was done of it is stored, and is little.
+    let rows = scene.wait_at_rest("a");
+    assert!(rows < 30_000, "{rows} rows");
     // The cores are free again.
     scene.publish("b", 200, 100, &[]);
     scene.host.wait_sealed("b", SOON);

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
@@ -32,12 +33,26 @@ const MAX_PULL: usize = 64;
 pub struct Slots {
     room: Arc<Semaphore>,
     cores: u32,
+    /// Room that batches keep of which little is left, for as long as that lasts.
+    kept: Arc<AtomicU32>,
+}
+
+/// Room that the rest of a batch keeps, until it is dropped.
+pub(crate) struct Kept {
+    kept: Arc<AtomicU32>,
+    room: u32,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.kept.fetch_sub(self.room, Ordering::Relaxed);
+    }
 }
 
 impl Slots {
     /// Room for a pool of `cores` threads.
     pub fn new(cores: usize) -> Self {
-        Self { room: Arc::new(Semaphore::new(cores * 2)), cores: cores as u32 }
+        Self { room: Arc::new(Semaphore::new(cores * 2)), cores: cores as u32, kept: Arc::default() }
     }
 
     /// Cores that a batch of at most `batch_ids` ids can occupy: a large one all of them, a small one few.
@@ -55,6 +70,18 @@ impl Slots {
         self.room.available_permits()
     }
 
+    /// So many ids are left of a batch, whose others are stored: what they keep is no reason to draw nothing.
+    pub(crate) fn keep(&self, ids: u32) -> Kept {
+        let room = self.cost(ids);
+        self.kept.fetch_add(room, Ordering::Relaxed);
+        Kept { kept: self.kept.clone(), room }
+    }
+
+    /// Room that is free while nothing lies ahead, though a few ids may last.
+    fn beside(&self) -> u32 {
+        self.cores.saturating_sub(self.kept.load(Ordering::Relaxed))
+    }
+
     /// Waits for room for one batch.
     pub async fn one(&self, batch_ids: u32) -> OwnedSemaphorePermit {
         let room = self.room.clone().acquire_many_owned(self.cost(batch_ids));
@@ -66,9 +93,9 @@ impl Slots {
         // As much room as lies ahead has to be free beside it. That is looked for, not queued for: the semaphore serves in turn,
         // and what needs little room, as another attempt of an id does, would wait behind until all of it is free.
         loop {
-            if let Ok(mut room) = self.room.clone().try_acquire_many_owned(self.cores + self.cost(batch_ids))
-            {
-                drop(room.split(self.cores as usize));
+            let beside = self.beside();
+            if let Ok(mut room) = self.room.clone().try_acquire_many_owned(beside + self.cost(batch_ids)) {
+                drop(room.split(beside as usize));
                 return room;
             }
             tokio::time::sleep(LOOK_FOR_ROOM).await;
@@ -77,7 +104,7 @@ impl Slots {
 
     /// Takes room for more batches where it is free.
     fn more(&self, batch_ids: u32, ahead: bool, most: usize, permits: &mut Vec<OwnedSemaphorePermit>) {
-        let (cost, beside) = (self.cost(batch_ids), if ahead { 0 } else { self.cores });
+        let (cost, beside) = (self.cost(batch_ids), if ahead { 0 } else { self.beside() });
         while permits.len() < most.min(MAX_PULL)
             && self.room.available_permits() as u32 >= cost + beside
             && let Ok(another) = self.room.clone().try_acquire_many_owned(cost)
@@ -255,5 +282,19 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waits(slots.one(1)).await, "another attempt of an id needs not all of the room");
         waiting.abort();
+    }
+
+    /// The last 64 batches of a pass waited for an id that lasted hours, and all other passes with them.
+    #[tokio::test]
+    async fn an_id_that_lasts_keeps_no_batch_from_being_drawn() {
+        let slots = Slots::new(4);
+        let mut lasting = slots.one_now(10_000).await;
+        drop(lasting.split(3));
+        let kept = slots.keep(1);
+        let large = slots.one_now(10_000).await;
+        assert!(waits(slots.one_now(10_000)).await, "the cores have a batch");
+        drop(large);
+        drop(kept);
+        assert!(waits(slots.one_now(10_000)).await, "a batch that is whole is waited for");
     }
 }

@@ -3,11 +3,11 @@
 //! `status` reads them, and so do workers, to know how many share a run's rate limit. A process that ends takes its record
 //! away; that of one which was killed is stale soon and removed by a sealer.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
 use serde::{Deserialize, Serialize};
@@ -300,6 +300,38 @@ pub(crate) async fn none_holds(
 ) -> Result<bool, Error> {
     let mut sinks = fresh(records).await?.filter(|entry| matches!(entry.record.doing, Doing::Sink { .. }));
     Ok(sinks.all(|entry| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
+}
+
+/// Whether a sink has rows of a pass in hand by the report that it makes next. One that makes none for as long as that counts is
+/// gone. No clock of another host is compared with that of this one.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> Result<bool, Error> {
+    let sinks = async || {
+        let entries = records.hosts().await?;
+        let newest = entries.iter().map(|(_, entry)| entry.written_ms).max().unwrap_or(0);
+        let is_alive = |entry: &Entry<HostReport>| {
+            matches!(entry.record.doing, Doing::Sink { .. })
+                && newest - entry.written_ms < STALE.as_millis() as u64
+        };
+        let alive = entries.into_iter().filter(|(_, entry)| is_alive(entry));
+        Ok::<HashMap<_, _>, Error>(alive.collect())
+    };
+    let (first, begun) = (sinks().await?, Instant::now());
+    loop {
+        let now = sinks().await?;
+        if now.values().any(|entry| entry.record.holds(run, pass)) {
+            return Ok(true);
+        }
+        let is_old = |(key, entry): (&String, &Entry<HostReport>)| {
+            now.get(key).is_some_and(|now| now.revision == entry.revision)
+        };
+        if !first.iter().any(is_old) || begun.elapsed() >= STALE {
+            return Ok(false);
+        }
+        tokio::time::sleep(REPORT / 6).await;
+    }
 }
 
 /// How often processes of this fleet handed the batch with this subject back for their own sake, as far as they said so.

@@ -123,7 +123,7 @@ impl Rebuild<'_> {
     }
 
     async fn proof(&self, pass: u32) -> Result<Proof, Error> {
-        Proof::take(self.store, self.run, pass, self.published).await
+        Proof::take(self.store, self.run, pass, self.published, true).await
     }
 
     /// Inserts what the stream has of a pass, and copies what it took over.

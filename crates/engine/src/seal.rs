@@ -55,8 +55,15 @@ impl Proof {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn take(store: &Store, run: &RunName, pass: u32, published: &Published) -> Result<Self, Error> {
-        let stored = store.stored(run.as_str(), pass, true, Some(published)).await?;
+    pub async fn take(
+        store: &Store,
+        run: &RunName,
+        pass: u32,
+        published: &Published,
+        may_repeat: bool,
+    ) -> Result<Self, Error> {
+        // Where an id may stand in two batches, one of it too many could hide that the other is missing.
+        let stored = store.stored(run.as_str(), pass, true, Some(published).filter(|_| !may_repeat)).await?;
         Ok(Self { published: published.clone(), stored })
     }
 

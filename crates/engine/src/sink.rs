@@ -10,6 +10,7 @@ pub(crate) mod step;
 mod waits;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -127,6 +128,8 @@ struct GroupKey {
 struct Item {
     delivery: Delivery,
     portion: Portion,
+    /// Places of its ids within the batch.
+    places: Range<u32>,
     ids: u64,
     raw_bytes: u64,
     /// The columns, as the message names them.
@@ -139,6 +142,8 @@ struct Item {
 #[derive(Default)]
 struct Group {
     items: Vec<Item>,
+    /// Places that it has of each batch.
+    places: HashMap<u32, Vec<Range<u32>>>,
     rows: u64,
     bytes: u64,
     oldest: Option<Instant>,
@@ -421,12 +426,22 @@ impl Group {
 
     fn has_room_for(&self, item: &Item) -> bool {
         self.items.is_empty()
-            || (self.rows + item.ids <= MAX_INSERT_ROWS && self.bytes + item.raw_bytes <= MAX_INSERT_BYTES)
+            || (self.rows + item.ids <= MAX_INSERT_ROWS
+                && self.bytes + item.raw_bytes <= MAX_INSERT_BYTES
+                && !self.overlaps(item))
+    }
+
+    /// Whether it has rows of ids that the item has too, as when one worker cut a batch otherwise than another. The ask takes
+    /// rows in one part of the table for as many ids: no INSERT may have an id twice.
+    fn overlaps(&self, item: &Item) -> bool {
+        let of_batch = self.places.get(&item.portion.batch).into_iter().flatten();
+        of_batch.into_iter().any(|own| own.start < item.places.end && item.places.start < own.end)
     }
 
     fn add(&mut self, item: Item) {
         self.rows += item.ids;
         self.bytes += item.raw_bytes;
+        self.places.entry(item.portion.batch).or_default().push(item.places.clone());
         self.oldest.get_or_insert_with(|| item.delivery.received());
         self.items.push(item);
     }
@@ -448,6 +463,7 @@ fn passes_of<'a>(subjects: impl Iterator<Item = &'a String>) -> Vec<(String, u32
 /// Rows as a message brings them. The bytes share the message's.
 struct Arrived {
     portion: Portion,
+    places: Range<u32>,
     ids: u64,
     raw_bytes: u64,
     columns: Bytes,
@@ -457,8 +473,8 @@ struct Arrived {
 
 impl Arrived {
     fn with(self, delivery: Delivery) -> Item {
-        let Self { portion, ids, raw_bytes, columns, build, body } = self;
-        Item { delivery, portion, ids, raw_bytes, columns, build, body }
+        let Self { portion, places, ids, raw_bytes, columns, build, body } = self;
+        Item { delivery, portion, places, ids, raw_bytes, columns, build, body }
     }
 }
 
@@ -474,6 +490,7 @@ fn read_rows(
         true => Portion::all(rows.batch, rows.batch_ids),
         false => Portion::between(rows.batch, rows.batch_ids, rows.first, rows.last),
     };
+    let places = rows.from..rows.from.saturating_add(rows.ids);
     let RowBatch { pass, ids, raw_bytes, schema, columns, build, rows: body, .. } = rows;
     let run = rows.run.parse::<RunName>().map_err(|_| foreign())?;
     if !names.is_rows_subject(subject, &run, pass, portion.batch) {
@@ -485,7 +502,7 @@ fn read_rows(
     }
     let [columns, build] = [columns, build].map(|text| payload.slice_ref(text.as_bytes()));
     let body = payload.slice_ref(body);
-    let arrived = Arrived { portion, ids: u64::from(ids), raw_bytes, columns, build, body };
+    let arrived = Arrived { portion, places, ids: u64::from(ids), raw_bytes, columns, build, body };
     Ok(Some((GroupKey { run, pass, schema }, arrived)))
 }
 

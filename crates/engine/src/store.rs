@@ -354,8 +354,8 @@ impl Store {
     /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
     /// compared with what workers computed.
     ///
-    /// Where there are as many raw rows as ids were `published`, these are counted as they lie, without merging them first: is
-    /// every message's digest that of its rows, and the whole that of the run, then no row is there twice.
+    /// Where there are as many raw rows as ids were `published`, each of them once, the rows are counted as they lie, without
+    /// merging them first: if every message's digest is that of its rows, and the whole that of the run, no row is there twice.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -366,17 +366,25 @@ impl Store {
         values: bool,
         published: Option<&Published>,
     ) -> Result<Stored, Error> {
-        let digested = if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
+        let mut digested =
+            if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
         let before = self.raw_rows(run, pass).await?;
-        let question = |rows| self.tables.proof(run, pass, digested.as_deref(), rows);
+        let question =
+            |digested: &Option<Vec<_>>, rows| self.tables.proof(run, pass, digested.as_deref(), rows);
         let mut found = None;
         if let Some(published) = published.filter(|published| values && published.ids == before) {
-            let raw = self.prove(&question(RowsRead::All)).await?;
+            let raw = self.prove(&question(&digested, RowsRead::All)).await?;
             found = Some(raw).filter(|raw| raw.is_all_of(published));
         }
         let found = match found {
             Some(found) => found,
-            None => self.prove(&question(RowsRead::Once)).await?,
+            None => {
+                // Rows of a second build may have landed since it was asked which there are.
+                if values {
+                    digested = Some(self.digested(run, pass, &self.look().await?).await?);
+                }
+                self.prove(&question(&digested, RowsRead::Once)).await?
+            }
         };
         let after = self.raw_rows(run, pass).await?;
         let Proven { batches, ids, digest, dead, values: found_values } = found;

@@ -212,7 +212,8 @@ fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     (silent >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Unknown,
         text: format!(
-            "not known: for {} of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the kernel              (a slow disk, swapping); the worker replaces one after {} s",
+            "not known: for {} of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the kernel \
+             (a slow disk, swapping); the worker replaces one after {} s",
             percent(silent),
             crate::compute::SILENT.as_secs()
         ),

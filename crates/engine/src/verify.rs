@@ -237,7 +237,8 @@ async fn examine<I: Id>(
     let mut walk = Walk { batches, ..Walk::default() };
     store.each_batch(run.as_str(), number, values, |stored| walk.visit(stored)).await?;
     let published = record.published.clone();
-    let stored = store.stored(run.as_str(), number, values, published.as_ref()).await?;
+    let stored =
+        store.stored(run.as_str(), number, values, published.as_ref().filter(|_| !record.may_repeat)).await?;
     let batches = published.as_ref().map_or(walk.next, |published| published.batches);
     walk.skip_to(batches);
     let proof = published.clone().map(|published| Proof { published, stored });

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids, is_end};
 use millstream::names::batch_of;
 use millstream::schema::Schema;
@@ -41,6 +42,8 @@ use crate::stop::Stop;
 const WAITING: usize = 16;
 /// What is computed of a pass when it is paused may be finished within this, which most batches are.
 const PAUSE_GRACE: Duration = Duration::from_secs(2);
+/// How often rows that are done are stored while this process ends.
+const WHILE_ENDING: Duration = Duration::from_secs(5);
 /// A batch that this host cannot compute is handed back for this long: others may draw it soon.
 const NOT_HERE: Duration = Duration::from_secs(1);
 /// How often processes are looked for that ended and are this one's to be waited for.
@@ -304,13 +307,8 @@ impl<I: Id> Worker<I> {
             }
         }
         let computed = CancellationToken::new();
-        let computing = async {
-            self.compute(pass, key, ids, &tray, delivery, &taken.charge).await?;
-            computed.cancel();
-            Ok::<_, Error>(())
-        };
         let storing = async {
-            let mut left = taken.ids;
+            let (mut left, mut _kept) = (taken.ids, None);
             while self.early_is_due(&computed).await {
                 let News { ids, .. } = self.store(&batch, &taken).await?;
                 left -= ids;
@@ -319,17 +317,36 @@ impl<I: Id> Worker<I> {
                 }
                 // Other batches may have the cores that these ids cannot fill.
                 delivery.need_no_more(left.max(1));
+                if left < key.ids {
+                    _kept = Some(self.slots.keep(left.max(1)));
+                }
             }
-            Ok(())
-        };
-        tokio::select! {
-            done = async { tokio::try_join!(computing, storing) } => drop(done?),
+            Ok::<_, Error>(())
+        }
+        .fuse();
+        let mut storing = std::pin::pin!(storing);
+        let outcome = tokio::select! {
+            outcome = self.compute(pass, key, ids, &tray, delivery, &taken.charge) => Some(outcome),
+            stored = storing.as_mut() => return stored,
             () = self.stop.given_up() => return Err(Error::Stopped),
-            () = self.unwanted(key) => {
-                return Err(self.leave(&batch, &taken).await);
-            }
+            () = self.unwanted(key) => None,
+        };
+        computed.cancel();
+        // A store under way is finished: nothing else has the rows that it carries.
+        tokio::select! {
+            stored = storing.as_mut() => stored?,
+            () = self.stop.given_up() => return Err(Error::Stopped),
         }
         failpoint::pass("work-before-publish");
+        match outcome {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                // What is done stays done, whatever keeps this host from the rest.
+                self.store(&batch, &taken).await?;
+                return Err(error);
+            }
+            None => return Err(self.leave(&batch, &taken).await),
+        }
         self.store(&batch, &taken).await?;
         self.counts.batches.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -355,11 +372,11 @@ impl<I: Id> Worker<I> {
     /// once all are done.
     async fn early_is_due(&self, computed: &CancellationToken) -> bool {
         let ending = async {
-            // Once: most batches are finished then.
-            match self.stop.taking_stopped() {
-                true => std::future::pending().await,
-                false => self.stop.no_more_taking().await,
+            // Most batches are finished at the first time.
+            if self.stop.taking_stopped() {
+                return tokio::time::sleep(WHILE_ENDING).await;
             }
+            self.stop.no_more_taking().await;
             tokio::time::sleep(PAUSE_GRACE).await;
         };
         tokio::select! {

@@ -155,8 +155,9 @@ impl Broker {
             if let Some(info) = self.consumer_info(stream, name).await?
                 && info.num_ack_pending > 0
             {
+                let before = info.config.ack_wait;
                 let config = consumer::Config { ack_wait: RECLAIM, ..info.config };
-                self.update_consumer(stream, config).await?;
+                self.update_consumer(stream, config, before).await?;
                 shortened += 1;
             }
         }
@@ -180,10 +181,15 @@ impl Broker {
             "the consumer's ack_wait was left short by a process that was killed, and is set to what it should be"
         );
         let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
-        self.update_consumer(stream, config).await
+        self.update_consumer(stream, config, info.config.ack_wait).await
     }
 
-    async fn update_consumer(&self, stream: &str, config: consumer::Config) -> Result<(), Error> {
+    async fn update_consumer(
+        &self,
+        stream: &str,
+        config: consumer::Config,
+        before: Duration,
+    ) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
         let doing = format!("change consumer `{name}` on stream `{stream}`");
         let wanted = config.ack_wait;
@@ -191,11 +197,11 @@ impl Broker {
             .await?
             .map_err(broker(&doing))?;
         match self.consumer_info(stream, &name).await? {
-            Some(info) if info.config.ack_wait != wanted => {
-                let seen = format!("its ack_wait is {} ms still", info.config.ack_wait.as_millis());
+            Some(info) if info.config.ack_wait == before && before != wanted => {
+                let seen = format!("its ack_wait is {} ms still", before.as_millis());
                 Err(Error::NoEffect { doing, seen })
             }
-            // Another process has removed it meanwhile.
+            // Another process has removed it meanwhile, or set it to something else.
             _ => Ok(()),
         }
     }

@@ -56,6 +56,9 @@ const FRESH: Duration = Duration::from_secs(1);
 /// After growth was refused.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
+/// The pause where a stream refuses a message for which it seems to have room.
+const THERE: Duration = Duration::from_millis(100);
+
 /// Whether a stream has room for a message that it was too full for.
 enum Room {
     /// It was given this many bytes.
@@ -127,7 +130,11 @@ impl Broker {
                 tracing::info!(stream = name, bytes, "the stream was full and has grown");
                 true
             }
-            Ok(Room::There) => true,
+            Ok(Room::There) => {
+                // The server may count what this look does not.
+                tokio::time::sleep(THERE).await;
+                true
+            }
             Ok(Room::None) => false,
             Err(error) => {
                 tracing::debug!(

@@ -139,7 +139,11 @@ impl<I: Id> Alone<I> {
                 None => break,
             }
         }
-        self.idle().extend(kid);
+        // One that is late with an id which another computes would go on without anyone to watch it.
+        if let Some(kid) = kid {
+            let free = self.free(Some(kid)).await?;
+            self.idle().push(free);
+        }
         Ok(())
     }
 

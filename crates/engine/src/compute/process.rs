@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use millstream::child::{self as wire, Answer};
 use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -222,9 +223,8 @@ impl Process {
     }
 
     fn look(&mut self) -> News {
-        // What it sent before it ended is read first, which takes no longer than a look.
         if self.ended {
-            return News::Gone;
+            return self.last_news();
         }
         self.ended = self.group.has_ended();
         self.silence.grow();
@@ -233,6 +233,25 @@ impl Process {
             return News::Printed(vec![line]);
         }
         if self.silence.time > SILENT { News::Silent } else { News::Look }
+    }
+
+    /// What it sent before it ended, which the last look has seen, and then that it is gone.
+    fn last_news(&mut self) -> News {
+        loop {
+            let frame = match self.waiting.take() {
+                Some(frame) => frame,
+                None => match self.frames.next().now_or_never() {
+                    Some(Ok(Some(frame))) => frame,
+                    Some(Err(fault)) if fault.kind() == io::ErrorKind::InvalidData => {
+                        return News::Broken(fault);
+                    }
+                    _ => return News::Gone,
+                },
+            };
+            if frame.0 != wire::BEAT {
+                return News::Frame(frame.0, frame.1);
+            }
+        }
     }
 
     /// It was not listened to for a while.

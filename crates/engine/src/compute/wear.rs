@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Open files beyond this share of the limit count as all: a function may need several.
 const FULL: (u64, u64) = (9, 10);
 /// A thread is tried no more often: it costs more than a light id.
 const TRY_THREAD: Duration = Duration::from_millis(10);
-/// The exit code of a process that is used up.
-const USED_UP: i32 = 71;
 
 /// Looks after failures.
 #[derive(Debug)]
@@ -53,9 +53,10 @@ impl Wear {
         }
         if let Some(what) = self.lacks_files().or_else(|| self.lacks_threads()) {
             eprintln!(
-                "{what} by the ids that this process has computed: those in hand are computed in a fresh one"
+                "{what} in a process that has computed other ids: those in hand are computed in a fresh one"
             );
-            std::process::exit(USED_UP);
+            // At once: what would run at an exit may wait for threads that compute.
+            let _gone = kill(Pid::this(), Signal::SIGKILL);
         }
     }
 
@@ -64,10 +65,10 @@ impl Wear {
         let limit = self.files;
         match File::open("/dev/null") {
             Ok(file) if file.as_raw_fd() as u64 >= limit / FULL.1 * FULL.0 => {
-                Some(format!("{} of {limit} open files are left open", file.as_raw_fd()))
+                Some(format!("{} of {limit} open files are open", file.as_raw_fd()))
             }
             Err(fault) if fault.raw_os_error() == Some(nix::libc::EMFILE) => {
-                Some(format!("all of {limit} open files are left open"))
+                Some(format!("all of {limit} open files are open"))
             }
             _ => None,
         }
@@ -81,6 +82,6 @@ impl Wear {
         *tried = Instant::now();
         let fault = std::thread::Builder::new().stack_size(64 << 10).spawn(|| {}).err()?;
         (fault.kind() == io::ErrorKind::WouldBlock)
-            .then(|| format!("the system gives no thread any more ({fault}): they are left running"))
+            .then(|| format!("the system gives no thread any more ({fault})"))
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Encoded<I> {
     max_payload: usize,
     /// Places of the ids within the batch, those of neighbours together.
     places: Vec<Range<u32>>,
+    /// How many rows lie before each of those, and in all.
+    before: Vec<u32>,
 }
 
 impl<I: Id> Encoded<I> {
@@ -70,8 +72,9 @@ impl<I: Id> Encoded<I> {
         let (ids, rows) = in_order(computed);
         let (columns, computed_ms) = (schema.to_text(), now_ms());
         let all = 0..key.ids;
-        let places = vec![all];
-        Self { key: key.clone(), ids, rows, schema, columns, maker, computed_ms, max_payload, places }
+        let (places, before) = (vec![all], vec![0, key.ids]);
+        let key = key.clone();
+        Self { key, ids, rows, schema, columns, maker, computed_ms, max_payload, places, before }
     }
 
     /// Rows of some ids of a batch which has `all` of these, in order.
@@ -85,6 +88,12 @@ impl<I: Id> Encoded<I> {
     ) -> Self {
         let mut some = Self::new(key, computed, schema, maker, max_payload);
         some.places = places_of(all, &some.ids);
+        some.before = std::iter::once(0)
+            .chain(some.places.iter().scan(0, |rows, own| {
+                *rows += own.len() as u32;
+                Some(*rows)
+            }))
+            .collect();
         some
     }
 
@@ -119,9 +128,9 @@ impl<I: Id> Encoded<I> {
 
     /// Where the row of the id at this place is, which has one.
     fn at(&self, place: u32) -> usize {
-        let before = self.places.iter().take_while(|own| own.end <= place).map(|own| own.len());
-        let own = self.places.iter().find(|own| own.end > place);
-        before.sum::<usize>() + own.map_or(0, |own| (place - own.start) as usize)
+        let range = self.places.partition_point(|own| own.end <= place);
+        let within = self.places.get(range).map_or(0, |own| place - own.start);
+        (self.before[range] + within) as usize
     }
 
     /// Where the rows of the ids at these places are, all of which have one.

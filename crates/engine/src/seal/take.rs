@@ -216,7 +216,7 @@ impl Sealer {
     async fn prove(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
         let Some((_, published)) = carried.published() else { return Ok(Seen::Beaten) };
         tracing::debug!(%run, pass, ids = published.ids, "proving");
-        let proof = Proof::take(&self.store, run, pass, published).await?;
+        let proof = Proof::take(&self.store, run, pass, published, carried.may_repeat()).await?;
         let Stored { batches, ids, raw_duplicates, .. } = proof.stored;
         let seen = match &proof {
             proof if proof.stored.is_moving => {

@@ -88,24 +88,27 @@ impl Tables {
         }
     }
 
-    /// Rows that a condition selects by batch and digest. Without `schemas`, values are not looked at. No column of a pipeline's can have the name of one of these aliases: the
-    /// server would take the alias for the column. `more` is selected besides.
+    /// Rows that a condition selects by batch and digest. Without `schemas`, values are not looked at. No column of a pipeline's can
+    /// have the name of one of these aliases: the server would take the alias for the column. `more` is selected besides.
     fn by_digest(&self, rows: RowsRead, condition: &str, schemas: Option<&[Digested]>, more: &str) -> String {
-        let values = match schemas {
-            None => "0 AS `$fault`, 0 AS `$unproven`".to_owned(),
+        let (keys, unproven) = match schemas {
+            None => ("batch", "0".to_owned()),
+            Some([only]) if only.is_all => ("batch, batch_digest", "0".to_owned()),
+            // An empty list is no SQL.
+            Some([]) => ("batch, batch_digest, schema", "1".to_owned()),
             Some(schemas) => {
                 let known: Vec<String> =
                     schemas.iter().map(|digested| digested.schema.fingerprint().to_string()).collect();
-                // An empty list is no SQL.
-                let unproven = match known[..] {
-                    [] => "1".to_owned(),
-                    _ => format!("schema NOT IN ({})", known.join(", ")),
-                };
-                let sum = format!("sum({})", self.row_hash(schemas));
-                format!("{unproven} AS `$unproven`, NOT `$unproven` AND {sum} != batch_digest AS `$fault`")
+                ("batch, batch_digest, schema", format!("schema NOT IN ({})", known.join(", ")))
             }
         };
-        let keys = if schemas.is_some() { "batch, batch_digest, schema" } else { "batch" };
+        let fault = match schemas {
+            None => "0".to_owned(),
+            Some(schemas) => {
+                format!("NOT `$unproven` AND sum({}) != batch_digest", self.row_hash(schemas))
+            }
+        };
+        let values = format!("{unproven} AS `$unproven`, {fault} AS `$fault`");
         format!(
             "SELECT batch, max(batch_ids) AS `$expected`, count() AS `$found`, sum(sipHash64(id)) AS `$digest`, \
              countIf(status = 'dead') AS `$dead`, {values}{more} FROM {}{} WHERE {condition} GROUP BY {keys}",

@@ -5,8 +5,6 @@
 //! for ever. So the sinks are asked, whose reports name the passes of the rows that they have in hand or have handed back; and
 //! ClickHouse, where an INSERT of a sink that is gone may still run. What none of them has is either stored or lost.
 
-use std::time::{Duration, Instant};
-
 use async_nats::jetstream::consumer::Info;
 use millstream::names::RunName;
 
@@ -21,8 +19,6 @@ use crate::store::Store;
 /// A message that is older than this has been drawn by a sink whose report says so; or that sink is gone, and its report no
 /// longer counts.
 const REPORTED_MS: u64 = 15_000;
-/// How long the next reports of sinks are waited for.
-const SAID_WITHIN: Duration = Duration::from_secs(8);
 /// A sink whose report no longer counts ended longer ago than this, in seconds, and began no INSERT since.
 const ENDED: u64 = 5;
 
@@ -53,30 +49,12 @@ pub(crate) async fn landing(
     (run, pass): (&RunName, u32),
 ) -> Result<Landing, Error> {
     broker.ensure_sink_consumer().await?;
-    let since_ms = now_ms();
     let landing = landing_now(broker, records, store, (run, pass)).await?;
-    let is_known = match landing {
-        Landing::Settled { .. } => all_have_said(records, (run, pass), since_ms).await?,
-        _ => true,
-    };
-    Ok(if is_known { landing } else { Landing::UnderWay("sinks may have rows of it in hand".into()) })
-}
-
-/// Waits until each sink has said since this moment that it has no rows of the pass: one that has drawn them since its last report
-/// says so in the next.
-async fn all_have_said(
-    records: &Records,
-    (run, pass): (&RunName, u32),
-    since_ms: u64,
-) -> Result<bool, Error> {
-    let begun = Instant::now();
-    while begun.elapsed() < SAID_WITHIN {
-        if hosts::none_holds(records, (run.as_str(), pass), since_ms).await? {
-            return Ok(true);
-        }
-        tokio::time::sleep(hosts::REPORT / 6).await;
+    // One that has drawn rows since its last report says so in the next.
+    if matches!(landing, Landing::Settled { .. }) && hosts::holds_soon(records, (run.as_str(), pass)).await? {
+        return Ok(Landing::UnderWay("a sink has drawn rows of it".into()));
     }
-    Ok(false)
+    Ok(landing)
 }
 
 /// The same for a command that changes nothing.

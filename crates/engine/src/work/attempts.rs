@@ -148,9 +148,10 @@ impl<I: Id> Worker<I> {
     async fn admit(&self, key: &BatchKey, left: usize, delivery: &Delivery) -> Result<usize, Error> {
         let pass = (key.run.clone(), key.pass);
         let rate = || self.open.borrow().get(&pass).and_then(|pass| pass.rate);
+        // Two batches that waited for room with room in their hands would wait for each other.
+        delivery.hold(None);
         let some = if rate().is_some() {
             let _paced = self.load.paced();
-            delivery.hold(None);
             self.rates.admit(&pass, rate, left, &self.stop).await?
         } else {
             left
