@@ -221,6 +221,26 @@ fn a_paused_pass_is_waited_for_and_a_cancelled_one_is_passed_over() {
     assert_eq!(scene.up.ask(&passes).trim().len(), "[1,3]".len(), "nothing was computed of pass 2");
 }
 
+/// The repair removed a batch whose base had the same wrong value, and nothing brought it back: readers lost good rows, and each
+/// command pointed to one that refused.
+#[test]
+fn a_value_changed_in_a_pass_and_its_base_costs_readers_no_row() {
+    let mut scene = Scene::new();
+    scene.cure();
+    scene.replay(&["--dead"]);
+    scene.wait_pass(2, IDS - 9);
+    scene.up.ask(&format!(
+        "ALTER TABLE millstream.trial_rows UPDATE squared = 1 WHERE run = '{RUN}' AND id = 7 SETTINGS mutations_sync = 2"
+    ));
+    let told = scene.host.call(&["verify", RUN, "--repair"]).expect(1).says(&["`replay a`"]).stdout;
+    assert!(!told.contains("computed again,"), "{told}");
+    assert_eq!(scene.view(), (IDS, IDS));
+    scene.replay(&[]);
+    scene.wait_pass(3, 0);
+    assert_eq!(scene.view(), (IDS, IDS));
+    scene.host.call(&["verify", RUN, "--values"]).expect(0);
+}
+
 /// The base of a pass is gone from the table: no repair of that pass can bring it back, and none goes on trying.
 #[test]
 fn a_pass_whose_base_is_gone_says_what_helps() {

@@ -156,7 +156,9 @@ pub async fn status(
     }
     let sealed = pass.as_ref().and_then(|pass| pass.sealed.as_ref());
     let sight = match sealed {
-        Some(sealed) => store.sight(run.as_str(), number, sealed.rows.saturating_sub(sealed.dead)).await?,
+        Some(sealed) => {
+            store.sight(run.as_str(), number, sealed.rows.saturating_sub(sealed.dead), false).await?
+        }
         None => Sight::default(),
     };
     (status.readers_see, status.readers) = (sight.sees, sight.why);

@@ -249,7 +249,7 @@ async fn examine<I: Id>(
     }
     let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
     let sight = match is_sealed {
-        true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead)).await?,
+        true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead), true).await?,
         false => Sight::default(),
     };
     let mut report = Report {
@@ -291,7 +291,11 @@ async fn examine<I: Id>(
         stored,
     };
     if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
-        let gone = base_gone(store, (run, number), covers, published.ids).await?;
+        let mut gone = base_gone(store, (run, number), covers, published.ids).await?;
+        // A repair removes batches that hold other values; they come from nowhere else than from there.
+        if gone.is_none() && values && report.named().next().is_some() {
+            gone = store.base_at_fault(run.as_str(), number, covers, published.batches).await?;
+        }
         report.base_gone = gone.as_ref().map(full_hint);
     }
     // A pass over some ids has messages of its own for them.

@@ -155,11 +155,7 @@ impl Error {
             Self::Condition { .. } => {
                 "write it as after WHERE, over the columns of the view that ends in `_live`: --where \"status = 'dead'\"".into()
             }
-            Self::BaseValues { run, pass, .. } => format!(
-                "rows were changed in the table: `cancel {run}` and `forget {run} --pass {pass}`, then `verify {run} --repair` has \
-                 those batches computed again, then replay"
-            ),
-            Self::BaseGone { run, pass, .. } => format!(
+            Self::BaseValues { run, pass, .. } | Self::BaseGone { run, pass, .. } => format!(
                 "`replay {run}` computes every id of the run once more; where pass {pass} is not sealed, `cancel {run}` comes first"
             ),
             Self::NotMerged { table, .. } => format!(

@@ -100,14 +100,13 @@ impl<R: BufRead> PlainLines<R> {
 
     /// What was read, unless it is nothing.
     fn line<I: Id>(&mut self) -> Option<Line<I>> {
-        if self.bytes.is_empty() || (!is_text::<I>() && is_blank(&self.bytes)) {
+        // Of a line that is too long only its beginning is known.
+        let is_cut = self.length > LONGEST as u64;
+        if !is_cut && (self.bytes.is_empty() || (!is_text::<I>() && is_blank(&self.bytes))) {
             self.blank += 1;
             return None;
         }
-        let id = match self.length > LONGEST as u64 {
-            true => Err(too_long(self.length)),
-            false => id_of_plain(&self.bytes),
-        };
+        let id = if is_cut { Err(too_long(self.length)) } else { id_of_plain(&self.bytes) };
         Some(Line::of(self.number, id))
     }
 }
@@ -188,6 +187,15 @@ mod tests {
         }
         // What is left of a line is waited for only when what came before it is gone.
         assert_eq!(seen, ["1 2", "34", "bad 5", "5"]);
+    }
+
+    /// The id behind so many blanks was passed over with them, as an empty line.
+    #[test]
+    fn an_id_behind_more_blanks_than_a_line_may_have_is_refused() {
+        let text = [b"1\n", &[b' '; LONGEST][..], b"2\n3\n"].concat();
+        let (seen, blank) = read::<u64>(&text);
+        assert_eq!((seen.len(), blank), (3, 0), "{seen:?}");
+        assert!(seen[1].starts_with("bad 2: "), "{seen:?}");
     }
 
     #[test]

@@ -121,6 +121,27 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the base pass holds other values than those computed, so that `pass` cannot take its rows over.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn base_at_fault(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        batches: u32,
+    ) -> Result<Option<Error>, Error> {
+        let found = self.look().await?;
+        let digested = self.digested(run, covers.base, &found).await?;
+        let question = self.tables.base_at_fault(run, covers, [0, batches], found.rows(), &digested);
+        let proven: Vec<(u64, u64)> =
+            self.long("prove the values that are to be taken over", &question).await?;
+        let batches = proven.first().map_or(0, |(batches, _)| *batches);
+        let fault = || Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches };
+        Ok((batches > 0).then(fault))
+    }
+
     async fn copy(
         &self,
         run: &str,

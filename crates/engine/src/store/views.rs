@@ -119,11 +119,12 @@ impl Store {
         }
     }
 
-    /// Whether readers see a pass of which `ok` rows are stored that are no dead letters. Asked from ClickHouse alone.
+    /// Whether readers see a pass of which `ok` rows are stored that are no dead letters: any of them, or `all`, which are counted.
+    /// Asked from ClickHouse alone.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn sight(&self, run: &str, pass: u32, ok: u64) -> Result<Sight, Error> {
+    pub async fn sight(&self, run: &str, pass: u32, ok: u64, all: bool) -> Result<Sight, Error> {
         let found = self.look().await?;
         let hidden = |why: String| Ok(Sight { sees: false, why: Some(why) });
         let lacking = self.tables.all_names().into_iter().filter(|name| !found.has(name));
@@ -141,9 +142,15 @@ impl Store {
             });
         }
         if ok > 0 {
-            let seen = self.client.query_raw(&self.tables.is_seen(run)).fetch_one::<u64>();
+            let seen = self.client.query_raw(&self.tables.is_seen(run, all)).fetch_one::<u64>();
             match within(PROOF_WITHIN, seen).await {
                 Ok(0) => return hidden(format!("view {} gives no row of it", self.tables.view())),
+                Ok(seen) if all && seen != ok => {
+                    return hidden(format!(
+                        "view {} gives {seen} of its {ok} rows: it is another than ours; `setup` makes it anew",
+                        self.tables.view()
+                    ));
+                }
                 Ok(_) => {}
                 Err(fault @ StoreFault::Exception { .. }) => {
                     return hidden(format!("view {} cannot be read: {fault}", self.tables.view()));

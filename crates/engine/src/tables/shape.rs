@@ -138,9 +138,10 @@ impl Tables {
         format!("SELECT max(pass) FROM {} WHERE run = {}", self.passes(), string(run))
     }
 
-    /// Whether the view that readers use gives any row of a run: `(0 or 1)`.
-    pub fn is_seen(&self, run: &str) -> String {
-        format!("SELECT count() FROM (SELECT 1 FROM {} WHERE run = {} LIMIT 1)", self.view(), string(run))
+    /// How many rows of a run the view gives that readers use; without `all`, whether there are any: `(0 or 1)`.
+    pub fn is_seen(&self, run: &str, all: bool) -> String {
+        let limit = if all { "" } else { " LIMIT 1" };
+        format!("SELECT count() FROM (SELECT 1 FROM {} WHERE run = {}{limit})", self.view(), string(run))
     }
 
     /// The builds that computed rows of a pass: `(build)`. A quarter of what it costs to count their rows.
