@@ -236,7 +236,7 @@ fn a_value_changed_in_a_pass_and_its_base_costs_readers_no_row() {
     assert!(!told.contains("computed again,"), "{told}");
     assert_eq!(scene.view(), (IDS, IDS));
     scene.replay(&[]);
-    scene.wait_pass(3, 0);
+    scene.wait_pass(3, IDS);
     assert_eq!(scene.view(), (IDS, IDS));
     scene.host.call(&["verify", RUN, "--values"]).expect(0);
 }
