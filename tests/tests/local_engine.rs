@@ -415,6 +415,10 @@ fn a_body_that_is_cut_or_damaged_inserts_nothing() {
     assert!(status == 500 && text.starts_with("Code: 40. DB::Exception: Checksum"), "{text}");
     let (status, text) = engine.ask(&format!("decompress=1&query={query}"), &frame[..20]);
     assert!(status == 500 && text.starts_with("Code: 3. "), "{text}");
+    for no_sql in [&b"\0SELECT 1"[..], b"\x1f\x8b\x08\0\0\0\0\0\0\x03SELECT 1"] {
+        let (status, text) = engine.ask("", no_sql);
+        assert!(status == 400 && text.contains("Content-Encoding"), "{status}: {text}");
+    }
     let (status, text) = engine.ask(&format!("query={query}"), &b"123456789"[..]);
     assert!(status == 500 && text.starts_with("Code: 33. "), "{text}");
     assert_eq!(engine.must("SELECT count() FROM t"), "0");

@@ -68,10 +68,8 @@ impl Servers {
     async fn local(config: &Config, holder: Holder, progress: &Progress) -> anyhow::Result<Self> {
         use millstream_local::Owner;
 
-        // Where one server is named, the words of a stack that is made for the other cannot be mistyped ones.
         let asks = matches!(holder, Holder::Moment | Holder::Question | Holder::Service);
-        let none_named = config.nats.is_none() && config.clickhouse.is_none();
-        if asks && none_named && !millstream_local::is_there(&config.data) {
+        if asks && !millstream_local::is_there(&config.data) {
             return Err(no_stack(config, holder));
         }
         let owner = if holder == Holder::Run { Owner::Run } else { Owner::Moment };
@@ -140,13 +138,18 @@ impl Servers {
 #[cfg(feature = "local")]
 fn no_stack(config: &Config, holder: Holder) -> anyhow::Error {
     let data = config.data.display();
+    let named = match (&config.nats, &config.clickhouse) {
+        (Some(_), None) => "ClickHouse is not named",
+        (None, Some(_)) => "NATS is not named",
+        _ => "no servers are named",
+    };
     let text = match holder {
         Holder::Service => format!(
-            "no servers are named, and the local stack of `{data}` is not up\nhint: start `up` in another terminal, or name \
+            "{named}, and the local stack of `{data}` is not up\nhint: start `up` in another terminal, or name \
              the servers with --nats and --clickhouse"
         ),
         _ => format!(
-            "no servers are named, and there is no local stack in `{data}`\nhint: name the directory of one with --data, or \
+            "{named}, and there is no local stack in `{data}`\nhint: name the directory of one with --data, or \
              the servers with --nats and --clickhouse; `up`, `run` and `produce` make a stack"
         ),
     };

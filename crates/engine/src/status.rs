@@ -191,7 +191,9 @@ pub async fn status(
         }
         Err(error) => return Err(error),
     }
-    status.lag_rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
+    // The batches are of all runs: what this one lacks bounds what of them is its own.
+    let rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
+    status.lag_rows = rows.min(status.ids.saturating_sub(status.done));
     status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
     if !status.is_over() {
         status.stuck = verify::stuck_by(&hosts, run.as_str(), number);

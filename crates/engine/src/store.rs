@@ -502,7 +502,8 @@ fn exception(text: &str) -> StoreFault {
         .split_once("Code: ")
         .and_then(|(_, rest)| rest.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok());
     let text = without_traces(text);
-    let text = text.trim();
+    // Which server it is says nothing of what is wrong.
+    let text = text.trim().split(" (version ").next().unwrap_or_default();
     let mut shown = shortened(text);
     // It stands near the end of the text, and is what the operator has to know.
     if let Some(at) = text.find(PUSHING).filter(|_| !shown.contains(PUSHING)) {

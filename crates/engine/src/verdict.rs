@@ -97,6 +97,8 @@ pub struct Scene {
 #[derive(Debug, Default)]
 struct Fleet {
     hosts: usize,
+    /// Workers that cannot compute.
+    unable: usize,
     cores: usize,
     work: CoreTimes,
     sinks: usize,
@@ -110,6 +112,7 @@ impl Fleet {
         let mut fleet = Self::default();
         for host in hosts {
             match &host.doing {
+                Doing::Work { unable: Some(_), .. } => fleet.unable += 1,
                 Doing::Work { cores, recent, total, .. } => {
                     fleet.hosts += 1;
                     fleet.cores += cores;
@@ -180,6 +183,10 @@ pub fn verdict(hosts: &[HostReport], run: &str, span: Span, scene: &Scene) -> Ve
 fn nobody(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let waiting = scene.pending + scene.in_flight;
     let text = match (fleet.hosts, fleet.sinks) {
+        (0, _) if waiting > 0 && fleet.unable > 0 => format!(
+            "nobody computes: {waiting} batches wait, and none of {} can compute: `unable` says why",
+            counted(fleet.unable, "worker")
+        ),
         (0, _) if waiting > 0 => {
             format!("nobody computes: {waiting} batches wait, and no worker reports; start `work` on a host")
         }
@@ -440,6 +447,14 @@ mod tests {
         report(Doing::Work { cores, recent, total, runs, unable: None, returned })
     }
 
+    fn unable() -> HostReport {
+        let mut report = work(4, [0.0, 0.0, 40.0, 0.0, 0.0]);
+        if let Doing::Work { unable, .. } = &mut report.doing {
+            *unable = Some("no threads".into());
+        }
+        report
+    }
+
     fn sink(parts: [f64; 3]) -> HostReport {
         report(Doing::Sink {
             recent: parts.into(),
@@ -466,6 +481,11 @@ mod tests {
                 vec![],
                 running,
                 "nobody computes: 104 batches wait, and no worker reports; start `work` on a host",
+            ),
+            (
+                vec![unable(), idle_sink()],
+                running,
+                "nobody computes: 104 batches wait, and none of 1 worker can compute: `unable` says why",
             ),
             (
                 vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0])],

@@ -123,6 +123,8 @@ impl Keeper {
             Health::Fine => None,
             Health::Frozen { why, restart: true } => Some(why),
             Health::Frozen { why, restart: false } => {
+                let why =
+                    format!("{why}; it is started again once {} MB are free", nats::FREE_FOR_RESTART >> 20);
                 tracing::warn!(server = %Server::Nats, why, "stuck until there is space on the disk");
                 (self.progress)(Event::Stuck { server: Server::Nats, why });
                 None

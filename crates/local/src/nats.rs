@@ -18,7 +18,7 @@ const MAX_MEMORY_STORE: u64 = 64 << 20;
 /// Streams with a byte limit can still be made when the disk is nearly full; writing says when it is.
 const LEAST_FILE_STORE: u64 = 256 << 20;
 /// With less than this free a restart would only fail again.
-const FREE_FOR_RESTART: u64 = 32 << 20;
+pub(crate) const FREE_FOR_RESTART: u64 = 16 << 20;
 
 /// Writes the configuration; answers how to start.
 pub(crate) fn program(dir: &Dir, binary: PathBuf, port: u16, http: u16) -> Result<Program, Error> {

@@ -8,6 +8,7 @@ use millstream_engine::hosts::{Doing, HostReport, LEFT_HINT};
 use millstream_engine::moment::shown;
 use millstream_engine::status::{Status, status as read_status};
 
+use super::verify::remembered;
 use super::{Context, run_name};
 use crate::args::StatusArgs;
 use crate::session::{Holder, Session};
@@ -35,7 +36,13 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
             };
             let page = context.progress.page();
             loop {
-                let status = read_status(&session.broker, &session.records, &session.store, &run).await?;
+                let status = match read_status(&session.broker, &session.records, &session.store, &run).await
+                {
+                    Ok(status) => status,
+                    Err(error) => {
+                        return Err(remembered(&servers, &context.spec, &run, error.into()).await);
+                    }
+                };
                 let ended = status.is_over() || !args.watch;
                 let drawn = !ended && std::io::stderr().is_terminal();
                 match (args.json, drawn) {

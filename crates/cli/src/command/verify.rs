@@ -65,7 +65,12 @@ async fn proven<I: Id>(
 }
 
 /// A run that is unknown to NATS alone was lost with its volume.
-async fn remembered(servers: &Servers, spec: &Spec, run: &RunName, error: anyhow::Error) -> anyhow::Error {
+pub(super) async fn remembered(
+    servers: &Servers,
+    spec: &Spec,
+    run: &RunName,
+    error: anyhow::Error,
+) -> anyhow::Error {
     if !matches!(error.downcast_ref(), Some(Error::NoSuchRun { .. })) {
         return error;
     }

@@ -61,8 +61,17 @@ pub(super) enum KillMode {
     Test,
 }
 
+/// What gzip begins with.
+const GZIP: &[u8] = &[0x1f, 0x8b];
+
 /// Tells what `sql` is, or refuses what this face must not pass on.
 pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
+    // The engine would take what comes before it for the whole.
+    if sql.first() == Some(&0) || sql.starts_with(GZIP) {
+        let binary =
+            "The query begins with bytes that are no SQL: a compressed body needs its Content-Encoding";
+        return Err(Exception::new(code::SYNTAX_ERROR, binary));
+    }
     let mut tokens = Tokens::new(sql);
     let Some(first) = tokens.find(|token| token.punct() != Some(b'(')) else {
         return Err(Exception::new(code::SYNTAX_ERROR, "Empty query"));
