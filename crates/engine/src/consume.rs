@@ -275,13 +275,10 @@ mod tests {
         let _running = slots.one_now(10_000).await;
         assert!(waits(slots.one_now(10_000)).await);
         assert!(!waits(slots.one(10_000)).await, "another pass may be ahead");
-        let waiting = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.one_now(10_000).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waits(slots.one(1)).await, "another attempt of an id needs not all of the room");
-        waiting.abort();
+        let (looking, other) = (slots.one_now(10_000), slots.one(1));
+        tokio::pin!(looking);
+        assert!(futures_util::poll!(looking.as_mut()).is_pending());
+        assert!(!waits(other).await, "another attempt of an id needs not all of the room");
     }
 
     /// The last 64 batches of a pass waited for an id that lasted hours, and all other passes with them.
