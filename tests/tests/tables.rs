@@ -557,7 +557,11 @@ fn whether_readers_see_a_pass_is_asked_from_clickhouse_and_repaired() {
     assert_eq!(seen(&up, "a", "r"), "55\t10\n");
     // A view of that name which gives some of the rows.
     up.ask("CREATE OR REPLACE VIEW millstream.shape AS SELECT * FROM millstream.shape_live WHERE id < 5");
-    host.call(&["verify", "r"]).expect(1).says(&["readers do NOT see it", "gives 4 of its 10 rows"]);
+    let verify = host.call(&["verify", "r"]).expect(1).stdout;
+    assert!(
+        verify.contains("readers do NOT see it") && verify.contains("gives 4 of its 10 rows"),
+        "{verify}"
+    );
     host.call(&["verify", "r", "--repair"]).expect(0);
     assert_eq!(seen(&up, "a", "r"), "55\t10\n");
 }
