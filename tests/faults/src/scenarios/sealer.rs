@@ -1,5 +1,7 @@
 //! Row 35: whoever seals or repairs is killed on the way.
 
+use std::time::Duration;
+
 use tests::{Launch, SOON};
 
 use crate::Plan;
@@ -16,6 +18,8 @@ pub fn killed_in_seal(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &Setup::new("sealer-killed"));
     scene.start(&["work-1"]);
     for (at, (run, place)) in places.into_iter().enumerate() {
+        // A killed sink counts as alive for 12 s more, and the next one would leave it a turn.
+        std::thread::sleep(Duration::from_secs(13));
         scene.publish(run, 10_000, 500);
         let name = format!("sink-{at}");
         scene.trap(&name, &format!("{place}=kill@1"));
