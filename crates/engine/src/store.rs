@@ -1,10 +1,12 @@
 //! ClickHouse: the connection, and what is asked of it, with every timeout.
 
+mod ask;
 mod dead;
 mod effect;
 mod faults;
 mod fit;
 mod forget;
+mod proof;
 mod runs;
 mod selected;
 mod setup;
@@ -28,14 +30,15 @@ use crate::broker::without_password;
 use crate::environment::Environment;
 use crate::error::{Error, PUSHING, StoreFault, full_cause};
 use crate::failpoint;
-use crate::records::Published;
-use crate::tables::{self, Column, Count, INSERT_SETTINGS, RowsRead, TIME_LIMIT, Tables, View};
+use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
+pub use ask::Portion;
 pub use dead::DeadLetter;
 pub use effect::StuckMutation;
 pub use faults::ViewFault;
 pub(crate) use faults::in_ranges;
 pub use fit::Fit;
+pub use proof::{Stored, StoredBatch, StoredValues};
 pub(crate) use runs::insert_prefix;
 pub use setup::{Change, Found, Plan};
 pub use things::Thing;
@@ -57,8 +60,6 @@ const VIEWS_LIMIT: Duration = Duration::from_secs(600);
 const ANSWER_LATER: Duration = Duration::from_secs(30);
 /// ClickHouse's code for a query that is past the stages in which it can be killed.
 const CANNOT_KILL: u32 = 380;
-/// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
-const PARTS_ASKED: usize = 10;
 /// A merge of a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -88,99 +89,6 @@ pub struct Store {
     feeds_views: Arc<AtomicBool>,
     /// What this process has tried to make of each view: once is enough until the table changes again.
     tried: Arc<Mutex<HashMap<View, Vec<Column>>>>,
-}
-
-/// A proof's view of a pass: what ClickHouse holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stored {
-    /// Batches of which there is a row.
-    pub batches: u64,
-    /// Distinct `(batch, id)`.
-    pub ids: u64,
-    /// Wrapping sum of `sipHash64(id)` over them.
-    pub digest: u64,
-    /// How many of them are dead letters.
-    pub dead: u64,
-    /// Rows that are there a second time.
-    pub raw_duplicates: u64,
-    /// Whether rows landed, or were merged, while they were counted: the figures are of two moments then.
-    pub is_moving: bool,
-    /// What was found of values; `None` when they were not looked at.
-    pub values: Option<StoredValues>,
-}
-
-/// Values as they are stored, against what workers computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoredValues {
-    /// Batches that hold other values than those computed.
-    pub at_fault: u64,
-    /// Batches whose values cannot be proven: the schema of their rows is not known, or the table has lost its columns.
-    pub unproven: u64,
-}
-
-/// One batch as it is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoredBatch {
-    /// Its number.
-    pub batch: u32,
-    /// Distinct ids stored.
-    pub ids: u64,
-    /// Ids that it should have.
-    pub expected: u64,
-    /// Wrapping sum of `sipHash64(id)` over the distinct ids stored.
-    pub digest: u64,
-    /// Whether it holds other values than those computed, as far as that was looked at.
-    pub values_at_fault: bool,
-}
-
-/// Ids of a batch that travel together: all of them, or those of one part.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Portion {
-    /// The batch.
-    pub batch: u32,
-    /// Ids that its message says it has in all: what `batch_ids` is in its rows.
-    pub of: u32,
-    /// The first and the last id, as text, of a part.
-    pub ids: Option<(String, String)>,
-}
-
-impl Portion {
-    /// A whole batch.
-    pub fn all(batch: u32, of: u32) -> Self {
-        Self { batch, of, ids: None }
-    }
-
-    /// The ids of a batch from one to another.
-    pub fn between(batch: u32, of: u32, first: &str, last: &str) -> Self {
-        Self { batch, of, ids: Some((first.to_owned(), last.to_owned())) }
-    }
-}
-
-/// What one question of a proof answers.
-struct Proven {
-    batches: u64,
-    ids: u64,
-    digest: u64,
-    dead: u64,
-    values: StoredValues,
-}
-
-impl Proven {
-    /// Whether it is what was published, value by value.
-    fn is_all_of(&self, published: &Published) -> bool {
-        self.batches == u64::from(published.batches)
-            && self.ids == published.ids
-            && self.digest == published.digest
-            && self.values == StoredValues { at_fault: 0, unproven: 0 }
-    }
-}
-
-/// What is found of a portion.
-struct Counted<'a> {
-    of: &'a Portion,
-    count: u64,
-    /// Whether no two of them are the same id.
-    each_is_another: bool,
 }
 
 impl Store {
@@ -292,149 +200,6 @@ impl Store {
         }
     }
 
-    /// How many distinct ids of each portion are stored, in their order: the only thing that an ack may follow
-    /// (**ask-before-ack**).
-    ///
-    /// # Errors
-    /// The fault; nothing is known then.
-    pub async fn ask(
-        &self,
-        run: &str,
-        pass: u32,
-        portions: impl Iterator<Item = &Portion>,
-    ) -> Result<Vec<u64>, StoreFault> {
-        let portions: Vec<&Portion> = portions.collect();
-        let counted = self.count(run, pass, &portions, Count::Rows).await?;
-        let (mut ids, rows): (Vec<_>, Vec<_>) = counted.into_iter().partition(|found| found.each_is_another);
-        let doubtful: Vec<&Portion> = rows.into_iter().map(|found| found.of).collect();
-        ids.extend(self.count(run, pass, &doubtful, Count::Ids).await?);
-        let stored: HashMap<&Portion, u64> = ids.into_iter().map(|found| (found.of, found.count)).collect();
-        Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
-    }
-
-    /// Counts each of these portions; those of which there is nothing are left out.
-    async fn count<'a>(
-        &self,
-        run: &str,
-        pass: u32,
-        portions: &[&'a Portion],
-        by: Count,
-    ) -> Result<Vec<Counted<'a>>, StoreFault> {
-        let (batches, parts): (Vec<&Portion>, Vec<&Portion>) =
-            portions.iter().partition(|portion| portion.ids.is_none());
-        let mut counted = Vec::new();
-        if !batches.is_empty() {
-            let known: HashMap<(u32, u32), &Portion> =
-                batches.iter().map(|portion| ((portion.batch, portion.of), *portion)).collect();
-            let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
-            let question = self.tables.ask(run, pass, &batches, by);
-            for (batch, of, count, each) in self.answer::<(u32, u32, u64, u8)>(&question).await? {
-                let of = known.get(&(batch, of));
-                counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
-            }
-        }
-        for parts in parts.chunks(PARTS_ASKED) {
-            let question = self.tables.ask_parts(run, pass, parts, by);
-            for (place, count, each) in self.answer::<(u32, u64, u8)>(&question).await? {
-                let of = parts.get(place as usize);
-                counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
-            }
-        }
-        Ok(counted)
-    }
-
-    /// Rows of a pass, raw duplicates counted. Cheap, however many there are.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn raw_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        self.one("count rows", &self.tables.raw_count(run, pass)).await
-    }
-
-    /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
-    /// compared with what workers computed.
-    ///
-    /// Where there are as many raw rows as ids were `published`, each of them once, the rows are counted as they lie, without
-    /// merging them first: if every message's digest is that of its rows, and the whole that of the run, no row is there twice.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn stored(
-        &self,
-        run: &str,
-        pass: u32,
-        values: bool,
-        published: Option<&Published>,
-    ) -> Result<Stored, Error> {
-        let mut digested =
-            if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
-        let before = self.raw_rows(run, pass).await?;
-        let question =
-            |digested: &Option<Vec<_>>, rows| self.tables.proof(run, pass, digested.as_deref(), rows);
-        let mut found = None;
-        if let Some(published) = published.filter(|published| values && published.ids == before) {
-            let raw = self.prove(&question(&digested, RowsRead::All)).await?;
-            found = Some(raw).filter(|raw| raw.is_all_of(published));
-        }
-        let found = match found {
-            Some(found) => found,
-            None => {
-                // Rows of a second build may have landed since it was asked which there are.
-                if values {
-                    digested = Some(self.digested(run, pass, &self.look().await?).await?);
-                }
-                self.prove(&question(&digested, RowsRead::Once)).await?
-            }
-        };
-        let after = self.raw_rows(run, pass).await?;
-        let Proven { batches, ids, digest, dead, values: found_values } = found;
-        let (raw_duplicates, is_moving) = (duplicates(before, ids, after), before != after);
-        let values = values.then_some(found_values);
-        Ok(Stored { batches, ids, digest, dead, raw_duplicates, is_moving, values })
-    }
-
-    async fn prove(&self, question: &str) -> Result<Proven, Error> {
-        let proof = self.client.query_raw(question).fetch_one::<(u64, u64, u64, u64, u64, u64)>();
-        let (batches, ids, digest, dead, at_fault, unproven) =
-            within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
-        Ok(Proven { batches, ids, digest, dead, values: StoredValues { at_fault, unproven } })
-    }
-
-    /// How many ids a pass has more than once, in different batches.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn repeated_ids(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        let query = self.client.query_raw(&self.tables.repeated(run, pass)).fetch_one::<u64>();
-        within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
-    }
-
-    /// Calls `each` for every batch of a pass, in order; with `values`, their values are looked at.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn each_batch(
-        &self,
-        run: &str,
-        pass: u32,
-        values: bool,
-        mut each: impl FnMut(StoredBatch),
-    ) -> Result<(), Error> {
-        let doing = "list the batches of a pass";
-        let failed = |fault| self.failed(doing, fault);
-        let digested = if values { Some(self.digested(run, pass, &self.look().await?).await?) } else { None };
-        let question = self.tables.batches(run, pass, digested.as_deref());
-        let cursor = self.client.query_raw(&question).fetch::<(u32, u64, u32, u64, u8)>();
-        let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
-        while let Some((batch, ids, expected, digest, fault)) =
-            within(PROOF_WITHIN, cursor.next()).await.map_err(failed)?
-        {
-            let expected = u64::from(expected);
-            each(StoredBatch { batch, ids, expected, digest, values_at_fault: fault != 0 });
-        }
-        Ok(())
-    }
-
     /// Executes a statement of [`Tables`] that writes a row.
     ///
     /// # Errors
@@ -470,12 +235,6 @@ impl Store {
             source,
         }
     }
-}
-
-/// Rows that are there a second time, of the raw rows counted before and after the distinct ids were. What landed in between
-/// is no duplicate: at 10^9 ids 46 million were reported that did not exist.
-fn duplicates(before: u64, ids: u64, after: u64) -> u64 {
-    before.min(after).saturating_sub(ids)
 }
 
 async fn within<T>(
@@ -540,15 +299,6 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_that_land_while_they_are_counted_are_no_duplicates() {
-        // 10 ids, of which rows land: 6 before, 8 while ids are read, 10 after.
-        assert_eq!(duplicates(6, 8, 10), 0);
-        assert_eq!(duplicates(12, 10, 12), 2);
-        // Merged away meanwhile.
-        assert_eq!(duplicates(12, 10, 10), 0);
-    }
 
     #[test]
     fn exceptions_are_told_by_their_code() {

@@ -1,5 +1,6 @@
 //! The only place that spells table names and SQL, and that quotes.
 
+mod ask;
 mod columns;
 mod dead;
 mod forget;
@@ -16,8 +17,9 @@ use millstream::{Id, Spec};
 use crate::build;
 use crate::environment::Environment;
 use crate::records::{Covers, Published, RunRecord};
-use crate::store::{Portion, Stored};
+use crate::store::Stored;
 
+pub use ask::Count;
 pub use columns::{Column, holds};
 pub use dead::Letters;
 pub use selected::Selection;
@@ -97,25 +99,6 @@ pub struct SeenPass<'a> {
     pub builds: &'a [String],
     /// Milliseconds since 1970 when it was sealed.
     pub at_ms: u64,
-}
-
-/// How the rows of a batch are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Count {
-    /// Rows, which are as many ids if they lie in one part of the table: an insert is atomic, and a merge leaves one row of an
-    /// id.
-    Rows,
-    /// Distinct ids, for more than twice the time.
-    Ids,
-}
-
-impl Count {
-    fn expression(self) -> &'static str {
-        match self {
-            Self::Rows => "count(), toUInt8(min(_part_index) = max(_part_index))",
-            Self::Ids => "uniqExact(id), toUInt8(1)",
-        }
-    }
 }
 
 /// Every statement about one pipeline's tables in one database.
@@ -274,38 +257,6 @@ impl Tables {
         let names = own.chain(schema.columns().iter().map(|column| column.name.as_str()));
         let names: Vec<String> = names.map(identifier).collect();
         format!("INSERT INTO {} ({}) FORMAT Native", self.rows(), names.join(", "))
-    }
-
-    /// What is stored of each of these batches: `(batch, ids it should have, found, whether each is another
-    /// id)`.
-    ///
-    /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
-    /// other numbers of ids: only those of one message are counted together.
-    pub fn ask(&self, run: &str, pass: u32, batches: &[u32], count: Count) -> String {
-        format!(
-            "SELECT batch, batch_ids, {} FROM {} WHERE {} GROUP BY batch, batch_ids",
-            count.expression(),
-            self.rows(),
-            of_batches(run, pass, batches)
-        )
-    }
-
-    /// What is stored of each of these parts of batches: `(place in the list, found, whether each is another id)`.
-    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion], count: Count) -> String {
-        let ask = |(place, part): (usize, &&Portion)| {
-            let Portion { batch, of, ids } = part;
-            let within = ids
-                .as_ref()
-                .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
-            format!(
-                "SELECT toUInt32({place}), {} FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
-                count.expression(),
-                self.rows(),
-                of_pass(run, pass),
-                within.unwrap_or_default(),
-            )
-        };
-        parts.iter().enumerate().map(ask).collect::<Vec<_>>().join(" UNION ALL ")
     }
 
     /// An id, given as text, as a value of the column's type.
@@ -507,6 +458,7 @@ pub fn string(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Portion;
 
     #[test]
     fn a_moment_has_ten_digits_of_seconds() {

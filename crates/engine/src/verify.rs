@@ -294,7 +294,10 @@ async fn examine<I: Id>(
         let mut gone = base_gone(store, (run, number), covers, published.ids).await?;
         // A repair removes batches that hold other values; they come from nowhere else than from there.
         if gone.is_none() && values && report.named().next().is_some() {
-            gone = store.base_at_fault(run.as_str(), number, covers, published.batches).await?;
+            match store.check_base(run.as_str(), number, covers, published.batches).await {
+                Err(fault @ Error::BaseValues { .. }) => gone = Some(fault),
+                checked => checked?,
+            }
         }
         report.base_gone = gone.as_ref().map(full_hint);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clickhouse::{RowOwned, RowRead};
 
-use super::{PROOF_WITHIN, Store};
+use super::{Found, PROOF_WITHIN, Store};
 use crate::error::{Error, StoreFault};
 use crate::records::{Covers, Selected};
 use crate::sink::MAX_INSERT_BYTES;
@@ -106,13 +106,7 @@ impl Store {
         let digested = self.digested(run, covers.base, &found).await?;
         let mut left = vec![range];
         while let Some([first, end]) = left.pop() {
-            let question = self.tables.base_at_fault(run, covers, [first, end], found.rows(), &digested);
-            let proven: Vec<(u64, u64)> =
-                self.long("prove the values that are to be taken over", &question).await?;
-            let (batches, bytes) = proven.first().copied().unwrap_or_default();
-            if batches > 0 {
-                return Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches });
-            }
+            let bytes = self.prove_base((run, pass, covers), [first, end], &found, &digested).await?;
             match pieces([first, end], bytes) {
                 pieces if pieces.len() > 1 => left.extend(pieces.into_iter().rev()),
                 _ => self.copy(run, pass, covers, [first, end], found.rows(), &digested).await?,
@@ -121,25 +115,31 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the base pass holds other values than those computed, so that `pass` cannot take its rows over.
+    /// Proves what `pass` would take over of the base pass, all batches of it.
     ///
     /// # Errors
-    /// [`Error::Store`].
-    pub async fn base_at_fault(
-        &self,
-        run: &str,
-        pass: u32,
-        covers: &Covers,
-        batches: u32,
-    ) -> Result<Option<Error>, Error> {
+    /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`].
+    pub async fn check_base(&self, run: &str, pass: u32, covers: &Covers, batches: u32) -> Result<(), Error> {
         let found = self.look().await?;
         let digested = self.digested(run, covers.base, &found).await?;
-        let question = self.tables.base_at_fault(run, covers, [0, batches], found.rows(), &digested);
+        self.prove_base((run, pass, covers), [0, batches], &found, &digested).await.map(drop)
+    }
+
+    /// Proves the values of the base's batches from the first to below the second; how many bytes their rows are.
+    async fn prove_base(
+        &self,
+        (run, pass, covers): (&str, u32, &Covers),
+        range: [u32; 2],
+        found: &Found,
+        digested: &[Digested],
+    ) -> Result<u64, Error> {
+        let question = self.tables.base_at_fault(run, covers, range, found.rows(), digested);
         let proven: Vec<(u64, u64)> =
             self.long("prove the values that are to be taken over", &question).await?;
-        let batches = proven.first().map_or(0, |(batches, _)| *batches);
-        let fault = || Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches };
-        Ok((batches > 0).then(fault))
+        match proven.first().copied().unwrap_or_default() {
+            (0, bytes) => Ok(bytes),
+            (batches, _) => Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches }),
+        }
     }
 
     async fn copy(
