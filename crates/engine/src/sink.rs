@@ -3,6 +3,7 @@
 //! Rows are kept until the answer confirms them (**own-the-bytes**): an insert that failed, or whose outcome nobody
 //! knows, is made again from the same bytes.
 
+mod group;
 mod land;
 mod left;
 mod schemas;
@@ -10,30 +11,27 @@ pub(crate) mod step;
 mod waits;
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
-use bytes::Bytes;
 use futures_util::StreamExt;
-use millstream::envelope::{EnvelopeFault, RowBatch, Rows, decode_rows};
-use millstream::frame;
-use millstream::names::{Names, RunName};
+use millstream::names::RunName;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::aside::set_aside;
 use crate::broker::{ANSWER_WITHIN, Broker};
-use crate::delivery::{Delivery, Held};
+use crate::delivery::Held;
 use crate::error::{Error, Source};
 use crate::hosts::{self, Doing};
 use crate::load::{Phases, Recent};
 use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use crate::store::{Portion, Store, insert_prefix};
+use crate::store::{Store, insert_prefix};
+use group::{Group, GroupKey, Item, read_rows};
 pub use left::{Cause, Left, LeftPass};
 use schemas::Schemas;
 pub use waits::{WaitingPass, Waits};
@@ -113,40 +111,6 @@ pub struct SinkCounts {
     pub left: Left,
     /// Passes that the sealer beside the sink cannot seal, and why.
     pub waits: Waits,
-}
-
-/// What rows of one INSERT have in common.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct GroupKey {
-    run: RunName,
-    pass: u32,
-    /// The fingerprint of their columns: an INSERT names its columns once.
-    schema: u64,
-}
-
-/// One computed batch in our hands, or a part of one.
-struct Item {
-    delivery: Delivery,
-    portion: Portion,
-    /// Places of its ids within the batch.
-    places: Range<u32>,
-    ids: u64,
-    raw_bytes: u64,
-    /// The columns, as the message names them.
-    columns: Bytes,
-    /// The build that computed it.
-    build: Bytes,
-    body: Bytes,
-}
-
-#[derive(Default)]
-struct Group {
-    items: Vec<Item>,
-    /// Places that it has of each batch.
-    places: HashMap<u32, Vec<Range<u32>>>,
-    rows: u64,
-    bytes: u64,
-    oldest: Option<Instant>,
 }
 
 struct Sink {
@@ -372,12 +336,11 @@ impl Sink {
         if !self.open().insert(delivery.subject().to_owned()) {
             return delivery.leave();
         }
-        let item = rows.with(delivery);
         let group = groups.entry(key.clone()).or_default();
-        if !group.has_room_for(&item) {
+        if !group.has_room_for(&rows) {
             self.start(key.clone(), std::mem::take(group));
         }
-        group.add(item);
+        group.add(Item { delivery, rows });
         if group.rows >= self.plan.group_rows {
             self.start(key, std::mem::take(group));
         }
@@ -419,34 +382,6 @@ fn held_at_most(planned: usize, max_payload: usize) -> usize {
     planned.max(max_payload + MESSAGE_OVERHEAD)
 }
 
-impl Group {
-    fn is_old(&self, age: Duration) -> bool {
-        self.oldest.is_some_and(|oldest| oldest.elapsed() >= age)
-    }
-
-    fn has_room_for(&self, item: &Item) -> bool {
-        self.items.is_empty()
-            || (self.rows + item.ids <= MAX_INSERT_ROWS
-                && self.bytes + item.raw_bytes <= MAX_INSERT_BYTES
-                && !self.overlaps(item))
-    }
-
-    /// Whether it has rows of ids that the item has too, as when one worker cut a batch otherwise than another. The ask takes
-    /// rows in one part of the table for as many ids: no INSERT may have an id twice.
-    fn overlaps(&self, item: &Item) -> bool {
-        let of_batch = self.places.get(&item.portion.batch).into_iter().flatten();
-        of_batch.into_iter().any(|own| own.start < item.places.end && item.places.start < own.end)
-    }
-
-    fn add(&mut self, item: Item) {
-        self.rows += item.ids;
-        self.bytes += item.raw_bytes;
-        self.places.entry(item.portion.batch).or_default().push(item.places.clone());
-        self.oldest.get_or_insert_with(|| item.delivery.received());
-        self.items.push(item);
-    }
-}
-
 /// The passes of messages, each once.
 fn passes_of<'a>(subjects: impl Iterator<Item = &'a String>) -> Vec<(String, u32)> {
     let pass = |subject: &'a String| {
@@ -458,52 +393,6 @@ fn passes_of<'a>(subjects: impl Iterator<Item = &'a String>) -> Vec<(String, u32
     passes.sort_unstable();
     passes.dedup();
     passes
-}
-
-/// Rows as a message brings them. The bytes share the message's.
-struct Arrived {
-    portion: Portion,
-    places: Range<u32>,
-    ids: u64,
-    raw_bytes: u64,
-    columns: Bytes,
-    build: Bytes,
-    body: Bytes,
-}
-
-impl Arrived {
-    fn with(self, delivery: Delivery) -> Item {
-        let Self { portion, places, ids, raw_bytes, columns, build, body } = self;
-        Item { delivery, portion, places, ids, raw_bytes, columns, build, body }
-    }
-}
-
-/// The rows of a message, if it is one that has rows.
-fn read_rows(
-    names: &Names,
-    subject: &str,
-    payload: &Bytes,
-) -> Result<Option<(GroupKey, Arrived)>, EnvelopeFault> {
-    let Rows::Batch(rows) = decode_rows(payload)? else { return Ok(None) };
-    let foreign = || EnvelopeFault::Foreign { length: payload.len() };
-    let portion = match rows.is_whole() {
-        true => Portion::all(rows.batch, rows.batch_ids),
-        false => Portion::between(rows.batch, rows.batch_ids, rows.first, rows.last),
-    };
-    let places = rows.from..rows.from.saturating_add(rows.ids);
-    let RowBatch { pass, ids, raw_bytes, schema, columns, build, rows: body, .. } = rows;
-    let run = rows.run.parse::<RunName>().map_err(|_| foreign())?;
-    if !names.is_rows_subject(subject, &run, pass, portion.batch) {
-        return Err(foreign());
-    }
-    // Behind each other in one INSERT, a body that ends early would take bytes of the next for its own.
-    if frame::raw_len(body) != Some(raw_bytes) {
-        return Err(EnvelopeFault::Body { length: payload.len() });
-    }
-    let [columns, build] = [columns, build].map(|text| payload.slice_ref(text.as_bytes()));
-    let body = payload.slice_ref(body);
-    let arrived = Arrived { portion, places, ids: u64::from(ids), raw_bytes, columns, build, body };
-    Ok(Some((GroupKey { run, pass, schema }, arrived)))
 }
 
 #[cfg(test)]

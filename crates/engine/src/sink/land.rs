@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use millstream::schema::Schema;
 
+use super::group::{GroupKey, Item};
 use super::left::Cause;
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
-use super::{ASKING, GroupKey, INSERTING, Item, SET_BACK, Sink};
+use super::{ASKING, INSERTING, SET_BACK, Sink};
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::retry::Backoff;
@@ -43,7 +44,7 @@ impl Sink {
     /// Returns when every item is ended: acked after ClickHouse said that all of its ids are there, or handed back.
     pub(super) async fn land(&self, key: &GroupKey, mut items: Vec<Item>) {
         // Batches come as workers finish them; in order, ClickHouse has nothing to sort.
-        items.sort_unstable_by_key(|item| item.portion.batch);
+        items.sort_unstable_by_key(|item| item.rows.portion.batch);
         let Some(Known { schema, fit }) = self.judge(key, &items).await else {
             return hand_back(items, Duration::ZERO).await;
         };
@@ -123,7 +124,7 @@ impl Sink {
             self.counts.left.note(key, Cause::Refused, format!("{}: {fault}", of_build(item)), SET_BACK);
             tracing::error!(
                 subject = item.delivery.subject(),
-                build = %String::from_utf8_lossy(&item.build),
+                build = %String::from_utf8_lossy(&item.rows.build),
                 %fault,
                 hint = "`doctor` compares the table with the pipeline. If that build was at fault: deploy a mended one to the \
                         workers, then `verify RUN --repair --recompute` has these ids computed again",
@@ -157,21 +158,21 @@ impl Landing<'_> {
     async fn settle(&mut self) -> Result<(), StoreFault> {
         failpoint::pass("sink-before-ask");
         let asking = self.sink.phases.begin(ASKING);
-        let portions = self.items.iter().map(|item| &item.portion);
+        let portions = self.items.iter().map(|item| &item.rows.portion);
         let stored = self.sink.store.ask(self.key.run.as_str(), self.key.pass, portions).await?;
         drop(asking);
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
-        let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.ids, stored));
+        let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.rows.ids, stored));
         let landed: Vec<Item> = self.items.extract_if(.., |item| landed(item)).collect();
         // Before the ack: a kill between the two has it noted once more.
         if let Err(fault) = self.note_views(&landed).await {
             self.items.extend(landed);
-            self.items.sort_unstable_by_key(|item| item.portion.batch);
+            self.items.sort_unstable_by_key(|item| item.rows.portion.batch);
             return Err(fault);
         }
         for item in landed {
-            self.sink.counts.rows.fetch_add(item.ids, Ordering::Relaxed);
+            self.sink.counts.rows.fetch_add(item.rows.ids, Ordering::Relaxed);
             self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
             item.delivery.ack().await;
             failpoint::pass("sink-after-ack");
@@ -191,7 +192,7 @@ impl Landing<'_> {
             self.failed = None;
             return Ok(());
         }
-        let batches = in_ranges(doubtful.iter().map(|item| item.portion.batch));
+        let batches = in_ranges(doubtful.iter().map(|item| item.rows.portion.batch));
         let GroupKey { run, pass, .. } = self.key;
         let pass = *pass;
         match self.sink.store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
@@ -218,7 +219,7 @@ impl Landing<'_> {
         let _inserting = phases.begin(INSERTING);
         self.query_id = format!("{name}-{}", attempts.fetch_add(1, Ordering::Relaxed));
         // From the same bytes as before, if there was a before (**own-the-bytes**).
-        let bodies: Vec<_> = self.items.iter().map(|item| item.body.clone()).collect();
+        let bodies: Vec<_> = self.items.iter().map(|item| item.rows.body.clone()).collect();
         counts.inserts.fetch_add(1, Ordering::Relaxed);
         let begun = Instant::now();
         failpoint::pass("sink-before-insert");
@@ -260,7 +261,7 @@ impl Landing<'_> {
 
     async fn wait(&mut self) -> Seen {
         let wait = self.pause.wait();
-        let rows: u64 = self.items.iter().map(|item| item.ids).sum();
+        let rows: u64 = self.items.iter().map(|item| item.rows.ids).sum();
         tracing::warn!(run = %self.key.run, pass = self.key.pass, batches = self.items.len(), rows, fault = %self.fault,
             retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
@@ -303,5 +304,5 @@ async fn hand_back(items: Vec<Item>, delay: Duration) {
 }
 
 fn of_build(item: &Item) -> String {
-    format!("rows of build `{}`", String::from_utf8_lossy(&item.build))
+    format!("rows of build `{}`", String::from_utf8_lossy(&item.rows.build))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use millstream::schema::Schema;
 
-use super::Item;
+use super::group::Item;
 use crate::error::Error;
 use crate::store::{Fit, Store};
 
@@ -35,10 +35,10 @@ impl Schemas {
         if let Some((_, known)) = fresh {
             return Ok(known);
         }
-        let text = String::from_utf8_lossy(&item.columns);
+        let text = String::from_utf8_lossy(&item.rows.columns);
         let known = match Schema::from_text(&text).ok().filter(|schema| schema.fingerprint() == fingerprint) {
             Some(schema) => Known {
-                fit: store.fit(&schema, &String::from_utf8_lossy(&item.build)).await?,
+                fit: store.fit(&schema, &String::from_utf8_lossy(&item.rows.build)).await?,
                 schema: Some(Arc::new(schema)),
             },
             None => {
