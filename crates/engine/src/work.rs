@@ -390,13 +390,12 @@ impl<I: Id> Worker<I> {
     async fn store(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Result<News, Error> {
         let news = batch.store().await?;
         let News { ids, dead, spent } = news;
-        let (pass, ids_and_dead) =
-            ((taken.key.run.clone(), taken.key.pass), (u64::from(ids), u64::from(dead)));
         taken.charge.settle(spent, ids, taken.ids);
         taken.in_hand.stored(ids, dead);
-        self.outlier.note(&pass, ids_and_dead.0, ids_and_dead.1);
-        self.counts.ids.fetch_add(ids_and_dead.0, Ordering::Relaxed);
-        self.counts.dead.fetch_add(ids_and_dead.1, Ordering::Relaxed);
+        let pass = (taken.key.run.clone(), taken.key.pass);
+        self.outlier.note(&pass, u64::from(ids), u64::from(dead));
+        self.counts.ids.fetch_add(u64::from(ids), Ordering::Relaxed);
+        self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
         Ok(news)
     }
 

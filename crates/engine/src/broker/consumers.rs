@@ -155,9 +155,7 @@ impl Broker {
             if let Some(info) = self.consumer_info(stream, name).await?
                 && info.num_ack_pending > 0
             {
-                let before = info.config.ack_wait;
-                let config = consumer::Config { ack_wait: RECLAIM, ..info.config };
-                self.update_consumer(stream, config, before).await?;
+                self.set_ack_wait(stream, &info, RECLAIM).await?;
                 shortened += 1;
             }
         }
@@ -180,19 +178,14 @@ impl Broker {
             wanted_s = wanted.as_secs(),
             "the consumer's ack_wait was left short by a process that was killed, and is set to what it should be"
         );
-        let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
-        self.update_consumer(stream, config, info.config.ack_wait).await
+        self.set_ack_wait(stream, info, wanted).await
     }
 
-    async fn update_consumer(
-        &self,
-        stream: &str,
-        config: consumer::Config,
-        before: Duration,
-    ) -> Result<(), Error> {
+    async fn set_ack_wait(&self, stream: &str, info: &consumer::Info, wanted: Duration) -> Result<(), Error> {
+        let before = info.config.ack_wait;
+        let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
         let name = config.durable_name.clone().unwrap_or_default();
         let doing = format!("change consumer `{name}` on stream `{stream}`");
-        let wanted = config.ack_wait;
         within(&doing, self.jetstream.update_consumer_on_stream(config, stream))
             .await?
             .map_err(broker(&doing))?;

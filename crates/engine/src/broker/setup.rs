@@ -131,6 +131,7 @@ impl Broker {
                 true
             }
             Ok(Room::There) => {
+                drop(refused);
                 // The server may count what this look does not.
                 tokio::time::sleep(THERE).await;
                 true

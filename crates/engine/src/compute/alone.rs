@@ -139,11 +139,9 @@ impl<I: Id> Alone<I> {
                 None => break,
             }
         }
-        // One that is late with an id which another computes would go on without anyone to watch it.
-        if let Some(kid) = kid {
-            let free = self.free(Some(kid)).await?;
-            self.idle().push(free);
-        }
+        // One that is late with an id which another computes would go on, and no lane would watch it.
+        let free = self.caught_up(kid).await;
+        self.idle().extend(free);
         Ok(())
     }
 
@@ -172,7 +170,10 @@ impl<I: Id> Alone<I> {
         let mut part = Part { schema: &self.schema, computed: Computed::none(&self.schema), last };
         let mut killed = 0;
         while !lot.is_empty() {
-            let mut child = self.free(kid.take()).await?;
+            let mut child = match self.caught_up(kid.take()).await {
+                Some(child) => child,
+                None => self.start().await?,
+            };
             let (begun, before) = (Instant::now(), lot.start);
             let end = self.grind(&mut child, key, lots, &mut lot, &mut part).await;
             part.computed.spent.computing += begun.elapsed();
@@ -319,16 +320,15 @@ impl<I: Id> Alone<I> {
         (taken > self.memory).then(|| End::Over(out_of_memory(self.memory)))
     }
 
-    /// This child, if it has nothing in hand, or another.
-    async fn free(&self, kid: Option<Kid>) -> Result<Kid, Error> {
-        if let Some(mut kid) = kid {
-            if kid.catch_up().await {
-                return Ok(kid);
-            }
-            let ended = kid.process.end(false).await;
-            tracing::debug!(%ended, "a process is replaced: it has an id that another computes");
+    /// This child, if it has nothing in hand; else it is ended.
+    async fn caught_up(&self, kid: Option<Kid>) -> Option<Kid> {
+        let mut kid = kid?;
+        if kid.catch_up().await {
+            return Some(kid);
         }
-        self.start().await
+        let ended = kid.process.end(false).await;
+        tracing::debug!(%ended, "a process is replaced: it has an id that another computes");
+        None
     }
 
     async fn start(&self) -> Result<Kid, Error> {

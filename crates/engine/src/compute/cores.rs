@@ -120,9 +120,7 @@ impl<I: Id> Cores<I> {
     ) -> Result<Computed<I>, Error> {
         let tray = self.tray();
         self.compute_onto(key, ids, (last, suspect), &tray).await?;
-        let mut computed = tray.take(&self.schema);
-        computed.again = tray.take_again();
-        Ok(computed)
+        Ok(tray.take_all(&self.schema))
     }
 
     /// Where ids can be put down as they are done.

@@ -177,9 +177,7 @@ impl<I: Id> Pool<I> {
     pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
         let tray = Arc::<Tray<I>>::default();
         self.compute_onto(ids, last, &tray).await;
-        let mut computed = tray.take(&self.shared.function.spec().schema);
-        computed.again = tray.take_again();
-        computed
+        tray.take_all(&self.shared.function.spec().schema)
     }
 
     /// The same, with each piece put down as it is done.

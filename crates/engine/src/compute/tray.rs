@@ -71,6 +71,13 @@ impl<I> Tray<I> {
 }
 
 impl<I: Id> Tray<I> {
+    /// Takes all that is on it.
+    pub(super) fn take_all(&self, schema: &Schema) -> Computed<I> {
+        let mut all = self.take(schema);
+        all.again = self.take_again();
+        all
+    }
+
     /// Takes the ids that have rows: in their order, but for those of later attempts.
     pub(crate) fn take(&self, schema: &Schema) -> Computed<I> {
         let mut done = std::mem::take(&mut self.on_it().done);
