@@ -1,7 +1,5 @@
 //! Row 35: whoever seals or repairs is killed on the way.
 
-use std::time::Duration;
-
 use tests::{Launch, SOON};
 
 use crate::Plan;
@@ -18,9 +16,12 @@ pub fn killed_in_seal(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &Setup::new("sealer-killed"));
     scene.start(&["work-1"]);
     for (at, (run, place)) in places.into_iter().enumerate() {
-        // A killed sink counts as alive for 12 s more, and the next one would leave it a turn.
-        std::thread::sleep(Duration::from_secs(13));
         scene.publish(run, 10_000, 500);
+        // A killed sink counts as alive for a while, and the next one would leave it a turn.
+        scene.wait_status(run, "no sink that counts as alive", |status| {
+            let mut hosts = status["hosts"].as_array().into_iter().flatten();
+            hosts.all(|host| host["role"] != "sink")
+        });
         let name = format!("sink-{at}");
         scene.trap(&name, &format!("{place}=kill@1"));
         scene.wait_sprung(&name, place);
