@@ -192,7 +192,7 @@ fn a_worker_that_is_stopped_leaves_what_is_done() {
     assert!(times.len() == IDS as usize - 1 && times.values().all(|count| *count == 1), "{times:?}");
 }
 
-/// Whoever drew the batch first has stored all of its rows, and did not say that it is done.
+/// The worker that drew the batch first has stored all of its rows, and did not say that it is done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_stored_is_not_computed_again() {
     let mut place = Place::new("lasts", WAIT);

@@ -2,7 +2,7 @@
 //!
 //! Rows are stored together once all are done. Those that are done do not wait longer than a limit for the rest of their
 //! batch, though: an id may take hours, or ask for another attempt again and again. They are stored in parts then, and
-//! whoever draws the batch after a restart computes what is left.
+//! the worker that draws the batch after a restart computes what is left.
 
 use std::sync::Arc;
 
@@ -51,8 +51,8 @@ impl<I: Id> Batch<I> {
         Self { target, tray, ids, kept: Mutex::new(Kept { known, rows }) }
     }
 
-    /// Which of the batch's ids have no row in the stream. Asked when the batch was delivered before: whoever had it may
-    /// have stored some of it.
+    /// Which of the batch's ids have no row in the stream. Asked when the batch was delivered before: the worker that
+    /// had it may have stored some of it.
     ///
     /// # Errors
     /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.

@@ -22,7 +22,7 @@ use crate::stop::Stop;
 
 /// How often a process says what it does.
 pub(crate) const REPORT: Duration = Duration::from_secs(3);
-/// How soon it does for the first time: until then it is missed by whoever asks, and what is over sooner needs no record.
+/// Time until the first report. A process that ends earlier leaves no record.
 const FIRST_REPORT: Duration = Duration::from_millis(200);
 /// A record older than this is that of a process which is gone.
 const STALE: Duration = Duration::from_secs(12);

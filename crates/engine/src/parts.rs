@@ -106,8 +106,8 @@ impl Target {
         Ok(known)
     }
 
-    /// Writes cuts again that are gone: room was made in the stream while their batch was not done. A worker that draws
-    /// the batch would not know then that some of it is stored.
+    /// Writes cuts again that are gone: the sealer makes room in the stream while a batch is not finished, and removes them
+    /// then. The worker that draws the batch next has to find them, to know that some of its rows are stored.
     ///
     /// # Errors
     /// [`Error::Stopped`] when work is given up.

@@ -213,7 +213,7 @@ fn missing(_: &Fleet, scene: &Scene) -> Option<Verdict> {
     })
 }
 
-/// Of a process that is stopped, or hangs in the kernel, nothing is known until it is replaced.
+/// Nothing is known of a process that is stopped, or hangs in the kernel, until the worker replaces it.
 fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     let silent = fleet.cores(fleet.work.silent);
     (silent >= WAITS).then(|| Verdict {

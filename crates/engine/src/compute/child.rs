@@ -97,8 +97,9 @@ fn connect(address: &str) -> io::Result<Socket> {
     Ok(Socket { stream, sender: Sender(Arc::new(Mutex::new(writing))) })
 }
 
-/// Leaves no signal blocked, and none ignored of those that a shell ignores for what runs in the background. A supervisor's SIGTERM to the whole group, or Ctrl-C, is for the worker, which drains, and this
-/// process ends with it: so those are caught, not ignored or blocked, which programs that the user's code starts would inherit.
+/// Unblocks all signals, and catches SIGINT, SIGTERM, SIGHUP and SIGQUIT. These are meant for the worker, which drains, and with
+/// which this process ends. They are not ignored: a program that the user's code starts would inherit that. A shell ignores some
+/// of them for a worker that runs in the background.
 fn clean_signals() -> io::Result<()> {
     SigSet::all().thread_unblock()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -165,7 +166,7 @@ impl Mark {
 
     fn write(&mut self) {
         if let Some(to) = &mut self.to {
-            // Where nobody reads any more, the socket's end ends this process.
+            // Once the worker reads no more, the end of the socket ends this process.
             let _unread = to.write_all(&self.line);
         }
     }
@@ -265,7 +266,7 @@ fn pool<I: Id>(
         });
     let (pool, frames) = sender.started(ready)?;
     started.store(true, Ordering::Relaxed);
-    // Of several ids in hand none is alone to blame: children that have one at a time tell which.
+    // Several ids are in hand, and none of them alone is to blame: children that have one at a time tell which.
     watch_wear().computed(1);
     take_orders(&pool, frames, &sender)
 }

@@ -152,7 +152,7 @@ impl Output {
         said
     }
 
-    /// Of a line that is too long, its middle is left out: its end may be a part of a mark.
+    /// The middle of a line that is too long is left out; its end is kept, as it may be a part of a mark.
     fn shorten(&mut self) {
         let end = self.line.len().saturating_sub(self.mark.len());
         if end > MAX_LINE + 1 {

@@ -100,7 +100,7 @@ impl<R: BufRead> PlainLines<R> {
 
     /// What was read, unless it is nothing.
     fn line<I: Id>(&mut self) -> Option<Line<I>> {
-        // Of a line that is too long only its beginning is known.
+        // Only the beginning of a line that is too long is known.
         let is_cut = self.length > LONGEST as u64;
         if !is_cut && (self.bytes.is_empty() || (!is_text::<I>() && is_blank(&self.bytes))) {
             self.blank += 1;

@@ -17,7 +17,7 @@ use crate::records::PassRecord;
 use crate::retry::Backoff;
 use crate::share::Charge;
 
-/// From this delivery of a batch on its ids are computed alone: whoever had it before may have died of one.
+/// From this delivery of a batch on its ids are computed alone: the worker that had it before may have died of one.
 const SUSPECT: i64 = 3;
 /// How often it is looked whether a portion of a limited run is as good as done.
 const LOOK: Duration = Duration::from_millis(20);
@@ -125,7 +125,7 @@ impl<I: Id> Worker<I> {
                 }
                 let some = self.admit(key, ids.len(), delivery).await?;
                 let rest = ids.split_off(some);
-                // Whoever takes them ends with this.
+                // The task that takes them ends with this one.
                 let _taken = sender.send(ids);
                 ids = rest;
             }

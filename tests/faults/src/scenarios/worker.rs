@@ -39,8 +39,8 @@ pub fn killed_before_ack(plan: Plan) -> Report {
     scene.finish()
 }
 
-/// Killed when some rows of its batch are stored, as they have waited for a second, and others are not done: whoever gets
-/// the batch again stores those, and no others.
+/// Killed when some rows of its batch are stored, as they have waited for a second, and others are not done: the worker
+/// that gets the batch again stores those, and no others.
 pub fn killed_with_early_parts(plan: Plan) -> Report {
     let mut scene = Scene::new(
         plan,
