@@ -8,6 +8,7 @@
 //! (`alone`), and only the id that kills its child, or has to be killed, becomes a dead letter. Both are a `process`, with all
 //! that it started (`group`) and prints (`output`); `child` is the other end.
 
+mod ahead;
 mod alone;
 mod apart;
 pub(crate) mod block;

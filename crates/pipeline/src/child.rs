@@ -18,7 +18,7 @@
 //! | `J` reject | child | UTF-8: why the id becomes a dead letter |
 //! | `A` again | child | UTF-8: why the id is to be tried once more |
 //! | `P` panicked | child | UTF-8: a panic's message and place, before anything unwinds; should the process abort, this is why |
-//! | `F` forget | worker | nothing: ids that came before this and are not begun need no answer, another child has them |
+//! | `F` forget | worker | u64 LE: so many of all ids that came before this are kept; the others need no answer unless they are begun, as another child has them |
 //! | `F` forgotten | child | nothing: it has no id in hand that came before it was told to forget |
 //! | `B` beat | child | nothing: it is alive, said every second while it starts or computes |
 //!

@@ -12,7 +12,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::ahead::Ahead;
 use super::group::{end_a_copy, end_own};
 use super::guard::{ask_when_ids_fail, install_panic_hook, tell_panics};
 use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
@@ -178,14 +179,10 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
     let process = std::process::id();
     let busy = Arc::new(AtomicBool::new(true));
-    // Ids that came, and as many of them as are to be forgotten unless they are begun.
-    let (came, forget) = (AtomicU64::new(0), Arc::<AtomicU64>::default());
-    let forgetting = forget.clone();
-    let note = move |kind| match kind {
-        wire::FORGET => forgetting.store(came.load(Ordering::Relaxed), Ordering::Relaxed),
-        _ => drop(came.fetch_add(1, Ordering::Relaxed)),
-    };
-    let beating = beat(&sender, &busy).and_then(|()| incoming(socket, note));
+    let ahead = Arc::<Ahead>::default();
+    let noting = ahead.clone();
+    let beating =
+        beat(&sender, &busy).and_then(|()| incoming(socket, move |kind, body| noting.note(kind, body)));
     let frames = beating.map_err(|fault| threads_refused(1, &fault));
     let started = frames.and_then(|frames| function.typed.start().map(|()| frames));
     if memory > 0 && started.is_ok() {
@@ -197,14 +194,13 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
     let wear = watch_wear();
-    let (mut bytes, mut number) = (Vec::new(), 0);
+    let (mut bytes, mut numbers) = (Vec::new(), 0..);
     for (kind, body) in frames {
         if kind == wire::FORGET {
             sender.answer(&Answer::Forgotten);
             continue;
         }
-        number += 1;
-        if number <= forget.load(Ordering::Relaxed) {
+        if numbers.next().is_some_and(|number| ahead.is_forgotten(number)) {
             continue;
         }
         let id = I::from_bytes(&body).filter(|_| kind == b'C');
@@ -260,7 +256,7 @@ fn pool<I: Id>(
         .map_err(|error| threads_refused(threads * 2, &error))
         .and_then(|pool| {
             let watched = watch(&sender, pool.shared(), limits, started.clone());
-            let frames = watched.and_then(|()| incoming(socket, |_| {}));
+            let frames = watched.and_then(|()| incoming(socket, |_, _| {}));
             let frames = frames.map_err(|fault| threads_refused(2, &fault))?;
             function.typed.start().map(|()| (pool, frames))
         });
@@ -352,8 +348,11 @@ fn begin<I: Id>(
 }
 
 /// Frames of the worker, read by a thread of their own, which also notices its end while an id is computed.
-/// `note` is told of the kind of each before it is handed on.
-fn incoming(socket: Socket, note: impl Fn(u8) + Send + 'static) -> io::Result<Receiver<(u8, Vec<u8>)>> {
+/// `note` is told of each before it is handed on.
+fn incoming(
+    socket: Socket,
+    note: impl Fn(u8, &[u8]) + Send + 'static,
+) -> io::Result<Receiver<(u8, Vec<u8>)>> {
     let (sender, receiver) = sync_channel(AHEAD);
     std::thread::Builder::new().name("frames".into()).spawn(move || {
         let (mut from, mut bytes, mut chunk) = (socket.stream, Vec::new(), vec![0; 64 << 10]);
@@ -367,7 +366,7 @@ fn incoming(socket: Socket, note: impl Fn(u8) + Send + 'static) -> io::Result<Re
             loop {
                 match split(&bytes[start..]) {
                     Ok(Some(Frame { kind, body, taken })) => {
-                        note(kind);
+                        note(kind, body);
                         if sender.send((kind, body.to_vec())).is_err() {
                             return;
                         }

@@ -23,6 +23,8 @@ pub(super) struct Kid {
     to: OwnedWriteHalf,
     /// Memory that it had before its first id.
     pub base: u64,
+    /// Ids that it was sent.
+    sent: u64,
     /// Ids that it has computed.
     pub computed: u64,
     /// What the id in flight panicked with.
@@ -35,7 +37,7 @@ pub(super) struct Kid {
 impl Kid {
     pub fn new(process: Process, to: OwnedWriteHalf) -> Self {
         let (base, printing) = (process.resident(), Printing::default());
-        Self { process, to, base, computed: 0, panicked: None, printing, is_behind: false }
+        Self { process, to, base, sent: 0, computed: 0, panicked: None, printing, is_behind: false }
     }
 
     /// Sends ids of a batch.
@@ -43,6 +45,7 @@ impl Kid {
         let mut frames = Vec::new();
         ids.iter().for_each(|id| frame(b'C', &id.to_bytes(), &mut frames));
         self.printing.sent(key, ids);
+        self.sent += ids.len() as u64;
         self.to.write_all(&frames).await
     }
 
@@ -54,7 +57,9 @@ impl Kid {
         self.is_behind = true;
         self.printing.forget(ids);
         let mut frames = Vec::new();
-        frame(FORGET, &[], &mut frames);
+        // The others are kept, whether it has begun them or not.
+        let kept = self.sent - ids as u64;
+        frame(FORGET, &kept.to_le_bytes(), &mut frames);
         // One that has died is seen to have.
         let _died = self.to.write_all(&frames).await;
     }
