@@ -358,7 +358,9 @@ fn a_wrong_clickhouse_password_is_told_from_a_server_that_is_away() {
         assert!(said.contains(part), "{said}");
     }
     assert!(!said.contains("wrong\n") && !said.contains("`wrong`"), "{said}");
-    let doctor = host.call(&["doctor", "--clickhouse", &address]).expect(1);
+    let nats = NatsServer::start(&host.path().join("nats"), "");
+    let named = ["doctor", "--clickhouse", &address, "--nats", &nats.url("nats", "")];
+    let doctor = host.call(&named).expect(1);
     assert!(
         doctor.stdout.contains("FAIL  ClickHouse     failed to connect to ClickHouse"),
         "{}",
