@@ -161,7 +161,7 @@ impl Rebuild<'_> {
             }
         };
         let plan = SinkPlan { drawn: Drawn::Pass(self.run.clone(), pass), ..self.plan.clone() };
-        let sinking = Box::pin(sink(broker, self.store, plan, counts.clone(), Arc::default(), &stage));
+        let sinking = Box::pin(sink(broker, self.store, plan, counts.clone(), &stage));
         let (sunk, ()) = tokio::join!(sinking, watch);
         sunk?;
         let faults = counts.left.faults();

@@ -21,7 +21,7 @@ use millstream::Id;
 use millstream::names::RunName;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::board;
 use crate::broker::Broker;
@@ -102,12 +102,11 @@ struct Sealer {
     broker: Broker,
     store: Store,
     records: Records,
-    hurry: Arc<Notify>,
     counts: Arc<SinkCounts>,
 }
 
-/// Seals passes as they complete, until taking stops. Tells a sink through `hurry` when a pass's workers are done, so
-/// that its last rows do not wait for more; what keeps passes from their seal is noted in `counts`.
+/// Seals passes as they complete, until taking stops. The sink that has the same `counts` is told when a pass's workers are done,
+/// so that its last rows do not wait for more, and tells when they have landed; what keeps passes from their seal is noted there.
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; afterwards failures are waited out.
@@ -115,12 +114,11 @@ pub async fn seal_passes<I: Id>(
     broker: &Broker,
     store: &Store,
     counts: Arc<SinkCounts>,
-    hurry: Arc<Notify>,
     stop: &Stop,
 ) -> Result<(), Error> {
     let records = broker.records().await?;
     let open = board::follow_to_seal(&records, stop).await?;
-    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, hurry, counts };
+    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, counts };
     let (told, standings) = watch::channel(HashMap::new());
     let (named, runs) = mpsc::channel(RUNS_AT_ONCE);
     stop.spawn(house::make_room(sealer.clone(), stop.clone()));

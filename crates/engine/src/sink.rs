@@ -3,6 +3,7 @@
 //! Rows are kept until the answer confirms them (**own-the-bytes**): an insert that failed, or whose outcome nobody
 //! knows, is made again from the same bytes.
 
+mod bells;
 mod group;
 mod land;
 mod left;
@@ -19,7 +20,7 @@ use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::StreamExt;
 use millstream::names::RunName;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::aside::set_aside;
 use crate::broker::{ANSWER_WITHIN, Broker};
@@ -31,6 +32,7 @@ use crate::records::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 use crate::store::{Store, insert_prefix};
+use bells::Bells;
 use group::{Group, GroupKey, Item, read_rows};
 pub use left::{Cause, Left, LeftPass};
 use schemas::Schemas;
@@ -111,6 +113,8 @@ pub struct SinkCounts {
     pub left: Left,
     /// Passes that the sealer beside the sink cannot seal, and why.
     pub waits: Waits,
+    /// What it and that sealer tell each other.
+    pub(crate) bells: Bells,
 }
 
 struct Sink {
@@ -119,7 +123,6 @@ struct Sink {
     plan: SinkPlan,
     held: Held,
     counts: Arc<SinkCounts>,
-    hurry: Arc<Notify>,
     stop: Stop,
     inserts: Semaphore,
     /// What the table says of the columns that rows came with.
@@ -136,7 +139,7 @@ struct Sink {
 const ASKING: usize = 1;
 const INSERTING: usize = 2;
 
-/// Sinks until told to stop, and without waiting for a group to fill whenever `hurry` says that no more is coming, then lands what it holds within the plan's deadline and hands back the rest.
+/// Sinks until told to stop, and without waiting for a group to fill once the sealer says that no more is coming, then lands what it holds within the plan's deadline and hands back the rest.
 ///
 /// # Errors
 /// When the consumer of the rows that it draws does not exist; afterwards failures are waited out.
@@ -145,7 +148,6 @@ pub async fn sink(
     store: &Store,
     plan: SinkPlan,
     counts: Arc<SinkCounts>,
-    hurry: Arc<Notify>,
     stop: &Stop,
 ) -> Result<(), Error> {
     let missing = || Error::Broker {
@@ -158,7 +160,6 @@ pub async fn sink(
         store: store.clone(),
         held: Held::start(broker.clone(), stop),
         counts,
-        hurry,
         stop: stop.clone(),
         inserts: Semaphore::new(plan.inserts),
         schemas: Schemas::default(),
@@ -292,7 +293,7 @@ impl Sink {
         loop {
             let message = tokio::select! {
                 message = tokio::time::timeout(ANSWER_WITHIN, messages.next()) => message?,
-                () = self.hurry.notified() => {
+                () = self.counts.bells.computed() => {
                     self.flush(groups, |_| true);
                     continue;
                 }

@@ -15,7 +15,6 @@ use millstream_engine::sink::{SinkCounts, sink};
 use millstream_engine::status::{Status, status};
 use millstream_engine::work::{WorkCounts, work};
 use millstream_engine::{Error, Stop};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Context;
@@ -129,8 +128,6 @@ fn start_stages<I: Id>(
     stop: &Stop,
 ) -> JoinSet<Result<(), Error>> {
     let mut stages = JoinSet::new();
-    let sinking = Arc::new(Notify::new());
-    let hurry = sinking.clone();
     let (function, plan) = (function.clone(), context.config.work.clone());
     let (broker, stage) = (session.broker.clone(), stop.child());
     stages.spawn(async move { work(function, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
@@ -138,9 +135,9 @@ fn start_stages<I: Id>(
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
     let counts = Arc::<SinkCounts>::default();
     let noted = counts.clone();
-    stages.spawn(async move { sink(&broker, &store, plan, counts, sinking, &stage).await });
+    stages.spawn(async move { sink(&broker, &store, plan, counts, &stage).await });
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes::<I>(&broker, &store, noted, hurry, &stage).await });
+    stages.spawn(async move { seal_passes::<I>(&broker, &store, noted, &stage).await });
     let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
     stages.spawn(async move { watch_dead(&broker, &store, &stage).await });
     stages

@@ -12,8 +12,6 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
 use millstream_engine::work::WorkCounts;
 
-use tokio::sync::Notify;
-
 use super::{Context, Signal};
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
@@ -71,13 +69,10 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
                 batches
             });
             let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
-            let sinking = Arc::new(Notify::new());
-            let hurry = sinking.clone();
             let noted = counts.clone();
-            let sealer = async move { seal_passes::<I>(&broker, &store, noted, hurry, &sealing).await };
+            let sealer = async move { seal_passes::<I>(&broker, &store, noted, &sealing).await };
             let plan = context.config.sink.clone();
-            let sink =
-                millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, sinking, &stop);
+            let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, &stop);
             let dead = watch_dead(&session.broker, &session.store, &stop);
             let both = async { tokio::try_join!(sink, sealer, dead) };
             Box::pin(both).await?;

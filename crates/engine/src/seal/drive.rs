@@ -13,7 +13,7 @@ use millstream::names::RunName;
 use tokio::sync::{mpsc, watch};
 
 use super::Sealer;
-use super::step::{Course, Next, Room, Seen, Step};
+use super::step::{Course, IDLE, Next, Room, Seen, Step};
 use super::take::Carried;
 use crate::board::Open;
 use crate::broker::Standing;
@@ -21,8 +21,6 @@ use crate::error::full_cause;
 use crate::records::{PassRecord, PassState};
 use crate::stop::Stop;
 
-/// How often it is looked at which steps are due.
-const LOOK: Duration = Duration::from_millis(200);
 /// How long steps under way may take once this process is to end. Each can be left anywhere.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -45,6 +43,8 @@ struct Lane {
     due: Instant,
     /// What steps hand to later ones; gone while one is under way.
     carried: Option<Box<Carried>>,
+    /// Something of the pass has changed while a step was under way.
+    is_stale: bool,
     /// Where its workers stood at the last look.
     standing: Option<Standing>,
     /// Whether this process made the seal.
@@ -59,6 +59,7 @@ impl Lane {
             course,
             due: Instant::now() + after,
             carried: Some(Box::default()),
+            is_stale: false,
             standing: None,
             is_ours: false,
         }
@@ -88,6 +89,8 @@ impl Lane {
 
     fn wake(&mut self) {
         self.course.changed();
+        // What a step under way sees may be from before the change.
+        self.is_stale = self.carried.is_none();
         if self.course.step().waits_for_workers() {
             self.due = self.due.min(Instant::now());
         }
@@ -126,7 +129,7 @@ impl<'a, I: Id> Drive<'a, I> {
     pub(super) async fn run(mut self, mut seen: Changes, stop: &Stop) {
         self.follow(&seen.open.borrow_and_update());
         while !stop.taking_stopped() {
-            self.start_due();
+            let next = self.start_due();
             tokio::select! {
                 () = stop.no_more_taking() => break,
                 Some(taken) = self.steps.next(), if !self.steps.is_empty() => self.took(taken),
@@ -136,8 +139,9 @@ impl<'a, I: Id> Drive<'a, I> {
                     Err(_) => break,
                 },
                 Some(run) = seen.runs.recv() => self.wake_run(&run),
+                runs = self.sealer.counts.bells.landed() => runs.iter().for_each(|run| self.wake_run(run)),
                 Ok(()) = seen.standings.changed() => self.compare(&seen.standings.borrow_and_update()),
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep_until(next.into()) => {}
             }
         }
         if tokio::time::timeout(LEAVE_WITHIN, self.leave()).await.is_err() {
@@ -192,17 +196,22 @@ impl<'a, I: Id> Drive<'a, I> {
         self.lanes.iter_mut().filter(|(key, _)| key.0 == *run).for_each(|(_, lane)| lane.wake());
     }
 
-    fn start_due(&mut self) {
+    /// Starts the steps that are due. Returns when the next one is; those that find no room wait for a step to end.
+    fn start_due(&mut self) -> Instant {
         let now = Instant::now();
+        let mut next = now + IDLE;
         let mut due: BTreeSet<(Instant, Key)> = BTreeSet::new();
         for (key, lane) in &self.lanes {
-            if lane.due <= now && lane.carried.is_some() && lane.course.step() != Step::Rest {
-                due.insert((lane.due, key.clone()));
+            match lane.due {
+                _ if lane.carried.is_none() || lane.course.step() == Step::Rest => {}
+                at if at <= now => drop(due.insert((at, key.clone()))),
+                at => next = next.min(at),
             }
         }
         for (_, key) in due {
             self.start(&key);
         }
+        next
     }
 
     /// Starts the step of a pass, if there is room for one of its kind.
@@ -251,6 +260,9 @@ impl<'a, I: Id> Drive<'a, I> {
         }
         let Next { after, .. } = lane.course.next(seen);
         lane.due = Instant::now() + jittered(after);
+        if std::mem::take(&mut lane.is_stale) {
+            lane.wake();
+        }
     }
 }
 

@@ -148,7 +148,7 @@ impl Sealer {
         }
         if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
             tracing::debug!(%run, pass, "all batches are computed");
-            self.hurry.notify_one();
+            self.counts.bells.ring_computed();
         }
         let Some(sinks) = self.broker.sink_progress().await? else {
             // The operator deleted it: made again, it delivers what the stream holds.

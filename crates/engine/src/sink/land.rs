@@ -171,11 +171,15 @@ impl Landing<'_> {
             self.items.sort_unstable_by_key(|item| item.rows.portion.batch);
             return Err(fault);
         }
+        let has_landed = !landed.is_empty();
         for item in landed {
             self.sink.counts.rows.fetch_add(item.rows.ids, Ordering::Relaxed);
             self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
             item.delivery.ack().await;
             failpoint::pass("sink-after-ack");
+        }
+        if has_landed {
+            self.sink.counts.bells.ring_landed(&self.key.run);
         }
         Ok(())
     }

@@ -1,0 +1,56 @@
+//! What the sink and the sealer of one process tell each other, so that the last rows of a pass wait for no timer.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use millstream::names::RunName;
+use tokio::sync::Notify;
+
+/// Two bells: one for the sink, one for the sealer. A bell that rings while it is not listened to is heard later, once.
+#[derive(Debug, Default)]
+pub(crate) struct Bells {
+    computed: Notify,
+    landed: Notify,
+    runs: Mutex<BTreeSet<RunName>>,
+}
+
+impl Bells {
+    /// The sealer says that all batches of a pass are computed: the sink need not wait for more rows.
+    pub(crate) fn ring_computed(&self) {
+        self.computed.notify_one();
+    }
+
+    /// Returns once the sealer has said so.
+    pub(crate) async fn computed(&self) {
+        self.computed.notified().await;
+    }
+
+    /// The sink says that rows of this run have landed: the sealer may look whether they were the last.
+    pub(crate) fn ring_landed(&self, run: &RunName) {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone());
+        self.landed.notify_one();
+    }
+
+    /// Returns the runs whose rows have landed since it last did, once there are any.
+    pub(crate) async fn landed(&self) -> BTreeSet<RunName> {
+        self.landed.notified().await;
+        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_rings_before_it_is_listened_to_is_heard() {
+        let bells = Bells::default();
+        let (a, b): (RunName, RunName) = ("a".parse().expect("a name"), "b".parse().expect("a name"));
+        bells.ring_landed(&b);
+        bells.ring_landed(&a);
+        bells.ring_landed(&b);
+        assert_eq!(bells.landed().await.into_iter().collect::<Vec<_>>(), [a, b]);
+        let again = tokio::time::timeout(std::time::Duration::from_millis(1), bells.landed()).await;
+        assert!(again.is_err(), "{again:?}");
+    }
+}
