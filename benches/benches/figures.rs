@@ -25,7 +25,7 @@ use collatz::Collatz;
 use millstream::envelope::{Rows, decode_rows};
 use millstream::{Pipeline, check};
 use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
-use millstream_engine::parts::whole_message;
+use millstream_engine::work::rows_message::whole_message;
 use millstream_engine::{Environment, Store, StoreAddress};
 use rayon::prelude::*;
 use serde_json::Value;

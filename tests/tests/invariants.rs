@@ -15,13 +15,15 @@ use millstream::envelope::{Rows, decode_rows};
 use millstream::names::RunName;
 use millstream::schema::Schema;
 use millstream::{Id, Limits, Outcome, Pipeline, check};
-use millstream_engine::broker::Written;
 use millstream_engine::compute::{BatchKey, Function, Maker, Place, Pool};
-use millstream_engine::parts;
-use millstream_engine::records::Records;
+use millstream_engine::model::counts::WorkCounts;
+use millstream_engine::model::rows::MAX_INSERT_ROWS;
+use millstream_engine::nats::broker::Written;
+use millstream_engine::nats::bucket::Records;
 use millstream_engine::seal::seal_passes;
-use millstream_engine::sink::{MAX_INSERT_ROWS, SinkCounts, SinkPlan, sink};
-use millstream_engine::work::{WorkCounts, WorkPlan, work};
+use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
+use millstream_engine::work::rows_message;
+use millstream_engine::work::{WorkPlan, work};
 use millstream_engine::{Broker, Environment, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};
@@ -155,17 +157,13 @@ impl Scene {
     fn start_sink(&self, plan: SinkPlan) -> (Service, Arc<SinkCounts>) {
         let counts = Arc::new(SinkCounts::default());
         let (broker, store, counted) = (self.broker.clone(), self.store.clone(), counts.clone());
-        let service = Service::start(|stop| async move {
-            sink(&broker, &store, plan, counted, Arc::default(), &stop).await
-        });
+        let service = Service::start(|stop| async move { sink(&broker, &store, plan, counted, &stop).await });
         (service, counts)
     }
 
     fn start_sealer(&self) -> Service {
         let (broker, store) = (self.broker.clone(), self.store.clone());
-        Service::start(|stop| async move {
-            seal_passes::<u64>(&broker, &store, Arc::default(), Arc::default(), &stop).await
-        })
+        Service::start(|stop| async move { seal_passes::<u64>(&broker, &store, Arc::default(), &stop).await })
     }
 
     /// The durable of a run's first pass, with an `ack_wait` other than usual: made before the run, it is left as it is.
@@ -182,7 +180,7 @@ impl Scene {
 
     async fn is_sealed(&self, run: &str) -> bool {
         let pass = self.records.pass(&name(run), 1).await.expect("a bucket").expect("a pass");
-        pass.record.state == millstream_engine::records::PassState::Sealed
+        pass.record.state == millstream_engine::model::record::PassState::Sealed
     }
 }
 
@@ -252,7 +250,7 @@ async fn message(run: &str, pass: u32, batch: u32, each: u32, by: u64) -> (Vec<u
     let key = BatchKey { run: name(run), pass, batch, ids: each };
     let computed = pool.compute((first..first + u64::from(each)).collect(), true).await;
     let maker = Arc::new(Maker { host: "test".into(), build: by.to_string() });
-    let message = parts::whole_message(&key, computed, &function.spec().schema, &maker);
+    let message = rows_message::whole_message(&key, computed, &function.spec().schema, &maker);
     let Ok(Rows::Batch(rows)) = decode_rows(&message) else { panic!("no rows") };
     (message.to_vec(), rows.rows.to_vec())
 }

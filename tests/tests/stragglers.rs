@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
-use millstream_engine::parts::whole_message;
+use millstream_engine::work::rows_message::whole_message;
 use serde_json::Value;
 use tests::guest::{GO, Guest, LASTING, TIMES, VARIABLE};
 use tests::nats::Nats;

@@ -15,7 +15,7 @@ use std::path::Path;
 use millstream::Id;
 use millstream_engine::Store;
 use millstream_engine::error::Error;
-use millstream_engine::source::{Form, Input, Sample, Survey, aside};
+use millstream_engine::produce::input::{Form, Input, Sample, Survey, aside};
 
 use crate::args::{ProduceArgs, SourceArgs};
 use crate::progress::Progress;

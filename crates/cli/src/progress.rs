@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use millstream::names::RunName;
-use millstream_engine::publish::Progress as Published;
-use millstream_engine::status::Status;
+use millstream_engine::observe::status::Status;
+use millstream_engine::produce::publish::Progress as Published;
 
 use crate::show;
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use millstream::Spec;
-use millstream_engine::records::Records;
+use millstream_engine::nats::bucket::Records;
 use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
 
 use crate::config::Config;

@@ -5,8 +5,9 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
 use millstream_engine::Error as EngineError;
-use millstream_engine::sample::{Bound, Choice, Timing};
-use millstream_engine::store::ViewFault;
+use millstream_engine::clickhouse::store::ViewFault;
+use millstream_engine::model::record::Timing;
+use millstream_engine::produce::sample::{Bound, Choice};
 
 /// What the operator has to know of materialized views that read the rows table.
 pub(crate) const FED: &str = "materialized views read the rows table: they see rows of passes that are not sealed, too, and \

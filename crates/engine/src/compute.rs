@@ -31,7 +31,7 @@ mod tray;
 mod watch;
 mod wear;
 
-use std::time::Duration;
+use crate::model::times::Spent;
 
 use millstream::Id;
 use millstream::names::RunName;
@@ -74,22 +74,6 @@ pub struct Computed<I> {
     pub again: Vec<(I, String)>,
     /// What they took of the cores.
     pub spent: Spent,
-}
-
-/// Time of cores, summed over them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spent {
-    /// In the user's function.
-    pub computing: Duration,
-    /// In writing rows into columns, and packing them.
-    pub encoding: Duration,
-}
-
-impl std::ops::AddAssign for Spent {
-    fn add_assign(&mut self, more: Self) {
-        self.computing += more.computing;
-        self.encoding += more.encoding;
-    }
 }
 
 impl<I> Computed<I> {

@@ -15,8 +15,8 @@ use std::time::Duration;
 use millstream::envelope::EnvelopeFault;
 use millstream::names::NameFault;
 
-use crate::source::ColumnFault;
-use crate::tables::Selection;
+use crate::model::input_fault::ColumnFault;
+use crate::model::selection::Selection;
 use told::{are, held, listed, passes, refused_types, run_named};
 
 /// Any failure of another party.

@@ -7,11 +7,14 @@
 //! `step.rs` decides, without I/O; `drive.rs` takes the steps of several passes at once, `take.rs` and `tidy.rs` on real
 //! servers; `house.rs` keeps room in the stream beside them.
 
+pub(crate) mod copied;
 mod drive;
+pub(crate) mod gone;
 mod house;
 pub(crate) mod step;
 mod take;
 mod tidy;
+pub mod verify;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,15 +26,17 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::board;
-use crate::broker::Broker;
+use crate::clickhouse::sql::SeenPass;
+use crate::clickhouse::store::{Store, Stored};
 use crate::error::{Error, StoreFault};
 use crate::failpoint;
-use crate::records::{Change, Entry, PassRecord, PassState, Published, Records, Sealed, now_ms};
+use crate::model::moment::now_ms;
+use crate::model::record::{PassRecord, PassState, Published, Sealed};
+use crate::nats::broker::Broker;
+use crate::nats::bucket::{Change, Entry, Records};
+use crate::nats::pass_watch;
 use crate::sink::{SinkCounts, Waits};
 use crate::stop::Stop;
-use crate::store::{Store, Stored};
-use crate::tables::SeenPass;
 use drive::{Changes, Drive};
 use step::Seen;
 use take::Carried;
@@ -117,7 +122,7 @@ pub async fn seal_passes<I: Id>(
     stop: &Stop,
 ) -> Result<(), Error> {
     let records = broker.records().await?;
-    let open = board::follow_to_seal(&records, stop).await?;
+    let open = pass_watch::follow_to_seal(&records, stop).await?;
     let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, counts };
     let (told, standings) = watch::channel(HashMap::new());
     let (named, runs) = mpsc::channel(RUNS_AT_ONCE);

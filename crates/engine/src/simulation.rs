@@ -13,8 +13,8 @@ mod seal;
 use std::sync::Arc;
 
 use crate::error::Class;
-use crate::parts::{Encoded, parts_of};
 use crate::sink::step::{Seen, Step, is_landed};
+use crate::work::rows_message::{Encoded, parts_of};
 pub(crate) use model::Dice;
 use model::{Arrived, Fate, Place, Store, Stream, encoded};
 
@@ -272,7 +272,7 @@ impl World {
         self.workers[which].work.0 = Some((batch, rows, vec![all]));
     }
 
-    /// One message, as [`crate::parts::publish`] writes them.
+    /// One message, as [`crate::work::rows_message::publish`] writes them.
     fn publish(&mut self, which: usize, batch: u32, rows: Arc<Encoded<u64>>, mut left: Vec<Place>) {
         let Some(place) = left.pop() else {
             // An ack that is lost: the batch is computed once more.

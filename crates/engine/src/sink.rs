@@ -19,29 +19,27 @@ use std::time::Duration;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::StreamExt;
-use millstream::names::RunName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::aside::set_aside;
-use crate::broker::{ANSWER_WITHIN, Broker};
-use crate::delivery::Held;
+use crate::clickhouse::store::{Store, insert_prefix};
 use crate::error::{Error, Source};
-use crate::hosts::{self, Doing};
-use crate::load::{Phases, Recent};
-use crate::records::Records;
+use crate::fleet::heartbeat;
+use crate::fleet::times::{Phases, Recent};
+use crate::model::host::Doing;
+use crate::model::host::instance;
+use crate::model::rows::Drawn;
+use crate::nats::broker::{ANSWER_WITHIN, Broker};
+use crate::nats::bucket::Records;
+use crate::nats::delivery::Held;
+use crate::nats::quarantine::set_aside;
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use crate::store::{Store, insert_prefix};
 use bells::Bells;
 use group::{Group, GroupKey, Item, read_rows};
-pub use left::{Cause, Left, LeftPass};
+pub use left::Left;
 use schemas::Schemas;
-pub use waits::{WaitingPass, Waits};
+pub use waits::Waits;
 
-/// One INSERT carries no more than this, so that it stays one block and one part: a server cuts blocks at 1,048,449 rows
-/// unless it is told otherwise, and one that does not know [`INSERT_SETTINGS`](crate::tables::INSERT_SETTINGS) is not told.
-pub const MAX_INSERT_ROWS: u64 = 1_000_000;
-pub(crate) const MAX_INSERT_BYTES: u64 = 128 << 20;
 /// A message's subject, reply and headers beside its payload.
 const MESSAGE_OVERHEAD: usize = 4 << 10;
 /// Bytes asked for in one pull at most.
@@ -54,15 +52,6 @@ const PULL_FOR: Duration = Duration::from_millis(500);
 const TELL: Duration = Duration::from_secs(15);
 /// A message that cannot be inserted now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
-
-/// Which rows a sink draws.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Drawn {
-    /// Those of all passes, shared with all other sinks.
-    Shared,
-    /// All that the stream has of one pass, whoever drew them before.
-    Pass(RunName, u32),
-}
 
 /// How a sink works.
 #[derive(Debug, Clone)]
@@ -168,8 +157,8 @@ pub async fn sink(
             "{}{}-{:08x}-{}",
             insert_prefix(store.tables().database(), broker.names().pipeline()),
             std::process::id(),
-            hosts::instance(),
-            crate::records::now_ms()
+            instance(),
+            crate::model::moment::now_ms()
         ),
         attempts: AtomicU64::new(0),
         phases: Phases::new(),
@@ -203,7 +192,7 @@ impl Sink {
                 let (rows_per_second, waits) = (more / within, this.counts.waits.told());
                 Doing::Sink { recent, total, rows_per_second, left, left_passes, holds, waits }
             };
-            hosts::report(&records, this.store.tables().build(), &stop, look).await;
+            heartbeat::report(&records, this.store.tables().build(), &stop, look).await;
         });
     }
 

@@ -2,10 +2,17 @@
 //!
 //! A batch whose pass is cancelled meanwhile is given up at once, one whose pass is paused a little later.
 
+mod able;
 mod attempts;
+mod batch;
+mod outlier;
+pub(crate) mod pull;
+mod rate_limit;
+pub mod rows_message;
+pub(crate) mod schedule;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -17,26 +24,33 @@ use millstream::{Id, Limits};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::able::Able;
-use crate::aside::set_aside;
-use crate::batch::{Batch, News};
-use crate::board::{self, Open};
-use crate::broker::{Broker, host_name};
-use crate::build;
 use crate::compute::group::{end_orphans, reap_strays};
 use crate::compute::{BatchKey, Cores, Function, Maker, Place};
-use crate::consume::{Drawn, Slots, consume};
-use crate::delivery::{Delivery, Held};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
-use crate::hosts::{self, Doing};
-use crate::load::{CoreTimes, InHand, Recent, SAMPLE, WorkLoad};
-use crate::outlier::Outlier;
-use crate::parts::Target;
-use crate::rate::Rates;
-use crate::records::{PassRecord, PassState, Records};
-use crate::share::{Charge, PassKey};
+use crate::fleet::heartbeat;
+use crate::fleet::times::{InHand, Recent, SAMPLE, WorkLoad};
+use crate::model::build;
+use crate::model::counts::WorkCounts;
+use crate::model::host::Doing;
+use crate::model::host::host_name;
+use crate::model::record::Open;
+use crate::model::record::PassKey;
+use crate::model::record::{PassRecord, PassState};
+use crate::model::times::CoreTimes;
+use crate::nats::broker::Broker;
+use crate::nats::bucket::Records;
+use crate::nats::delivery::{Delivery, Held};
+use crate::nats::pass_watch;
+use crate::nats::quarantine::set_aside;
 use crate::stop::Stop;
+use crate::work::able::Able;
+use crate::work::batch::{Batch, News};
+use crate::work::outlier::Outlier;
+use crate::work::pull::{Drawn, Slots, consume};
+use crate::work::rate_limit::Rates;
+use crate::work::rows_message::Target;
+use crate::work::schedule::Charge;
 
 /// Batches that may wait at once to try ids again: each keeps its computed rows.
 const WAITING: usize = 16;
@@ -62,27 +76,6 @@ pub struct WorkPlan {
     pub limits: Limits,
     /// How long held batches may take to finish after a stop.
     pub drain: Duration,
-}
-
-/// What a worker did, counted since its start.
-#[derive(Debug, Default)]
-pub struct WorkCounts {
-    /// Batches whose rows are stored in the stream.
-    pub batches: AtomicU64,
-    /// Ids in them.
-    pub ids: AtomicU64,
-    /// Dead letters among their rows.
-    pub dead: AtomicU64,
-    /// Arrivals after the first.
-    pub redelivered: AtomicU64,
-    /// Ids that took longer than their soft limit.
-    pub slow: AtomicU64,
-    /// Batches, or parts of them, that were computed one id at a time.
-    pub alone: AtomicU64,
-    /// Ids that ended their process, or had to be ended with it.
-    pub ended: AtomicU64,
-    /// Messages that are no batch of ours, kept apart.
-    pub set_aside: AtomicU64,
 }
 
 /// A batch that was taken in hand.
@@ -127,7 +120,7 @@ pub async fn work<I: Id>(
     stop: &Stop,
 ) -> Result<(), Error> {
     let records = broker.records().await?;
-    let open = board::follow(&records, stop).await?;
+    let open = pass_watch::follow(&records, stop).await?;
     let WorkPlan { threads, place, limits, .. } = plan.clone();
     let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
     let schema = function.spec().schema.clone();
@@ -234,7 +227,7 @@ fn tell(
             let (unable, returned) = (able.why(), able.returns());
             Doing::Work { cores: load.cores(), recent, total, runs, unable, returned }
         };
-        hosts::report(&records, &maker.build, &stopping, look).await;
+        heartbeat::report(&records, &maker.build, &stopping, look).await;
     });
 }
 

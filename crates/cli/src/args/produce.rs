@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use millstream_engine::steer::PRIORITIES;
+use millstream_engine::control::steer::PRIORITIES;
 
 #[derive(Debug, Clone, Default, Args)]
 #[group(id = "source", required = true, multiple = false)]

@@ -1,8 +1,8 @@
 //! `dead`: a run's dead letters.
 
 use millstream::names::RunName;
-use millstream_engine::store::DeadLetter;
-use millstream_engine::tables::Letters;
+use millstream_engine::clickhouse::store::DeadLetter;
+use millstream_engine::model::selection::Letters;
 use serde_json::json;
 
 use super::{Context, run_name};

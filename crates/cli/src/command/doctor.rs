@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use indicatif::HumanBytes;
 use millstream::Spec;
-use millstream_engine::broker::{Kept, Reserved};
-use millstream_engine::hosts;
-use millstream_engine::moment::length;
-use millstream_engine::store::ViewFault;
-use millstream_engine::tables::VIEW_FAULTS;
+use millstream_engine::clickhouse::sql::VIEW_FAULTS;
+use millstream_engine::clickhouse::store::ViewFault;
+use millstream_engine::fleet::heartbeat;
+use millstream_engine::model::host::HostReport;
+use millstream_engine::model::moment::length;
+use millstream_engine::nats::broker::{Kept, Reserved};
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
 use serde::Serialize;
 use serde_json::json;
@@ -162,7 +163,7 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
 /// Rows that sinks have and the table does not take; nothing where no bucket is set up yet.
 async fn check_left(broker: &Broker) -> Option<Check> {
     let records = broker.records().await.ok()?;
-    let hosts = match hosts::alive(&records).await {
+    let hosts = match heartbeat::alive(&records).await {
         Ok(hosts) => hosts,
         Err(error) => return Some(failed("rows waiting", &error.into())),
     };
@@ -172,7 +173,7 @@ async fn check_left(broker: &Broker) -> Option<Check> {
         .collect();
     Some(match told[..] {
         [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
-        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(hosts::LEFT_HINT)),
+        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(heartbeat::LEFT_HINT)),
     })
 }
 
@@ -195,8 +196,8 @@ async fn check_storage(broker: &Broker) -> Option<Check> {
 /// What keeps passes from their seal, as running sinks found it.
 async fn check_waits(broker: &Broker) -> Option<Check> {
     let records = broker.records().await.ok()?;
-    let hosts = hosts::alive(&records).await.ok()?;
-    let waits = hosts.iter().flat_map(hosts::HostReport::waits);
+    let hosts = heartbeat::alive(&records).await.ok()?;
+    let waits = hosts.iter().flat_map(HostReport::waits);
     let mut told: Vec<String> =
         waits.map(|wait| format!("run `{}` (pass {}): {}", wait.run, wait.pass, wait.why)).collect();
     told.sort_unstable();

@@ -2,8 +2,8 @@
 
 use anyhow::Context as _;
 use millstream_engine::Error;
-use millstream_engine::status::Status;
-use millstream_engine::verdict::{Span, verdict};
+use millstream_engine::observe::bottleneck::{Span, verdict};
+use millstream_engine::observe::status::Status;
 use serde_json::{Value, json};
 
 use super::Context;

@@ -2,10 +2,10 @@
 
 use millstream::Id;
 use millstream_engine::compute::Function;
-use millstream_engine::follow::{End, Feed, Followed, follow as follow_feed};
-use millstream_engine::records::Published;
-use millstream_engine::sample::{Limits, choose};
-use millstream_engine::source::{Sample, feed};
+use millstream_engine::model::record::Published;
+use millstream_engine::produce::input::{Sample, feed};
+use millstream_engine::produce::open_run::{End, Feed, Followed, follow as follow_feed};
+use millstream_engine::produce::sample::{Limits, choose};
 use millstream_engine::{Broker, Error, Stop};
 use serde_json::json;
 

@@ -2,7 +2,9 @@
 
 use anyhow::Context as _;
 use indicatif::HumanBytes;
-use millstream_engine::forget::{Belongings, Forgotten, belongings, forget as remove, forget_pipeline};
+use millstream_engine::control::forget::{
+    Belongings, Forgotten, belongings, forget as remove, forget_pipeline,
+};
 use millstream_engine::{Broker, Store};
 use serde_json::json;
 

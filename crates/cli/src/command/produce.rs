@@ -2,8 +2,8 @@
 
 use millstream::Id;
 use millstream_engine::compute::Function;
-use millstream_engine::publish::{Progress, Submission, Submitted, is_new, submit};
-use millstream_engine::sample::{Choice, Limits, choose};
+use millstream_engine::produce::publish::{Progress, Submission, Submitted, is_new, submit};
+use millstream_engine::produce::sample::{Choice, Limits, choose};
 use millstream_engine::{Broker, Error, Stop};
 use serde_json::json;
 

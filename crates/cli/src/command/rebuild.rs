@@ -1,6 +1,6 @@
 //! `rebuild`: inserts the rows of a sealed run again, from the stream that keeps them.
 
-use millstream_engine::rebuild::{Rebuilt, rebuild as bring_back};
+use millstream_engine::control::rebuild::{Rebuilt, rebuild as bring_back};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 

@@ -1,10 +1,10 @@
 //! `replay`: a new pass over a run, or over some of its ids.
 
 use millstream::Id;
-use millstream_engine::moment::Moment;
-use millstream_engine::records::now_ms;
-use millstream_engine::replay::{Replayed, replay as begin};
-use millstream_engine::tables::{Letters, Selection};
+use millstream_engine::control::replay::{Replayed, replay as begin};
+use millstream_engine::model::moment::Moment;
+use millstream_engine::model::moment::now_ms;
+use millstream_engine::model::selection::{Letters, Selection};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 

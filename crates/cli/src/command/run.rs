@@ -8,12 +8,13 @@ use anyhow::Context as _;
 use millstream::Id;
 use millstream::names::RunName;
 use millstream_engine::compute::Function;
-use millstream_engine::hosts::since;
-use millstream_engine::max_dead::watch_dead;
+use millstream_engine::control::max_dead::watch_dead;
+use millstream_engine::model::counts::WorkCounts;
+use millstream_engine::model::host::since;
+use millstream_engine::observe::status::{Status, status};
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
-use millstream_engine::status::{Status, status};
-use millstream_engine::work::{WorkCounts, work};
+use millstream_engine::work::work;
 use millstream_engine::{Error, Stop};
 use tokio::task::JoinSet;
 

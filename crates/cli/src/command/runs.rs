@@ -2,8 +2,8 @@
 
 use millstream::Spec;
 use millstream_engine::Store;
-use millstream_engine::records::RunRecord;
-use millstream_engine::status::state_of;
+use millstream_engine::model::record::RunRecord;
+use millstream_engine::observe::status::state_of;
 use serde_json::json;
 
 use super::Context;

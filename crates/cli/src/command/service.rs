@@ -7,10 +7,10 @@ use std::time::Duration;
 use millstream::Id;
 use millstream_engine::Stop;
 use millstream_engine::compute::Function;
-use millstream_engine::max_dead::watch_dead;
+use millstream_engine::control::max_dead::watch_dead;
+use millstream_engine::model::counts::WorkCounts;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
-use millstream_engine::work::WorkCounts;
 
 use super::{Context, Signal};
 use crate::session::{Holder, Session};

@@ -1,8 +1,8 @@
 //! `setup`: streams, bucket, consumer, tables. What it changes of an existing table it shows first.
 
 use millstream_engine::Store;
-use millstream_engine::store::{Change, Plan};
-use millstream_engine::tables::{Column, View};
+use millstream_engine::clickhouse::sql::{Column, View};
+use millstream_engine::clickhouse::store::{Change, Plan};
 
 use super::Context;
 use crate::args::SetupArgs;

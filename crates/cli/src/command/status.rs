@@ -4,9 +4,10 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use millstream::names::RunName;
-use millstream_engine::hosts::{Doing, HostReport, LEFT_HINT};
-use millstream_engine::moment::shown;
-use millstream_engine::status::{Status, status as read_status};
+use millstream_engine::fleet::heartbeat::LEFT_HINT;
+use millstream_engine::model::host::{Doing, HostReport};
+use millstream_engine::model::moment::shown;
+use millstream_engine::observe::status::{Status, status as read_status};
 
 use super::verify::remembered;
 use super::{Context, run_name};

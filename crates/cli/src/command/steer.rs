@@ -1,7 +1,7 @@
 //! `pause`, `resume`, `cancel`, `set`: what a person says of a run while it is computed.
 
-use millstream_engine::status::state_of;
-use millstream_engine::steer::{self, Settings};
+use millstream_engine::control::steer::{self, Settings};
+use millstream_engine::observe::status::state_of;
 use serde_json::json;
 
 use super::{Context, run_name};

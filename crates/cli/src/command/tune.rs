@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use millstream::Id;
 use millstream_engine::compute::Function;
-use millstream_engine::sample::{Choice, Limits, choose};
-use millstream_engine::source::Sample;
-use millstream_engine::tune::{Measured, tune as measure};
+use millstream_engine::observe::tune::{Measured, tune as measure};
+use millstream_engine::produce::input::Sample;
+use millstream_engine::produce::sample::{Choice, Limits, choose};
 use millstream_engine::{Error, Stop};
 use serde_json::json;
 

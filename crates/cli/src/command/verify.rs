@@ -2,9 +2,9 @@
 
 use millstream::names::RunName;
 use millstream::{Id, Spec};
-use millstream_engine::moment::shown;
-use millstream_engine::store::BuildRows;
-use millstream_engine::verify::{Repair, Report, Unstored, repair, verify as prove};
+use millstream_engine::clickhouse::store::BuildRows;
+use millstream_engine::model::moment::shown;
+use millstream_engine::seal::verify::{Repair, Report, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
 use serde_json::json;
 

@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use millstream::Id;
 use millstream_engine::Store;
 use millstream_engine::error::Error;
-use millstream_engine::source::{Form, Input, ReadFault, Value};
+use millstream_engine::model::input_fault::ReadFault;
+use millstream_engine::produce::input::{Form, Input, Value};
 
 /// What is copied at once.
 const PIECE: usize = 1 << 16;
@@ -90,7 +91,7 @@ pub(super) async fn query<I: Id>(query: &str, store: &Store) -> anyhow::Result<(
             written = kept.write_all(&piece);
         }
     };
-    store.sql(&millstream_engine::tables::ordered(query, name), "RowBinary", write).await?;
+    store.sql(&millstream_engine::clickhouse::sql::ordered(query, name), "RowBinary", write).await?;
     written.with_context(kept_where("the query's answer"))?;
     Ok((kept, value))
 }

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use millstream::names::RunName;
-use millstream_engine::source::{At, Column, Form, Input};
+use millstream_engine::produce::input::{At, Column, Form, Input};
 
 use crate::Usage;
 use crate::args::{ColumnArgs, MaxDead, ProduceArgs};

@@ -24,7 +24,7 @@ use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::row::gave_up;
 use super::{BatchKey, Computed, Tray};
 use crate::error::Error;
-use crate::work::WorkCounts;
+use crate::model::counts::WorkCounts;
 
 /// Ids sent to a child and not answered: few enough that they always fit its socket, with ids of 4 KiB.
 const AHEAD: usize = 8;

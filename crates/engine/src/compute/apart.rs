@@ -21,8 +21,8 @@ use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
 use super::{BatchKey, Computed, Piece, Tray, cgroup};
 use crate::error::Error;
-use crate::load::Load;
-use crate::work::WorkCounts;
+use crate::fleet::times::Load;
+use crate::model::counts::WorkCounts;
 
 /// The process's memory is looked at every so many looks.
 const LOOKS_AT_MEMORY: u32 = 10;

@@ -9,7 +9,7 @@ use millstream::{Id, frame, native};
 use twox_hash::XxHash64;
 
 use super::{BatchKey, Rows};
-use crate::tables::{STATUS_DEAD, STATUS_OK};
+use crate::model::rows::{STATUS_DEAD, STATUS_OK};
 
 /// What is compressed together, before compression. ClickHouse reads frames one by one.
 const FRAME: usize = 1 << 20;

@@ -13,8 +13,8 @@ use super::apart::{Apart, Ground, Suspect};
 use super::process::Program;
 use super::{BatchKey, Computed, Function, Pool, Tray};
 use crate::error::Error;
-use crate::load::Load;
-use crate::work::WorkCounts;
+use crate::fleet::times::Load;
+use crate::model::counts::WorkCounts;
 
 /// Ids are computed alone once so many pools in a row that had them gave no sign any more.
 const SILENT_POOLS: u32 = 2;

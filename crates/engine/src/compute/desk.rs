@@ -13,7 +13,8 @@ use millstream::schema::Schema;
 
 use super::group::end_a_copy;
 use super::pool::Shares;
-use super::{PIECE_BYTES, Piece, Rows, Spent};
+use super::{PIECE_BYTES, Piece, Rows};
+use crate::model::times::Spent;
 
 /// Ids that a thread takes at once: an id that lasts keeps so many less one waiting, done or not begun.
 pub(super) const AT_ONCE: usize = 4;

@@ -6,7 +6,7 @@ use millstream::Id;
 use millstream::schema::Schema;
 
 use super::Computed;
-use crate::load::Load;
+use crate::fleet::times::Load;
 
 /// Where computed ids of a batch are put down, whichever process or thread had them.
 #[derive(Debug)]

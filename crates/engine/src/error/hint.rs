@@ -8,9 +8,9 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use millstream::envelope::EnvelopeFault;
 
 use super::{Error, Source, StoreFault, connect};
-use crate::follow;
-use crate::source::{ColumnFault, ReadFault};
-use crate::tables::Selection;
+use crate::model::input_fault::{ColumnFault, ReadFault};
+use crate::model::record::SOURCE;
+use crate::model::selection::Selection;
 
 /// What is being done while a query of the user's runs, whose tables are not ours to create.
 pub(crate) const USERS_QUERY: &str = "run the query";
@@ -60,7 +60,7 @@ impl Error {
             }
             Self::NoSuchRun { known, .. } if known.is_empty() => "there are no runs yet: `produce` makes one".into(),
             Self::NoSuchRun { known, .. } => format!("there are {}", known.join(", ")),
-            Self::ForgottenRun { made_of, .. } if made_of == follow::SOURCE => {
+            Self::ForgottenRun { made_of, .. } if made_of == SOURCE => {
                 "its ids came once: those that are stored are in ClickHouse, the others are lost".into()
             }
             Self::ForgottenRun { run, made_of } => {

@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, watch};
 use super::Sealer;
 use super::step::{Course, IDLE, Next, Room, Seen, Step};
 use super::take::Carried;
-use crate::board::Open;
-use crate::broker::Standing;
 use crate::error::full_cause;
-use crate::records::{PassRecord, PassState};
+use crate::model::record::Open;
+use crate::model::record::{PassRecord, PassState};
+use crate::nats::broker::Standing;
 use crate::stop::Stop;
 
 /// How long steps under way may take once this process is to end. Each can be left anywhere.

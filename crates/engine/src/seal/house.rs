@@ -8,10 +8,10 @@ use millstream::names::RunName;
 use tokio::sync::{mpsc, watch};
 
 use super::Sealer;
-use crate::board::Open;
-use crate::broker::Standing;
 use crate::error::{Source, full_cause};
-use crate::hosts;
+use crate::fleet::heartbeat;
+use crate::model::record::Open;
+use crate::nats::broker::Standing;
 use crate::stop::Stop;
 
 /// How often the rows stream is looked at for what may go.
@@ -45,7 +45,7 @@ pub(super) async fn make_room(sealer: Sealer, stop: Stop) {
 pub(super) async fn sweep(sealer: Sealer, stop: Stop) {
     let keep = async {
         loop {
-            if let Err(error) = hosts::sweep(&sealer.records).await {
+            if let Err(error) = heartbeat::sweep(&sealer.records).await {
                 tracing::debug!(error = full_cause(&error), "records of processes that are gone stay");
             }
             sealer.store.try_follow_views().await;

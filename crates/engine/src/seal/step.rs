@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::records::PassState;
+use crate::model::record::PassState;
 
 /// The pause before a step whose wait ends with a change that is seen (of the record, of the workers' consumer): the step is
 /// taken then, and after this long in case the change was not seen.

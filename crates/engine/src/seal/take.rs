@@ -5,12 +5,13 @@ use millstream::names::RunName;
 
 use super::step::{Seen, Step};
 use super::{Proof, Sealer};
+use crate::clickhouse::store::Stored;
 use crate::error::{Error, full_hint};
-use crate::hosts;
-use crate::records::{Entry, PassRecord, PassState, Published, RunRecord, Sealed};
-use crate::replay::take_over;
-use crate::store::Stored;
-use crate::verify::{self, Landing, Repair};
+use crate::fleet::heartbeat;
+use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
+use crate::nats::bucket::Entry;
+use crate::seal::copied::take_over;
+use crate::seal::verify::{self, Landing, Repair};
 
 /// A pass of so many ids is a large one: its proof takes long.
 const LARGE_IDS: u64 = 20_000_000;
@@ -204,7 +205,8 @@ impl Sealer {
     /// Sinks that live come to a pass in an order of its own; each gives those before it time to seal it.
     async fn turn(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
         let Some((_, published)) = carried.published() else { return Ok(Seen::Beaten) };
-        let turns = hosts::sinks_before(&self.records, run, pass).await? * (1 + published.ids / IDS_A_TURN);
+        let turns =
+            heartbeat::sinks_before(&self.records, run, pass).await? * (1 + published.ids / IDS_A_TURN);
         if carried.turns < turns {
             carried.turns += 1;
             return Ok(Seen::OthersTurn);

@@ -6,10 +6,10 @@ use millstream::names::RunName;
 use super::{Announcement, Sealer};
 use crate::error::Error;
 use crate::failpoint;
-use crate::records::{Change, PassState};
+use crate::model::record::PassState;
+use crate::nats::bucket::Change;
 use crate::seal::step::Seen;
-use crate::steer::free_ids;
-use crate::verify::{self, Landing};
+use crate::seal::verify::{self, Landing};
 
 impl Sealer {
     /// Removes what the broker holds of a cancelled pass, its rows once they are stored. `was_free` says whether the look before
@@ -20,7 +20,7 @@ impl Sealer {
             return Ok(Seen::Gone);
         }
         // Its producer may not have heard of it yet: done is what twice had nothing to remove, a second or more apart.
-        let is_free = free_ids(&self.broker, run, &entry.record).await? == 0;
+        let is_free = self.broker.free_ids(run, &entry.record).await? == 0;
         if !(std::mem::replace(was_free, is_free) && is_free) {
             return Ok(Seen::NotFinished);
         }

@@ -13,9 +13,9 @@ use serde::Serialize;
 use crate::compute::block::read;
 use crate::compute::{BatchKey, Computed, Maker};
 use crate::error::Class;
-use crate::parts::Encoded;
+use crate::model::rows::Portion;
 use crate::sink::step::Seen;
-use crate::store::Portion;
+use crate::work::rows_message::Encoded;
 
 /// Ids of each batch.
 pub const BATCHES: [u32; 4] = [1, 9, 14, 5];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::model::Dice;
 use super::with_seeds;
-use crate::records::PassState;
+use crate::model::record::PassState;
 use crate::seal::step::{Course, Room, Seen, Step};
 
 const SEEDS: u64 = 2000;

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use millstream::schema::Schema;
 
 use super::group::{GroupKey, Item};
-use super::left::Cause;
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, INSERTING, SET_BACK, Sink};
+use crate::clickhouse::store::{Fit, in_ranges};
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
+use crate::model::host::Cause;
 use crate::retry::Backoff;
-use crate::store::{Fit, in_ranges};
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use super::GroupKey;
+use crate::model::host::Cause;
+use crate::model::host::LeftPass;
 
 /// How much later than announced rows may come again before it is taken that another sink has stored them.
 const LATER: Duration = Duration::from_secs(30);
@@ -14,29 +14,6 @@ const LATER: Duration = Duration::from_secs(30);
 const TOLD: usize = 1000;
 /// So many passes are named in it, and of each so many symbols.
 const PASSES_TOLD: (usize, usize) = (100, 300);
-
-/// Why rows were handed back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cause {
-    /// The table lacks columns of theirs, or has them with other types.
-    Columns,
-    /// ClickHouse refuses rows of columns that fit.
-    Refused,
-}
-
-/// A pass of which rows wait, and for what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftPass {
-    /// The run.
-    pub run: String,
-    /// The pass.
-    pub pass: u32,
-    /// Why.
-    pub cause: Cause,
-    /// The build that computed them, and the columns or ClickHouse's words; shortened.
-    pub why: String,
-}
 
 /// Rows that have one thing in common: why they were handed back.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

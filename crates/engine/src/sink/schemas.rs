@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use millstream::schema::Schema;
 
 use super::group::Item;
+use crate::clickhouse::store::{Fit, Store};
 use crate::error::Error;
-use crate::store::{Fit, Store};
 
 /// How long an answer of the table's holds: an operator may alter it.
 const HOLDS: Duration = Duration::from_secs(60);

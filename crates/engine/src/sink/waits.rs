@@ -1,24 +1,14 @@
 //! What keeps passes from their seal, as the sealer of this process found it: told to the fleet with what the sink does.
 
+use crate::model::host::WaitingPass;
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use millstream::names::RunName;
-use serde::{Deserialize, Serialize};
 
 /// A report is a small record: so many passes are named in it, and of each so many symbols.
 const TOLD: (usize, usize) = (50, 1000);
-
-/// A pass that is not sealed, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WaitingPass {
-    /// The run.
-    pub run: String,
-    /// The pass.
-    pub pass: u32,
-    /// What stands in the way, and what helps; shortened.
-    pub why: String,
-}
 
 /// What keeps passes from their seal.
 #[derive(Debug, Default)]

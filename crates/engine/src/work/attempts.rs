@@ -10,12 +10,12 @@ use tokio::sync::mpsc;
 
 use super::Worker;
 use crate::compute::{BatchKey, Tray};
-use crate::delivery::Delivery;
 use crate::error::Error;
-use crate::hosts;
-use crate::records::PassRecord;
+use crate::fleet::heartbeat;
+use crate::model::record::PassRecord;
+use crate::nats::delivery::Delivery;
 use crate::retry::Backoff;
-use crate::share::Charge;
+use crate::work::schedule::Charge;
 
 /// From this delivery of a batch on its ids are computed alone: the worker that had it before may have died of one.
 const SUSPECT: i64 = 3;
@@ -90,7 +90,7 @@ impl<I: Id> Worker<I> {
             return false;
         }
         let subject = delivery.subject();
-        let others = hosts::returned(&self.records, subject).await;
+        let others = heartbeat::returned(&self.records, subject).await;
         let own = self.able.returns().get(subject).copied().unwrap_or(0);
         delivery.deliveries() - own.max(others) >= SUSPECT
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{frame, native};
 use millstream_engine::error::StoreFault;
-use millstream_engine::store::Portion;
+use millstream_engine::model::rows::Portion;
 use millstream_engine::{Environment, Store, StoreAddress};
 use tests::proxy::{Mode, Proxy};
 use tests::{SOON, Trial, wait_until};

@@ -1,0 +1,656 @@
+//! The only place that spells table names and SQL, and that quotes.
+
+mod ask;
+mod columns;
+mod dead;
+mod forget;
+mod selected;
+mod shape;
+mod values;
+mod views;
+
+use std::sync::Arc;
+
+use millstream::schema::{OWN_COLUMNS, Schema};
+use millstream::{Id, Spec};
+
+use crate::clickhouse::store::Stored;
+use crate::environment::Environment;
+use crate::model::build;
+use crate::model::record::{Covers, Published, RunRecord};
+
+pub use ask::Count;
+pub use columns::{Column, holds};
+pub use shape::VIEW_FAULTS;
+pub use values::{Digested, RowsRead};
+pub use views::View;
+
+/// Rows of one run lie in one partition, and all runs together in this many: a heal rewrites a sixteenth of the
+/// table, and hundreds of runs do not make hundreds of partitions.
+const PARTITIONS: u32 = 16;
+
+/// Settings of our MergeTree tables: an acked batch survives power loss; deduplication of inserts, which loses rows, stays
+/// off. The last two keep merges from taking the cores while a run computes (figures in `benches/README.md`): statistics for
+/// the query planner, of every column at every merge, help no question over this sorting key; and as parts are large and
+/// hardly overlap, they are merged by sixteen, not by five, so each row is written anew half as often.
+const TABLE_SETTINGS: [(&str, &str); 7] = [
+    ("fsync_after_insert", "1"),
+    ("fsync_part_directory", "1"),
+    ("min_rows_to_fsync_after_merge", "1"),
+    ("min_compressed_bytes_to_fsync_after_merge", "1"),
+    ("non_replicated_deduplication_window", "0"),
+    ("auto_statistics_types", "''"),
+    ("merge_selector_base", "16"),
+];
+
+/// Names of settings that [`Tables::create`] uses where the server knows them.
+pub fn wanted_table_settings() -> impl Iterator<Item = &'static str> {
+    TABLE_SETTINGS.iter().map(|(name, _)| *name)
+}
+
+/// Settings of every INSERT: one block, one part, no buffering in the server, no tokens (**no-dedup-tokens**).
+///
+/// They also hold for what materialized views of the operator's write in the same INSERT, so none of them limits how many
+/// partitions a block may touch: ours touch one, because they carry one run, and a view's may touch many.
+pub const INSERT_SETTINGS: [(&str, &str); 13] = [
+    ("async_insert", "0"),
+    ("insert_deduplicate", "0"),
+    ("deduplicate_insert", "disable"),
+    ("input_format_parallel_parsing", "0"),
+    ("max_threads", "1"),
+    ("max_insert_threads", "1"),
+    // One block takes every row that one INSERT may carry.
+    ("max_insert_block_size", "1048449"),
+    ("min_insert_block_size_rows", "1048449"),
+    ("min_insert_block_size_bytes", "536870912"),
+    // Ids of one INSERT are unique and mostly sorted: folding them again costs a third of the insert.
+    ("optimize_on_insert", "0"),
+    // Half of an insert's CPU is the id index; merges build it, and until then a lookup reads those few parts.
+    ("materialize_skip_indexes_on_insert", "0"),
+    ("wait_end_of_query", "1"),
+    // Such a view has no place for rows, and would keep all others from theirs.
+    ("ignore_materialized_views_with_dropped_target_table", "1"),
+];
+
+/// The setting that ends an INSERT which hangs.
+pub const TIME_LIMIT: &str = "max_execution_time";
+
+/// A pass that is proven, as readers see it.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenPass<'a> {
+    /// The run.
+    pub run: &'a str,
+    /// The pass.
+    pub pass: u32,
+    /// Batches that the run has.
+    pub batches: u32,
+    /// What is stored of it.
+    pub stored: &'a Stored,
+    /// Ids that were given more than once, in different batches.
+    pub repeated_ids: u64,
+    /// The builds that computed it.
+    pub builds: &'a [String],
+    /// Milliseconds since 1970 when it was sealed.
+    pub at_ms: u64,
+}
+
+/// Every statement about one pipeline's tables in one database.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    database: String,
+    /// What tables say of themselves: their environment.
+    comment: String,
+    pipeline: String,
+    id_type: &'static str,
+    build: String,
+    schema: Arc<Schema>,
+    columns: Vec<Column>,
+    summary: Option<&'static str>,
+}
+
+impl Tables {
+    /// A pipeline's tables in an environment.
+    pub fn of(spec: &Spec, environment: &Environment) -> Self {
+        let own = spec.schema.columns().iter();
+        let columns = own.map(|column| Column::plain(&column.name, &column.text)).collect();
+        Self {
+            database: environment.database.clone(),
+            comment: environment.comment(),
+            pipeline: spec.name.to_owned(),
+            id_type: spec.id_type,
+            build: build::of_this_program(spec.version),
+            schema: spec.schema.clone(),
+            columns,
+            summary: spec.summary,
+        }
+    }
+
+    /// This program's build.
+    pub fn build(&self) -> &str {
+        &self.build
+    }
+
+    /// The pipeline's own columns.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The database.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The rows table, quoted.
+    pub fn rows(&self) -> String {
+        self.table("_rows")
+    }
+
+    /// The table of sealed passes, quoted.
+    pub fn passes(&self) -> String {
+        self.table("_passes")
+    }
+
+    /// The table of run records, quoted.
+    pub fn runs(&self) -> String {
+        self.table("_runs")
+    }
+
+    /// The view that readers use, quoted.
+    pub fn view(&self) -> String {
+        self.table("")
+    }
+
+    fn table(&self, suffix: &str) -> String {
+        format!("{}.{}", identifier(&self.database), identifier(&format!("{}{suffix}", self.pipeline)))
+    }
+
+    /// Name of the rows table without quotes, for questions about it.
+    pub fn rows_name(&self) -> String {
+        format!("{}_rows", self.pipeline)
+    }
+
+    /// Every column of the rows table, in order.
+    pub fn row_columns(&self) -> Vec<Column> {
+        let own = OWN_COLUMNS
+            .iter()
+            .map(|(name, kind)| Column::plain(name, if *name == "id" { self.id_type } else { kind }));
+        own.chain(self.columns.iter().cloned()).collect()
+    }
+
+    /// The pipeline's own columns as a select list, each after a comma.
+    fn own_list(&self) -> String {
+        self.columns.iter().map(|column| format!(", {}", identifier(&column.name))).collect()
+    }
+
+    /// Statements that create the tables that are missing. `known` are the table settings that the server has.
+    pub fn create(&self, known: &[String]) -> Vec<String> {
+        let settings: String = TABLE_SETTINGS
+            .iter()
+            .filter(|(name, _)| known.iter().any(|known| known == name))
+            .map(|(name, value)| format!(", {name} = {value}"))
+            .collect();
+        let columns: Vec<String> = self
+            .row_columns()
+            .iter()
+            .map(|column| format!("{} {}", identifier(&column.name), column.kind))
+            .collect();
+        let table = |suffix: &str, columns: &str, engine: &str| {
+            format!(
+                "CREATE TABLE IF NOT EXISTS {} ({columns}) ENGINE = {engine} SETTINGS index_granularity = 8192{settings} \
+                 COMMENT {}",
+                self.table(suffix),
+                string(&self.comment)
+            )
+        };
+        vec![
+            format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&self.database)),
+            table(
+                "_rows",
+                &format!(
+                    "{}, INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1, INDEX by_status status TYPE minmax \
+                     GRANULARITY 1",
+                    columns.join(", ")
+                ),
+                &format!(
+                    "ReplacingMergeTree PARTITION BY {} ORDER BY ({})",
+                    Self::partition_key(),
+                    Self::sorting_key()
+                ),
+            ),
+            table(
+                "_passes",
+                "run String, pass UInt32, batches UInt32, ids UInt64, rows UInt64, dead UInt64, digest UInt64, \
+                 repeated_ids UInt64, builds Array(String), sealed_at DateTime64(3, 'UTC')",
+                "ReplacingMergeTree(sealed_at) ORDER BY (run, pass)",
+            ),
+            table(
+                "_runs",
+                "run String, source String, fingerprint String, batch_ids UInt32, expected_ids UInt64, may_repeat UInt8, \
+                 created_at DateTime64(3, 'UTC'), batches UInt32, ids UInt64, digest UInt64, dropped_repeats UInt64, \
+                 published_at DateTime64(3, 'UTC')",
+                "ReplacingMergeTree(published_at) ORDER BY run",
+            ),
+            table(
+                "_schemas",
+                "version UInt32, fingerprint UInt64, columns String, build String, created_at DateTime64(3, 'UTC')",
+                "ReplacingMergeTree(created_at) ORDER BY fingerprint",
+            ),
+            table(
+                "_view_faults",
+                "run String, pass UInt32, batches Array(UInt32), view String, error String, at DateTime64(3, 'UTC')",
+                "MergeTree ORDER BY (run, pass, view)",
+            ),
+        ]
+    }
+
+    /// An INSERT whose body is rows as workers encoded them: blocks of our own columns and those of a schema. Columns of
+    /// the table that the schema does not have get their defaults.
+    pub fn insert_rows(&self, schema: &Schema) -> String {
+        let own = OWN_COLUMNS.iter().map(|(name, _)| *name);
+        let names = own.chain(schema.columns().iter().map(|column| column.name.as_str()));
+        let names: Vec<String> = names.map(identifier).collect();
+        format!("INSERT INTO {} ({}) FORMAT Native", self.rows(), names.join(", "))
+    }
+
+    /// An id, given as text, as a value of the column's type.
+    fn id(&self, text: &str) -> String {
+        format!("to{}({})", self.id_type, string(text))
+    }
+
+    /// Removes every row of these batches, and waits for it.
+    pub fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
+        let rows = self.rows();
+        format!(
+            "ALTER TABLE {rows} DELETE WHERE {} SETTINGS mutations_sync = 2",
+            of_batches(run, pass, batches)
+        )
+    }
+
+    /// Rows of these batches, raw duplicates counted: `(rows)`.
+    pub fn count_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_batches(run, pass, batches))
+    }
+
+    /// Rows of a pass as they lie in the parts: `(rows)`. The primary key alone answers it, but for its edges.
+    pub fn raw_count(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    }
+
+    /// How many ids a pass has more than once, in different batches: `(repeats)`. Spills to disk beyond 256 MB.
+    pub fn repeated(&self, run: &str, pass: u32) -> String {
+        format!(
+            "SELECT toUInt64(sum(times - 1)) FROM (SELECT count() AS times FROM {} FINAL WHERE {} GROUP BY id) \
+             SETTINGS max_bytes_before_external_group_by = 268435456",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// Merges a run's partition into one part, without its raw duplicates.
+    pub fn heal(&self, run: &str) -> String {
+        format!("OPTIMIZE TABLE {} PARTITION {} FINAL", self.rows(), self.partition_of(run))
+    }
+
+    fn partition_of(&self, run: &str) -> u64 {
+        run.to_owned().sip_hash() % u64::from(PARTITIONS)
+    }
+
+    /// Makes a sealed pass visible.
+    pub fn insert_pass(&self, seen: &SeenPass<'_>) -> String {
+        let SeenPass { run, pass, batches, stored, repeated_ids, builds, at_ms } = seen;
+        let Stored { ids, dead, digest, .. } = stored;
+        let builds = builds.iter().map(|build| string(build)).collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, builds, sealed_at) SELECT {}, \
+             {pass}, {batches}, {ids}, {ids}, {dead}, {digest}, {repeated_ids}, CAST([{builds}] AS Array(String)), {}",
+            self.passes(),
+            string(run),
+            moment(*at_ms),
+        )
+    }
+
+    /// The pipeline's summary of a pass, if it has one. It is the author's own SQL, and stands on lines of its own.
+    pub fn summary(&self, run: &str, pass: u32) -> Option<String> {
+        let rows = format!(
+            "(SELECT id{} FROM {} FINAL WHERE {} AND status = 'ok')",
+            self.own_list(),
+            self.rows(),
+            of_pass(run, pass)
+        );
+        self.summary.map(|query| query.trim().trim_end_matches(';').replace("{rows}", &rows))
+    }
+
+    /// Keeps a run's record: the proof needs ClickHouse alone. Before all is published it holds no batches; the later
+    /// version of it replaces the earlier.
+    pub fn insert_run(&self, record: &RunRecord) -> String {
+        let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
+        let published = record.published.as_ref().unwrap_or(&nothing);
+        format!(
+            "INSERT INTO {} (run, source, fingerprint, batch_ids, expected_ids, may_repeat, created_at, batches, ids, \
+             digest, dropped_repeats, published_at) \
+             SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
+            self.runs(),
+            string(&record.run),
+            string(&record.source),
+            string(&record.fingerprint),
+            record.batch_ids,
+            record.expected_ids.unwrap_or(0),
+            u8::from(record.may_repeat),
+            moment(record.created_ms),
+            published.batches,
+            published.ids,
+            published.digest,
+            published.dropped_repeats,
+            moment(published.at_ms),
+        )
+    }
+
+    /// A run's record as it is kept: `(source, fingerprint, batch_ids, expected_ids, may_repeat, created_ms, batches,
+    /// ids, digest, dropped_repeats, published_ms)`.
+    pub fn run_record(&self, run: &str) -> String {
+        format!(
+            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, {}, batches, ids, digest, \
+             dropped_repeats, {} FROM {} FINAL WHERE run = {}",
+            millis("created_at"),
+            millis("published_at"),
+            self.runs(),
+            string(run)
+        )
+    }
+
+    /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, builds, sealed_ms)`.
+    pub fn sealed_passes(&self, run: &str) -> String {
+        format!(
+            "SELECT pass, rows, dead, repeated_ids, builds, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
+            millis("sealed_at"),
+            self.passes(),
+            string(run)
+        )
+    }
+}
+
+/// Which of `names` the server has in `table`, one of `settings` and `merge_tree_settings`: `(name)`.
+pub fn known_settings<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let names = names.map(string).collect::<Vec<_>>().join(", ");
+    format!("SELECT name FROM system.{table} WHERE name IN ({names})")
+}
+
+/// How many databases of that name there are: `(databases)`.
+pub fn databases(name: &str) -> String {
+    format!("SELECT count() FROM system.databases WHERE name = {}", string(name))
+}
+
+/// Columns of the answer to a user's query: `(name, type)`.
+///
+/// The query is the user's own SQL, which the server runs with the user's rights: the one text that is not quoted. It
+/// stands on lines of its own, so that a comment at its end ends there, and the positions in a complaint about it are
+/// the user's but for one line.
+pub fn describe_query(query: &str) -> String {
+    format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'))
+}
+
+/// A user's query whose one column has this name, in an order that is the same each time.
+pub fn ordered(query: &str, column: &str) -> String {
+    format!("SELECT * FROM (\n{}\n) ORDER BY {}", query.trim().trim_end_matches(';'), identifier(column))
+}
+
+/// Ends a query and waits until it is over.
+pub fn kill(query_id: &str) -> String {
+    format!("KILL QUERY WHERE query_id = {} SYNC", string(query_id))
+}
+
+/// How many queries of that name run: `(queries)`.
+pub fn running(query_id: &str) -> String {
+    format!("SELECT count() FROM system.processes WHERE query_id = {}", string(query_id))
+}
+
+/// How many queries whose names begin so run for longer than some seconds: `(queries)`.
+pub fn long_running(prefix: &str, seconds: u64) -> String {
+    format!(
+        "SELECT count() FROM system.processes WHERE startsWith(query_id, {}) AND elapsed > {seconds}",
+        string(prefix)
+    )
+}
+
+fn of_pass(run: &str, pass: u32) -> String {
+    format!("run = {} AND pass = {pass}", string(run))
+}
+
+fn of_batches(run: &str, pass: u32, batches: &[u32]) -> String {
+    let list = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    format!("{} AND batch IN ({list})", of_pass(run, pass))
+}
+
+/// A moment as text, in seconds since 1970: a `DateTime64` column reads it, and so does what stands for one on a server
+/// that has neither that type nor its functions. With fewer than ten digits of seconds it would be read as a date.
+fn moment(since_1970_ms: u64) -> String {
+    format!("'{:010}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
+}
+
+/// A moment that was written so, in milliseconds since 1970.
+fn millis(column: &str) -> String {
+    format!("toUInt64(round(toFloat64({column}) * 1000))")
+}
+
+/// A table or view with its database, in backticks.
+pub fn full_name(database: &str, name: &str) -> String {
+    format!("{}.{}", identifier(database), identifier(name))
+}
+
+/// A name in backticks.
+fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// A text in quotes.
+pub fn string(text: &str) -> String {
+    // A NUL as it is would end the query.
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\0', "\\0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::rows::Portion;
+    use crate::model::selection::Letters;
+    use crate::model::selection::Selection;
+
+    #[test]
+    fn a_moment_has_ten_digits_of_seconds() {
+        // `'0.000'` is refused: CANNOT_PARSE_DATETIME.
+        assert_eq!(moment(0), "'0000000000.000'");
+        assert_eq!(moment(1_795_621_875_015), "'1795621875.015'");
+    }
+
+    #[test]
+    fn quotes_cannot_be_left() {
+        assert_eq!(string("it's \\ ok"), r"'it\'s \\ ok'");
+        assert_eq!(string("\0"), r"'\0'");
+        assert_eq!(identifier("a`b\\"), r"`a\`b\\`");
+        assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
+    }
+
+    /// What is outside of quotes, as ClickHouse reads them: a backslash escapes, a doubled quote does not end.
+    fn outside_quotes(sql: &str) -> String {
+        let (mut outside, mut within) = (String::new(), None);
+        let mut symbols = sql.chars().peekable();
+        while let Some(symbol) = symbols.next() {
+            match within {
+                None if matches!(symbol, '\'' | '`' | '"') => within = Some(symbol),
+                None => outside.push(symbol),
+                Some(_) if symbol == '\\' => drop(symbols.next()),
+                Some(quote) if symbol == quote && symbols.peek() == Some(&quote) => drop(symbols.next()),
+                Some(quote) if symbol == quote => within = None,
+                Some(_) => {}
+            }
+        }
+        assert_eq!(within, None, "a quote is open at the end of {sql}");
+        outside
+    }
+
+    /// Every statement, with `text` wherever a name or a text goes in.
+    fn statements_about(text: &str) -> Vec<String> {
+        let schema = Arc::new(Schema::parse(&[("n", "UInt8")]).expect("sound"));
+        let tables = Tables {
+            build: "b".to_owned(),
+            schema: schema.clone(),
+            database: text.to_owned(),
+            comment: text.to_owned(),
+            pipeline: text.to_owned(),
+            id_type: "String",
+            columns: vec![Column::plain(text, "UInt8")],
+            summary: Some("SELECT count() FROM {rows}"),
+        };
+        let record = crate::model::record::RunRecord {
+            run: text.to_owned(),
+            source: text.to_owned(),
+            fingerprint: text.to_owned(),
+            batch_ids: 1,
+            expected_ids: None,
+            may_repeat: false,
+            created_ms: 0,
+            published: None,
+            timing: None,
+            so_far: None,
+        };
+        let letters = Letters {
+            error: Some(text.to_owned()),
+            batch: Some(1),
+            host: Some(text.to_owned()),
+            build: Some(text.to_owned()),
+        };
+        let selection = Selection::Letters(letters.clone());
+        let covers = crate::model::record::Covers {
+            base: 1,
+            selection,
+            ranges: Vec::new(),
+            selected: None,
+            ids: None,
+        };
+        let part = Portion::between(1, 2, text, text);
+        let digested = [Digested::plain(&schema)];
+        let stored = Stored {
+            batches: 1,
+            ids: 1,
+            digest: 1,
+            dead: 1,
+            raw_duplicates: 0,
+            is_moving: false,
+            values: None,
+        };
+        let builds = [text.to_owned()];
+        let seen = SeenPass {
+            run: text,
+            pass: 1,
+            batches: 1,
+            stored: &stored,
+            repeated_ids: 1,
+            builds: &builds,
+            at_ms: 1,
+        };
+        let of_run = [
+            tables.ask_parts(text, 1, &[&part], Count::Rows),
+            tables.ask_parts(text, 1, &[&part], Count::Ids),
+            tables.newest_rows(text),
+            tables.selected(text, &covers),
+            tables.selected_batches(text, &covers),
+            tables.selected_ids(text, &covers, &[1, 2]),
+            tables.not_computed(text, 2, &covers, [0, 9]),
+            tables.take_over(text, 2, &covers, [0, 9], &tables.row_columns(), &digested),
+            tables.rows_of(text, Some(1)),
+            tables.remove_rows(text, Some(1)),
+            tables.hide(text, 1),
+            tables.forget_run(text),
+            tables.run_record(text),
+            tables.sealed_passes(text),
+            tables.ask(text, 1, &[1, 2], Count::Rows),
+            tables.ask(text, 1, &[1, 2], Count::Ids),
+            tables.remove_batches(text, 1, &[1, 2]),
+            tables.count_dead(text, 1, &letters),
+            tables.proof(text, 1, None, RowsRead::Once),
+            tables.proof(text, 1, Some(&digested), RowsRead::All),
+            tables.raw_count(text, 1),
+            tables.batches(text, 1, Some(&digested)),
+            tables.base_at_fault(text, &covers, [0, 9], &tables.row_columns(), &digested),
+            tables.schemas_of(text, 1),
+            tables.repeated(text, 1),
+            tables.insert_pass(&seen),
+            tables.newest_sealed(text),
+            tables.is_seen(text, true),
+            tables.is_seen(text, false),
+            tables.builds(text, 1),
+            tables.build_names(text, 1),
+            tables.insert_view_fault((text, 1, &[[1, 2]]), (text, text), 1),
+            tables.view_faults(Some(text)),
+            tables.refill("v", "SELECT 1"),
+            tables.insert_run(&record),
+            tables.dead(text, 1, &letters, 1),
+            tables.dead_by_error(text, 1, &letters, 1),
+        ];
+        // Of a run it says the partition only, a number.
+        let heal = tables.heal("green");
+        let summary = tables.summary(text, 1).expect("there is one");
+        let columns = tables.row_columns();
+        let others = [
+            summary,
+            tables.insert_rows(&schema),
+            tables.list_tables(),
+            tables.list_columns(),
+            heal,
+            Tables::spell(&columns),
+            tables.add_column(&columns[0]),
+            tables.modify_column(&columns[0]),
+            tables.schemas(),
+            tables.insert_schema(1, &schema, text, 1),
+            tables.mutations(),
+            tables.kill_mutation(text, text),
+            tables.count_sealed(text, 1),
+            tables.count_runs(text),
+            tables.count_batches(text, 1, &[1, 2]),
+            tables.forget_view_faults(text, Some(1)),
+            tables.acknowledge_view_faults([(text, 1, text, 1)].into_iter()),
+            Tables::view_queries(&[(text.to_owned(), text.to_owned())]),
+        ];
+        let views = View::ALL.map(|view| tables.make_view(view, &columns, true));
+        let server = [
+            known_settings("settings", [text, text].into_iter()),
+            databases(text),
+            kill(text),
+            running(text),
+            long_running(text, 1),
+        ];
+        tables.create(&[]).into_iter().chain(views).chain(of_run).chain(others).chain(server).collect()
+    }
+
+    #[test]
+    fn hostile_names_stay_within_their_quotes() {
+        let plain: Vec<String> = statements_about("plain").iter().map(|sql| outside_quotes(sql)).collect();
+        let hostile = [
+            "'",
+            "`",
+            "\"",
+            "\\",
+            "\\'",
+            "\\`",
+            "''",
+            "``",
+            "a' OR 1 = 1 --",
+            "a`; DROP TABLE b; --",
+            "\\\\'",
+            "?",
+            "??",
+            "{x:String}",
+            "a\nb",
+            "a\0b",
+            "/*",
+            "*/",
+            "$a$",
+            "\u{1b}[2J",
+            "\u{2019}",
+        ];
+        for text in hostile {
+            let found: Vec<String> = statements_about(text).iter().map(|sql| outside_quotes(sql)).collect();
+            assert_eq!(found, plain, "{text}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Questions about what is stored of batches.
+
+use super::{Tables, of_batches, of_pass};
+use crate::model::rows::Portion;
+
+/// How the rows of a batch are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// Rows, which are as many ids if they lie in one part of the table: an INSERT is atomic and has no id twice
+    /// (`sink/group.rs`), and a merge leaves one row of an id.
+    Rows,
+    /// Distinct ids, for more than twice the time.
+    Ids,
+}
+
+impl Count {
+    fn expression(self) -> &'static str {
+        match self {
+            Self::Rows => "count(), toUInt8(min(_part_index) = max(_part_index))",
+            Self::Ids => "uniqExact(id), toUInt8(1)",
+        }
+    }
+}
+
+impl Tables {
+    /// What is stored of each of these batches: `(batch, ids it should have, found, whether each is another
+    /// id)`.
+    ///
+    /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
+    /// other numbers of ids: only those of one message are counted together.
+    pub fn ask(&self, run: &str, pass: u32, batches: &[u32], count: Count) -> String {
+        format!(
+            "SELECT batch, batch_ids, {} FROM {} WHERE {} GROUP BY batch, batch_ids",
+            count.expression(),
+            self.rows(),
+            of_batches(run, pass, batches)
+        )
+    }
+
+    /// What is stored of each of these parts of batches: `(place in the list, found, whether each is another id)`.
+    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion], count: Count) -> String {
+        let ask = |(place, part): (usize, &&Portion)| {
+            let Portion { batch, of, ids } = part;
+            let within = ids
+                .as_ref()
+                .map(|(first, last)| format!(" AND id BETWEEN {} AND {}", self.id(first), self.id(last)));
+            format!(
+                "SELECT toUInt32({place}), {} FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
+                count.expression(),
+                self.rows(),
+                of_pass(run, pass),
+                within.unwrap_or_default(),
+            )
+        };
+        parts.iter().enumerate().map(ask).collect::<Vec<_>>().join(" UNION ALL ")
+    }
+}

@@ -1,0 +1,70 @@
+//! SQL about dead letters.
+
+use super::{Tables, of_pass, string};
+use crate::model::selection::Letters;
+
+impl Letters {
+    /// The condition that a row of a pass must fulfil.
+    pub(super) fn condition(&self) -> String {
+        let error = self.error.as_ref().map(|text| format!(" AND position(error, {}) > 0", string(text)));
+        let batch = self.batch.map(|batch| format!(" AND batch = {batch}"));
+        let host = self.host.as_ref().map(|host| format!(" AND host = {}", string(host)));
+        let build = self.build.as_ref().map(|build| format!(" AND build = {}", string(build)));
+        let more: String = [error, batch, host, build].into_iter().flatten().collect();
+        format!("status = 'dead'{more}")
+    }
+}
+
+impl Tables {
+    /// Dead letters of a pass: `(rows)`. Raw duplicates count. Granules without one are skipped by their index.
+    pub fn count_dead(&self, run: &str, pass: u32, letters: &Letters) -> String {
+        format!(
+            "SELECT count() FROM {} WHERE {} AND {}",
+            self.rows(),
+            of_pass(run, pass),
+            letters.condition()
+        )
+    }
+
+    /// Dead letters of a pass, each id once: `(ids)`.
+    pub fn dead_ids(&self, run: &str, pass: u32) -> String {
+        format!("SELECT count() FROM {} FINAL WHERE {} AND status = 'dead'", self.rows(), of_pass(run, pass))
+    }
+
+    /// Dead letters of a pass, in order: `(batch, id as text, error, host, build)`.
+    pub fn dead(&self, run: &str, pass: u32, letters: &Letters, limit: u64) -> String {
+        format!(
+            "SELECT batch, toString(id), error, toString(host), toString(build) FROM {} FINAL WHERE {} AND {} \
+             ORDER BY batch, id LIMIT {limit}",
+            self.rows(),
+            of_pass(run, pass),
+            letters.condition(),
+        )
+    }
+
+    /// Dead letters of a pass by their error, numbers in it aside: `(error, ids)`, the commonest first.
+    pub fn dead_by_error(&self, run: &str, pass: u32, letters: &Letters, limit: u64) -> String {
+        format!(
+            "SELECT replaceRegexpAll(error, '[0-9]+', '#') AS kind, count() FROM {} FINAL \
+             WHERE {} AND {} GROUP BY kind ORDER BY count() DESC, kind LIMIT {limit}",
+            self.rows(),
+            of_pass(run, pass),
+            letters.condition(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_the_users_stays_a_text() {
+        let letters = Letters { error: Some("it's' OR 1=1 --".into()), batch: Some(3), ..Letters::default() };
+        assert_eq!(
+            letters.condition(),
+            r"status = 'dead' AND position(error, 'it\'s\' OR 1=1 --') > 0 AND batch = 3"
+        );
+        assert_eq!(Letters::default().condition(), "status = 'dead'");
+    }
+}

@@ -1,0 +1,188 @@
+//! Which ids of a pass another one computes again, and the SQL about them.
+//!
+//! Whatever was asked for comes down to one condition on the rows of the pass before. What fulfils it is published and
+//! computed, what does not is copied: each row of the base pass does one of the two.
+
+use super::{Column, Digested, Tables, identifier, of_batches, of_pass, string};
+use crate::model::record::Covers;
+use crate::model::selection::Selection;
+
+impl Covers {
+    /// The condition that a row of the base pass fulfils if its id is computed again. It is never NULL: a row of which
+    /// that could be said would be neither computed nor copied.
+    fn condition(&self) -> String {
+        match &self.selection {
+            Selection::Letters(letters) => letters.condition(),
+            Selection::Where(condition) => format!("ifNull({}, 0) != 0", alone(condition, ['(', ')'])),
+            Selection::Batches { .. } | Selection::Published { .. } => of_ranges(&self.ranges),
+        }
+    }
+}
+
+/// The user's own SQL, which the server runs with the user's rights: the one text that is not quoted. It stands on
+/// lines of its own, so that a comment at its end ends there.
+fn alone(condition: &str, [open, close]: [char; 2]) -> String {
+    format!("{open}\n{}\n{close}", condition.trim())
+}
+
+fn of_ranges(ranges: &[[u32; 2]]) -> String {
+    let ranges: Vec<String> =
+        ranges.iter().map(|[first, end]| format!("(batch >= {first} AND batch < {end})")).collect();
+    if ranges.is_empty() { "0".to_owned() } else { format!("({})", ranges.join(" OR ")) }
+}
+
+impl Tables {
+    /// Statements that a server executes only if this is a condition on rows, and nothing but one: they read no row.
+    ///
+    /// What closes its own bracket, as `1) OR (1` does, is sound within one kind of them and not within the other.
+    pub fn check_condition(&self, condition: &str) -> [String; 2] {
+        let rows = self.rows();
+        let array = alone(condition, ['[', ']']);
+        [
+            format!("SELECT count() FROM {rows} WHERE 0 AND {}", alone(condition, ['(', ')'])),
+            format!("SELECT count() FROM {rows} WHERE 0 AND length({array}) = 1"),
+        ]
+    }
+
+    /// The newest pass of a run that has rows: `(pass)`. The primary key answers it from its end.
+    pub fn newest_rows(&self, run: &str) -> String {
+        format!(
+            "SELECT pass FROM {} WHERE run = {} ORDER BY run DESC, pass DESC LIMIT 1",
+            self.rows(),
+            string(run)
+        )
+    }
+
+    /// The selected ids of the base pass: `(ids, digest)`.
+    pub fn selected(&self, run: &str, covers: &Covers) -> String {
+        format!(
+            "SELECT count(), sum(sipHash64(id)) FROM {} FINAL WHERE {} AND {}",
+            self.rows(),
+            of_pass(run, covers.base),
+            covers.condition(),
+        )
+    }
+
+    /// Batches of the base pass that have selected ids, in order: `(batch)`.
+    pub fn selected_batches(&self, run: &str, covers: &Covers) -> String {
+        format!(
+            "SELECT DISTINCT batch FROM {} FINAL WHERE {} AND {} ORDER BY batch",
+            self.rows(),
+            of_pass(run, covers.base),
+            covers.condition(),
+        )
+    }
+
+    /// The selected ids of these batches, in order: `(batch, id as text)`.
+    pub fn selected_ids(&self, run: &str, covers: &Covers, batches: &[u32]) -> String {
+        format!(
+            "SELECT batch, toString(id) FROM {} FINAL WHERE {} AND {} ORDER BY batch, id",
+            self.rows(),
+            of_batches(run, covers.base, batches),
+            covers.condition(),
+        )
+    }
+
+    /// How many selected ids of the batches from `first` to below `end` have no row in `pass`: `(ids)`.
+    pub fn not_computed(&self, run: &str, pass: u32, covers: &Covers, [first, end]: [u32; 2]) -> String {
+        let rows = self.rows();
+        let range = format!("batch >= {first} AND batch < {end}");
+        format!(
+            "SELECT count() FROM {rows} FINAL WHERE {} AND {range} AND {} AND (batch, id) NOT IN (SELECT batch, id \
+             FROM {rows} WHERE {} AND {range})",
+            of_pass(run, covers.base),
+            covers.condition(),
+            of_pass(run, pass),
+        )
+    }
+
+    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, except the selected ids.
+    /// Done twice it adds nothing. `table` is every column that the table has: another version of the pipeline may have
+    /// added some.
+    pub fn take_over(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        [first, end]: [u32; 2],
+        table: &[Column],
+        schemas: &[Digested],
+    ) -> String {
+        let rows = self.rows();
+        let range = format!("batch >= {first} AND batch < {end}");
+        let others = format!("{} AND {range} AND NOT ({})", of_pass(run, covers.base), covers.condition());
+        let lacking = format!(
+            "(batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
+            of_pass(run, pass)
+        );
+        let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
+        let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
+        let values = names.map(|name| match name {
+            "pass" => format!("toUInt32({pass})"),
+            // It goes over all that the pass takes over of a batch, whether it is copied now or was before: rows that come in
+            // two copies still have one digest.
+            "batch_digest" => "`$copied`".to_owned(),
+            name => identifier(name),
+        });
+        let values = values.collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {rows} ({columns}) SELECT {values} FROM (SELECT {columns} FROM {rows} FINAL WHERE {others} AND {lacking}) AS \
+             `$rows` INNER JOIN ({}) AS `$digests` USING (batch, schema)",
+            self.copied_digests(&others, schemas),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::moment::Moment;
+    use crate::model::selection::Letters;
+
+    #[test]
+    fn a_record_of_a_replay_of_dead_letters_reads_as_ever() {
+        let old = r#"{"base":1,"letters":{"error":"x","batch":null},"ids":7}"#;
+        let covers: Covers = serde_json::from_str(old).expect("the form of the first version");
+        let letters = Letters { error: Some("x".into()), ..Letters::default() };
+        assert_eq!(covers.selection, Selection::Letters(letters));
+        assert_eq!((covers.base, covers.ids, covers.selected, covers.ranges.len()), (1, Some(7), None, 0));
+        let again = serde_json::to_value(&covers).expect("JSON");
+        assert_eq!(again["letters"]["error"], "x");
+    }
+
+    #[test]
+    fn every_selection_is_told_and_kept() {
+        let moment = |words: &str| Moment::parse(words, 1000).expect("a moment");
+        let table = [
+            (Selection::Letters(Letters::default()), "dead letters"),
+            (Selection::Where("steps > 1".into()), "ids where `steps > 1`"),
+            (Selection::Batches { first: 3, end: 9 }, "batches 3..9"),
+            (
+                Selection::Published { since: Some(moment("10m")), until: Some(moment("1m")) },
+                "batches published since 10m until 1m",
+            ),
+        ];
+        for (selection, words) in table {
+            assert_eq!(selection.to_string(), words);
+            let covers = Covers { base: 1, selection, ranges: vec![[0, 4]], selected: None, ids: None };
+            let kept = serde_json::to_string(&covers).expect("JSON");
+            assert_eq!(serde_json::from_str::<Covers>(&kept).expect(&kept), covers);
+        }
+    }
+
+    #[test]
+    fn a_condition_is_one_expression_whatever_is_in_it() {
+        let covers = |selection, ranges: &[[u32; 2]]| Covers {
+            base: 1,
+            selection,
+            ranges: ranges.to_vec(),
+            selected: None,
+            ids: None,
+        };
+        let own = covers(Selection::Where(" steps > 1 -- many ".into()), &[]);
+        assert_eq!(own.condition(), "ifNull((\nsteps > 1 -- many\n), 0) != 0");
+        let batches = covers(Selection::Batches { first: 0, end: 9 }, &[[0, 4], [6, 9]]);
+        assert_eq!(batches.condition(), "((batch >= 0 AND batch < 4) OR (batch >= 6 AND batch < 9))");
+        assert_eq!(covers(Selection::Published { since: None, until: None }, &[]).condition(), "0");
+    }
+}

@@ -1,0 +1,72 @@
+//! What is stored of batches: the question before each insert, and before each ack.
+
+use std::collections::HashMap;
+
+use super::Store;
+use crate::clickhouse::sql::Count;
+use crate::error::StoreFault;
+use crate::model::rows::Portion;
+
+/// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
+const PARTS_ASKED: usize = 10;
+
+/// What is found of a portion.
+struct Counted<'a> {
+    of: &'a Portion,
+    count: u64,
+    /// Whether no two of them are the same id.
+    each_is_another: bool,
+}
+
+impl Store {
+    /// How many distinct ids of each portion are stored, in their order: the only thing that an ack may follow
+    /// (**ask-before-ack**).
+    ///
+    /// # Errors
+    /// The fault; nothing is known then.
+    pub async fn ask(
+        &self,
+        run: &str,
+        pass: u32,
+        portions: impl Iterator<Item = &Portion>,
+    ) -> Result<Vec<u64>, StoreFault> {
+        let portions: Vec<&Portion> = portions.collect();
+        let counted = self.count(run, pass, &portions, Count::Rows).await?;
+        let (mut ids, rows): (Vec<_>, Vec<_>) = counted.into_iter().partition(|found| found.each_is_another);
+        let doubtful: Vec<&Portion> = rows.into_iter().map(|found| found.of).collect();
+        ids.extend(self.count(run, pass, &doubtful, Count::Ids).await?);
+        let stored: HashMap<&Portion, u64> = ids.into_iter().map(|found| (found.of, found.count)).collect();
+        Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
+    }
+
+    /// Counts each of these portions; those of which there is nothing are left out.
+    async fn count<'a>(
+        &self,
+        run: &str,
+        pass: u32,
+        portions: &[&'a Portion],
+        by: Count,
+    ) -> Result<Vec<Counted<'a>>, StoreFault> {
+        let (batches, parts): (Vec<&Portion>, Vec<&Portion>) =
+            portions.iter().partition(|portion| portion.ids.is_none());
+        let mut counted = Vec::new();
+        if !batches.is_empty() {
+            let known: HashMap<(u32, u32), &Portion> =
+                batches.iter().map(|portion| ((portion.batch, portion.of), *portion)).collect();
+            let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
+            let question = self.tables.ask(run, pass, &batches, by);
+            for (batch, of, count, each) in self.answer::<(u32, u32, u64, u8)>(&question).await? {
+                let of = known.get(&(batch, of));
+                counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
+            }
+        }
+        for parts in parts.chunks(PARTS_ASKED) {
+            let question = self.tables.ask_parts(run, pass, parts, by);
+            for (place, count, each) in self.answer::<(u32, u64, u8)>(&question).await? {
+                let of = parts.get(place as usize);
+                counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
+            }
+        }
+        Ok(counted)
+    }
+}

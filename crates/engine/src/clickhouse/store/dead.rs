@@ -1,0 +1,81 @@
+//! Dead letters.
+
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use crate::error::Error;
+use crate::model::selection::Letters;
+
+/// A dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Its batch.
+    pub batch: u32,
+    /// The id, as text.
+    pub id: String,
+    /// Why.
+    pub error: String,
+    /// The host that computed it.
+    pub host: String,
+    /// The build that computed it.
+    pub build: String,
+}
+
+impl Store {
+    /// Dead letters of a pass, raw duplicates counted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_rows(&self, run: &str, pass: u32, letters: &Letters) -> Result<u64, Error> {
+        self.one("count dead letters", &self.tables.count_dead(run, pass, letters)).await
+    }
+
+    /// Dead letters of a pass, each id once. Where there are as many rows as the seal counted, an index answers; else raw
+    /// duplicates may be among them, and are folded.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_ids(&self, run: &str, pass: u32, sealed: u64) -> Result<u64, Error> {
+        match self.dead_rows(run, pass, &Letters::default()).await? {
+            rows if rows == sealed => Ok(rows),
+            _ => self.dead_distinct(run, pass).await,
+        }
+    }
+
+    /// Dead letters of a pass, each id once, whatever it costs to fold raw duplicates.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_distinct(&self, run: &str, pass: u32) -> Result<u64, Error> {
+        self.one("count dead letters", &self.tables.dead_ids(run, pass)).await
+    }
+
+    /// Dead letters of a pass, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead(
+        &self,
+        run: &str,
+        pass: u32,
+        letters: &Letters,
+        limit: u64,
+    ) -> Result<Vec<DeadLetter>, Error> {
+        self.all("list dead letters", &self.tables.dead(run, pass, letters, limit)).await
+    }
+
+    /// Dead letters of a pass by error: `(error, ids)`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn dead_by_error(
+        &self,
+        run: &str,
+        pass: u32,
+        letters: &Letters,
+        limit: u64,
+    ) -> Result<Vec<(String, u64)>, Error> {
+        self.all("count dead letters", &self.tables.dead_by_error(run, pass, letters, limit)).await
+    }
+}

@@ -1,0 +1,130 @@
+//! Records of runs and passes as ClickHouse keeps them: NATS is never the only truth.
+
+use clickhouse::Row;
+use serde::Deserialize;
+
+use super::Store;
+use crate::clickhouse::sql::{View, long_running};
+use crate::error::Error;
+use crate::model::record::{Published, RunRecord, Sealed};
+
+/// A run's record as [`Tables::run_record`](crate::clickhouse::sql::Tables::run_record) selects it.
+#[derive(Row, Deserialize)]
+struct KeptRun {
+    source: String,
+    fingerprint: String,
+    batch_ids: u32,
+    expected_ids: u64,
+    may_repeat: u8,
+    created_ms: u64,
+    batches: u32,
+    ids: u64,
+    digest: u64,
+    dropped_repeats: u64,
+    published_ms: u64,
+}
+
+/// A sealed pass as [`Tables::sealed_passes`](crate::clickhouse::sql::Tables::sealed_passes) selects it.
+#[derive(Row, Deserialize)]
+struct KeptPass {
+    pass: u32,
+    rows: u64,
+    dead: u64,
+    repeated_ids: u64,
+    builds: Vec<String>,
+    at_ms: u64,
+}
+
+/// How the names of a pipeline's INSERTs begin, in an environment's database.
+pub(crate) fn insert_prefix(database: &str, pipeline: &str) -> String {
+    format!("millstream-{database}.{pipeline}-")
+}
+
+impl KeptRun {
+    fn record(self, run: &str) -> RunRecord {
+        let published = Published {
+            batches: self.batches,
+            ids: self.ids,
+            digest: self.digest,
+            dropped_repeats: self.dropped_repeats,
+            at_ms: self.published_ms,
+        };
+        RunRecord {
+            run: run.to_owned(),
+            source: self.source,
+            fingerprint: self.fingerprint,
+            batch_ids: self.batch_ids,
+            expected_ids: Some(self.expected_ids),
+            may_repeat: self.may_repeat != 0,
+            created_ms: self.created_ms,
+            // A run has a batch at least.
+            published: (self.batches > 0).then_some(published),
+            timing: None,
+            so_far: None,
+        }
+    }
+}
+
+impl Store {
+    /// A run's record as it is kept here, for when NATS has forgotten it.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn run_record(&self, run: &str) -> Result<Option<RunRecord>, Error> {
+        let kept: Vec<KeptRun> = self.all("look up a run", &self.tables.run_record(run)).await?;
+        Ok(kept.into_iter().next().map(|kept| kept.record(run)))
+    }
+
+    /// Keeps a run's record, unless as much of it is kept already.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn keep_run(&self, record: &RunRecord) -> Result<(), Error> {
+        match self.run_record(&record.run).await? {
+            Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
+            _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
+        }
+    }
+
+    /// Whether an INSERT of a sink runs for longer than `seconds`, whichever process began it; `None` where this user may not
+    /// ask.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn has_long_inserts(&self, seconds: u64) -> Result<Option<bool>, Error> {
+        let question = long_running(
+            &insert_prefix(self.tables.database(), &self.tables.view_name(View::Sealed)),
+            seconds,
+        );
+        match self.answer::<u64>(&question).await {
+            Ok(found) => Ok(Some(found.iter().any(|queries| *queries > 0))),
+            Err(fault) if fault.is_denied() => Ok(None),
+            Err(fault) => Err(self.failed("look for inserts under way", fault)),
+        }
+    }
+
+    /// Runs that ClickHouse keeps the records of, the newest first; none where there is no such table.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn kept_runs(&self) -> Result<Vec<String>, Error> {
+        match self.answer(&self.tables.kept_runs()).await {
+            Err(fault) if fault.is_missing() => Ok(Vec::new()),
+            answer => answer.map_err(|fault| self.failed("look up runs", fault)),
+        }
+    }
+
+    /// What was proven of a run's passes, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
+        let passes: Vec<KeptPass> =
+            self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
+        let sealed = |kept: KeptPass| {
+            let KeptPass { pass, rows, dead, repeated_ids, builds, at_ms } = kept;
+            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, summary_fault: None, builds })
+        };
+        Ok(passes.into_iter().map(sealed).collect())
+    }
+}

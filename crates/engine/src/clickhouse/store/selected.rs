@@ -1,0 +1,204 @@
+//! The ids of a pass that another pass computes again, and the rows that it takes over.
+
+use std::time::Duration;
+
+use clickhouse::{RowOwned, RowRead};
+
+use super::{Found, PROOF_WITHIN, Store};
+use crate::clickhouse::sql::{Column, Digested};
+use crate::error::{Error, StoreFault};
+use crate::model::record::{Covers, Selected};
+use crate::model::rows::MAX_INSERT_BYTES;
+
+/// How long it may take to copy half a million rows inside ClickHouse.
+const COPY_WITHIN: Duration = Duration::from_secs(600);
+
+impl Store {
+    /// Whether ClickHouse takes this as a condition on the rows of this pipeline.
+    ///
+    /// # Errors
+    /// [`Error::Condition`] with what ClickHouse says about it; [`Error::Store`].
+    pub async fn check_condition(&self, condition: &str) -> Result<(), Error> {
+        for statement in self.tables.check_condition(condition) {
+            let asked = self.client.query_raw(&statement).fetch_one::<u64>();
+            match super::within(super::ANSWER_WITHIN, asked).await {
+                Ok(_) => {}
+                Err(source @ StoreFault::Exception { .. }) => {
+                    return Err(Error::Condition { condition: condition.to_owned(), source });
+                }
+                Err(fault) => return Err(self.failed("check the condition", fault)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest pass of a run that has rows; 0 without any.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn newest_rows(&self, run: &str) -> Result<u32, Error> {
+        let found: Vec<u32> = self.all("look for rows of passes", &self.tables.newest_rows(run)).await?;
+        Ok(found.first().copied().unwrap_or_default())
+    }
+
+    /// How many ids of the base pass are selected, and their digest.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn selected(&self, run: &str, covers: &Covers) -> Result<Selected, Error> {
+        let question = self.tables.selected(run, covers);
+        let found: Vec<(u64, u64)> = self.long("count the ids selected", &question).await?;
+        let (ids, digest) = found.first().copied().unwrap_or_default();
+        Ok(Selected { ids, digest })
+    }
+
+    /// Batches of the base pass that have selected ids, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn selected_batches(&self, run: &str, covers: &Covers) -> Result<Vec<u32>, Error> {
+        self.long("list batches with selected ids", &self.tables.selected_batches(run, covers)).await
+    }
+
+    /// The selected ids of these batches: `(batch, id)`, in order.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn selected_ids(
+        &self,
+        run: &str,
+        covers: &Covers,
+        batches: &[u32],
+    ) -> Result<Vec<(u32, String)>, Error> {
+        self.long("list selected ids", &self.tables.selected_ids(run, covers, batches)).await
+    }
+
+    /// How many selected ids of the batches from `first` to below `end` have no row in `pass`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn not_computed(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        range: [u32; 2],
+    ) -> Result<u64, Error> {
+        let question = self.tables.not_computed(run, pass, covers, range);
+        let found: Vec<u64> = self.long("count ids that are not computed yet", &question).await?;
+        Ok(found.first().copied().unwrap_or_default())
+    }
+
+    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, selected ids excepted; in as many
+    /// pieces as keep each to the bytes of one block, but for a batch that is larger by itself.
+    ///
+    /// # Errors
+    /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`]; that the same is being
+    /// done for another process is one too.
+    pub async fn take_over(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        range: [u32; 2],
+    ) -> Result<(), Error> {
+        let found = self.look().await?;
+        let digested = self.digested(run, covers.base, &found).await?;
+        let mut left = vec![range];
+        while let Some([first, end]) = left.pop() {
+            let bytes = self.prove_base((run, pass, covers), [first, end], &found, &digested).await?;
+            match pieces([first, end], bytes) {
+                pieces if pieces.len() > 1 => left.extend(pieces.into_iter().rev()),
+                _ => self.copy(run, pass, covers, [first, end], found.rows(), &digested).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Proves what `pass` would take over of the base pass, all batches of it.
+    ///
+    /// # Errors
+    /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`].
+    pub async fn check_base(&self, run: &str, pass: u32, covers: &Covers, batches: u32) -> Result<(), Error> {
+        let found = self.look().await?;
+        let digested = self.digested(run, covers.base, &found).await?;
+        self.prove_base((run, pass, covers), [0, batches], &found, &digested).await.map(drop)
+    }
+
+    /// Proves the values of the base's batches from the first to below the second; how many bytes their rows are.
+    async fn prove_base(
+        &self,
+        (run, pass, covers): (&str, u32, &Covers),
+        range: [u32; 2],
+        found: &Found,
+        digested: &[Digested],
+    ) -> Result<u64, Error> {
+        let question = self.tables.base_at_fault(run, covers, range, found.rows(), digested);
+        let proven: Vec<(u64, u64)> =
+            self.long("prove the values that are to be taken over", &question).await?;
+        match proven.first().copied().unwrap_or_default() {
+            (0, bytes) => Ok(bytes),
+            (batches, _) => Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches }),
+        }
+    }
+
+    async fn copy(
+        &self,
+        run: &str,
+        pass: u32,
+        covers: &Covers,
+        range: [u32; 2],
+        table: &[Column],
+        digested: &[Digested],
+    ) -> Result<(), Error> {
+        let statement = self.tables.take_over(run, pass, covers, range, table, digested);
+        // Of two that copy the same at once, the server refuses the second: code 216.
+        let id = format!("millstream-copy-{}-{run}-{pass}-{}", self.tables.view(), range[0]);
+        let mut query = self.client.query_raw(&statement).with_setting("query_id", id);
+        for (name, value) in self.insert_settings.iter() {
+            query = query.with_setting(*name, *value);
+        }
+        let copied = super::within(COPY_WITHIN, query.execute()).await;
+        if let Err(fault) = &copied
+            && (fault.view().is_some() || !matches!(fault, StoreFault::Exception { .. }))
+        {
+            // What was copied may be there by then: copied once more it comes to nothing, for the view either.
+            self.note_view_fault(run, pass, &[range], fault).await?;
+        }
+        copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
+    }
+
+    /// A question that reads a whole pass.
+    pub(super) async fn long<T: RowOwned + RowRead>(
+        &self,
+        doing: &str,
+        question: &str,
+    ) -> Result<Vec<T>, Error> {
+        let query = self.client.query_raw(question).fetch_all::<T>();
+        super::within(PROOF_WITHIN, query).await.map_err(|fault| self.failed(doing, fault))
+    }
+}
+
+/// Batches from the first to below the second, cut so that each piece has its share of the bytes and no more than one block.
+fn pieces([first, end]: [u32; 2], bytes: u64) -> Vec<[u32; 2]> {
+    let batches = end.saturating_sub(first);
+    let wanted = u32::try_from(bytes.div_ceil(MAX_INSERT_BYTES)).unwrap_or(u32::MAX);
+    let step = (batches / wanted.clamp(1, batches.max(1))).max(1);
+    let firsts = (first..end).step_by(step as usize);
+    firsts.map(|first| [first, first.saturating_add(step).min(end)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_as_many_as_the_bytes_need() {
+        assert_eq!(pieces([3, 9], 0), [[3, 9]]);
+        assert_eq!(pieces([3, 9], MAX_INSERT_BYTES), [[3, 9]]);
+        assert_eq!(pieces([3, 9], MAX_INSERT_BYTES + 1), [[3, 6], [6, 9]]);
+        assert_eq!(pieces([0, 5], 2 * MAX_INSERT_BYTES), [[0, 2], [2, 4], [4, 5]]);
+        assert_eq!(pieces([0, 2], u64::MAX), [[0, 1], [1, 2]]);
+        assert_eq!(pieces([7, 8], u64::MAX), [[7, 8]]);
+    }
+}

@@ -1,0 +1,7 @@
+//! What an operator does to a run: pause, cancel, change, replay, rebuild, forget.
+
+pub mod forget;
+pub mod max_dead;
+pub mod rebuild;
+pub mod replay;
+pub mod steer;

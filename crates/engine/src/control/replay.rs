@@ -1,0 +1,244 @@
+//! A new pass over a run: over all of its ids, or over some of them, which then takes over the rows of the others from
+//! the newest sealed pass, so that what readers see is whole at every moment.
+//!
+//! Of all ids, workers draw the run's own batches once more. Of some, ClickHouse knows which; they are published like a
+//! run's, under subjects of the pass, and workers and sinks know no difference. The sealer copies the other rows inside
+//! ClickHouse once the ids are computed (`complete`), proves the pass against the run's record like any other, and
+//! readers flip. Killed at any point, the same words go on.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use millstream::Id;
+use millstream::envelope::encode_ids;
+use millstream::names::RunName;
+
+use crate::clickhouse::store::Store;
+use crate::error::Error;
+use crate::failpoint;
+use crate::model::record::{Covers, PassRecord, PassState, Published, RunRecord};
+use crate::model::selection::Selection;
+use crate::nats::broker::{Broker, Written};
+use crate::nats::bucket::{Change, Records};
+use crate::seal::copied::check_selected;
+use crate::seal::gone::refuse;
+use crate::stop::Stop;
+
+/// Batches whose selected ids are read at once, and ids that those may have together.
+const READ_AT_ONCE: (u32, u32) = (64, 500_000);
+/// Batches on their way at once.
+const IN_FLIGHT: usize = 64;
+/// Groups of batches that a record names.
+const RANGES: usize = 1000;
+
+/// What a replay came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// The new pass.
+    pub pass: u32,
+    /// Ids that it computes.
+    pub ids: u64,
+    /// Batches that they are in.
+    pub batches: u64,
+}
+
+/// A replay on its way.
+struct Replay<'a> {
+    broker: &'a Broker,
+    records: &'a Records,
+    store: &'a Store,
+    run: &'a RunName,
+    selection: Option<&'a Selection>,
+    stop: &'a Stop,
+}
+
+/// Begins a pass over the selected ids of a run, or over all of them, or goes on with one that was begun so.
+///
+/// # Errors
+/// [`Error::PassOpen`] while the newest pass is running or paused; [`Error::IdsGone`], [`Error::NothingSelected`] and
+/// their like before anything is written; [`Error::Stopped`]; those of the broker and ClickHouse.
+pub async fn replay<I: Id>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    selection: Option<&Selection>,
+    stop: &Stop,
+) -> Result<Replayed, Error> {
+    let record = records.known_run(run).await?.record;
+    let Some(published) = &record.published else {
+        return Err(Error::NotPublished { run: run.to_string() });
+    };
+    let replay = Replay { broker, records, store, run, selection, stop };
+    let PassRecord { pass, covers, .. } = replay.open(&record, published).await?;
+    failpoint::pass("replay-after-record");
+    match covers {
+        None => {
+            broker.ensure_work_consumer(run, pass).await?;
+            Ok(Replayed { pass, ids: published.ids, batches: u64::from(published.batches) })
+        }
+        Some(covers) => replay.publish_selected::<I>(pass, &covers, record.batch_ids).await,
+    }
+}
+
+impl Replay<'_> {
+    /// The pass that was begun with these words, or a new one.
+    async fn open(&self, record: &RunRecord, published: &Published) -> Result<PassRecord, Error> {
+        let passes = self.records.passes_of(self.run).await?;
+        let open = || Error::PassOpen { run: self.run.to_string() };
+        let newest = passes.last().ok_or_else(open)?;
+        match newest.state {
+            PassState::Running if self.began(newest) => return Ok(newest.clone()),
+            PassState::Running | PassState::Paused => return Err(open()),
+            PassState::Cancelled | PassState::Sealed => {}
+        }
+        let covers = match self.selection {
+            None => {
+                refuse(self.broker, self.records, record, published).await?;
+                None
+            }
+            Some(selection) => {
+                let base = passes.iter().rfind(|pass| pass.state == PassState::Sealed);
+                let base = base.ok_or_else(|| Error::NeverSealed { run: self.run.to_string() })?.pass;
+                Some(self.covers(base, selection, record, published).await?)
+            }
+        };
+        // The bucket may have been lost with a pass whose rows are still there.
+        let rows = self.store.newest_rows(self.run.as_str()).await?;
+        let pass = self.records.next_pass(self.run).await?.max(rows + 1);
+        let begun = PassRecord { covers, ..PassRecord::begin(self.run, pass, record.batch_ids) };
+        // Somebody was faster: what they began may be the same.
+        let _beaten = self.records.create_pass(&begun, self.run).await?;
+        let found = self.records.pass(self.run, pass).await?.ok_or_else(open)?.record;
+        if self.began(&found) { Ok(found) } else { Err(open()) }
+    }
+
+    /// Whether a replay of these words began this pass. The first pass of a run is none.
+    fn began(&self, pass: &PassRecord) -> bool {
+        let selection = pass.covers.as_ref().map(|covers| &covers.selection);
+        pass.pass > 1 && selection == self.selection
+    }
+
+    /// What the selection comes to: the same ids each time, and some.
+    async fn covers(
+        &self,
+        base: u32,
+        selection: &Selection,
+        record: &RunRecord,
+        published: &Published,
+    ) -> Result<Covers, Error> {
+        let (run, selection) = (self.run.to_string(), selection.clone());
+        let ranges = match &selection {
+            Selection::Letters(_) => Vec::new(),
+            Selection::Where(condition) => {
+                self.store.check_condition(condition).await?;
+                Vec::new()
+            }
+            Selection::Batches { end, .. } if *end > published.batches => {
+                return Err(Error::NoSuchBatches { run, selection, batches: published.batches });
+            }
+            Selection::Batches { first, end } => vec![[*first, *end]],
+            Selection::Published { since, until } => {
+                // When a batch was published that is no longer there, nobody knows.
+                refuse(self.broker, self.records, record, published).await?;
+                let [since, until] = [since, until].map(|moment| moment.as_ref().map(|moment| moment.at_ms));
+                let mut batches = self.broker.published_between(self.run, since, until).await?;
+                batches.retain(|batch| *batch < published.batches);
+                ranges_of(batches)
+            }
+        };
+        if ranges.len() > RANGES {
+            return Err(Error::Scattered { run, selection, ranges: ranges.len() });
+        }
+        let mut covers = Covers { base, selection, ranges, selected: None, ids: None };
+        let selected = self.store.selected(self.run.as_str(), &covers).await?;
+        if selected.ids == 0 {
+            return Err(Error::NothingSelected { run, selection: covers.selection });
+        }
+        covers.selected = Some(selected);
+        check_selected(self.store, self.run, &covers).await?;
+        Ok(covers)
+    }
+
+    /// Publishes the selected ids and says so in the pass's record.
+    async fn publish_selected<I: Id>(
+        &self,
+        pass: u32,
+        covers: &Covers,
+        batch_ids: u32,
+    ) -> Result<Replayed, Error> {
+        self.broker.ensure_replay_consumer(self.run, pass).await?;
+        check_selected(self.store, self.run, covers).await?;
+        let batches = self.store.selected_batches(self.run.as_str(), covers).await?;
+        let mut ids = 0;
+        let at_once = (READ_AT_ONCE.1 / batch_ids.max(1)).clamp(1, READ_AT_ONCE.0);
+        for some in batches.chunks(at_once as usize) {
+            ids += self.publish::<I>(pass, covers, some).await?;
+        }
+        failpoint::pass("replay-before-close");
+        self.close(pass, ids).await?;
+        Ok(Replayed { pass, ids, batches: batches.len() as u64 })
+    }
+
+    /// Publishes the selected ids of some batches; how many there are.
+    async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
+        let Self { broker, run, stop, .. } = self;
+        let found = self.store.selected_ids(run.as_str(), covers, batches).await?;
+        let mut flights = FuturesUnordered::new();
+        for batch in found.chunk_by(|a, b| a.0 == b.0) {
+            let ids = batch.iter().map(|(_, id)| I::parse(id)).collect::<Result<Vec<I>, _>>();
+            let number = batch[0].0;
+            let ids =
+                ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
+            let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
+            let subject = broker.names().replay_subject(run, pass, number);
+            flights.push(async move { broker.write_once(&subject, bytes, stop).await });
+            if flights.len() >= IN_FLIGHT {
+                let _written: Option<Written> = flights.next().await.transpose()?;
+            }
+        }
+        while flights.next().await.transpose()?.is_some() {}
+        Ok(found.len() as u64)
+    }
+
+    /// Says in the pass's record that all of it is published. What was on its way when it was cancelled is removed.
+    async fn close(&self, pass: u32, ids: u64) -> Result<(), Error> {
+        while let Some(mut entry) = self.records.pass(self.run, pass).await? {
+            if entry.record.state == PassState::Cancelled {
+                self.broker.purge_ids(self.broker.names().replay_ids(self.run, pass)).await?;
+                return Err(Error::Cancelled { run: self.run.to_string() });
+            }
+            match &mut entry.record.covers {
+                Some(covers) if covers.ids.is_none() => covers.ids = Some(ids),
+                _ => break,
+            }
+            if self.records.update_pass(&entry, self.run).await? == Change::Made {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Batches in ascending order as ranges, from the first to below the second of each pair.
+fn ranges_of(batches: Vec<u32>) -> Vec<[u32; 2]> {
+    let mut ranges: Vec<[u32; 2]> = Vec::new();
+    for batch in batches {
+        match ranges.last_mut() {
+            Some([_, end]) if *end == batch => *end = batch + 1,
+            _ => ranges.push([batch, batch + 1]),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_range() {
+        assert_eq!(ranges_of(vec![]), [[0; 2]; 0]);
+        assert_eq!(ranges_of(vec![0, 1, 2, 5, 7, 8]), [[0, 3], [5, 6], [7, 9]]);
+    }
+}

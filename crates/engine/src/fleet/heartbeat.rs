@@ -1,0 +1,151 @@
+//! What every process says of itself: a small record in the bucket, every few seconds while it runs.
+//!
+//! `status` reads them, and so do workers, to know how many share a run's rate limit. A process that ends takes its record
+//! away; that of one which was killed is stale soon and removed by a sealer.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use millstream::names::RunName;
+use twox_hash::XxHash64;
+
+use crate::error::{Error, full_cause};
+use crate::model::host::Doing;
+use crate::model::host::HostReport;
+use crate::model::host::host_name;
+use crate::model::host::instance;
+use crate::model::moment::now_ms;
+use crate::nats::bucket::{Entry, Records};
+use crate::stop::Stop;
+
+/// How often a process says what it does.
+pub(crate) const REPORT: Duration = Duration::from_secs(3);
+/// Time until the first report. A process that ends earlier leaves no record.
+const FIRST_REPORT: Duration = Duration::from_millis(200);
+/// A record older than this is that of a process which is gone.
+const STALE: Duration = Duration::from_secs(12);
+/// A sealer purges records older than this.
+const GONE: Duration = Duration::from_secs(600);
+
+/// What helps rows that the table does not take.
+pub const LEFT_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
+                             come again by themselves, within ten minutes";
+
+/// Reports what `look` says until taking stops, then takes the record away.
+pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look: impl FnMut() -> Doing) {
+    let (host, pid, started_ms) = (host_name(), std::process::id(), now_ms());
+    let (mut key, mut pause) = (None, FIRST_REPORT);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = REPORT,
+            () = stop.no_more_taking() => break,
+        }
+        let (host, build, doing) = (host.clone(), build.to_owned(), look());
+        let report = HostReport { host, pid, instance: instance(), started_ms, build, doing };
+        let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &report.host, pid));
+        if let Err(error) = records.put_host(key, &report).await {
+            tracing::debug!(error = full_cause(&error), "what this process does could not be reported");
+        }
+    }
+    if let Some(key) = key
+        && let Err(error) = records.remove_host(&key).await
+    {
+        tracing::debug!(error = full_cause(&error), "this process's record is left to be removed");
+    }
+}
+
+/// Processes that are alive, in order of their role and host.
+///
+/// # Errors
+/// The broker's.
+pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
+    let mut alive: Vec<HostReport> = fresh(records).await?.map(|entry| entry.record).collect();
+    alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
+    Ok(alive)
+}
+
+/// How many other sinks that are alive come before this process to a pass, whose rows each of them could prove. The order is
+/// another for each pass.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) -> Result<u64, Error> {
+    let place = |host: &str, pid: u32, instance: u32| {
+        let process = format!("{host}/{pid}/{instance}");
+        (XxHash64::oneshot(u64::from(pass), format!("{run} {process}").as_bytes()), process)
+    };
+    let own = place(&host_name(), std::process::id(), instance());
+    let alive = fresh(records).await?.map(|entry| entry.record);
+    let sinks = alive.filter(|report| matches!(report.doing, Doing::Sink { .. }));
+    Ok(sinks.filter(|sink| place(&sink.host, sink.pid, sink.instance) < own).count() as u64)
+}
+
+/// What processes that are alive said, and when.
+async fn fresh(records: &Records) -> Result<impl Iterator<Item = Entry<HostReport>>, Error> {
+    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
+    let now = now_ms();
+    Ok(reports.filter(move |entry| now.saturating_sub(entry.written_ms) < STALE.as_millis() as u64))
+}
+
+/// Whether no sink that is alive has rows of a pass in hand, by reports that were all written after this moment: what a sink has
+/// drawn since its report is in none.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn none_holds(
+    records: &Records,
+    (run, pass): (&str, u32),
+    since_ms: u64,
+) -> Result<bool, Error> {
+    let mut sinks = fresh(records).await?.filter(|entry| matches!(entry.record.doing, Doing::Sink { .. }));
+    Ok(sinks.all(|entry| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
+}
+
+/// Whether a sink has rows of a pass in hand by the report that it makes next. One that makes none for as long as that counts is
+/// gone. No clock of another host is compared with that of this one.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> Result<bool, Error> {
+    let sinks = async || {
+        let entries = records.hosts().await?;
+        let newest = entries.iter().map(|(_, entry)| entry.written_ms).max().unwrap_or(0);
+        let is_alive = |entry: &Entry<HostReport>| {
+            matches!(entry.record.doing, Doing::Sink { .. })
+                && newest - entry.written_ms < STALE.as_millis() as u64
+        };
+        let alive = entries.into_iter().filter(|(_, entry)| is_alive(entry));
+        Ok::<HashMap<_, _>, Error>(alive.collect())
+    };
+    let (first, begun) = (sinks().await?, Instant::now());
+    loop {
+        let now = sinks().await?;
+        if now.values().any(|entry| entry.record.holds(run, pass)) {
+            return Ok(true);
+        }
+        let is_old = |(key, entry): (&String, &Entry<HostReport>)| {
+            now.get(key).is_some_and(|now| now.revision == entry.revision)
+        };
+        if !first.iter().any(is_old) || begun.elapsed() >= STALE {
+            return Ok(false);
+        }
+        tokio::time::sleep(REPORT / 6).await;
+    }
+}
+
+/// How often processes of this fleet handed the batch with this subject back for their own sake, as far as they said so.
+pub(crate) async fn returned(records: &Records, subject: &str) -> i64 {
+    match records.hosts().await {
+        Ok(entries) => entries.iter().map(|(_, entry)| entry.record.returned(subject)).sum(),
+        // A batch that is computed one id at a time takes longer, and comes to the same.
+        Err(_) => 0,
+    }
+}
+
+/// Purges the records of processes that are gone.
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn sweep(records: &Records) -> Result<(), Error> {
+    records.sweep_hosts(now_ms().saturating_sub(GONE.as_millis() as u64)).await
+}

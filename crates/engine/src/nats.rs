@@ -1,0 +1,10 @@
+//! All that is asked of NATS: streams, consumers, messages, and the bucket of records.
+//!
+//! Promises: each answer has a time limit, and a message is written once ([`broker::Broker::write_once`]). Knows nothing of
+//! ClickHouse, of computing, or of what a run needs next.
+
+pub mod broker;
+pub mod bucket;
+pub(crate) mod delivery;
+pub(crate) mod pass_watch;
+pub(crate) mod quarantine;

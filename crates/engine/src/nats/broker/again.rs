@@ -1,0 +1,83 @@
+//! Messages that hold rows of a pass: found one by one, and handed out to sinks once more.
+
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use bytes::Bytes;
+use millstream::envelope::{Rows, decode_rows};
+use millstream::names::RunName;
+
+use super::{Broker, within};
+use crate::error::{Error, broker};
+use crate::model::moment::since_1970_ms;
+
+/// A message of the rows stream.
+#[derive(Debug, Clone)]
+pub struct RowsMessage {
+    /// Its subject.
+    pub subject: String,
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// When it was stored, by the server's clock, in milliseconds since 1970.
+    pub at_ms: u64,
+    payload: Bytes,
+}
+
+impl From<StreamMessage> for RowsMessage {
+    fn from(message: StreamMessage) -> Self {
+        let at_ms = since_1970_ms(message.time);
+        let StreamMessage { subject, sequence, payload, .. } = message;
+        Self { subject: subject.to_string(), sequence, at_ms, payload }
+    }
+}
+
+impl Broker {
+    /// The last message that holds rows of a pass.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn last_rows(&self, run: &RunName, pass: u32) -> Result<Option<RowsMessage>, Error> {
+        let found = self.last_message(self.names.rows_stream(), &self.names.pass_rows(run, pass)).await?;
+        Ok(found.map(RowsMessage::from))
+    }
+
+    /// The messages that hold the rows of a batch: one, or its parts. None where not all of them are there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rows_of_batch(
+        &self,
+        run: &RunName,
+        pass: u32,
+        batch: u32,
+    ) -> Result<Vec<RowsMessage>, Error> {
+        let (mut messages, mut left) = (Vec::new(), vec![self.names.rows_subject(run, pass, batch)]);
+        while let Some(subject) = left.pop() {
+            let Some(message) = self.last_message(self.names.rows_stream(), &subject).await? else {
+                return Ok(Vec::new());
+            };
+            match decode_rows(&message.payload) {
+                Ok(Rows::Cut(cut)) => {
+                    left.extend(
+                        cut.ranges().map(|places| self.names.part_subject(run, pass, batch, &places)),
+                    );
+                }
+                Ok(Rows::Batch(_)) | Err(_) => messages.push(message.into()),
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Puts a message behind all others, so that a sink draws it whatever became of it before. A kill between the two steps
+    /// leaves none: its batch is then one that has to be computed.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn hand_out_again(&self, message: RowsMessage) -> Result<(), Error> {
+        let RowsMessage { subject, payload, .. } = message;
+        let doing = format!("hand out `{subject}` again");
+        self.purge_rows(subject.clone()).await?;
+        let again = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
+        let again = async { self.jetstream.send_publish(subject, again).await?.await };
+        within(&doing, again).await?.map_err(broker(doing))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,360 @@
+//! The durable consumers: one for each pass, from which all workers draw, and one that all sinks share.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::{ErrorCode, context};
+use futures_util::StreamExt;
+use millstream::names::RunName;
+
+use super::{Broker, within};
+use crate::error::{Error, broker};
+use crate::model::record::{PassRecord, PassState};
+use crate::model::rows::Drawn;
+
+/// The `ack_wait` for a moment when everything is to be delivered again.
+const RECLAIM: Duration = Duration::from_millis(500);
+
+/// A rebuild's consumer goes by itself after this long without anybody who draws from it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+
+/// A worker's batch is delivered again after this long without a sign of progress.
+pub const WORK_ACK_WAIT: Duration = Duration::from_secs(60);
+/// A sink's batch is delivered again after this long without a sign of progress.
+pub const SINK_ACK_WAIT: Duration = Duration::from_secs(120);
+
+/// Deliveries that may be open on one consumer, over all hosts: far above what permits let a fleet take.
+const MAX_ACK_PENDING: i64 = 100_000;
+
+/// Where the workers of a pass stand: equal means that nothing has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Batches that wait.
+    pub pending: u64,
+    /// Batches that are open.
+    pub open: usize,
+    /// The last delivery.
+    pub delivered: u64,
+    /// Below this all is acked.
+    pub acked: u64,
+}
+
+impl Broker {
+    /// Where the workers of all passes stand, by the name of their consumer: one question for some hundreds of them.
+    ///
+    /// # Errors
+    /// The broker's. In a cluster some consumers may be left out.
+    pub async fn work_standings(&self) -> Result<HashMap<String, Standing>, Error> {
+        let doing = format!("list the consumers of stream `{}`", self.names.ids_stream());
+        let stream = self.jetstream.get_stream_no_info(self.names.ids_stream());
+        let stream = within(&doing, stream).await?.map_err(broker(&doing))?;
+        let (mut consumers, mut standings) = (stream.consumers(), HashMap::new());
+        while let Some(info) = within(&doing, consumers.next()).await? {
+            let info = info.map_err(broker(&doing))?;
+            let standing = Standing {
+                pending: info.num_pending,
+                open: info.num_ack_pending,
+                delivered: info.delivered.consumer_sequence,
+                acked: info.ack_floor.consumer_sequence,
+            };
+            standings.insert(info.name, standing);
+        }
+        Ok(standings)
+    }
+
+    /// Creates the durable that all sinks share, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_sink_consumer(&self) -> Result<(), Error> {
+        let config = pull::Config {
+            durable_name: Some(self.names.sink_consumer()),
+            filter_subject: self.names.all_rows(),
+            ack_wait: SINK_ACK_WAIT,
+            ..durable()
+        };
+        self.ensure_consumer(&self.names.rows_stream(), config).await
+    }
+
+    /// Creates the durable from which all workers draw a pass, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        let config = pull::Config { filter_subject: self.names.run_ids(run), ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
+    /// Creates the durable from which all workers draw a pass over some of the run's ids, unless it is there.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn ensure_replay_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        let filter_subject = self.names.replay_ids(run, pass);
+        let config = pull::Config { filter_subject, ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
+    /// Makes the durable of a pass anew, over just these batches, or over all of the run.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn replace_work_consumer(
+        &self,
+        run: &RunName,
+        pass: u32,
+        batches: Option<&[u32]>,
+    ) -> Result<(), Error> {
+        self.remove_work_consumer(run, pass).await?;
+        let Some(batches) = batches else { return self.ensure_work_consumer(run, pass).await };
+        let filter_subjects = batches.iter().map(|batch| self.names.ids_subject(run, *batch)).collect();
+        let config = pull::Config { filter_subjects, ..self.work_config(run, pass) };
+        self.ensure_consumer(&self.names.ids_stream(), config).await
+    }
+
+    fn work_config(&self, run: &RunName, pass: u32) -> pull::Config {
+        pull::Config {
+            durable_name: Some(self.names.work_consumer(run, pass)),
+            ack_wait: WORK_ACK_WAIT,
+            deliver_policy: DeliverPolicy::All,
+            ..durable()
+        }
+    }
+
+    /// Has everything that is open on the sinks' consumer and on those of these passes delivered again now, instead of
+    /// after `ack_wait`: for who knows that the processes which held it are gone.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn reclaim(&self, passes: &[PassRecord]) -> Result<(), Error> {
+        let mut consumers = vec![(self.names.rows_stream(), self.names.sink_consumer())];
+        for pass in passes.iter().filter(|pass| pass.state == PassState::Running) {
+            consumers
+                .push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
+        }
+        let shortened = self.shorten(&consumers).await;
+        if !matches!(shortened, Ok(0)) {
+            // The server looks at what is overdue once in an ack_wait.
+            tokio::time::sleep(RECLAIM * 2).await;
+        }
+        // Whatever came of that, and whatever an earlier process left that was killed in it: the wait is what it should be.
+        for (stream, name) in &consumers {
+            if let Some(info) = self.consumer_info(stream, name).await? {
+                self.keep_ack_wait(stream, &info).await?;
+            }
+        }
+        shortened.map(drop)
+    }
+
+    /// How many of these consumers have open deliveries, whose wait is short now.
+    async fn shorten(&self, consumers: &[(String, String)]) -> Result<usize, Error> {
+        let mut shortened = 0;
+        for (stream, name) in consumers {
+            if let Some(info) = self.consumer_info(stream, name).await?
+                && info.num_ack_pending > 0
+            {
+                self.set_ack_wait(stream, &info, RECLAIM).await?;
+                shortened += 1;
+            }
+        }
+        Ok(shortened)
+    }
+
+    /// Gives a durable of ours the `ack_wait` that it should have, where a process that was killed in [`Self::reclaim`] has left it
+    /// short: batches would be delivered again while they are computed. What an operator chose stays.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub(crate) async fn keep_ack_wait(&self, stream: &str, info: &consumer::Info) -> Result<(), Error> {
+        let wanted = if stream == self.names.ids_stream() { WORK_ACK_WAIT } else { SINK_ACK_WAIT };
+        if info.config.ack_wait != RECLAIM {
+            return Ok(());
+        }
+        tracing::warn!(
+            consumer = info.name,
+            found_ms = info.config.ack_wait.as_millis() as u64,
+            wanted_s = wanted.as_secs(),
+            "the consumer's ack_wait was left short by a process that was killed, and is set to what it should be"
+        );
+        self.set_ack_wait(stream, info, wanted).await
+    }
+
+    async fn set_ack_wait(&self, stream: &str, info: &consumer::Info, wanted: Duration) -> Result<(), Error> {
+        let before = info.config.ack_wait;
+        let config = consumer::Config { ack_wait: wanted, ..info.config.clone() };
+        let name = config.durable_name.clone().unwrap_or_default();
+        let doing = format!("change consumer `{name}` on stream `{stream}`");
+        within(&doing, self.jetstream.update_consumer_on_stream(config, stream))
+            .await?
+            .map_err(broker(&doing))?;
+        match self.consumer_info(stream, &name).await? {
+            Some(info) if info.config.ack_wait == before && before != wanted => {
+                let seen = format!("its ack_wait is {} ms still", before.as_millis());
+                Err(Error::NoEffect { doing, seen })
+            }
+            // Another process has removed it meanwhile, or set it to something else.
+            _ => Ok(()),
+        }
+    }
+
+    async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
+        let name = config.durable_name.clone().unwrap_or_default();
+        if let Some(info) = self.consumer_info(stream, &name).await? {
+            // Boxed, as it is seldom needed: a consumer's description is large.
+            return Box::pin(self.keep_ack_wait(stream, &info)).await;
+        }
+        let doing = format!("create consumer `{name}` on stream `{stream}`");
+        within(&doing, self.jetstream.create_consumer_on_stream(config, stream))
+            .await?
+            .map_err(broker(doing))?;
+        Ok(())
+    }
+
+    async fn consumer_info(&self, stream: &str, name: &str) -> Result<Option<consumer::Info>, Error> {
+        let doing = format!("look up consumer `{name}` on stream `{stream}`");
+        let stream =
+            within(&doing, self.jetstream.get_stream_no_info(stream)).await?.map_err(broker(&doing))?;
+        match within(&doing, stream.consumer_info(name)).await? {
+            Ok(info) => Ok(Some(info)),
+            Err(error) => match error.kind() {
+                // Without its stream there is no consumer either.
+                context::ConsumerInfoErrorKind::NotFound | context::ConsumerInfoErrorKind::StreamNotFound => {
+                    Ok(None)
+                }
+                context::ConsumerInfoErrorKind::JetStream(refusal)
+                    if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND =>
+                {
+                    Ok(None)
+                }
+                _ => Err(broker(doing)(error)),
+            },
+        }
+    }
+
+    /// Where the workers of a pass stand; `None` without such a consumer.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn work_progress(&self, run: &RunName, pass: u32) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.ids_stream(), &self.names.work_consumer(run, pass)).await
+    }
+
+    /// Where the sinks stand, over all passes.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn sink_progress(&self) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.rows_stream(), &self.names.sink_consumer()).await
+    }
+
+    /// The consumer to pull a pass's batches from; `None` when it does not exist.
+    pub(crate) async fn work_consumer(
+        &self,
+        run: &RunName,
+        pass: u32,
+    ) -> Result<Option<PullConsumer>, Error> {
+        self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
+    }
+
+    /// The consumer to pull rows from. The shared one is made again if somebody deleted it, and delivers whatever the stream
+    /// holds.
+    pub(crate) async fn drawn_consumer(&self, drawn: &Drawn) -> Result<Option<PullConsumer>, Error> {
+        if *drawn == Drawn::Shared {
+            self.ensure_sink_consumer().await?;
+        }
+        self.pull_consumer(self.names.rows_stream(), self.drawn_consumer_name(drawn)).await
+    }
+
+    pub(crate) fn drawn_consumer_name(&self, drawn: &Drawn) -> String {
+        match drawn {
+            Drawn::Shared => self.names.sink_consumer(),
+            Drawn::Pass(run, pass) => self.names.rebuild_consumer(run, *pass),
+        }
+    }
+
+    /// Makes the consumer that delivers all that the rows stream has of a pass. One that is there is replaced: what it has
+    /// delivered may have been lost since.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn make_rebuild_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        self.remove_rebuild_consumer(run, pass).await?;
+        let config = pull::Config {
+            durable_name: Some(self.names.rebuild_consumer(run, pass)),
+            filter_subject: self.names.pass_rows(run, pass),
+            ack_wait: SINK_ACK_WAIT,
+            // Of a rebuild that was killed.
+            inactive_threshold: FORGOTTEN_AFTER,
+            ..durable()
+        };
+        self.ensure_consumer(&self.names.rows_stream(), config).await
+    }
+
+    /// Where a rebuild stands; `None` without such a consumer.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn rebuild_progress(&self, run: &RunName, pass: u32) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.rows_stream(), &self.names.rebuild_consumer(run, pass)).await
+    }
+
+    /// Removes the consumer of a rebuild.
+    ///
+    /// # Errors
+    /// The broker's; that it is gone already is none.
+    pub async fn remove_rebuild_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        self.remove_consumer(self.names.rows_stream(), self.names.rebuild_consumer(run, pass)).await
+    }
+
+    async fn pull_consumer(&self, stream: String, name: String) -> Result<Option<PullConsumer>, Error> {
+        if self.consumer_info(&stream, &name).await?.is_none() {
+            return Ok(None);
+        }
+        let doing = format!("bind to consumer `{name}` on stream `{stream}`");
+        let found = within(&doing, self.jetstream.get_consumer_from_stream(name, stream)).await?;
+        found.map(Some).map_err(broker(doing))
+    }
+
+    /// Removes the consumer of a pass that needs no more work.
+    ///
+    /// # Errors
+    /// The broker's; that it is gone already is none.
+    pub async fn remove_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+        self.remove_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
+    }
+
+    async fn remove_consumer(&self, stream: String, name: String) -> Result<(), Error> {
+        let Some(before) = self.consumer_info(&stream, &name).await? else { return Ok(()) };
+        let doing = format!("remove consumer `{name}` from stream `{stream}`");
+        match within(&doing, self.jetstream.delete_consumer_from_stream(&name, &stream)).await? {
+            Ok(_) => {}
+            Err(error) => match error.kind() {
+                // Another process was faster.
+                ConsumerErrorKind::JetStream(refusal)
+                    if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {}
+                _ => return Err(broker(doing)(error)),
+            },
+        }
+        match self.consumer_info(&stream, &name).await? {
+            // Another one of this name may have been made since.
+            Some(info) if info.created == before.created => {
+                Err(Error::NoEffect { doing, seen: "it is there still".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What every durable of ours has in common.
+fn durable() -> pull::Config {
+    pull::Config {
+        ack_policy: AckPolicy::Explicit,
+        // Poison is handled by us: at a delivery limit the server would drop the batch without a word.
+        max_deliver: -1,
+        max_ack_pending: MAX_ACK_PENDING,
+        // No backoff list, which would replace ack_wait; no inactive threshold, which deletes even durables, but for a rebuild.
+        ..Default::default()
+    }
+}

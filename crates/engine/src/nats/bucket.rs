@@ -1,0 +1,379 @@
+//! Runs and passes as they are kept in the key-value bucket: JSON, so that a person with `nats kv get` can read them.
+//!
+//! Every change is a compare-and-set on the revision that was read. A run's record never changes once it is
+//! published; a pass's state does.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::names::{Names, RunName};
+use serde::Serialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use crate::error::{Error, broker};
+use crate::model::host::{HostReport, instance};
+use crate::model::moment::since_1970_ms;
+use crate::nats::broker::within;
+use crate::retry::Backoff;
+
+use crate::model::record::{PassRecord, RunRecord};
+
+/// How long the bucket may be without anybody to answer for it.
+const ELECTION: Duration = Duration::from_secs(20);
+/// Records that are read at once.
+const READS: usize = 32;
+/// Pauses between questions meanwhile.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+
+/// A record with the revision that a change of it must name.
+#[derive(Debug, Clone)]
+pub struct Entry<R> {
+    /// The record.
+    pub record: R,
+    /// The revision read.
+    pub revision: u64,
+    /// When it was written, by the server's clock, in milliseconds since 1970.
+    pub written_ms: u64,
+}
+
+/// Whether a change was made, or somebody else's came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Made.
+    Made,
+    /// Another process changed or created the record since it was read.
+    Beaten,
+}
+
+/// The bucket of one pipeline.
+#[derive(Debug, Clone)]
+pub struct Records {
+    bucket: Bucket,
+    names: Names,
+}
+
+impl Records {
+    pub(crate) fn new(bucket: Bucket, names: Names) -> Self {
+        Self { bucket, names }
+    }
+
+    /// A run's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the record is malformed.
+    pub async fn run(&self, run: &RunName) -> Result<Option<Entry<RunRecord>>, Error> {
+        self.get(&self.names.run_key(run)).await
+    }
+
+    /// A run's record, or an error that names the runs there are.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`], or the broker's.
+    pub async fn known_run(&self, run: &RunName) -> Result<Entry<RunRecord>, Error> {
+        match self.run(run).await? {
+            Some(entry) => Ok(entry),
+            None => {
+                let mut runs = self.runs().await?;
+                runs.sort_by_key(|run| std::cmp::Reverse(run.created_ms));
+                let known = runs.into_iter().take(8).map(|run| format!("`{}`", run.run)).collect();
+                Err(Error::NoSuchRun { run: run.to_string(), known })
+            }
+        }
+    }
+
+    /// A pass's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the record is malformed.
+    pub async fn pass(&self, run: &RunName, pass: u32) -> Result<Option<Entry<PassRecord>>, Error> {
+        self.get(&self.names.pass_key(run, pass)).await
+    }
+
+    /// The newest pass of a run.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn newest_pass(&self, run: &RunName) -> Result<Option<Entry<PassRecord>>, Error> {
+        match self.passes_of(run).await?.last() {
+            Some(newest) => self.pass(run, newest.pass).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The passes of a run in order. Some numbers may be missing: passes can be forgotten.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn passes_of(&self, run: &RunName) -> Result<Vec<PassRecord>, Error> {
+        let mut passes = self.all::<PassRecord>(&self.names.pass_keys(run)).await?;
+        passes.sort_unstable_by_key(|record| record.pass);
+        Ok(passes)
+    }
+
+    /// A number that no pass of the run has or had.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn next_pass(&self, run: &RunName) -> Result<u32, Error> {
+        // A forgotten pass leaves its key behind, so that nothing of it that is still under way comes to another.
+        let keys = self.keys(&self.names.pass_keys(run)).await?;
+        let numbers = keys.iter().filter_map(|key| key.rsplit('.').next()?.parse::<u32>().ok());
+        Ok(numbers.max().unwrap_or(0) + 1)
+    }
+
+    /// All runs, in no order.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn runs(&self) -> Result<Vec<RunRecord>, Error> {
+        self.all("run.*").await
+    }
+
+    /// All passes of all runs, in no order.
+    ///
+    /// # Errors
+    /// When the broker does not answer or a record is malformed.
+    pub async fn passes(&self) -> Result<Vec<PassRecord>, Error> {
+        self.all("pass.*.*").await
+    }
+
+    /// Creates a run's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn create_run(&self, record: &RunRecord, run: &RunName) -> Result<Change, Error> {
+        self.create(&self.names.run_key(run), record).await
+    }
+
+    /// Changes a run's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn update_run(&self, entry: &Entry<RunRecord>, run: &RunName) -> Result<Change, Error> {
+        self.update(&self.names.run_key(run), &entry.record, entry.revision).await
+    }
+
+    /// Creates a pass's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn create_pass(&self, record: &PassRecord, run: &RunName) -> Result<Change, Error> {
+        self.create(&self.names.pass_key(run, record.pass), record).await
+    }
+
+    /// Changes a pass's record.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn update_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
+        self.update(&self.names.pass_key(run, entry.record.pass), &entry.record, entry.revision).await
+    }
+
+    /// Removes a run's record, if it is as it was read.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn remove_run(&self, entry: &Entry<RunRecord>, run: &RunName) -> Result<Change, Error> {
+        self.remove(&self.names.run_key(run), entry.revision).await
+    }
+
+    /// Removes a pass's record, if it is as it was read. Its key stays, so that its number is not given again.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn remove_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
+        self.remove(&self.names.pass_key(run, entry.record.pass), entry.revision).await
+    }
+
+    pub(crate) fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    async fn get<R: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<R>>, Error> {
+        let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
+        let mut patience = Patience::new();
+        let entry = loop {
+            match answer(&doing, self.bucket.entry(key)).await {
+                Err(error) if patience.bears(&error).await => {}
+                outcome => break outcome?,
+            }
+        };
+        match entry {
+            Some(entry) if entry.operation == Operation::Put => {
+                let written_ms = since_1970_ms(entry.created);
+                Ok(Some(Entry { record: parse(key, &entry.value)?, revision: entry.revision, written_ms }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn create<R: Serialize>(&self, key: &str, record: &R) -> Result<Change, Error> {
+        let doing = format!("create record `{key}` in bucket `{}`", self.bucket.name);
+        let mut patience = Patience::new();
+        let mut asked = 0;
+        loop {
+            asked += 1;
+            let failed = match within(&doing, self.bucket.create(key, json(record))).await {
+                Ok(Ok(_)) => return Ok(Change::Made),
+                Ok(Err(error)) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
+                    return self.beaten(key, record, asked).await;
+                }
+                Ok(Err(error)) => broker(&doing)(error),
+                Err(silent) => silent,
+            };
+            if !patience.bears(&failed).await {
+                return Err(failed);
+            }
+        }
+    }
+
+    async fn update<R: Serialize>(&self, key: &str, record: &R, revision: u64) -> Result<Change, Error> {
+        let doing = format!("change record `{key}` in bucket `{}`", self.bucket.name);
+        let mut patience = Patience::new();
+        let mut asked = 0;
+        loop {
+            asked += 1;
+            let failed = match within(&doing, self.bucket.update(key, json(record), revision)).await {
+                Ok(Ok(_)) => return Ok(Change::Made),
+                Ok(Err(error)) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
+                    return self.beaten(key, record, asked).await;
+                }
+                Ok(Err(error)) => broker(&doing)(error),
+                Err(silent) => silent,
+            };
+            if !patience.bears(&failed).await {
+                return Err(failed);
+            }
+        }
+    }
+
+    /// Whether it is really another's change that came first: one of ours whose answer was lost looks the same, and is made.
+    async fn beaten<R: Serialize>(&self, key: &str, record: &R, asked: u32) -> Result<Change, Error> {
+        if asked < 2 {
+            return Ok(Change::Beaten);
+        }
+        let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
+        let found = answer(&doing, self.bucket.get(key)).await?;
+        Ok(if found.is_some_and(|found| found == json(record)) { Change::Made } else { Change::Beaten })
+    }
+
+    /// What every process says of itself, by key. Records that this build cannot read are left out.
+    pub(crate) async fn hosts(&self) -> Result<Vec<(String, Entry<HostReport>)>, Error> {
+        let keys = self.keys("host.>").await?;
+        let reads = stream::iter(keys).map(async |key| {
+            let report = self.get::<HostReport>(&key).await;
+            (key, report)
+        });
+        let mut hosts = Vec::new();
+        for (key, report) in reads.buffer_unordered(READS).collect::<Vec<_>>().await {
+            match report {
+                Ok(report) => hosts.extend(report.map(|report| (key, report))),
+                Err(Error::Record { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(hosts)
+    }
+
+    /// Replaces what a process says of itself.
+    pub(crate) async fn put_host(&self, key: &str, report: &HostReport) -> Result<(), Error> {
+        let doing = format!("write record `{key}` to bucket `{}`", self.bucket.name);
+        answer(&doing, self.bucket.put(key, json(report))).await.map(drop)
+    }
+
+    /// Takes back what a process said of itself. What that leaves in the bucket goes with the next sweep: a worker has
+    /// no right to purge.
+    pub(crate) async fn remove_host(&self, key: &str) -> Result<(), Error> {
+        let doing = format!("remove record `{key}` from bucket `{}`", self.bucket.name);
+        answer(&doing, self.bucket.delete(key)).await
+    }
+
+    /// Purges records of processes that have said nothing since `before_ms`, or took theirs back.
+    pub(crate) async fn sweep_hosts(&self, before_ms: u64) -> Result<(), Error> {
+        for key in self.keys("host.>").await? {
+            let entry = self.get::<IgnoredAny>(&key).await?;
+            if entry.is_some_and(|entry| entry.written_ms >= before_ms) {
+                continue;
+            }
+            let doing = format!("purge record `{key}` from bucket `{}`", self.bucket.name);
+            let subject = format!("{}{key}", self.bucket.prefix);
+            answer(&doing, self.bucket.stream.purge().filter(subject).into_future()).await?;
+        }
+        Ok(())
+    }
+
+    /// The key under which a process speaks of itself.
+    pub(crate) fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
+        self.names.host_key(role, host, pid, instance())
+    }
+
+    async fn remove(&self, key: &str, revision: u64) -> Result<Change, Error> {
+        let doing = format!("remove record `{key}` from bucket `{}`", self.bucket.name);
+        match within(&doing, self.bucket.purge_expect_revision(key, Some(revision))).await? {
+            Ok(()) => Ok(Change::Made),
+            Err(error) if error.kind() == kv::PurgeErrorKind::WrongLastRevision => Ok(Change::Beaten),
+            Err(error) => Err(broker(doing)(error)),
+        }
+    }
+
+    /// Reads every record whose key matches.
+    async fn all<R: DeserializeOwned>(&self, keys: &str) -> Result<Vec<R>, Error> {
+        let keys = self.keys(keys).await?;
+        let reads = keys.iter().map(|key| self.get::<R>(key));
+        let reads: Vec<_> = reads.collect();
+        let found: Vec<Option<Entry<R>>> = stream::iter(reads).buffered(READS).try_collect().await?;
+        Ok(found.into_iter().flatten().map(|entry| entry.record).collect())
+    }
+
+    /// Keys that match. Those of removed records are among them.
+    async fn keys(&self, keys: &str) -> Result<Vec<String>, Error> {
+        let doing = format!("list bucket `{}`", self.bucket.name);
+        // A watch on an empty bucket never says that it has seen all there is.
+        let info =
+            answer(&doing, self.bucket.stream.info_with_subjects(format!("$KV.{}.{keys}", self.bucket.name)));
+        let mut subjects = info.await?;
+        let mut found = Vec::new();
+        while let Some(subject) = within(&doing, subjects.next()).await? {
+            let (subject, _) = subject.map_err(broker(&doing))?;
+            found.extend(subject.splitn(3, '.').nth(2).map(str::to_owned));
+        }
+        Ok(found)
+    }
+}
+
+/// Asks again for a while where nobody answers for the bucket: its leader is being elected, or its server is starting.
+struct Patience {
+    begun: Instant,
+    pause: Backoff,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { begun: Instant::now(), pause: Backoff::new(PAUSE.0, PAUSE.1) }
+    }
+
+    /// Whether to ask again after this failure, once some time has passed.
+    async fn bears(&mut self, error: &Error) -> bool {
+        let bears = error.is_nobody() && self.begun.elapsed() < ELECTION;
+        if bears {
+            tokio::time::sleep(self.pause.wait()).await;
+        }
+        bears
+    }
+}
+
+fn parse<R: DeserializeOwned>(key: &str, value: &[u8]) -> Result<R, Error> {
+    serde_json::from_slice(value).map_err(|source| Error::Record { key: key.to_owned(), source })
+}
+
+fn json<R: Serialize>(record: &R) -> bytes::Bytes {
+    serde_json::to_vec(record).expect("records are strings, numbers and options").into()
+}
+
+async fn answer<T, E: Into<crate::error::Source>>(
+    doing: &str,
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    within(doing, future).await?.map_err(broker(doing))
+}

@@ -1,0 +1,599 @@
+//! Where the bottleneck is, in one sentence, from how cores, sinks and the producer spend their time.
+//!
+//! The rules are few and in order; each says with its figures what was measured and what would help. Shares are of the
+//! time that all cores, or all sinks, had.
+
+use serde::Serialize;
+
+use crate::model::host::{Doing, HostReport};
+use crate::model::times::{CoreTimes, ProduceTimes, SinkTimes};
+
+/// Cores that are busy for this share of their time are what limits the run.
+const BUSY: f64 = 0.8;
+/// Cores that wait this much for something are limited by it.
+const WAITS: f64 = 0.2;
+/// Sinks that wait for ClickHouse for this share of their time, and cores that wait for them, are limited by ClickHouse.
+const STORES: f64 = 0.5;
+/// Sinks that do nothing else, with rows that pile up, are so too, even while all cores are busy still.
+const ONLY_STORES: f64 = 0.8;
+/// Rows pile up if storing them takes this many seconds.
+const PILE_SECONDS: f64 = 10.0;
+
+/// Where no batch is finished for so many seconds, what limits the run is not known.
+const UNFINISHED: f64 = 20.0;
+
+/// What limits a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bottleneck {
+    /// The cores.
+    Compute,
+    /// Writing and compressing rows.
+    Encode,
+    /// ClickHouse.
+    Store,
+    /// NATS.
+    Broker,
+    /// The producer.
+    Input,
+    /// Ids that ask for another attempt.
+    Retry,
+    /// Its own rate limit.
+    Rate,
+    /// There is nobody to do what is next.
+    Nobody,
+    /// It is not known: cores are busy, and nothing is finished, or they give no sign.
+    Unknown,
+    /// Ids have no row, and nothing is on its way that would bring them.
+    Missing,
+    /// Nothing: little is left to be done.
+    End,
+    /// No single thing.
+    Mixed,
+}
+
+/// A verdict with its reasons.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// What limits the run.
+    pub bottleneck: Bottleneck,
+    /// The sentence: figures, and what to do.
+    pub text: String,
+}
+
+/// Which times count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// The last seconds.
+    Recent,
+    /// Since each process began.
+    Total,
+}
+
+/// What is known beside the times.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Scene {
+    /// Whether ids are still being published.
+    pub publishing: bool,
+    /// Whether the run is at its end.
+    pub ended: bool,
+    /// Batches that nobody has taken.
+    pub pending: u64,
+    /// Batches that workers hold.
+    pub in_flight: u64,
+    /// Rows that wait for sinks.
+    pub rows_to_store: u64,
+    /// Ids that wait for another attempt.
+    pub asking: u64,
+    /// Ids of the run that were computed a second, lately.
+    pub ids_per_second: f64,
+    /// Seconds since the oldest batch of it came to a worker; zero without any.
+    pub oldest_seconds: f64,
+    /// Ids without a row, where nothing of the run is on its way.
+    pub missing: u64,
+}
+
+/// All times of a fleet.
+#[derive(Debug, Default)]
+struct Fleet {
+    hosts: usize,
+    /// Workers that cannot compute.
+    unable: usize,
+    cores: usize,
+    work: CoreTimes,
+    sinks: usize,
+    sink: SinkTimes,
+    rows_per_second: f64,
+    produce: Option<ProduceTimes>,
+}
+
+impl Fleet {
+    fn of(hosts: &[HostReport], run: &str, span: Span) -> Self {
+        let mut fleet = Self::default();
+        for host in hosts {
+            match &host.doing {
+                Doing::Work { unable: Some(_), .. } => fleet.unable += 1,
+                Doing::Work { cores, recent, total, .. } => {
+                    fleet.hosts += 1;
+                    fleet.cores += cores;
+                    fleet.add_work(span.of(recent, total));
+                }
+                Doing::Sink { recent, total, rows_per_second, .. } => {
+                    fleet.sinks += 1;
+                    fleet.rows_per_second += rows_per_second;
+                    fleet.add_sink(span.of(recent, total));
+                }
+                Doing::Produce { run: of, recent, total } if of == run => {
+                    fleet.produce = Some(*span.of(recent, total));
+                }
+                Doing::Produce { .. } => {}
+            }
+        }
+        fleet
+    }
+
+    fn add_work(&mut self, times: &CoreTimes) {
+        self.work.all += times.all;
+        self.work.computing += times.computing;
+        self.work.encoding += times.encoding;
+        self.work.waiting_for_ids += times.waiting_for_ids;
+        self.work.waiting_for_room += times.waiting_for_room;
+        self.work.held_by_rate += times.held_by_rate;
+        self.work.silent += times.silent;
+    }
+
+    fn add_sink(&mut self, times: &SinkTimes) {
+        self.sink.all += times.all;
+        self.sink.inserting += times.inserting;
+        self.sink.asking += times.asking;
+        self.sink.waiting_for_rows += times.waiting_for_rows;
+    }
+
+    /// Share of the cores' time.
+    fn cores(&self, part: f64) -> f64 {
+        part / self.work.all.max(f64::MIN_POSITIVE)
+    }
+
+    /// Share of the sinks' time that ClickHouse took, for inserts and for what landed of them.
+    fn storing(&self) -> f64 {
+        (self.sink.inserting + self.sink.asking) / self.sink.all.max(f64::MIN_POSITIVE)
+    }
+
+    fn pile_seconds(&self, scene: &Scene) -> f64 {
+        scene.rows_to_store as f64 / self.rows_per_second.max(1.0)
+    }
+}
+
+impl Span {
+    fn of<'a, T>(self, recent: &'a T, total: &'a T) -> &'a T {
+        match self {
+            Self::Recent => recent,
+            Self::Total => total,
+        }
+    }
+}
+
+/// The verdict on a run.
+pub fn verdict(hosts: &[HostReport], run: &str, span: Span, scene: &Scene) -> Verdict {
+    let fleet = Fleet::of(hosts, run, span);
+    let rules = [nobody, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
+    rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
+}
+
+fn nobody(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let waiting = scene.pending + scene.in_flight;
+    let text = match (fleet.hosts, fleet.sinks) {
+        (0, _) if waiting > 0 && fleet.unable > 0 => format!(
+            "nobody computes: {waiting} batches wait, and none of {} can compute: `unable` says why",
+            counted(fleet.unable, "worker")
+        ),
+        (0, _) if waiting > 0 => {
+            format!("nobody computes: {waiting} batches wait, and no worker reports; start `work` on a host")
+        }
+        (_, 0) if scene.rows_to_store > 0 => format!(
+            "nobody stores: about {} rows wait, and no sink reports; start `sink` on a host",
+            scene.rows_to_store
+        ),
+        (_, 0) if waiting == 0 && !scene.publishing && !scene.ended => {
+            "nobody proves: all batches are computed, and no sink reports; start `sink` on a host".to_owned()
+        }
+        _ => return None,
+    };
+    Some(Verdict { bottleneck: Bottleneck::Nobody, text })
+}
+
+fn missing(_: &Fleet, scene: &Scene) -> Option<Verdict> {
+    (scene.missing > 0 && !scene.ended).then(|| Verdict {
+        bottleneck: Bottleneck::Missing,
+        text: format!(
+            "not complete: {} have no row, and nothing of the run is on its way; a sink repairs what it can, and `verify RUN` names \
+             the batches and what helps",
+            counted(scene.missing as usize, "id")
+        ),
+    })
+}
+
+/// Nothing is known of a process that is stopped, or hangs in the kernel, until the worker replaces it.
+fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
+    let silent = fleet.cores(fleet.work.silent);
+    (silent >= WAITS).then(|| Verdict {
+        bottleneck: Bottleneck::Unknown,
+        text: format!(
+            "not known: for {} of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the kernel \
+             (a slow disk, swapping); the worker replaces one after {} s",
+            percent(silent),
+            crate::compute::SILENT.as_secs()
+        ),
+    })
+}
+
+/// Whether ids take so long, or hang, only their end tells.
+fn unknown(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let busy = fleet.cores(fleet.work.computing + fleet.work.encoding);
+    let is_unfinished =
+        scene.in_flight > 0 && scene.ids_per_second <= 0.0 && scene.oldest_seconds >= UNFINISHED;
+    (busy >= BUSY && is_unfinished).then(|| Verdict {
+        bottleneck: Bottleneck::Unknown,
+        text: format!(
+            "not known yet: {} {} busy, and no batch was finished lately, the oldest is in hand for {:.0} s; its ids take that \
+             long, or hang: `hard_seconds` would end them",
+            counted(fleet.cores, "core"),
+            percent(busy),
+            scene.oldest_seconds
+        ),
+    })
+}
+
+fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
+    let CoreTimes { held_by_rate, waiting_for_room, .. } = fleet.work;
+    let held = fleet.cores(held_by_rate);
+    (held >= WAITS && held_by_rate >= waiting_for_room).then(|| Verdict {
+        bottleneck: Bottleneck::Rate,
+        text: format!(
+            "held by its rate limit: cores wait {} of their time for it; `set RUN --rate N` changes it",
+            percent(held)
+        ),
+    })
+}
+
+fn retry(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let idle = fleet.cores(fleet.work.waiting_for_ids + fleet.work.waiting_for_room);
+    (scene.asking > 0 && idle >= WAITS).then(|| Verdict {
+        bottleneck: Bottleneck::Retry,
+        text: format!(
+            "held up by what ids need: {} of them wait for another attempt, and cores are idle {} of their time; more hosts \
+             will not help",
+            scene.asking,
+            percent(idle)
+        ),
+    })
+}
+
+fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let (room, storing) = (fleet.cores(fleet.work.waiting_for_room), fleet.storing());
+    let (pile, busy) = (fleet.pile_seconds(scene), fleet.cores(fleet.work.computing + fleet.work.encoding));
+    let text = if room >= WAITS && storing >= STORES {
+        format!(
+            "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for room; a faster ClickHouse will \
+             help, more workers will not",
+            percent(storing),
+            percent(room)
+        )
+    } else if storing >= ONLY_STORES && pile >= PILE_SECONDS && !scene.ended {
+        format!(
+            "store-bound: sinks spend {} of their time in ClickHouse, and {pile:.0} s of rows wait for them; a faster \
+             ClickHouse will help, more workers will not",
+            percent(storing)
+        )
+    } else if scene.ended && storing >= ONLY_STORES && busy < BUSY {
+        format!(
+            "store-bound: sinks spent {} of their time in ClickHouse, while cores were {} busy; a faster ClickHouse will \
+             help, more workers will not",
+            percent(storing),
+            percent(busy)
+        )
+    } else {
+        return None;
+    };
+    Some(Verdict { bottleneck: Bottleneck::Store, text })
+}
+
+fn broker(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
+    let CoreTimes { waiting_for_room, waiting_for_ids, .. } = fleet.work;
+    let room = fleet.cores(waiting_for_room);
+    // Who waits longer for ids has nothing to send.
+    (room >= WAITS && waiting_for_room >= waiting_for_ids).then(|| Verdict {
+        bottleneck: Bottleneck::Broker,
+        text: format!(
+            "broker-bound: workers wait {} for NATS to take their rows, while sinks store {} of their time; larger \
+             batches (--batch), or a faster disk and network of NATS, will help",
+            percent(room),
+            percent(fleet.storing())
+        ),
+    })
+}
+
+fn compute(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
+    let CoreTimes { computing, encoding, .. } = fleet.work;
+    let busy = fleet.cores(computing + encoding);
+    if busy < BUSY {
+        return None;
+    }
+    let hosts = counted(fleet.hosts, "host");
+    let (cores, busy) = (counted(fleet.cores, "core"), percent(busy));
+    Some(match encoding > computing {
+        false => Verdict {
+            bottleneck: Bottleneck::Compute,
+            text: format!(
+                "compute-bound: {hosts} with {cores} {} {busy} busy; adding hosts will help",
+                if fleet.hosts == 1 { "is" } else { "are" }
+            ),
+        },
+        true => Verdict {
+            bottleneck: Bottleneck::Encode,
+            text: format!(
+                "encode-bound: of the time of {cores}, {busy} busy, {} goes into writing and compressing rows; smaller rows or more \
+                 hosts will help",
+                percent(fleet.cores(encoding))
+            ),
+        },
+    })
+}
+
+fn input(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let waits = fleet.cores(fleet.work.waiting_for_ids);
+    if waits < WAITS || scene.ended && fleet.produce.is_none() {
+        return None;
+    }
+    let waits = percent(waits);
+    let times = fleet.produce.filter(|_| scene.publishing || scene.ended);
+    if let Some(ProduceTimes { all, reading, waiting_for_broker }) = times {
+        let of = |part: f64| percent(part / all.max(f64::MIN_POSITIVE));
+        let (bottleneck, why) = match reading >= waiting_for_broker {
+            true => {
+                let why = format!(
+                    "the producer spends {} waiting for its input; a faster input will help",
+                    of(reading)
+                );
+                (Bottleneck::Input, why)
+            }
+            false => {
+                let why = format!(
+                    "the producer spends {} waiting for NATS; look at the disk and network of NATS",
+                    of(waiting_for_broker)
+                );
+                (Bottleneck::Broker, why)
+            }
+        };
+        return Some(Verdict {
+            bottleneck,
+            text: format!("starved: workers wait for ids {waits} of their time; {why}"),
+        });
+    }
+    if scene.publishing {
+        let text = format!(
+            "starved: workers wait for ids {waits} of their time, and no producer reports; start `produce` again with \
+             the same words"
+        );
+        return Some(Verdict { bottleneck: Bottleneck::Input, text });
+    }
+    (scene.pending > 0).then(|| Verdict {
+        bottleneck: Bottleneck::Broker,
+        text: format!(
+            "broker-bound: batches wait for workers, and workers wait for ids {waits} of their time; larger batches \
+             (--batch) or a nearer NATS will help"
+        ),
+    })
+}
+
+fn end(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+    let nothing = !scene.publishing && !scene.ended && scene.pending == 0;
+    nothing.then(|| Verdict {
+        bottleneck: Bottleneck::End,
+        text: format!(
+            "at its end: {} in hand, about {} rows to be stored, then the proof; {} busy",
+            counted(scene.in_flight as usize, "batch"),
+            scene.rows_to_store,
+            percent(fleet.cores(fleet.work.computing + fleet.work.encoding))
+        ),
+    })
+}
+
+fn mixed(fleet: &Fleet) -> Verdict {
+    let CoreTimes { computing, encoding, waiting_for_ids, waiting_for_room, .. } = fleet.work;
+    let of = |part: f64| percent(fleet.cores(part));
+    let text = format!(
+        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for room; sinks store {}",
+        of(computing),
+        of(encoding),
+        of(waiting_for_ids),
+        of(waiting_for_room),
+        percent(fleet.storing())
+    );
+    Verdict { bottleneck: Bottleneck::Mixed, text }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
+}
+
+fn counted(number: usize, of: &str) -> String {
+    let plural = match (number, of) {
+        (1, _) => "",
+        (_, "batch") => "es",
+        _ => "s",
+    };
+    format!("{number} {of}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(doing: Doing) -> HostReport {
+        HostReport { host: "a".into(), pid: 1, instance: 7, started_ms: 0, build: String::new(), doing }
+    }
+
+    fn work(cores: usize, parts: [f64; 5]) -> HostReport {
+        worker(cores, with_silent(parts, 0.0))
+    }
+
+    fn with_silent([computing, encoding, ids, room, rate]: [f64; 5], silent: f64) -> CoreTimes {
+        CoreTimes::from([computing, encoding, ids, room, rate, silent])
+    }
+
+    fn worker(cores: usize, recent: CoreTimes) -> HostReport {
+        let (total, runs, returned) = (CoreTimes::default(), Vec::new(), Default::default());
+        report(Doing::Work { cores, recent, total, runs, unable: None, returned })
+    }
+
+    fn unable() -> HostReport {
+        let mut report = work(4, [0.0, 0.0, 40.0, 0.0, 0.0]);
+        if let Doing::Work { unable, .. } = &mut report.doing {
+            *unable = Some("no threads".into());
+        }
+        report
+    }
+
+    fn sink(parts: [f64; 3]) -> HostReport {
+        report(Doing::Sink {
+            recent: parts.into(),
+            total: SinkTimes::default(),
+            rows_per_second: 1000.0,
+            left: None,
+            left_passes: Vec::new(),
+            holds: Vec::new(),
+            waits: Vec::new(),
+        })
+    }
+
+    fn produce(parts: [f64; 2]) -> HostReport {
+        report(Doing::Produce { run: "a".into(), recent: parts.into(), total: ProduceTimes::default() })
+    }
+
+    #[test]
+    fn each_bottleneck_has_its_sentence() {
+        let running = Scene { pending: 100, in_flight: 4, ..Scene::default() };
+        let publishing = Scene { publishing: true, ..running };
+        let idle_sink = || sink([9.0, 0.5, 0.5]);
+        let table = [
+            (
+                vec![],
+                running,
+                "nobody computes: 104 batches wait, and no worker reports; start `work` on a host",
+            ),
+            (
+                vec![unable(), idle_sink()],
+                running,
+                "nobody computes: 104 batches wait, and none of 1 worker can compute: `unable` says why",
+            ),
+            (
+                vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0])],
+                Scene { rows_to_store: 700, ..running },
+                "nobody stores: about 700 rows wait, and no sink reports; start `sink` on a host",
+            ),
+            (
+                vec![work(4, [38.0, 1.0, 1.0, 0.0, 0.0]), work(2, [19.0, 0.5, 0.5, 0.0, 0.0]), idle_sink()],
+                running,
+                "compute-bound: 2 hosts with 6 cores are 98 % busy; adding hosts will help",
+            ),
+            (
+                vec![work(4, [10.0, 25.0, 5.0, 0.0, 0.0]), idle_sink()],
+                running,
+                "encode-bound: of the time of 4 cores, 88 % busy, 62 % goes into writing and compressing rows; smaller rows or more \
+                 hosts will help",
+            ),
+            (
+                vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), sink([1.0, 0.2, 8.8])],
+                running,
+                "store-bound: sinks spend 90 % of their time in ClickHouse, workers wait 40 % for room; a faster \
+                 ClickHouse will help, more workers will not",
+            ),
+            (
+                vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0]), sink([1.0, 0.0, 9.0])],
+                Scene { rows_to_store: 60_000, ..running },
+                "store-bound: sinks spend 90 % of their time in ClickHouse, and 60 s of rows wait for them; a faster \
+                 ClickHouse will help, more workers will not",
+            ),
+            (
+                vec![work(4, [12.0, 4.0, 24.0, 0.0, 0.0]), sink([1.7, 0.3, 8.0])],
+                Scene { ended: true, ..Scene::default() },
+                "store-bound: sinks spent 83 % of their time in ClickHouse, while cores were 40 % busy; a faster \
+                 ClickHouse will help, more workers will not",
+            ),
+            (
+                vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), idle_sink()],
+                running,
+                "broker-bound: workers wait 40 % for NATS to take their rows, while sinks store 10 % of their time; \
+                 larger batches (--batch), or a faster disk and network of NATS, will help",
+            ),
+            (
+                vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink(), produce([9.5, 0.5])],
+                publishing,
+                "starved: workers wait for ids 60 % of their time; the producer spends 95 % waiting for its input; a \
+                 faster input will help",
+            ),
+            (
+                vec![work(4, [0.0, 0.0, 24.0, 16.0, 0.0]), idle_sink(), produce([2.0, 8.0])],
+                publishing,
+                "starved: workers wait for ids 60 % of their time; the producer spends 80 % waiting for NATS; look at \
+                 the disk and network of NATS",
+            ),
+            (
+                vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
+                publishing,
+                "starved: workers wait for ids 60 % of their time, and no producer reports; start `produce` again with \
+                 the same words",
+            ),
+            (
+                vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
+                running,
+                "broker-bound: batches wait for workers, and workers wait for ids 60 % of their time; larger batches \
+                 (--batch) or a nearer NATS will help",
+            ),
+            (
+                vec![work(4, [4.0, 0.0, 0.0, 0.0, 36.0]), idle_sink()],
+                running,
+                "held by its rate limit: cores wait 90 % of their time for it; `set RUN --rate N` changes it",
+            ),
+            (
+                vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
+                Scene { in_flight: 1, rows_to_store: 50, ..Scene::default() },
+                "at its end: 1 batch in hand, about 50 rows to be stored, then the proof; 40 % busy",
+            ),
+            // The function hangs: not one piece of a batch has an end.
+            (
+                vec![work(4, [0.0, 40.0, 0.0, 0.0, 0.0]), idle_sink()],
+                Scene { oldest_seconds: 65.0, ..running },
+                "not known yet: 4 cores 100 % busy, and no batch was finished lately, the oldest is in hand for 65 s; its ids take \
+                 that long, or hang: `hard_seconds` would end them",
+            ),
+            (
+                vec![worker(4, with_silent([10.0, 0.0, 10.0, 0.0, 0.0], 20.0)), idle_sink()],
+                running,
+                "not known: for 50 % of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the \
+                 kernel (a slow disk, swapping); the worker replaces one after 30 s",
+            ),
+            (
+                vec![work(4, [0.0, 0.0, 40.0, 0.0, 0.0]), idle_sink()],
+                Scene { missing: 1000, ..Scene::default() },
+                "not complete: 1000 ids have no row, and nothing of the run is on its way; a sink repairs what it can, and \
+                 `verify RUN` names the batches and what helps",
+            ),
+            (
+                vec![work(4, [0.0, 0.0, 40.0, 0.0, 0.0])],
+                Scene::default(),
+                "nobody proves: all batches are computed, and no sink reports; start `sink` on a host",
+            ),
+            (
+                vec![work(4, [28.0, 1.0, 5.0, 6.0, 0.0]), idle_sink()],
+                running,
+                "no single bottleneck: cores compute 70 % of their time, encode 2 %, wait 12 % for ids and 15 % for \
+                 room; sinks store 10 %",
+            ),
+        ];
+        for (hosts, scene, text) in table {
+            assert_eq!(verdict(&hosts, "a", Span::Recent, &scene).text, text);
+        }
+    }
+}

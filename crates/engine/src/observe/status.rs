@@ -1,0 +1,379 @@
+//! Where a run stands.
+
+use millstream::names::RunName;
+use serde::Serialize;
+
+use crate::clickhouse::store::{Sight, Store, ViewFault};
+use crate::error::{Error, full_hint};
+use crate::fleet::heartbeat::{self, REPORT};
+use crate::fleet::times::RECENT;
+use crate::model::host::HostReport;
+use crate::model::moment::now_ms;
+use crate::model::record::{PassRecord, PassState, RunRecord};
+use crate::model::selection::Letters;
+use crate::nats::broker::Broker;
+use crate::nats::bucket::Records;
+use crate::observe::bottleneck::{Bottleneck, Scene, Span, Verdict, verdict};
+use crate::seal::copied::base_gone;
+use crate::seal::verify::{self, Landing};
+
+/// A run and its newest pass at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// The run.
+    pub run: String,
+    /// Its newest pass.
+    pub pass: u32,
+    /// `publishing`, `running` or `sealed`.
+    pub state: &'static str,
+    /// What it is made of.
+    pub source: String,
+    /// Batches: once published as they are, before as the number of ids lets expect.
+    pub batches: u64,
+    /// Ids: all of them once published, else those that the input announced.
+    pub ids: u64,
+    /// Ids whose row is stored.
+    pub done: u64,
+    /// How many of those are dead letters.
+    pub dead: u64,
+    /// How many the seal counted, where rows were changed since and there are more or fewer now.
+    pub dead_sealed: Option<u64>,
+    /// Batches that workers hold.
+    pub in_flight: u64,
+    /// Batches that nobody has taken yet.
+    pub pending: u64,
+    /// Batches, of those in flight, that were delivered more than once.
+    pub redelivered: u64,
+    /// Computed batches, of all runs, that sinks have not stored yet.
+    pub to_store: u64,
+    /// Rows of all runs that sinks have not stored yet, about: from the number of messages and the size of this run's
+    /// batches.
+    pub lag_rows: u64,
+    /// Bytes of them in the rows stream, about: from the mean size of its messages.
+    pub lag_bytes: u64,
+    /// Rows stored a second on average since the pass began.
+    pub ids_per_second: f64,
+    /// Ids computed a second by all hosts over the last seconds.
+    pub ids_per_second_now: f64,
+    /// Seconds that the rest takes at the average rate; `null` while nothing is done.
+    pub eta_seconds: Option<f64>,
+    /// The same at the faster and at the slower of both rates.
+    pub eta_range_seconds: Option<(f64, f64)>,
+    /// Seconds since the pass began, or that it took.
+    pub seconds: f64,
+    /// Seconds since the oldest batch that a worker holds has arrived there; `null` where none is held.
+    pub oldest_batch_seconds: Option<f64>,
+    /// Each step doubles the run's share of the cores.
+    pub priority: i8,
+    /// Ids a second that the whole fleet begins at most.
+    pub rate: Option<u32>,
+    /// Dead letters beyond which it is paused.
+    pub max_dead: Option<u64>,
+    /// Why it is paused, where no person did it.
+    pub paused_for: Option<String>,
+    /// Ids that wait for another attempt now.
+    pub asking: u64,
+    /// Why, as one of them has it.
+    pub asking_why: Option<String>,
+    /// Processes that work for this pipeline now.
+    pub hosts: Vec<HostReport>,
+    /// What the pipeline's summary query answered when the pass was sealed.
+    pub summary: Option<Vec<serde_json::Value>>,
+    /// Why it answered nothing, where it failed.
+    pub summary_fault: Option<String>,
+    /// That the pass can never be complete, as the pass whose rows it takes over has lost some; and what helps.
+    pub base_gone: Option<String>,
+    /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
+    pub stuck: Vec<String>,
+    /// Whether the pass is half forgotten: `forget` finishes it.
+    pub forgetting: bool,
+    /// When the pass was sealed, in milliseconds since 1970; `null` before.
+    pub sealed_at_ms: Option<u64>,
+    /// How many rows the seal counted, where fewer are stored now.
+    pub rows_sealed: Option<u64>,
+    /// Ids without a row, where nothing of the pass is on its way.
+    pub missing: u64,
+    /// What limits the run; `null` where nothing is computed.
+    pub verdict: Option<Verdict>,
+    /// Whether readers see the pass, which ClickHouse was asked.
+    pub readers_see: bool,
+    /// Why they do not see a sealed pass; or what is wrong with a view although they do.
+    pub readers: Option<String>,
+    /// Builds that computed the pass, once it is sealed; before, those that work on it now.
+    pub builds: Vec<String>,
+    /// Materialized views of the operator's that did not get rows of this run.
+    pub view_faults: Vec<ViewFault>,
+    /// Why that could not be asked, where this user lacks the right to.
+    pub view_faults_unknown: Option<String>,
+}
+
+/// Reads a run's status. Costs a few requests, however large the run, and one for each process that works.
+///
+/// # Errors
+/// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
+pub async fn status(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+) -> Result<Status, Error> {
+    // Boxed: four questions at once are more than a caller's future should hold.
+    let (record, pass, hosts, stream) = tokio::try_join!(
+        Box::pin(records.known_run(run)),
+        Box::pin(records.newest_pass(run)),
+        Box::pin(heartbeat::alive(records)),
+        Box::pin(broker.rows_stream_size()),
+    )?;
+    let (record, pass) = (record.record, pass.map(|entry| entry.record));
+    let number = pass.as_ref().map_or(1, |pass| pass.pass);
+    let mut status = begin(&record, pass.as_ref());
+    let unsealed = pass.as_ref().is_none_or(|pass| pass.sealed.is_none());
+    // Along the path of a batch: one that moves on meanwhile is counted twice, and never nowhere.
+    let workers = broker.work_progress(run, number).await?;
+    let sinks = broker.sink_progress().await?;
+    let stored = match unsealed {
+        true => {
+            let letters = Letters::default();
+            let rows = store.raw_rows(run.as_str(), number);
+            let dead = store.dead_rows(run.as_str(), number, &letters);
+            Some(tokio::try_join!(rows, dead)?)
+        }
+        false => None,
+    };
+    if let Some(info) = workers {
+        status.in_flight = info.num_ack_pending as u64;
+        // Where an open run has ended, the last message holds no batch.
+        let has_end = record.is_open() && record.published.is_some();
+        status.pending = info.num_pending.saturating_sub(u64::from(has_end));
+        status.redelivered = info.num_redelivered as u64;
+    }
+    status.to_store = sinks.map_or(0, |info| verify::open(&info));
+    if let Some((rows, dead)) = stored {
+        // Raw duplicates, which only FINAL would fold, must not show as more than all.
+        if record.is_open() && record.published.is_none() {
+            // What there will be nobody knows.
+            status.ids = rows;
+        }
+        status.done = rows.min(status.ids);
+        status.dead = dead;
+    }
+    let sealed = pass.as_ref().and_then(|pass| pass.sealed.as_ref());
+    let sight = match sealed {
+        Some(sealed) => {
+            store.sight(run.as_str(), number, sealed.rows.saturating_sub(sealed.dead), false).await?
+        }
+        None => Sight::default(),
+    };
+    (status.readers_see, status.readers) = (sight.sees, sight.why);
+    if let Some(sealed) = sealed {
+        status.dead = store.dead_ids(run.as_str(), number, sealed.dead).await?;
+        status.dead_sealed = Some(sealed.dead).filter(|dead| *dead != status.dead);
+        status.done = store.raw_rows(run.as_str(), number).await?.min(sealed.rows);
+        status.rows_sealed = Some(sealed.rows).filter(|rows| *rows > status.done);
+    }
+    if let Some((rows, _)) = stored.filter(|_| !status.is_over()) {
+        // Boxed: it is seldom asked, and more than a caller's future should hold.
+        let asked =
+            Box::pin(missing(broker, records, store, (run, number), (&record, pass.as_ref()), rows, &status));
+        status.missing = asked.await?;
+    }
+    if let (Some(covers), Some(published), Some((rows, _))) = (
+        pass.as_ref().and_then(|pass| pass.covers.as_ref()),
+        record.published.as_ref(),
+        stored.filter(|_| !status.is_over()),
+    ) && rows < published.ids
+    {
+        let gone = base_gone(store, (run, number), covers, published.ids).await?;
+        status.base_gone = gone.as_ref().map(full_hint);
+    }
+    match store.view_faults(Some(run.as_str())).await {
+        Ok(faults) => status.view_faults = faults,
+        // A reader of results may know the rest.
+        Err(Error::Store { source, .. }) if source.is_denied() => {
+            status.view_faults_unknown = Some(source.to_string());
+        }
+        Err(error) => return Err(error),
+    }
+    // The batches are of all runs: what this one lacks bounds what of them is its own.
+    let rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
+    status.lag_rows = rows.min(status.ids.saturating_sub(status.done));
+    status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
+    if !status.is_over() {
+        status.stuck = verify::stuck_by(&hosts, run.as_str(), number);
+    }
+    status.stuck.extend(store.hindrances().await?);
+    status.hosts = hosts;
+    status.look_at_hosts();
+    status.rate();
+    if ["publishing", "running"].contains(&status.state) {
+        let found = verdict(&status.hosts, &status.run, Span::Recent, &status.scene());
+        // What processes did lately was not for this run yet.
+        let is_early = status.seconds < (REPORT * RECENT as u32).as_secs_f64();
+        status.verdict = Some(found).filter(|found| {
+            !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing)
+        });
+    }
+    if record.is_open() && record.published.is_none() {
+        (status.eta_seconds, status.eta_range_seconds) = (None, None);
+    }
+    Ok(status)
+}
+
+/// Ids of a published pass without a row, where nothing of it is on its way. Asked only where workers are done with it.
+async fn missing(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    (run, number): (&RunName, u32),
+    (record, pass): (&RunRecord, Option<&PassRecord>),
+    rows: u64,
+    status: &Status,
+) -> Result<u64, Error> {
+    let covers = pass.and_then(|pass| pass.covers.as_ref());
+    let published = record.published.as_ref().map(|published| published.ids);
+    let wanted = covers.map_or(published, |covers| covers.ids).unwrap_or(0);
+    let lacking = wanted.saturating_sub(rows);
+    if lacking == 0 || status.pending + status.in_flight > 0 || status.state == PassState::Paused.word() {
+        return Ok(0);
+    }
+    let nothing_comes = match verify::landing_now(broker, records, store, (run, number)).await? {
+        Landing::Over => true,
+        Landing::Settled { .. } => verify::is_held_by_none(broker, records, (run, number)).await?,
+        Landing::UnderWay(_) | Landing::Left(_) => false,
+    };
+    // Rows may have landed between the count above and the question where they are.
+    match nothing_comes {
+        true => Ok(wanted.saturating_sub(store.raw_rows(run.as_str(), number).await?)),
+        false => Ok(0),
+    }
+}
+
+fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
+    let published = record.published.as_ref();
+    let sealed = pass.and_then(|pass| pass.sealed.as_ref());
+    let started = pass.map_or(record.created_ms, |pass| pass.started_ms);
+    let expected = record.expected_ids.unwrap_or(0);
+    let ended = sealed.map_or_else(now_ms, |sealed| sealed.at_ms);
+    Status {
+        run: record.run.clone(),
+        pass: pass.map_or(1, |pass| pass.pass),
+        state: state_of(record, pass),
+        source: record.source.clone(),
+        batches: published
+            .map_or(expected.div_ceil(u64::from(record.batch_ids)), |published| u64::from(published.batches)),
+        ids: published.map_or(expected, |published| published.ids),
+        done: sealed.map_or(0, |sealed| sealed.rows),
+        dead: sealed.map_or(0, |sealed| sealed.dead),
+        dead_sealed: None,
+        in_flight: 0,
+        pending: 0,
+        redelivered: 0,
+        to_store: 0,
+        lag_rows: 0,
+        lag_bytes: 0,
+        ids_per_second: 0.0,
+        ids_per_second_now: 0.0,
+        eta_seconds: None,
+        eta_range_seconds: None,
+        seconds: ended.saturating_sub(started) as f64 / 1000.0,
+        oldest_batch_seconds: None,
+        priority: pass.map_or(0, |pass| pass.priority),
+        rate: pass.and_then(|pass| pass.rate),
+        max_dead: pass.and_then(|pass| pass.max_dead),
+        paused_for: pass.and_then(|pass| pass.paused_for.clone()),
+        asking: 0,
+        asking_why: None,
+        hosts: Vec::new(),
+        summary: sealed.and_then(|sealed| sealed.summary.clone()),
+        summary_fault: sealed.and_then(|sealed| sealed.summary_fault.clone()),
+        base_gone: None,
+        stuck: Vec::new(),
+        forgetting: pass.is_some_and(|pass| pass.forgetting),
+        sealed_at_ms: sealed.map(|sealed| sealed.at_ms),
+        rows_sealed: None,
+        missing: 0,
+        verdict: None,
+        readers_see: false,
+        readers: None,
+        builds: sealed.map(|sealed| sealed.builds.clone()).unwrap_or_default(),
+        view_faults: Vec::new(),
+        view_faults_unknown: None,
+    }
+}
+
+/// The state of a run in a word: that of its newest pass, and `publishing` while not all of it is there.
+pub fn state_of(run: &RunRecord, pass: Option<&PassRecord>) -> &'static str {
+    match (&run.published, pass.map_or(PassState::Running, |pass| pass.state)) {
+        (None, PassState::Running) => "publishing",
+        (_, state) => state.word(),
+    }
+}
+
+impl Status {
+    fn rate(&mut self) {
+        if self.done == 0 || self.seconds <= 0.0 {
+            return;
+        }
+        self.ids_per_second = self.done as f64 / self.seconds;
+        if self.state == "sealed" {
+            (self.eta_seconds, self.eta_range_seconds) = (Some(0.0), Some((0.0, 0.0)));
+            return;
+        }
+        let left = self.ids.saturating_sub(self.done) as f64;
+        let average = left / self.ids_per_second;
+        self.eta_seconds = Some(average);
+        let now = if self.ids_per_second_now > 0.0 { left / self.ids_per_second_now } else { average };
+        self.eta_range_seconds = Some((average.min(now), average.max(now)));
+    }
+
+    /// Whether nothing more will happen to it by itself.
+    pub fn is_over(&self) -> bool {
+        ["sealed", "cancelled"].contains(&self.state)
+    }
+
+    /// What hosts do for this run.
+    fn look_at_hosts(&mut self) {
+        let (run, pass) = (&self.run, self.pass);
+        let shares = self.hosts.iter().filter_map(|host| host.share_of(run, pass));
+        let (mut now, mut oldest, mut held) = (0.0, None, 0);
+        let (mut asking, mut why) = (0, None);
+        for share in shares {
+            now += share.ids_per_second;
+            held += share.held as u64;
+            asking += share.asking;
+            why = why.or_else(|| share.why.clone());
+            if share.held > 0 {
+                oldest = Some(share.oldest_seconds.max(oldest.unwrap_or(0.0)));
+            }
+        }
+        (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
+        (self.asking, self.asking_why) = (asking, why);
+        if !self.is_over() {
+            let at_it = self.hosts.iter().filter(|host| host.share_of(&self.run, self.pass).is_some());
+            self.builds = at_it.map(|host| host.build.clone()).filter(|build| !build.is_empty()).collect();
+            self.builds.sort();
+            self.builds.dedup();
+        }
+        if self.state == "paused" {
+            // What was handed back is in flight for the server until somebody asks for it.
+            let open = self.pending + self.in_flight;
+            self.in_flight = held.min(self.in_flight);
+            self.pending = open - self.in_flight;
+        }
+    }
+
+    /// What the verdict has to know of it.
+    pub fn scene(&self) -> Scene {
+        Scene {
+            publishing: self.state == "publishing",
+            ended: self.state == "sealed",
+            pending: self.pending,
+            in_flight: self.in_flight,
+            rows_to_store: self.lag_rows,
+            asking: self.asking,
+            ids_per_second: self.ids_per_second_now,
+            oldest_seconds: self.oldest_batch_seconds.unwrap_or(0.0),
+            missing: self.missing,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! A file that is read twice, and is the same both times or says that it is not.
+//!
+//! The first reading notes a hash of every block. The second compares each block before anything of it is used, and ends
+//! where the first did: what was added behind is not seen, and what was written over is never taken for what was
+//! checked. The file is opened once, so that another of its name does not matter.
+
+use crate::model::input_fault::ReadFault;
+
+use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, BufRead, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// Bytes that are hashed together: a hash of eight bytes for each, so 32 KiB for a gigabyte of input.
+const BLOCK: usize = 256 << 10;
+
+/// What was read of a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    length: u64,
+    hashes: Vec<u64>,
+    /// Whether its last line has an end.
+    ends_line: bool,
+}
+
+enum Task {
+    /// For the first time.
+    See(Seen),
+    /// The same again.
+    Check(Arc<Seen>),
+}
+
+/// Reads a file from its beginning, whatever others do with the descriptor's position.
+pub(super) struct Blocks {
+    file: Arc<File>,
+    task: Task,
+    /// Where the block begins.
+    begin: u64,
+    block: Vec<u8>,
+    used: usize,
+    ended: bool,
+}
+
+impl Blocks {
+    /// For the first time.
+    pub fn see(file: Arc<File>) -> Self {
+        Self::new(file, Task::See(Seen::default()))
+    }
+
+    /// The same again.
+    pub fn check(file: Arc<File>, seen: Arc<Seen>) -> Self {
+        Self::new(file, Task::Check(seen))
+    }
+
+    fn new(file: Arc<File>, task: Task) -> Self {
+        Self { file, task, begin: 0, block: Vec::new(), used: 0, ended: false }
+    }
+
+    /// What was read the first time.
+    pub fn into_seen(self) -> Seen {
+        match self.task {
+            Task::See(seen) => seen,
+            Task::Check(seen) => (*seen).clone(),
+        }
+    }
+
+    fn next_block(&mut self) -> io::Result<()> {
+        self.begin += self.block.len() as u64;
+        self.used = 0;
+        let left = match &self.task {
+            Task::See(_) => BLOCK,
+            Task::Check(seen) => (seen.length - self.begin).min(BLOCK as u64) as usize,
+        };
+        self.block.resize(left, 0);
+        let read = read_full(&self.file, &mut self.block, self.begin)?;
+        self.block.truncate(read);
+        self.ended = read < BLOCK;
+        match &mut self.task {
+            Task::See(seen) if read > 0 => {
+                seen.length += read as u64;
+                seen.hashes.push(hash(&self.block));
+                seen.ends_line = self.block.ends_with(b"\n");
+            }
+            Task::See(_) => {}
+            Task::Check(seen) => {
+                let known = seen.hashes.get((self.begin / BLOCK as u64) as usize);
+                let same = read == left && (read == 0 || known == Some(&hash(&self.block)));
+                let ended = self.begin + read as u64 == seen.length;
+                self.ended = ended;
+                // The last line of a file that grows may have been half of one.
+                if !same || (ended && !seen.ends_line && goes_on(&self.file, seen.length)?) {
+                    // Nothing of it is used.
+                    self.block.clear();
+                    return Err(ReadFault::Changed.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BufRead for Blocks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.used == self.block.len() && !self.ended {
+            self.next_block()?;
+        }
+        Ok(&self.block[self.used..])
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.used += bytes;
+    }
+}
+
+impl Read for Blocks {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(into)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_full(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < into.len() {
+        match file.read_at(&mut into[read..], at + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+/// Whether a line that had no end goes on now.
+fn goes_on(file: &File, at: u64) -> io::Result<bool> {
+    let mut next = [0; 1];
+    Ok(at > 0 && read_full(file, &mut next, at)? > 0 && !matches!(next, [b'\n' | b'\r']))
+}
+
+fn hash(block: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(block);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// What a second reading gives when this was done to the file after the first.
+    fn again(text: &[u8], change: impl FnOnce(&mut File)) -> io::Result<Vec<u8>> {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(text).expect("written");
+        let shared = Arc::new(file.try_clone().expect("a second handle"));
+        let (mut first, mut all) = (Blocks::see(shared.clone()), Vec::new());
+        first.read_to_end(&mut all).expect("read");
+        assert_eq!(all, text);
+        change(&mut file);
+        let (mut second, mut all) = (Blocks::check(shared, Arc::new(first.into_seen())), Vec::new());
+        second.read_to_end(&mut all)?;
+        Ok(all)
+    }
+
+    #[test]
+    fn a_file_that_did_not_change_is_read_twice() {
+        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK] {
+            let text = vec![b'7'; length];
+            assert_eq!(again(&text, |_| {}).expect("the same"), text, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_added_behind_is_not_seen() {
+        for length in [2, BLOCK, 2 * BLOCK] {
+            let mut text = vec![b'7'; length];
+            text[length - 1] = b'\n';
+            let read = again(&text, |file| file.write_all(b"8\n").expect("written"));
+            assert_eq!(read.expect("the same"), text, "{length}");
+        }
+        // The end of a line is all that came.
+        assert_eq!(again(b"7", |file| file.write_all(b"\n8\n").expect("written")).expect("the same"), b"7");
+    }
+
+    #[test]
+    fn a_change_is_noticed_before_it_is_used() {
+        let text = vec![b'7'; BLOCK + 100];
+        let is_changed = |read: io::Result<Vec<u8>>| {
+            let error = read.expect_err("changed");
+            matches!(ReadFault::of(&error), Some(ReadFault::Changed))
+        };
+        assert!(is_changed(again(&text, |file| file.write_all_at(b"8", 5).expect("written"))), "edited");
+        assert!(is_changed(again(&text, |file| file.set_len(BLOCK as u64 + 99).expect("cut"))), "shorter");
+        assert!(is_changed(again(&text, |file| file.set_len(0).expect("cut"))), "emptied");
+        assert!(is_changed(again(b"12", |file| file.write_all(b"3\n").expect("written"))), "half of a line");
+    }
+}

@@ -1,0 +1,380 @@
+//! Open runs: ids are published as they come, in batches that are full or have waited long enough, and the run is closed
+//! when its input ends.
+//!
+//! Batches are numbered as they are published, one after the other, so that there are never gaps: a number is tried only
+//! once the one before it is stored. Of several producers the first to store a number has it; the others count that batch
+//! with theirs and take the next. So each knows at any time what all of the run comes to, and the one whose input ends
+//! closes it for all.
+//!
+//! The end is stored like a batch, under the first number that is free, and so it is the stream that decides what came in
+//! time: whoever finds the end under a number has nothing more to publish. Then the run's record says what there is, which
+//! anybody can do who finds the end and no such word.
+
+mod append;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use millstream::names::RunName;
+use millstream::{Id, MAX_BATCH_IDS};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::clickhouse::store::Store;
+use crate::error::Error;
+use crate::fleet::times::Phases;
+use crate::model::moment::now_ms;
+use crate::model::record::SOURCE;
+use crate::model::record::{PassRecord, Published, RunRecord};
+use crate::nats::broker::Broker;
+use crate::nats::bucket::{Change, Records};
+use crate::produce::batch_size::Pace;
+use crate::produce::input::{Cutter, Line, Lines, Sample};
+use crate::produce::publish::{cancelled, is_cancelled, keep, max_ids_bytes, open_pass, same_ids, tell};
+use crate::stop::Stop;
+
+/// Ids a batch at most, while the first of them are timed.
+const FIRST_SIZE: u32 = 256;
+/// Bad lines that are named.
+const NAMED: usize = 10;
+
+/// What is to be followed.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// The run's name.
+    pub run: RunName,
+    /// Ids a batch at most; `None` leaves it to what the first ids cost, and then to how fast workers are.
+    pub batch_ids: Option<u32>,
+    /// How long an id waits for others at most.
+    pub linger: Duration,
+    /// Priority of its pass; a run that exists keeps its own.
+    pub priority: i8,
+    /// Dead letters beyond which it is paused.
+    pub max_dead: Option<u64>,
+    /// Ids a second that the whole fleet begins at most.
+    pub rate: Option<u32>,
+}
+
+/// Where following a feed ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The run is closed.
+    Closed(Published),
+    /// It is open, with what came so far: this process was told to stop, or its input broke.
+    Open(Published),
+    /// Another producer closed it meanwhile: these ids, and what follows them, are not in it.
+    ClosedElsewhere {
+        /// What it came to.
+        published: Published,
+        /// Ids that were read and are not in it.
+        not_taken: u64,
+    },
+}
+
+/// How following a feed came out.
+#[derive(Debug)]
+pub struct Followed {
+    /// Where it ended.
+    pub end: End,
+    /// Batches that this process stored.
+    pub written: u64,
+    /// Lines that hold no id.
+    pub bad: u64,
+    /// The first of them.
+    pub first_bad: Vec<(u64, String)>,
+    /// What ended the input before its end.
+    pub broken: Option<std::io::Error>,
+}
+
+struct Producer<'a, I> {
+    broker: &'a Broker,
+    records: &'a Records,
+    store: &'a Store,
+    feed: &'a Feed,
+    stop: &'a Stop,
+    phases: &'a Phases<2>,
+    cutter: Cutter<I>,
+    /// When the first id that is held came.
+    held_since: Option<Instant>,
+    /// All batches of the run, whoever published them; so the next one's number too.
+    all: Published,
+    /// The largest batch that the pass's record speaks of.
+    admitted: u32,
+    pace: Pace,
+    written: u64,
+    /// Whether the stream says that the run ends after those batches.
+    ended: bool,
+    /// Ids that came too late.
+    not_taken: u64,
+    bad: u64,
+    first_bad: Vec<(u64, String)>,
+}
+
+/// Publishes what comes until it ends, then closes the run; begins the run, or goes on with one that is open. What `time`
+/// says of the first ids is the size of batches, where nobody named one; nothing waits for its answer.
+///
+/// # Errors
+/// [`Error::OtherIds`] when the name belongs to a run of another kind, [`Error::RunClosed`] when there are ids for one
+/// that is closed, [`Error::NoIds`] when there never were any; the broker's.
+pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    feed: &Feed,
+    mut lines: mpsc::Receiver<Lines<I>>,
+    time: impl FnOnce(Sample<I>) -> F,
+    stop: &Stop,
+) -> Result<Followed, Error> {
+    let record = open(records, store, feed).await?;
+    if is_cancelled(records, &feed.run).await? {
+        return Err(Error::Cancelled { run: feed.run.to_string() });
+    }
+    if let Some(published) = record.published {
+        return nothing_more(feed, published, &mut lines).await;
+    }
+    let begun = PassRecord {
+        priority: feed.priority,
+        rate: feed.rate,
+        max_dead: feed.max_dead,
+        ..PassRecord::begin(&feed.run, 1, 1)
+    };
+    open_pass(broker, records, &feed.run, &begun).await?;
+    let (phases, telling) = (Phases::new(), stop.child());
+    let producer = Producer::new(broker, records, store, feed, stop, &phases, &record);
+    let producing = async {
+        let produced = tokio::select! {
+            produced = producer.produce(&mut lines, time) => produced,
+            () = cancelled(records, &feed.run) => Err(Error::Cancelled { run: feed.run.to_string() }),
+        };
+        telling.stop_taking();
+        produced
+    };
+    let (produced, ()) = tokio::join!(producing, tell(records, &feed.run, &phases, &telling));
+    if matches!(produced, Err(Error::Cancelled { .. })) {
+        broker.purge_ids(broker.names().run_ids(&feed.run)).await?;
+    }
+    produced
+}
+
+/// Why no more lines are taken.
+enum Rest {
+    /// There are no more.
+    Ended,
+    /// This process was told to stop, or the run is closed.
+    Left,
+    /// They cannot be read.
+    Broken(std::io::Error),
+}
+
+/// Creates the record, or finds one of an open run.
+async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord, Error> {
+    let fresh = RunRecord {
+        run: feed.run.to_string(),
+        source: SOURCE.to_owned(),
+        fingerprint: String::new(),
+        batch_ids: feed.batch_ids.unwrap_or(FIRST_SIZE).clamp(1, MAX_BATCH_IDS),
+        expected_ids: None,
+        may_repeat: true,
+        created_ms: now_ms(),
+        published: None,
+        timing: None,
+        so_far: None,
+    };
+    if records.run(&feed.run).await?.is_none() {
+        // Its numbers began at 0 in a stream that is gone; rows of them may be there.
+        if let Some(kept) = store.run_record(feed.run.as_str()).await? {
+            same_ids(&kept, &fresh, None)?;
+            return Err(Error::ForgottenFeed { run: kept.run });
+        }
+        if records.create_run(&fresh, &feed.run).await? == Change::Made {
+            keep(store, &fresh).await;
+            return Ok(fresh);
+        }
+    }
+    let existing = records.known_run(&feed.run).await?.record;
+    same_ids(&existing, &fresh, None)?;
+    keep(store, &existing).await;
+    if existing.published.is_none() {
+        tracing::info!(run = %feed.run, "the run is there: what comes is added to it");
+    }
+    Ok(existing)
+}
+
+/// A closed run is closed once more by an input without ids, and takes no others.
+async fn nothing_more<I>(
+    feed: &Feed,
+    published: Published,
+    lines: &mut mpsc::Receiver<Lines<I>>,
+) -> Result<Followed, Error> {
+    while let Some(Ok(together)) = lines.recv().await {
+        if !together.is_empty() {
+            return Err(Error::RunClosed { run: feed.run.to_string(), ids: published.ids });
+        }
+    }
+    Ok(Followed { end: End::Closed(published), written: 0, bad: 0, first_bad: Vec::new(), broken: None })
+}
+
+impl<'a, I: Id> Producer<'a, I> {
+    fn new(
+        broker: &'a Broker,
+        records: &'a Records,
+        store: &'a Store,
+        feed: &'a Feed,
+        stop: &'a Stop,
+        phases: &'a Phases<2>,
+        record: &RunRecord,
+    ) -> Self {
+        let batch_ids = feed.batch_ids.unwrap_or(record.batch_ids);
+        let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
+        Self {
+            broker,
+            records,
+            store,
+            feed,
+            stop,
+            phases,
+            cutter: Cutter::new(batch_ids, max_ids_bytes(broker.max_payload())),
+            held_since: None,
+            all: record.so_far.clone().unwrap_or(nothing),
+            admitted: 0,
+            pace: Pace::new(batch_ids),
+            written: 0,
+            ended: false,
+            not_taken: 0,
+            bad: 0,
+            first_bad: Vec::new(),
+        }
+    }
+
+    /// Publishes what there is and what comes, and closes the run when that ends.
+    async fn produce<F: Future<Output = Option<u32>>>(
+        mut self,
+        lines: &mut mpsc::Receiver<Lines<I>>,
+        time: impl FnOnce(Sample<I>) -> F,
+    ) -> Result<Followed, Error> {
+        self.catch_up().await?;
+        if self.ended {
+            let published = self.close().await?;
+            return nothing_more(self.feed, published, lines).await;
+        }
+        let rest = self.take_all(lines, time).await?;
+        let end = self.finish(matches!(rest, Rest::Ended)).await?;
+        let Self { written, bad, first_bad, .. } = self;
+        let broken = if let Rest::Broken(error) = rest { Some(error) } else { None };
+        Ok(Followed { end, written, bad, first_bad, broken })
+    }
+
+    /// Takes lines until there are no more, or this process is told to stop, or the run is closed by another; what is held
+    /// is published before this returns.
+    async fn take_all<F: Future<Output = Option<u32>>>(
+        &mut self,
+        lines: &mut mpsc::Receiver<Lines<I>>,
+        time: impl FnOnce(Sample<I>) -> F,
+    ) -> Result<Rest, Error> {
+        let mut rest = Rest::Left;
+        let mut time = self.feed.batch_ids.is_none().then_some(time);
+        let mut timing: Option<Pin<Box<F>>> = None;
+        while self.not_taken == 0 {
+            let due = self.held_since.map(|since| since + self.feed.linger);
+            let lingered = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // What has waited long enough goes out however much more comes.
+                biased;
+                () = self.stop.no_more_taking() => break,
+                () = lingered => self.flush().await?,
+                size = async { timing.as_mut().expect("ids are timed").await }, if timing.is_some() => {
+                    timing = None;
+                    size.into_iter().for_each(|size| self.resize(size));
+                }
+                together = lines.recv() => match together {
+                    Some(Ok(together)) => {
+                        if let Some(sample) = sample_of(&together)
+                            && let Some(time) = time.take()
+                        {
+                            timing = Some(Box::pin(time(sample)));
+                        }
+                        self.take(together).await?;
+                    }
+                    Some(Err(error)) => {
+                        rest = Rest::Broken(error);
+                        break;
+                    }
+                    None => {
+                        rest = Rest::Ended;
+                        break;
+                    }
+                },
+            }
+        }
+        self.flush().await?;
+        Ok(rest)
+    }
+
+    async fn take(&mut self, together: Vec<Line<I>>) -> Result<(), Error> {
+        for line in together {
+            match line {
+                Line::Bad { number, fault } => self.refuse(number, fault),
+                Line::Id(id) => {
+                    let full = self.cutter.push(id);
+                    if let Some(cut) = full {
+                        self.append(cut).await?;
+                    }
+                    if self.held_since.is_none() && !self.cutter.is_empty() {
+                        self.held_since = Some(Instant::now());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, size: u32) {
+        self.cutter.resize(size);
+        self.pace.resize(size);
+    }
+
+    fn refuse(&mut self, number: u64, fault: String) {
+        self.bad += 1;
+        if self.first_bad.len() < NAMED {
+            tracing::warn!(run = %self.feed.run, line = number, fault, "a line holds no id, and is passed over");
+            self.first_bad.push((number, fault));
+        }
+    }
+
+    /// Publishes what is held.
+    async fn flush(&mut self) -> Result<(), Error> {
+        match self.cutter.cut() {
+            Some(cut) => self.append(cut).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Closes the run, or says that it is open.
+    async fn finish(&mut self, ended: bool) -> Result<End, Error> {
+        if self.not_taken > 0 {
+            let (published, not_taken) = (self.close().await?, self.not_taken);
+            return Ok(End::ClosedElsewhere { published, not_taken });
+        }
+        match ended {
+            true => Ok(End::Closed(self.close().await?)),
+            false => {
+                self.note().await?;
+                Ok(End::Open(self.all.clone()))
+            }
+        }
+    }
+}
+
+/// The ids among some lines.
+fn sample_of<I: Id>(together: &[Line<I>]) -> Option<Sample<I>> {
+    let sample = Sample::of(together.iter().filter_map(|line| match line {
+        Line::Id(id) => Some(id.clone()),
+        Line::Bad { .. } => None,
+    }));
+    (!sample.is_empty()).then_some(sample)
+}

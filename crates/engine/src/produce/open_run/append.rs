@@ -1,0 +1,209 @@
+//! Putting batches, and the end, behind what an open run has in the stream.
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::envelope::{decode_ids, encode_end, is_end};
+use millstream::names::RunName;
+use millstream::{Id, MAX_BATCH_IDS};
+
+use super::Producer;
+use crate::error::Error;
+use crate::failpoint;
+use crate::model::moment::now_ms;
+use crate::model::record::SOURCE;
+use crate::model::record::{Published, RunRecord};
+use crate::nats::broker::{Broker, Written};
+use crate::nats::bucket::{Change, Entry};
+use crate::produce::input::Cut;
+use crate::produce::publish::{Batch, Stored, WAITING_FOR_BROKER, digest, keep, look_up};
+use crate::retry::patiently;
+
+/// After so many batches the run's record says what there is, so that a later start has little to read back.
+const NOTED_EVERY: u32 = 256;
+/// Batches that are read back at once.
+const READ_AT_ONCE: usize = 32;
+
+impl<I: Id> Producer<'_, I> {
+    /// Publishes a batch under the first number that is free, unless the run is closed.
+    pub(super) async fn append(&mut self, cut: Cut<I>) -> Result<(), Error> {
+        self.held_since = None;
+        let _waiting = self.phases.begin(WAITING_FOR_BROKER);
+        self.admit(cut.ids.len() as u32).await?;
+        loop {
+            if self.ended {
+                self.not_taken += cut.ids.len() as u64;
+                return Ok(());
+            }
+            let batch = Batch::new(&self.feed.run, self.all.batches, &cut);
+            if self.store(batch.bytes).await? {
+                self.count(batch.ids, batch.digest, batch.repeats)?;
+                break;
+            }
+        }
+        self.written += 1;
+        failpoint::pass("follow-after-publish");
+        if self.all.batches.is_multiple_of(NOTED_EVERY) {
+            self.note().await?;
+        }
+        if self.feed.batch_ids.is_none()
+            && let Some(size) = self.pace.look(self.broker, &self.feed.run, &self.all).await
+        {
+            self.cutter.resize(size);
+        }
+        Ok(())
+    }
+
+    /// Stores a message under the next number. `false` when another producer's is there: it is counted then, or the run
+    /// has ended.
+    async fn store(&mut self, message: Bytes) -> Result<bool, Error> {
+        let (run, number) = (&self.feed.run, self.all.batches);
+        let subject = self.broker.names().ids_subject(run, number);
+        loop {
+            failpoint::pass("follow-before-publish");
+            let written = self.broker.write_once(&subject, message.clone(), self.stop).await?;
+            if written == Written::First {
+                return Ok(true);
+            }
+            let found = self.patiently(|| look_up::<I>(self.broker, run, &subject, number, &message)).await?;
+            match found {
+                // Stored by an attempt whose answer was lost; or by another producer, and the very same.
+                Stored::Same => return Ok(true),
+                Stored::Other(bytes) => {
+                    match ids_of::<I>(run, number, &bytes)? {
+                        Some(ids) => self.count(ids.len() as u64, digest(&ids), 0)?,
+                        None => self.ended = true,
+                    }
+                    return Ok(false);
+                }
+                Stored::Nothing => {}
+            }
+        }
+    }
+
+    fn count(&mut self, ids: u64, digest: u64, repeats: u64) -> Result<(), Error> {
+        let all = &mut self.all;
+        all.batches =
+            all.batches.checked_add(1).ok_or_else(|| Error::TooManyBatches { input: SOURCE.to_owned() })?;
+        all.ids += ids;
+        all.digest = all.digest.wrapping_add(digest);
+        all.dropped_repeats += repeats;
+        Ok(())
+    }
+
+    /// Says in the pass's record how large batches are before a larger one goes out: workers make room by it.
+    async fn admit(&mut self, ids: u32) -> Result<(), Error> {
+        if ids <= self.admitted {
+            return Ok(());
+        }
+        // Twice at a time, so that it is said a few times only.
+        let most = ids.next_power_of_two().min(MAX_BATCH_IDS);
+        let (records, run) = (self.records, &self.feed.run);
+        while let Some(mut entry) = self.patiently(|| records.pass(run, 1)).await? {
+            if entry.record.batch_ids >= most {
+                break;
+            }
+            entry.record.batch_ids = most;
+            if self.patiently(|| records.update_pass(&entry, run)).await? == Change::Made {
+                break;
+            }
+        }
+        self.admitted = most;
+        Ok(())
+    }
+
+    /// Counts what the stream holds beyond what the record says.
+    pub(super) async fn catch_up(&mut self) -> Result<(), Error> {
+        let run = &self.feed.run;
+        let end = self.broker.last_batch(run).await?.map_or(0, |last| last.saturating_add(1));
+        let mut read = stream::iter(self.all.batches..end)
+            .map(|batch| read_back::<I>(self.broker, run, batch))
+            .buffered(READ_AT_ONCE);
+        while let Some(found) = read.try_next().await? {
+            match found {
+                Some((ids, digest)) => self.count(ids, digest, 0)?,
+                None => self.ended = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes in the record what there is so far.
+    pub(super) async fn note(&mut self) -> Result<(), Error> {
+        let all = self.all.clone();
+        let more = |known: &Option<Published>| known.as_ref().is_none_or(|known| known.batches < all.batches);
+        self.change(|record| {
+            let news = record.published.is_none() && more(&record.so_far);
+            if news {
+                record.so_far = Some(Published { at_ms: now_ms(), ..all.clone() });
+            }
+            news
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Ends the run in the stream, after all that anybody has stored, and has the record say what that comes to; what it
+    /// says already, if another was faster.
+    pub(super) async fn close(&mut self) -> Result<Published, Error> {
+        let run = &self.feed.run;
+        if self.all.batches == 0 && self.patiently(|| self.broker.last_batch(run)).await?.is_none() {
+            return Err(Error::NoIds { input: SOURCE.to_owned() });
+        }
+        while !self.ended {
+            let end = encode_end(self.feed.run.as_str(), self.all.batches);
+            self.ended |= self.store(end.into()).await?;
+        }
+        failpoint::pass("follow-ended");
+        let all = Published { at_ms: now_ms(), ..self.all.clone() };
+        let record = self
+            .change(|record| {
+                let news = record.published.is_none();
+                if news {
+                    record.published = Some(all.clone());
+                }
+                news
+            })
+            .await?;
+        failpoint::pass("follow-closed");
+        keep(self.store, &record).await;
+        Ok(record.published.unwrap_or(all))
+    }
+
+    /// Changes the run's record until it needs no change, and returns it.
+    async fn change(&self, mut change: impl FnMut(&mut RunRecord) -> bool) -> Result<RunRecord, Error> {
+        let (records, run) = (self.records, &self.feed.run);
+        loop {
+            let mut entry: Entry<RunRecord> = self.patiently(|| records.known_run(run)).await?;
+            if !change(&mut entry.record)
+                || self.patiently(|| records.update_run(&entry, run)).await? == Change::Made
+            {
+                return Ok(entry.record);
+            }
+        }
+    }
+
+    /// Asks the broker for as long as it takes.
+    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        patiently(&self.feed.run, self.stop, ask).await
+    }
+}
+
+/// How many ids a stored batch has, and their digest; `None` where the run ends.
+async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<Option<(u64, u64)>, Error> {
+    let found = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
+    let (_, bytes) = found.ok_or_else(|| Error::BatchGone { run: run.to_string(), batch })?;
+    Ok(ids_of::<I>(run, batch, &bytes)?.map(|ids| (ids.len() as u64, digest(&ids))))
+}
+
+/// The ids of a batch; `None` where the run ends.
+fn ids_of<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Result<Option<Vec<I>>, Error> {
+    if is_end(bytes, run.as_str(), batch) {
+        return Ok(None);
+    }
+    decode_ids::<I>(bytes)
+        .map(|read| Some(read.ids))
+        .map_err(|source| Error::Message { subject: format!("batch {batch} of run {run}"), source })
+}

@@ -1,0 +1,263 @@
+//! Batches on their way: cut from the input, and published, each once.
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use millstream::Id;
+use millstream::envelope::{EnvelopeFault, encode_ids};
+use millstream::names::RunName;
+use tokio::sync::mpsc;
+
+use super::held::Plan;
+use super::{Submission, WAITING_FOR_BROKER, max_ids_bytes};
+use crate::error::Error;
+use crate::failpoint;
+use crate::fleet::times::Phases;
+use crate::model::moment::now_ms;
+use crate::model::record::{Published, RunRecord};
+use crate::nats::broker::{Broker, Stray, Written};
+use crate::nats::quarantine::fault_of_ids;
+use crate::produce::input::{Cut, Cutter, Ids, Input, Survey, aside, described};
+use crate::retry::patiently;
+use crate::stop::Stop;
+
+/// Batches on their way at once.
+const IN_FLIGHT: usize = 64;
+/// Batches cut ahead of publishing.
+const CUT_AHEAD: usize = 8;
+
+/// A batch as it is published.
+pub(crate) struct Batch {
+    pub number: u32,
+    pub ids: u64,
+    pub repeats: u64,
+    pub digest: u64,
+    /// The digest of the repeats.
+    pub repeated: u64,
+    pub bytes: Bytes,
+}
+
+impl Batch {
+    pub fn new<I: Id>(run: &RunName, number: u32, cut: &Cut<I>) -> Self {
+        let (ids, repeats) = (cut.ids.len() as u64, cut.repeats);
+        let bytes = encode_ids(run.as_str(), number, &cut.ids).into();
+        Self { number, ids, repeats, digest: digest(&cut.ids), repeated: cut.repeated, bytes }
+    }
+}
+
+/// The order-free digest of some ids.
+pub(crate) fn digest<I: Id>(ids: &[I]) -> u64 {
+    ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()))
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub written: u64,
+    pub found: u64,
+    pub ids: u64,
+    pub repeats: u64,
+    pub digest: u64,
+    pub repeated: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, batch: &Batch, written: Written) {
+        match written {
+            Written::First => self.written += 1,
+            Written::Already => self.found += 1,
+        }
+        self.ids += batch.ids;
+        self.repeats += batch.repeats;
+        self.digest = self.digest.wrapping_add(batch.digest);
+        self.repeated = self.repeated.wrapping_add(batch.repeated);
+    }
+
+    /// What differs from the survey, in words.
+    pub fn other_than(&self, survey: &Survey) -> Option<String> {
+        let (ids, digest) = (self.ids + self.repeats, self.digest.wrapping_add(self.repeated));
+        let same = ids == survey.ids && survey.digest.is_none_or(|surveyed| surveyed == digest);
+        (!same).then(|| described(ids, digest))
+    }
+
+    pub fn published(self, record: &RunRecord) -> Result<Published, Error> {
+        let batches = u32::try_from(self.written + self.found)
+            .map_err(|_| Error::TooManyBatches { input: record.source.clone() })?;
+        let (ids, digest, dropped_repeats) = (self.ids, self.digest, self.repeats);
+        Ok(Published { batches, ids, digest, dropped_repeats, at_ms: now_ms() })
+    }
+}
+
+/// Ids that are cut into batches, on a thread of its own. It ends with the input, or when the batches are not received any more.
+pub(super) struct Cutting<I> {
+    pub batches: mpsc::Receiver<Batch>,
+    /// How it ended.
+    pub ended: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
+    _of: PhantomData<I>,
+}
+
+impl<I: Id> Cutting<I> {
+    pub fn start(submission: &Submission, batch_ids: u32, max_bytes: usize, plan: Plan<I>) -> Self {
+        let (sender, batches) = mpsc::channel(CUT_AHEAD);
+        let Submission { run, input, survey, .. } = submission.clone();
+        let shown = input.shown();
+        let cutting = aside("input", move || {
+            let cutter = Cutter::new(batch_ids, max_bytes);
+            cut_batches(&run, input.ids(&survey)?, cutter, plan, &sender, &input)
+        });
+        let ended = async move { cutting.await.map_err(|source| Error::Input { input: shown, source })? };
+        Self { batches, ended: Box::pin(ended), _of: PhantomData }
+    }
+}
+
+fn cut_batches<I: Id>(
+    run: &RunName,
+    ids: Ids<I>,
+    mut cutter: Cutter<I>,
+    plan: Plan<I>,
+    sender: &mpsc::Sender<Batch>,
+    input: &Input,
+) -> Result<(), Error> {
+    let Plan { mut held, free, end, .. } = plan;
+    let mut numbers = free.into_iter().chain(end..=u32::MAX);
+    let mut send = |cut: Cut<I>| -> Result<bool, Error> {
+        let number = numbers.next().ok_or_else(|| Error::TooManyBatches { input: input.shown() })?;
+        Ok(sender.blocking_send(Batch::new(run, number, &cut)).is_ok())
+    };
+    for id in ids {
+        let id = id?;
+        if is_held(&mut held, &id) {
+            continue;
+        }
+        if let Some(cut) = cutter.push(id)
+            && !send(cut)?
+        {
+            return Ok(());
+        }
+    }
+    if let Some(cut) = cutter.cut() {
+        send(cut)?;
+    }
+    match held.len() as u64 {
+        0 => Ok(()),
+        ids => Err(Error::Overlap { run: run.to_string(), ids }),
+    }
+}
+
+/// Whether the stream holds an id that no other of the input has stood for.
+fn is_held<I: Id>(held: &mut HashMap<I, u32>, id: &I) -> bool {
+    let Some(times) = held.get_mut(id) else { return false };
+    *times -= 1;
+    if *times == 0 {
+        held.remove(id);
+    }
+    true
+}
+
+pub(super) async fn publish_batches<I: Id>(
+    broker: &Broker,
+    submission: &Submission,
+    batch_ids: u32,
+    mut plan: Plan<I>,
+    phases: &Phases<2>,
+    stop: &Stop,
+    mut done: impl FnMut(&Batch, Written),
+) -> Result<(), Error> {
+    let there = std::mem::take(&mut plan.there);
+    let cutting = Cutting::start(submission, batch_ids, max_ids_bytes(broker.max_payload()), plan);
+    let Cutting { mut batches, ended, .. } = cutting;
+    let mut flights = FuturesUnordered::new();
+    let mut more = true;
+    while more || !flights.is_empty() {
+        let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
+        tokio::select! {
+            batch = batches.recv(), if more && flights.len() < IN_FLIGHT => match batch {
+                Some(batch) if there.get(batch.number as usize) == Some(&true) => done(&batch, Written::Already),
+                Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, stop)),
+                None => more = false,
+            },
+            Some(landed) = flights.next() => {
+                let (batch, written) = landed?;
+                done(&batch, written);
+            }
+            () = stop.no_more_taking() => return Err(Error::Stopped),
+        }
+    }
+    ended.await
+}
+
+async fn publish_batch<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    batch: Batch,
+    stop: &Stop,
+) -> Result<(Batch, Written), Error> {
+    let subject = broker.names().ids_subject(run, batch.number);
+    loop {
+        failpoint::pass("produce-before-publish");
+        let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
+        failpoint::pass("produce-after-publish");
+        // An attempt whose answer was lost stored it, or another producer has stored a batch of that number meanwhile.
+        let is_there = || is_stored::<I>(broker, run, &subject, &batch);
+        if written == Written::First || patiently(run, stop, is_there).await? {
+            return Ok((batch, written));
+        }
+        if !stop.pause(Duration::from_millis(100)).await {
+            return Err(Error::Stopped);
+        }
+    }
+}
+
+/// Whether the stream holds this batch, and no other of its number.
+async fn is_stored<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    subject: &str,
+    batch: &Batch,
+) -> Result<bool, Error> {
+    match look_up::<I>(broker, run, subject, batch.number, &batch.bytes).await? {
+        Stored::Same => Ok(true),
+        Stored::Nothing => Ok(false),
+        Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
+    }
+}
+
+/// What the stream holds under a batch's subject.
+pub(crate) enum Stored {
+    Nothing,
+    Same,
+    Other(Bytes),
+}
+
+/// Looks under a batch's subject for these bytes. What cannot be read there is set aside, and makes room for them.
+pub(crate) async fn look_up<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    subject: &str,
+    number: u32,
+    bytes_of_ours: &Bytes,
+) -> Result<Stored, Error> {
+    let Some((sequence, bytes)) = broker.ids_message(subject).await? else { return Ok(Stored::Nothing) };
+    if bytes == bytes_of_ours {
+        return Ok(Stored::Same);
+    }
+    match fault_of_ids::<I>(run, number, &bytes) {
+        None => Ok(Stored::Other(bytes)),
+        Some(source @ EnvelopeFault::NewerVersion { .. }) => {
+            Err(Error::Message { subject: subject.to_owned(), source })
+        }
+        Some(fault) => {
+            let stream = broker.names().ids_stream();
+            broker
+                .keep_aside(&Stray { subject, stream: &stream, sequence, fault: &fault, payload: &bytes })
+                .await?;
+            tracing::warn!(subject, %fault, "what the stream held is no batch, and is published again");
+            broker.purge_ids(subject.to_owned()).await?;
+            Ok(Stored::Nothing)
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the stream holds of a run before a producer adds to it, and what is left to publish.
+//!
+//! All of it is looked at before anything is written: were the ids to come in another order this time, batches of the new
+//! order would lie beside those of the old, and some ids would be there twice.
+
+use std::collections::HashMap;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::Id;
+use millstream::envelope::decode_ids;
+
+use super::batches::{Batch, Cutting, Stored, Tally, digest, look_up};
+use super::{Submission, max_ids_bytes};
+use crate::error::Error;
+use crate::nats::broker::{Broker, Written};
+use crate::retry::patiently;
+use crate::stop::Stop;
+
+/// Batches that are looked up at once.
+const READ_AT_ONCE: usize = 32;
+/// Bytes of ids that are kept where they come in another order than before: then each is looked for.
+const MOST_BYTES: usize = 256 << 20;
+
+/// What is left to publish of a run.
+pub(super) struct Plan<I> {
+    /// Whether the stream holds the batch of this number, as the input is cut now.
+    pub there: Vec<bool>,
+    /// Ids that the stream holds in batches of another order, and how often.
+    pub held: HashMap<I, u32>,
+    /// Numbers that are free before `end`, and the first after all that are taken.
+    pub free: Vec<u32>,
+    pub end: u32,
+    /// What those batches come to.
+    pub tally: Tally,
+}
+
+impl<I> Plan<I> {
+    /// All of it, cut as the input comes.
+    fn all(there: Vec<bool>) -> Self {
+        Self { there, held: HashMap::new(), free: Vec::new(), end: 0, tally: Tally::default() }
+    }
+}
+
+/// Looks at all that the stream holds of the run. A run that is `closed` has rows by its batches: only the same batches
+/// may take the place of those that it lost.
+///
+/// # Errors
+/// [`Error::OtherBatch`] where the ids come in another order and that cannot be made up for; [`Error::Stopped`].
+pub(super) async fn plan<I: Id>(
+    broker: &Broker,
+    submission: &Submission,
+    batch_ids: u32,
+    closed: bool,
+    stop: &Stop,
+) -> Result<Plan<I>, Error> {
+    let run = &submission.run;
+    let Some(last) = patiently(run, stop, || broker.last_batch(run)).await? else {
+        return Ok(Plan::all(Vec::new()));
+    };
+    match check::<I>(broker, submission, batch_ids, last, stop).await {
+        Err(Error::OtherBatch { .. }) if !closed => {
+            tracing::warn!(%run, "the ids come in another order than before: those that are published are read back");
+            read_back(broker, submission, last, stop).await
+        }
+        checked => Ok(Plan::all(checked?)),
+    }
+}
+
+/// Which of the batches up to the last are there; [`Error::OtherBatch`] when another is in the place of one.
+async fn check<I: Id>(
+    broker: &Broker,
+    submission: &Submission,
+    batch_ids: u32,
+    last: u32,
+    stop: &Stop,
+) -> Result<Vec<bool>, Error> {
+    let run = &submission.run;
+    let mut there = vec![false; last as usize + 1];
+    let cutting = Cutting::<I>::start(
+        submission,
+        batch_ids,
+        max_ids_bytes(broker.max_payload()),
+        Plan::all(Vec::new()),
+    );
+    let Cutting { mut batches, ended, .. } = cutting;
+    let look = |batch: Batch| async move {
+        let subject = broker.names().ids_subject(run, batch.number);
+        let look = || look_up::<I>(broker, run, &subject, batch.number, &batch.bytes);
+        match patiently(run, stop, look).await? {
+            Stored::Same => Ok((batch.number, true)),
+            Stored::Nothing => Ok((batch.number, false)),
+            Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
+        }
+    };
+    let mut looks = FuturesUnordered::new();
+    let mut cut = 0;
+    while cut <= last || !looks.is_empty() {
+        tokio::select! {
+            batch = batches.recv(), if cut <= last && looks.len() < READ_AT_ONCE => match batch {
+                Some(batch) => {
+                    cut = batch.number + 1;
+                    looks.push(look(batch));
+                }
+                None => {
+                    ended.await?;
+                    // There are more batches than these ids make now.
+                    return Err(Error::OtherBatch { run: run.to_string(), batch: last });
+                }
+            },
+            Some(looked) = looks.next() => {
+                let (number, found) = looked?;
+                there[number as usize] = found;
+            }
+            () = stop.no_more_taking() => return Err(Error::Stopped),
+        }
+    }
+    Ok(there)
+}
+
+/// The ids that the stream holds, to be left out of what is published.
+async fn read_back<I: Id>(
+    broker: &Broker,
+    submission: &Submission,
+    last: u32,
+    stop: &Stop,
+) -> Result<Plan<I>, Error> {
+    let run = &submission.run;
+    let mut plan = Plan { end: last.saturating_add(1), ..Plan::all(Vec::new()) };
+    let read = |number: u32| async move {
+        let subject = broker.names().ids_subject(run, number);
+        let found = patiently(run, stop, || broker.ids_message(&subject)).await?;
+        let read = found.map(|(_, bytes)| decode_ids::<I>(&bytes)).transpose();
+        let read = read.map_err(|source| Error::Message { subject, source })?;
+        Ok::<_, Error>((number, read.map(|read| read.ids)))
+    };
+    let mut batches = stream::iter(0..=last).map(read).buffered(READ_AT_ONCE);
+    let mut bytes = 0;
+    while let Some((number, ids)) = batches.try_next().await? {
+        let Some(ids) = ids else {
+            plan.free.push(number);
+            continue;
+        };
+        bytes += ids.iter().map(Id::wire_size).sum::<usize>();
+        if bytes > MOST_BYTES {
+            return Err(Error::OtherBatch { run: run.to_string(), batch: number });
+        }
+        let count = ids.len() as u64;
+        let batch = Batch {
+            number,
+            ids: count,
+            repeats: 0,
+            digest: digest(&ids),
+            repeated: 0,
+            bytes: Default::default(),
+        };
+        plan.tally.add(&batch, Written::Already);
+        ids.into_iter().for_each(|id| *plan.held.entry(id).or_default() += 1);
+    }
+    Ok(plan)
+}

@@ -1,0 +1,382 @@
+//! The proof told batch by batch, and the repair of what it finds.
+//!
+//! There is one way of healing: [`repair`]. `verify --repair`, `produce` and the sealer call it.
+
+mod landing;
+mod repair;
+
+use std::cmp::Ordering;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::Id;
+use millstream::envelope::{EnvelopeFault, decode_ids};
+use millstream::names::RunName;
+use serde::Serialize;
+
+use crate::clickhouse::store::{BuildRows, Sight, Store, Stored, StoredBatch};
+use crate::error::{Error, full_hint};
+use crate::fleet::heartbeat;
+use crate::model::host::HostReport;
+use crate::model::record::{PassRecord, PassState, Sealed};
+use crate::nats::broker::Broker;
+use crate::nats::bucket::{Entry, Records};
+use crate::nats::quarantine::fault_of_ids;
+use crate::seal::Proof;
+use crate::seal::copied::base_gone;
+
+pub(crate) use landing::{Landing, is_held_by_none, landing, landing_now, open};
+pub(crate) use repair::is_being_repaired;
+pub use repair::{Repair, Unstored, heal, repair};
+
+/// Batch numbers that a report lists; there may be more of them.
+const LISTED: usize = 1000;
+/// Messages that are looked at together.
+const LOOKS: usize = 32;
+
+/// What a pass has, against what it should have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The run.
+    pub run: String,
+    /// The pass.
+    pub pass: u32,
+    /// Whether all of the run is published: before, nothing can be missing.
+    pub published: bool,
+    /// Batches that the run has.
+    pub batches: u64,
+    /// Ids that the run has.
+    pub ids: u64,
+    /// Distinct `(batch, id)` stored.
+    pub rows: u64,
+    /// Batches of which no row is stored.
+    pub missing_batches: u64,
+    /// Batches of which some rows are stored.
+    pub short_batches: u64,
+    /// Batches that hold ids which are not theirs, or other values than those computed.
+    pub wrong_batches: u64,
+    /// Batches that hold other values than those computed; `None` when values were not looked at.
+    pub values_at_fault: Option<u64>,
+    /// Batches whose values cannot be proven: the schema of their rows is not known, or the table has lost its columns.
+    /// `None` when values were not looked at.
+    pub values_unproven: Option<u64>,
+    /// Rows stored a second time.
+    pub raw_duplicates: u64,
+    /// Rows that are dead letters.
+    pub dead: u64,
+    /// How many the seal counted; `None` before.
+    pub dead_sealed: Option<u64>,
+    /// Ids given more than once, in different batches.
+    pub repeated_ids: u64,
+    /// Whether the ids' digest is the run's.
+    pub digest_matches: bool,
+    /// Whether the pass is sealed.
+    pub sealed: bool,
+    /// Where the pass stands, in a word.
+    pub state: &'static str,
+    /// Whether everything is there, once.
+    pub complete: bool,
+    /// The first of the missing batches.
+    pub missing: Vec<u32>,
+    /// The first of the short batches.
+    pub short: Vec<u32>,
+    /// The first of the wrong batches.
+    pub wrong: Vec<u32>,
+    /// Those of the batches named here whose ids the stream holds no more.
+    pub ids_gone: Vec<u32>,
+    /// Those of the batches named here whose ids in the stream cannot be read.
+    pub ids_damaged: Vec<u32>,
+    /// Revision of the pass's record from before anything was looked at; `None` without a record.
+    #[serde(skip)]
+    pub revision: Option<u64>,
+    /// Ids that the pass computes again, where those are not all: it takes over the rows of the others.
+    pub computes: Option<u64>,
+    /// That it can never be complete, as the pass whose rows it takes over has lost some; and what helps.
+    pub base_gone: Option<String>,
+    /// Whether readers see the pass, which ClickHouse was asked.
+    pub readers_see: bool,
+    /// Why they do not see a sealed pass; or what is wrong with a view although they do.
+    pub readers: Option<String>,
+    /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
+    pub stuck: Vec<String>,
+    /// Whether the pass is half forgotten: `forget` finishes it.
+    pub forgetting: bool,
+    /// When the pass was sealed, in milliseconds since 1970, and with how many rows; `None` before.
+    pub sealed_at_ms: Option<u64>,
+    /// As above.
+    pub rows_sealed: Option<u64>,
+    /// Rows by the build that computed them, the one with the most first.
+    pub builds: Vec<BuildRows>,
+    /// What was proven when the pass was sealed.
+    #[serde(skip)]
+    pub proven: Option<Sealed>,
+    /// What is stored.
+    #[serde(skip)]
+    pub stored: Stored,
+}
+
+/// Batches of one kind: how many, and the first of them by number.
+#[derive(Default)]
+struct Found {
+    count: u64,
+    first: Vec<u32>,
+}
+
+impl Found {
+    fn note(&mut self, batch: u32) {
+        self.count += 1;
+        if self.first.len() < LISTED {
+            self.first.push(batch);
+        }
+    }
+}
+
+/// What a walk over the stored batches found.
+#[derive(Default)]
+struct Walk {
+    missing: Found,
+    short: Found,
+    wrong: Found,
+    /// The batch that should come next.
+    next: u32,
+    /// How many the run has, once that is known.
+    batches: Option<u32>,
+    /// Batches whose ids could not be compared, as the stream has none that can be read: gone, damaged.
+    ids_gone: Found,
+    ids_damaged: Found,
+    /// Digest of each batch that has as many ids as it should, for the rare comparison with the stream.
+    digests: Vec<(u32, u64)>,
+}
+
+impl Walk {
+    fn visit(&mut self, stored: StoredBatch) {
+        self.skip_to(stored.batch);
+        self.next = stored.batch.saturating_add(1);
+        match stored.ids.cmp(&stored.expected) {
+            _ if self.batches.is_some_and(|batches| stored.batch >= batches) => self.wrong.note(stored.batch),
+            Ordering::Less => self.short.note(stored.batch),
+            Ordering::Greater => self.wrong.note(stored.batch),
+            Ordering::Equal if stored.values_at_fault => self.wrong.note(stored.batch),
+            Ordering::Equal => self.digests.push((stored.batch, stored.digest)),
+        }
+    }
+
+    fn skip_to(&mut self, batch: u32) {
+        let end = self.batches.map_or(batch, |batches| batches.min(batch));
+        (self.next..end).for_each(|batch| self.missing.note(batch));
+    }
+}
+
+impl Report {
+    /// Whether there is nothing to repair.
+    pub fn is_clean(&self) -> bool {
+        self.complete && self.raw_duplicates == 0 && !self.has_other_dead()
+    }
+
+    /// Whether rows have become dead letters since the seal, or results: they were changed in the table.
+    pub fn has_other_dead(&self) -> bool {
+        self.dead_sealed.is_some_and(|dead| dead != self.dead)
+    }
+
+    /// Whether the pass is sealed by its record, and readers do not see it.
+    pub fn is_hidden(&self) -> bool {
+        self.sealed && !self.readers_see
+    }
+
+    /// Batches that are not as they should be.
+    fn faulty(&self) -> u64 {
+        self.missing_batches + self.short_batches + self.wrong_batches
+    }
+
+    /// Whether the run has no batch of that number.
+    fn is_beyond(&self, batch: u32) -> bool {
+        u64::from(batch) >= self.batches
+    }
+
+    /// Whether a batch can be computed again.
+    fn has_ids(&self, batch: u32) -> bool {
+        !self.is_beyond(batch) && !self.ids_gone.contains(&batch) && !self.ids_damaged.contains(&batch)
+    }
+
+    /// The first of them.
+    fn named(&self) -> impl Iterator<Item = u32> {
+        [&self.missing, &self.short, &self.wrong].into_iter().flatten().copied()
+    }
+}
+
+/// Compares the newest pass of a run with the run's record; with `values`, also what is stored with what workers computed.
+///
+/// # Errors
+/// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
+pub async fn verify<I: Id>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    values: bool,
+) -> Result<Report, Error> {
+    let entry = records.newest_pass(run).await?;
+    let mut report = examine::<I>(broker, records, store, run, entry, values).await?;
+    report.stuck = stuck(records, store, run, (!report.sealed).then_some(report.pass)).await?;
+    Ok(report)
+}
+
+/// The report but for what sealers wait for, of which a repair makes no use.
+async fn examine<I: Id>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    entry: Option<Entry<PassRecord>>,
+    values: bool,
+) -> Result<Report, Error> {
+    let record = records.known_run(run).await?.record;
+    let revision = entry.as_ref().map(|entry| entry.revision);
+    let pass = entry.map(|entry| entry.record);
+    let covers = pass.as_ref().and_then(|pass| pass.covers.clone());
+    let number = pass.as_ref().map_or(1, |pass| pass.pass);
+    let sealed = pass.as_ref().and_then(|pass| pass.sealed.clone());
+    let batches = record.published.as_ref().map(|published| published.batches);
+    let mut walk = Walk { batches, ..Walk::default() };
+    store.each_batch(run.as_str(), number, values, |stored| walk.visit(stored)).await?;
+    let published = record.published.clone();
+    let stored =
+        store.stored(run.as_str(), number, values, published.as_ref().filter(|_| !record.may_repeat)).await?;
+    let batches = published.as_ref().map_or(walk.next, |published| published.batches);
+    walk.skip_to(batches);
+    let proof = published.clone().map(|published| Proof { published, stored });
+    let complete = proof.as_ref().is_some_and(Proof::is_complete);
+    let counts_agree = walk.missing.count + walk.short.count + walk.wrong.count == 0;
+    if proof.is_some() && !complete && counts_agree {
+        find_wrong::<I>(broker, run, &mut walk).await?;
+    }
+    let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
+    let sight = match is_sealed {
+        true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead), true).await?,
+        false => Sight::default(),
+    };
+    let mut report = Report {
+        run: run.to_string(),
+        pass: number,
+        published: published.is_some(),
+        batches: u64::from(batches),
+        ids: published.as_ref().map_or(record.expected_ids.unwrap_or(0), |published| published.ids),
+        rows: stored.ids,
+        missing_batches: walk.missing.count,
+        short_batches: walk.short.count,
+        wrong_batches: walk.wrong.count,
+        values_at_fault: stored.values.map(|values| values.at_fault),
+        values_unproven: stored.values.map(|values| values.unproven),
+        raw_duplicates: stored.raw_duplicates,
+        dead: stored.dead,
+        dead_sealed: sealed.as_ref().filter(|_| is_sealed).map(|sealed| sealed.dead),
+        repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
+        digest_matches: published.as_ref().is_some_and(|published| published.digest == stored.digest),
+        sealed: is_sealed,
+        state: pass.as_ref().map_or(PassState::Running, |pass| pass.state).word(),
+        complete,
+        missing: walk.missing.first,
+        short: walk.short.first,
+        wrong: walk.wrong.first,
+        ids_gone: walk.ids_gone.first,
+        ids_damaged: walk.ids_damaged.first,
+        revision,
+        computes: covers.as_ref().map(|covers| covers.ids.unwrap_or(0)),
+        base_gone: None,
+        readers_see: sight.sees,
+        readers: sight.why,
+        stuck: Vec::new(),
+        forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
+        sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
+        rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
+        builds: store.builds(run.as_str(), number).await?,
+        proven: sealed,
+        stored,
+    };
+    if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
+        let mut gone = base_gone(store, (run, number), covers, published.ids).await?;
+        // A repair removes batches that hold other values; they come from nowhere else than from there.
+        if gone.is_none() && values && report.named().next().is_some() {
+            match store.check_base(run.as_str(), number, covers, published.batches).await {
+                Err(fault @ Error::BaseValues { .. }) => gone = Some(fault),
+                checked => checked?,
+            }
+        }
+        report.base_gone = gone.as_ref().map(full_hint);
+    }
+    // A pass over some ids has messages of its own for them.
+    if report.published && report.computes.is_none() {
+        look_at_ids::<I>(broker, run, &mut report).await?;
+    }
+    Ok(report)
+}
+
+/// What keeps a pass that is not sealed from its seal, as sealers found it, and mutations of our tables that cannot end.
+///
+/// # Errors
+/// The broker's and ClickHouse's.
+async fn stuck(
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    pass: Option<u32>,
+) -> Result<Vec<String>, Error> {
+    let mut found = match pass {
+        Some(pass) => stuck_by(&heartbeat::alive(records).await?, run.as_str(), pass),
+        None => Vec::new(),
+    };
+    found.extend(store.hindrances().await?);
+    Ok(found)
+}
+
+/// What sealers found, each text once: several of them find the same.
+pub(crate) fn stuck_by(hosts: &[HostReport], run: &str, pass: u32) -> Vec<String> {
+    let waits = hosts.iter().flat_map(HostReport::waits);
+    let of_pass = waits.filter(|wait| (wait.run.as_str(), wait.pass) == (run, pass));
+    let mut found: Vec<String> = of_pass.map(|wait| wait.why.clone()).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Whether the ids are there of the batches that are not as they should be.
+async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report) -> Result<(), Error> {
+    let looks = report.named().filter(|batch| !report.is_beyond(*batch)).map(|batch| async move {
+        let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
+        Ok::<_, Error>((batch, message.map(|(_, bytes)| fault_of_ids::<I>(run, batch, &bytes))))
+    });
+    let looks: Vec<_> = looks.collect();
+    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    for (batch, state) in found {
+        match state {
+            None => report.ids_gone.push(batch),
+            // It waits for a worker that knows it.
+            Some(None | Some(EnvelopeFault::NewerVersion { .. })) => {}
+            Some(Some(_)) => report.ids_damaged.push(batch),
+        }
+    }
+    Ok(())
+}
+
+/// All batches have as many ids as they should and the digest differs: some ids are not those that were published.
+async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
+    let looks = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
+        let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
+        let published =
+            message.map(|(_, bytes)| decode_ids::<I>(&bytes).map(|published| sum_of(&published.ids)));
+        Ok::<_, Error>((batch, digest, published))
+    });
+    let mut looks = stream::iter(looks).buffered(LOOKS);
+    while let Some((batch, digest, published)) = looks.try_next().await? {
+        match published {
+            None => walk.ids_gone.note(batch),
+            Some(Err(_)) => walk.ids_damaged.note(batch),
+            Some(Ok(sum)) if sum != digest => walk.wrong.note(batch),
+            Some(Ok(_)) => {}
+        }
+    }
+    Ok(())
+}
+
+fn sum_of<I: Id>(ids: &[I]) -> u64 {
+    ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(id.sip_hash()))
+}

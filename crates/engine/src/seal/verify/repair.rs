@@ -1,0 +1,373 @@
+//! Healing what a report found: rows of batches at fault are removed, and the batches computed again.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::Id;
+use millstream::names::RunName;
+use serde::Serialize;
+
+use super::landing::open;
+use super::{LISTED, LOOKS, Landing, Report, examine, landing};
+use crate::clickhouse::sql::SeenPass;
+use crate::clickhouse::store::Store;
+use crate::error::Error;
+use crate::failpoint;
+use crate::model::moment::now_ms;
+use crate::model::record::{PassRecord, PassState};
+use crate::nats::broker::{Broker, RowsMessage};
+use crate::nats::bucket::{Change, Entry, Records};
+
+/// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// What a repair does about rows that are computed and not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unstored {
+    /// They are waited for: nothing counts as lost while a sink may still store it.
+    Wait,
+    /// They are removed, and their ids computed again: ClickHouse refuses them, and other workers run now.
+    Recompute,
+}
+
+/// What a repair did, and what it left to a person.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Repair {
+    /// Raw duplicates that were merged away.
+    pub duplicates_merged: u64,
+    /// Batches that workers compute again.
+    pub batches_again: u64,
+    /// Whether those are all batches of the run, as more were at fault than can be named one by one. Rows that are
+    /// stored stay as they are.
+    pub whole_run: bool,
+    /// Batches whose ids are no longer in the stream: publishing the same input again brings them back.
+    pub ids_gone: Vec<u32>,
+    /// Batches whose ids cannot be read: publishing the same input again replaces them.
+    pub ids_damaged: Vec<u32>,
+    /// Batches whose rows are in the stream and not stored: sinks get them once more.
+    pub batches_handed_out: u64,
+    /// Why nothing was had computed again: work is still under way.
+    pub busy: Option<String>,
+    /// Why nothing was had computed again: ClickHouse does not take the rows, or the rows to be taken over are gone.
+    pub stuck: Option<String>,
+    /// Whether a sealed pass, which readers did not see, was made visible again.
+    pub shown_again: bool,
+}
+
+impl Report {
+    /// Whether more is at fault than can be named.
+    fn is_too_much(&self) -> bool {
+        self.faulty() > LISTED as u64
+    }
+
+    /// Whether computing some of it again removes all of its rows from the stream.
+    fn needs_all_again(&self) -> bool {
+        self.is_too_much() || self.computes.is_some()
+    }
+}
+
+impl Repair {
+    /// How much was done: zero where nothing was changed but what readers see.
+    pub fn comes_to(&self) -> u64 {
+        self.duplicates_merged + self.batches_again + self.batches_handed_out
+    }
+
+    /// Whether it did nothing, and there is no reason that it knows of.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What a person has to do.
+    pub fn hint(&self, run: &str) -> Option<String> {
+        if self.stuck.is_some() {
+            return None;
+        }
+        let lost = self.ids_gone.len() + self.ids_damaged.len();
+        (lost > 0).then(|| {
+            format!("`produce` with the same input and --run {run} publishes the ids of those batches again")
+        })
+    }
+}
+
+/// Verifies a pass, and repairs what is found.
+///
+/// # Errors
+/// As of [`verify`](super::verify()) and [`repair`].
+pub async fn heal<I: Id>(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    pass: u32,
+) -> Result<Repair, Error> {
+    let entry = records.pass(run, pass).await?;
+    let state = entry.as_ref().map_or(PassState::Running, |entry| entry.record.state);
+    if entry.as_ref().is_some_and(is_being_repaired) {
+        return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
+    }
+    // Before the walk over all that is stored, which costs more than the question.
+    if let Err(repair) = at_rest((broker, records, store), run, pass, state.word(), Unstored::Wait).await? {
+        return Ok(repair);
+    }
+    let report = examine::<I>(broker, records, store, run, entry, true).await?;
+    repair(broker, records, store, &report, Unstored::Wait).await
+}
+
+/// Heals what a report found. Batches are computed again by whatever workers run; sinks seal the pass anew.
+///
+/// Of several that repair at once, one makes its claim on the pass's record; the others, and sealers, leave the pass to it.
+/// One that is killed half-way leaves a running pass that is not complete, which is repaired like any other a little
+/// later. One that was paused meanwhile finds its claim gone before it removes anything.
+///
+/// # Errors
+/// The broker's and ClickHouse's. It can be called again at any time.
+pub async fn repair(
+    broker: &Broker,
+    records: &Records,
+    store: &Store,
+    report: &Report,
+    unstored: Unstored,
+) -> Result<Repair, Error> {
+    let run: RunName = report.run.parse()?;
+    let mut repair = Repair::default();
+    if report.forgetting {
+        let stuck =
+            format!("it is being forgotten, and some of it may be gone: `forget {run}` finishes that");
+        return Ok(Repair { stuck: Some(stuck), ..repair });
+    }
+    if report.is_hidden() && report.is_clean() {
+        show_again(store, report).await?;
+        return Ok(Repair { shown_again: true, ..repair });
+    }
+    if report.raw_duplicates > 0 {
+        store.merge_away(run.as_str(), report.pass, report.rows).await?;
+        repair.duplicates_merged = report.raw_duplicates;
+    }
+    if !report.published {
+        return Ok(repair);
+    }
+    if let Some(gone) = &report.base_gone {
+        return Ok(Repair { stuck: Some(gone.clone()), ..repair });
+    }
+    let acked = match at_rest((broker, records, store), &run, report.pass, report.state, unstored).await? {
+        Ok(acked) => acked,
+        Err(Repair { busy, stuck, .. }) => return Ok(Repair { busy, stuck, ..repair }),
+    };
+    let unstored = not_acked(broker, &run, report, acked).await?;
+    (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
+    let is_unstored = |batch: &u32| unstored.iter().any(|(unstored, _)| unstored == batch);
+    let mut again: Vec<u32> =
+        report.named().filter(|batch| report.has_ids(*batch) && !is_unstored(batch)).collect();
+    if !unstored.is_empty() && report.needs_all_again() {
+        // That would remove them. The rest is for the next repair.
+        again.clear();
+    }
+    // The rows of a wrong batch are all there is of it while its ids are not.
+    let wrong = report.wrong.iter().copied();
+    let wrong: Vec<u32> = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
+    if again.is_empty() && wrong.is_empty() && unstored.is_empty() {
+        return Ok(repair);
+    }
+    let faster = |repair| Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
+    let Some(claim) = claim(records, &run, report).await? else { return faster(repair) };
+    failpoint::pass("repair-after-claim");
+    if !holds(records, &run, report.pass, claim).await? {
+        return faster(repair);
+    }
+    remove_wrong(broker, store, &run, report, &wrong).await?;
+    if !holds(records, &run, report.pass, claim).await? {
+        return faster(repair);
+    }
+    compute_again(broker, &run, report, &again, &mut repair).await?;
+    for (_, messages) in unstored {
+        for message in messages {
+            broker.hand_out_again(message).await?;
+        }
+        repair.batches_handed_out += 1;
+    }
+    release(records, &run, report.pass, claim).await?;
+    Ok(repair)
+}
+
+/// Brings back what readers see a sealed pass by: its views, and its row among the sealed passes. All rows are there, so
+/// nothing is computed.
+async fn show_again(store: &Store, report: &Report) -> Result<(), Error> {
+    store.setup().await?;
+    let Some(proven) = &report.proven else { return Ok(()) };
+    let builds: Vec<String> = report.builds.iter().map(|build| build.build.clone()).collect();
+    let row = store.tables().insert_pass(&SeenPass {
+        run: &report.run,
+        pass: report.pass,
+        batches: report.stored.batches as u32,
+        stored: &report.stored,
+        repeated_ids: proven.repeated_ids,
+        builds: &builds,
+        at_ms: proven.at_ms,
+    });
+    store.write("make a sealed pass visible again", &row).await
+}
+
+/// Whether somebody has claimed this pass for a repair, and may be at it still.
+pub(crate) fn is_being_repaired(entry: &Entry<PassRecord>) -> bool {
+    let age = now_ms().saturating_sub(entry.written_ms);
+    entry.record.repair.is_some() && age < LEASE.as_millis() as u64
+}
+
+/// Whether nothing of a pass is under way, so that what is not stored counts as lost: the sequence up to which all its messages
+/// are acked, where others may not be; else what a repair comes to.
+async fn at_rest(
+    (broker, records, store): (&Broker, &Records, &Store),
+    run: &RunName,
+    pass: u32,
+    state: &str,
+    unstored: Unstored,
+) -> Result<Result<Option<u64>, Repair>, Error> {
+    let busy = |why: String| Ok(Err(Repair { busy: Some(why), ..Repair::default() }));
+    if [PassState::Paused, PassState::Cancelled].map(PassState::word).contains(&state) {
+        return busy(format!("the pass is {state}"));
+    }
+    // Nobody draws from what is left of a sealed pass's consumer.
+    if state != PassState::Sealed.word() {
+        let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
+        if computing > 0 {
+            return busy(format!("{computing} batches are still to be computed"));
+        }
+    }
+    if unstored == Unstored::Recompute {
+        return Ok(Ok(None));
+    }
+    match landing(broker, records, store, (run, pass)).await? {
+        Landing::Over => Ok(Ok(None)),
+        Landing::Settled { acked } => Ok(Ok(Some(acked))),
+        Landing::UnderWay(why) => busy(why),
+        Landing::Left(why) => {
+            let stuck = format!(
+                "{why}. They come again by themselves, and are stored once the table takes them; if the build is at fault: deploy \
+                 a mended one to the workers, then `verify {run} --repair --recompute`"
+            );
+            Ok(Err(Repair { stuck: Some(stuck), ..Repair::default() }))
+        }
+    }
+}
+
+/// Batches without all of their rows whose messages the stream holds, and which need not have been acked.
+async fn not_acked(
+    broker: &Broker,
+    run: &RunName,
+    report: &Report,
+    acked: Option<u64>,
+) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
+    let Some(acked) = acked else { return Ok(Vec::new()) };
+    let batches: Vec<u32> = report.missing.iter().chain(&report.short).copied().collect();
+    let looks = batches.into_iter().map(|batch| async move {
+        let messages = broker.rows_of_batch(run, report.pass, batch).await?;
+        Ok::<_, Error>((batch, messages))
+    });
+    let looks: Vec<_> = looks.collect();
+    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let is_open = |messages: &[RowsMessage]| messages.iter().any(|message| message.sequence > acked);
+    Ok(found.into_iter().filter(|(_, messages)| is_open(messages)).collect())
+}
+
+/// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
+/// not the one that the report began with, or another repair is at it.
+async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Option<u64>, Error> {
+    // Unlike any other: seeded by the system for each value.
+    let claim = RandomState::new().hash_one(now_ms());
+    let change = match records.pass(run, report.pass).await? {
+        Some(mut entry) => {
+            if Some(entry.revision) != report.revision || is_being_repaired(&entry) {
+                return Ok(None);
+            }
+            entry.record.state = PassState::Running;
+            entry.record.sealed = None;
+            (entry.record.freed, entry.record.announced) = (false, false);
+            entry.record.repair = Some(claim);
+            records.update_pass(&entry, run).await?
+        }
+        None => {
+            let batch_ids = records.known_run(run).await?.record.batch_ids;
+            let begun = PassRecord { repair: Some(claim), ..PassRecord::begin(run, report.pass, batch_ids) };
+            records.create_pass(&begun, run).await?
+        }
+    };
+    Ok((change == Change::Made).then_some(claim))
+}
+
+/// Whether the claim still holds.
+async fn holds(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<bool, Error> {
+    let entry = records.pass(run, pass).await?;
+    Ok(entry.is_some_and(|entry| entry.record.repair == Some(claim)))
+}
+
+/// Lets go of the pass.
+async fn release(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<(), Error> {
+    while let Some(mut entry) =
+        records.pass(run, pass).await?.filter(|entry| entry.record.repair == Some(claim))
+    {
+        entry.record.repair = None;
+        if records.update_pass(&entry, run).await? == Change::Made {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Computing a batch again adds its own ids and would leave the others.
+async fn remove_wrong(
+    broker: &Broker,
+    store: &Store,
+    run: &RunName,
+    report: &Report,
+    wrong: &[u32],
+) -> Result<(), Error> {
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    store.remove_batches(run.as_str(), report.pass, wrong).await?;
+    for batch in wrong.iter().filter(|batch| report.is_beyond(**batch)) {
+        // Whoever published it is not the producer.
+        broker.purge_ids(broker.names().ids_subject(run, *batch)).await?;
+        broker.purge_batch(run, report.pass, *batch).await?;
+    }
+    Ok(())
+}
+
+/// The ids stay where they are: a consumer of just these batches delivers them once more, or one of the whole run when
+/// they cannot all be named.
+async fn compute_again(
+    broker: &Broker,
+    run: &RunName,
+    report: &Report,
+    again: &[u32],
+    repair: &mut Repair,
+) -> Result<(), Error> {
+    if again.is_empty() {
+        return Ok(());
+    }
+    repair.whole_run = report.is_too_much();
+    // Rows that the first worker stored stand in the way of the second's.
+    if report.computes.is_some() {
+        // Its ids alone: the sealer brings the other rows from the pass before.
+        repair.batches_again = again.len() as u64;
+        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+        failpoint::pass("repair-before-consumer");
+        broker.remove_work_consumer(run, report.pass).await?;
+        return broker.ensure_replay_consumer(run, report.pass).await;
+    }
+    if repair.whole_run {
+        repair.batches_again = report.batches;
+        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+    } else {
+        repair.batches_again = again.len() as u64;
+        for batch in again {
+            broker.purge_batch(run, report.pass, *batch).await?;
+        }
+    }
+    failpoint::pass("repair-before-consumer");
+    let listed = (!repair.whole_run).then_some(again);
+    broker.replace_work_consumer(run, report.pass, listed).await?;
+    failpoint::pass("repair-after-consumer");
+    Ok(())
+}

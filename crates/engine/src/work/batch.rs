@@ -1,0 +1,102 @@
+//! A batch in hand: what of it is computed, what is stored, and what is left.
+//!
+//! Rows are stored together once all are done. Those that are done do not wait longer than a limit for the rest of their
+//! batch, though: an id may take hours, or ask for another attempt again and again. They are stored in parts then, and
+//! the worker that draws the batch after a restart computes what is left.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream::Id;
+use millstream::envelope::decode_ids;
+use tokio::sync::Mutex;
+
+use crate::compute::{Computed, Tray};
+use crate::error::Error;
+use crate::model::times::Spent;
+use crate::work::rows_message::{Encoded, Known, Stored, Target};
+
+/// A batch that is being computed.
+pub(crate) struct Batch<I> {
+    target: Target,
+    /// Where ids are put down as they are done.
+    pub tray: Arc<Tray<I>>,
+    /// The message that brought the ids.
+    ids: Bytes,
+    kept: Mutex<Kept<I>>,
+}
+
+/// What is not stored yet.
+struct Kept<I> {
+    known: Known,
+    /// Rows that are done.
+    rows: Computed<I>,
+}
+
+/// What became of some more ids of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// How many have rows that are stored.
+    pub ids: u32,
+    /// Dead letters among them.
+    pub dead: u32,
+    /// What they took of the cores.
+    pub spent: Spent,
+}
+
+impl<I: Id> Batch<I> {
+    /// A batch of which nothing is known to be stored, whose ids came in this message.
+    pub fn new(target: Target, tray: Arc<Tray<I>>, ids: Bytes) -> Self {
+        let known = Known::nothing(target.key.ids);
+        let rows = Computed::none(&target.schema);
+        Self { target, tray, ids, kept: Mutex::new(Kept { known, rows }) }
+    }
+
+    /// Which of the batch's ids have no row in the stream. Asked when the batch was delivered before: the worker that
+    /// had it may have stored some of it.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.
+    pub async fn left_of(&self, ids: Vec<I>) -> Result<Vec<I>, Error> {
+        let known = self.target.look().await?;
+        let left = known.open.iter().flat_map(|places| &ids[places.start as usize..places.end as usize]);
+        let left: Vec<I> = left.cloned().collect();
+        if left.len() < ids.len() {
+            let (key, left) = (&self.target.key, left.len());
+            tracing::debug!(run = %key.run, batch = key.batch, left, "rows of the batch are stored already");
+        }
+        self.kept.lock().await.known = known;
+        Ok(left)
+    }
+
+    /// Stores what is done and not stored.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
+    pub async fn store(&self) -> Result<News, Error> {
+        let Target { key, schema, maker, broker, .. } = &self.target;
+        let mut kept = self.kept.lock().await;
+        self.target.keep_cuts(&kept.known).await?;
+        let mut rows = std::mem::replace(&mut kept.rows, Computed::none(schema));
+        rows.append(self.tray.take(schema));
+        let (done, mut spent) = (rows.ids.len(), rows.spent);
+        if done == 0 {
+            return Ok(News { spent, ..News::default() });
+        }
+        let (schema, maker, limit) = (schema.clone(), maker.clone(), broker.max_payload());
+        let rows = match done == key.ids as usize {
+            true => Encoded::new(key, rows, schema, maker, limit),
+            false => {
+                let subject = || broker.names().ids_subject(&key.run, key.batch);
+                let all = decode_ids::<I>(&self.ids)
+                    .map_err(|source| Error::Message { subject: subject(), source })?;
+                Encoded::some(key, &all.ids, rows, schema, maker, limit)
+            }
+        };
+        let Stored { dead, packing, rest } = self.target.store(rows, &mut kept.known).await?;
+        spent.encoding += packing;
+        let ids = (done - rest.ids.len()) as u32;
+        kept.rows = rest;
+        Ok(News { ids, dead, spent })
+    }
+}

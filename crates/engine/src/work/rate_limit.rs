@@ -1,0 +1,214 @@
+//! A run's rate limit, kept by the whole fleet without a word between hosts: each keeps its part of it, by its cores
+//! among those of all that compute now.
+//!
+//! A host that has just begun takes nothing of a limited run until every other has had the time to notice it, and to make
+//! its own part smaller. One that is gone is missed for a few seconds. So the fleet is at times below the limit, not above.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, full_cause};
+use crate::fleet::heartbeat::REPORT;
+use crate::model::host::Doing;
+use crate::model::record::PassKey;
+use crate::nats::bucket::Records;
+use crate::stop::Stop;
+
+/// A process that has said nothing for this long does not count any more.
+const SILENT: Duration = Duration::from_secs(12);
+/// Ids of a limited run are computed in portions of about this long.
+const PORTION: f64 = 0.25;
+/// How often a host without a part looks whether it has one.
+const LOOK: Duration = Duration::from_millis(250);
+/// Parts are kept as whole numbers of this many.
+const WHOLE: f64 = 1e9;
+
+/// What this host may take of limited runs.
+#[derive(Debug, Default)]
+pub(crate) struct Rates {
+    part: AtomicU64,
+    /// When the next id of each pass may begin.
+    next: Mutex<HashMap<PassKey, Instant>>,
+}
+
+/// Who computed when it was last looked.
+#[derive(Debug, Default)]
+struct Fleet(HashMap<String, Seen>);
+
+#[derive(Debug)]
+struct Seen {
+    revision: u64,
+    cores: usize,
+    since: Instant,
+}
+
+impl Fleet {
+    /// Takes note of a record as it is now.
+    fn note(&mut self, key: String, revision: u64, cores: usize) {
+        let seen = Seen { revision, cores, since: Instant::now() };
+        match self.0.get_mut(&key) {
+            // Told by a new revision, not by a clock: those of other hosts may be wrong.
+            Some(known) if known.revision == revision => {}
+            Some(known) => *known = seen,
+            None => drop(self.0.insert(key, seen)),
+        }
+    }
+
+    /// Cores of all that are alive, `own` excepted.
+    fn others(&mut self, own: &str) -> usize {
+        self.0.retain(|_, seen| seen.since.elapsed() < SILENT);
+        self.0.iter().filter(|(key, _)| *key != own).map(|(_, seen)| seen.cores).sum()
+    }
+}
+
+impl Rates {
+    /// Keeps this host's part up to date while `limited` says that it matters, until taking stops.
+    pub async fn follow(
+        &self,
+        records: &Records,
+        own: (String, usize),
+        limited: impl Fn() -> bool,
+        stop: &Stop,
+    ) {
+        let ((own, cores), begun, mut fleet) = (own, Instant::now(), Fleet::default());
+        loop {
+            if limited() {
+                match records.hosts().await {
+                    Ok(hosts) => {
+                        for (key, entry) in hosts {
+                            if let Doing::Work { cores, .. } = entry.record.doing {
+                                fleet.note(key, entry.revision, cores);
+                            }
+                        }
+                        let known = begun.elapsed() > REPORT * 2;
+                        let part = cores as f64 / (cores + fleet.others(&own)) as f64;
+                        let part = if known { part } else { 0.0 };
+                        self.part.store((part * WHOLE) as u64, Ordering::Relaxed);
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            error = full_cause(&error),
+                            "it is not known who shares a run's rate limit"
+                        );
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REPORT / 2) => {}
+                () = stop.no_more_taking() => return,
+            }
+        }
+    }
+
+    /// Ids a second that this host may begin of a run whose limit is `rate`.
+    fn own(&self, rate: u32) -> f64 {
+        self.part.load(Ordering::Relaxed) as f64 / WHOLE * f64::from(rate)
+    }
+
+    /// Waits until some of `left` ids may begin by what `rate` says at the time; how many. All of them once there is no
+    /// limit any more.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once no more work is taken.
+    pub async fn admit(
+        &self,
+        key: &PassKey,
+        rate: impl Fn() -> Option<u32>,
+        left: usize,
+        stop: &Stop,
+    ) -> Result<usize, Error> {
+        loop {
+            let Some(rate) = rate() else { return Ok(left) };
+            let own = self.own(rate);
+            let wait = match own > 0.0 {
+                true => self.next_of(key).saturating_duration_since(Instant::now()),
+                false => LOOK,
+            };
+            if wait.is_zero() {
+                let portion = ((own * PORTION) as usize).clamp(1, left.max(1));
+                let pause = Duration::from_secs_f64(portion as f64 / own);
+                self.next().insert(key.clone(), Instant::now() + pause);
+                return Ok(portion);
+            }
+            tokio::select! {
+                // Not all at once: the limit or this host's part may change.
+                () = tokio::time::sleep(wait.min(LOOK)) => {}
+                () = stop.no_more_taking() => return Err(Error::Stopped),
+            }
+        }
+    }
+
+    fn next(&self) -> std::sync::MutexGuard<'_, HashMap<PassKey, Instant>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_of(&self, key: &PassKey) -> Instant {
+        self.next().get(key).copied().unwrap_or_else(Instant::now)
+    }
+
+    /// Forgets passes that are over.
+    pub fn retain(&self, is_open: impl Fn(&PassKey) -> bool) {
+        self.next().retain(|key, _| is_open(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> PassKey {
+        ("a".parse().expect("legal"), 1)
+    }
+
+    fn whole() -> Rates {
+        let rates = Rates::default();
+        rates.part.store(WHOLE as u64, Ordering::Relaxed);
+        rates
+    }
+
+    #[tokio::test]
+    async fn portions_come_at_the_rate() {
+        let (rates, stop) = (whole(), Stop::new());
+        let admit = async |rate, left| rates.admit(&key(), || rate, left, &stop).await.expect("goes on");
+        assert_eq!(admit(Some(100), 1000).await, 25);
+        assert_eq!(admit(Some(100), 10).await, 10, "no more than are left");
+        assert_eq!(admit(Some(1), 1000).await, 1);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_that_the_limit_is_gone() {
+        let (rates, stop, limit) = (Rates::default(), Stop::new(), Mutex::new(Some(1)));
+        let rate = || *limit.lock().expect("no panic");
+        let (key, lift) = (key(), async {
+            tokio::time::sleep(LOOK / 2).await;
+            *limit.lock().expect("no panic") = None;
+        });
+        let (admitted, ()) = tokio::join!(rates.admit(&key, rate, 1000, &stop), lift);
+        assert_eq!(admitted.expect("goes on"), 1000);
+    }
+
+    #[tokio::test]
+    async fn without_a_part_nothing_is_admitted() {
+        let (rates, stop) = (Rates::default(), Stop::new());
+        let key = key();
+        let waiting = rates.admit(&key, || Some(1000), 10, &stop);
+        assert!(tokio::time::timeout(LOOK * 2, waiting).await.is_err());
+        stop.stop_taking();
+        assert!(matches!(rates.admit(&key, || Some(1000), 10, &stop).await, Err(Error::Stopped)));
+    }
+
+    #[test]
+    fn who_says_nothing_new_does_not_count_for_ever() {
+        let mut fleet = Fleet::default();
+        fleet.note("own".into(), 1, 4);
+        fleet.note("other".into(), 2, 12);
+        assert_eq!(fleet.others("own"), 12);
+        fleet.0.get_mut("other").expect("known").since = Instant::now() - SILENT;
+        fleet.note("other".into(), 2, 12);
+        assert_eq!(fleet.others("own"), 0, "the same revision is no sign of life");
+        fleet.note("other".into(), 3, 12);
+        assert_eq!(fleet.others("own"), 12);
+    }
+}

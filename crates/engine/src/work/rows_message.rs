@@ -1,0 +1,531 @@
+//! Storing a batch's rows: in one message, or in parts where one would be larger than the server takes, or where some rows
+//! are done long before the others.
+//!
+//! The subject of a batch holds either its rows or a cut, which says into which ranges its ids, in their order, are cut.
+//! Each range has a subject of its own, and that holds again either rows or a cut. The first worker to write one of these
+//! messages wins. A worker that finds a cut goes by it, with rows of its own, and writes what is missing: so each id
+//! has its row in one message, whatever a function returns the second time and whichever worker died between two parts.
+//! Should a worker's rows be too large for a part that another one cut, or not all be done, that part is cut again.
+
+mod encoded;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use millstream::Id;
+use millstream::envelope::{EnvelopeFault, Rows, decode_rows};
+use millstream::schema::Schema;
+
+use crate::compute::{BatchKey, Computed, Maker};
+use crate::error::{Error, full_cause};
+use crate::failpoint;
+use crate::fleet::times::WorkLoad;
+use crate::nats::broker::{Broker, Written};
+use crate::retry::{Backoff, patiently};
+use crate::stop::Stop;
+
+pub(crate) use encoded::{Encoded, Has};
+use encoded::{MAX_PARTS, Message};
+
+/// Pauses between looks at a subject that was taken and holds nothing.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// Parts with rows that are cut off at a time, while other ids of the batch are not done.
+const EARLY_PARTS: usize = MAX_PARTS / 2 - 1;
+/// Subjects that are looked at together.
+const LOOKS: usize = 32;
+
+/// Where and how the rows of one batch are stored.
+pub(crate) struct Target {
+    pub broker: Broker,
+    pub key: BatchKey,
+    pub schema: Arc<Schema>,
+    pub maker: Arc<Maker>,
+    pub load: Arc<WorkLoad>,
+    pub stop: Stop,
+}
+
+/// What is known of the messages of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Places of ids that no message is known to have.
+    pub open: Vec<Range<u32>>,
+    /// The cuts, by their subjects.
+    cuts: Vec<(String, Bytes)>,
+}
+
+/// What storing some rows came to.
+pub(crate) struct Stored<I> {
+    /// Dead letters among those that are stored.
+    pub dead: u32,
+    /// How long rows were packed, on a thread beside those that compute.
+    pub packing: Duration,
+    /// Rows that are not stored yet: of too many ids between others that are not done.
+    pub rest: Computed<I>,
+}
+
+impl Known {
+    /// Nothing yet, of a batch of so many ids.
+    pub fn nothing(ids: u32) -> Self {
+        let all = 0..ids;
+        Self { open: vec![all], cuts: Vec::new() }
+    }
+}
+
+impl Target {
+    /// Looks at what is stored of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.
+    pub async fn look(&self) -> Result<Known, Error> {
+        let (mut known, mut level) = (Known::default(), Known::nothing(self.key.ids).open);
+        while !level.is_empty() {
+            let looks = std::mem::take(&mut level).into_iter().map(async |places| {
+                let subject = self.subject(&places);
+                let ask = || self.broker.rows_message(&subject);
+                let found = patiently(&self.key.run, &self.stop, ask).await?;
+                Ok::<_, Error>((places, subject, found))
+            });
+            let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+            for (places, subject, found) in found {
+                let Some(found) = found else {
+                    known.open.push(places);
+                    continue;
+                };
+                let parts = parts_of(&found, &places);
+                let parts = parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
+                if !parts.is_empty() {
+                    known.cuts.push((subject, found));
+                }
+                level.extend(parts);
+            }
+        }
+        known.open.sort_unstable_by_key(|places| places.start);
+        Ok(known)
+    }
+
+    /// Writes cuts again that are gone: the sealer makes room in the stream while a batch is not finished, and removes them
+    /// then. The worker that draws the batch next has to find them, to know that some of its rows are stored.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up.
+    pub async fn keep_cuts(&self, known: &Known) -> Result<(), Error> {
+        for (subject, bytes) in &known.cuts {
+            self.broker.write_once(subject, bytes.clone(), &self.stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores rows, all or those that no worker stored before. Where not all ids that lack one have one here, a cut tells
+    /// them from the others.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
+    pub async fn store<I: Id>(&self, rows: Encoded<I>, known: &mut Known) -> Result<Stored<I>, Error> {
+        let mut stored = Stored { dead: 0, packing: Duration::ZERO, rest: Computed::none(&self.schema) };
+        let rows = Arc::new(rows);
+        let (mut left, mut early) = (std::mem::take(&mut known.open), EARLY_PARTS);
+        left.reverse();
+        while let Some(places) = left.pop() {
+            let message = match rows.has(&places) {
+                Has::All => self.pack(&rows, &places, &mut stored).await,
+                Has::Some if early > 0 => {
+                    let cut = rows.cut_around(&places, early);
+                    early -= cut.parts.iter().filter(|part| rows.has(part) == Has::All).count();
+                    cut
+                }
+                Has::Some | Has::None => {
+                    known.open.push(places);
+                    continue;
+                }
+            };
+            stored.dead += u32::from(message.too_large);
+            let _publishing = self.load.publishing();
+            let parts = self.write(&places, message, known).await?;
+            left.extend(parts.into_iter().rev());
+        }
+        stored.rest = rows.rest(&known.open);
+        stored.dead += (rows.dead() - stored.rest.rows.dead.len()) as u32;
+        Ok(stored)
+    }
+
+    /// The message with the rows of these ids.
+    async fn pack<I: Id>(
+        &self,
+        rows: &Arc<Encoded<I>>,
+        places: &Range<u32>,
+        stored: &mut Stored<I>,
+    ) -> Message {
+        let under_way = self.load.packing();
+        let (packer, wanted) = (rows.clone(), places.clone());
+        // Megabytes are compressed: not for a thread that does I/O.
+        let packed = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            (packer.message(&wanted), begun.elapsed())
+        });
+        let (message, took) = packed.await.expect("packing does not panic");
+        drop(under_way);
+        self.load.packed(took);
+        stored.packing += took;
+        message
+    }
+
+    /// The subject of the rows of these ids.
+    fn subject(&self, places: &Range<u32>) -> String {
+        let (names, BatchKey { run, pass, batch, .. }) = (self.broker.names(), &self.key);
+        match *places == (0..self.key.ids) {
+            true => names.rows_subject(run, *pass, *batch),
+            false => names.part_subject(run, *pass, *batch, places),
+        }
+    }
+
+    /// Stores a message unless its subject holds one; returns the parts into which what is stored there is cut.
+    async fn write(
+        &self,
+        places: &Range<u32>,
+        message: Message,
+        known: &mut Known,
+    ) -> Result<Vec<Range<u32>>, Error> {
+        let (subject, whole) = (self.subject(places), *places == (0..self.key.ids));
+        let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
+        loop {
+            if self.broker.write_once(&subject, message.bytes.clone(), &self.stop).await? == Written::First {
+                failpoint::pass(match (whole, message.parts.is_empty()) {
+                    (true, true) => "work-after-rows",
+                    (false, true) => "work-after-part",
+                    (_, false) => "work-after-cut",
+                });
+                if !message.parts.is_empty() {
+                    known.cuts.push((subject, message.bytes));
+                }
+                return Ok(message.parts);
+            }
+            match self.broker.rows_message(&subject).await {
+                Ok(Some(found)) => {
+                    tracing::debug!(subject, "another worker's message is stored already");
+                    let parts = parts_of(&found, places);
+                    let parts =
+                        parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
+                    if !parts.is_empty() {
+                        known.cuts.push((subject, found));
+                    }
+                    return Ok(parts);
+                }
+                // Removed since, behind the seal for one: late rows are stored once more, and the sink asks about them.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(error = full_cause(&error), "trying again"),
+            }
+            if !self.stop.pause(pause.wait()).await {
+                return Err(Error::Stopped);
+            }
+        }
+    }
+}
+
+/// The message that a worker stores of a batch whose rows are no more than one message may carry.
+pub fn whole_message<I: Id>(
+    key: &BatchKey,
+    computed: Computed<I>,
+    schema: &Arc<Schema>,
+    maker: &Arc<Maker>,
+) -> Bytes {
+    Encoded::new(key, computed, schema.clone(), maker.clone(), usize::MAX).message(&(0..key.ids)).bytes
+}
+
+/// The parts into which a message of the ids at these places cuts them; none where it has their rows.
+pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, EnvelopeFault> {
+    let Rows::Cut(cut) = decode_rows(message)? else { return Ok(Vec::new()) };
+    let parts: Vec<Range<u32>> = cut.ranges().collect();
+    let covered = parts.first().zip(parts.last()).map(|(first, last)| first.start..last.end);
+    if covered.as_ref() == Some(places) {
+        Ok(parts)
+    } else {
+        Err(EnvelopeFault::Body { length: message.len() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+    use std::sync::Mutex;
+
+    use millstream::{Failure, Outcome, Pipeline};
+    use serde::{Deserialize, Serialize};
+
+    use millstream::envelope::{RowCut, encode_cut};
+
+    use super::encoded::HEADERS;
+    use super::*;
+    use crate::compute::block::read;
+    use crate::compute::{Function, Pool};
+    use crate::model::rows::STATUS_DEAD;
+
+    const MAX_PAYLOAD: usize = 40_000;
+
+    /// Rows of noise; some ids ask for a second attempt, so that their rows lie behind all others.
+    #[derive(Default)]
+    struct Noisy {
+        again: Mutex<HashSet<String>>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Noise {
+        noise: String,
+    }
+
+    impl Pipeline for Noisy {
+        const NAME: &'static str = "noisy";
+        const COLUMNS: &'static [(&'static str, &'static str)] = &[("noise", "String")];
+        type Id = String;
+        type Row = Noise;
+
+        fn compute(&self, id: &String) -> Outcome<Noise> {
+            match id.ends_with("05") && self.again.lock().expect("no panic").insert(id.clone()) {
+                true => Err(Failure::retry("later")),
+                false => Ok(Noise { noise: noise(noise_of(id)) }),
+            }
+        }
+    }
+
+    fn noise_of(id: &str) -> usize {
+        match id.parse::<usize>().expect("a number") % 100 {
+            7 => MAX_PAYLOAD * 2,
+            50 => MAX_PAYLOAD * 3 / 4,
+            size => size * 20,
+        }
+    }
+
+    /// Text that does not compress.
+    fn noise(size: usize) -> String {
+        let mut state = size as u64 | 1 << 40;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            char::from(b'0' + (state % 75) as u8)
+        };
+        (0..size).map(|_| next()).collect()
+    }
+
+    fn key(ids: u32) -> BatchKey {
+        BatchKey { run: "r".parse().expect("legal"), pass: 3, batch: 9, ids }
+    }
+
+    async fn encoded(ids: &[String]) -> Encoded<String> {
+        let function = Function::of(Arc::new(Noisy::default())).expect("sound");
+        let pool = Pool::start(function.clone(), 2).expect("threads");
+        let key = key(ids.len() as u32);
+        let mut computed = pool.compute(ids.to_vec(), false).await;
+        let again = std::mem::take(&mut computed.again).into_iter().map(|(id, _)| id).collect();
+        computed.append(pool.compute(again, true).await);
+        let maker = Arc::new(Maker { host: "here".into(), build: "1".into() });
+        Encoded::new(&key, computed, function.spec().schema.clone(), maker, MAX_PAYLOAD)
+    }
+
+    fn numbers(count: u64) -> Vec<String> {
+        let mut ids: Vec<String> = (0..count).map(|id| id.to_string()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Every message that is stored of a batch, by the places of its ids.
+    fn messages(rows: &Encoded<String>) -> BTreeMap<(u32, u32), Vec<u8>> {
+        let all = 0..rows.ids_in_all();
+        let (mut left, mut messages) = (vec![all], BTreeMap::new());
+        while let Some(places) = left.pop() {
+            let message = rows.message(&places);
+            left.extend(parts_of(&message.bytes, &places).expect("sound"));
+            messages.insert((places.start, places.end), message.bytes.into());
+        }
+        messages
+    }
+
+    /// Each row's status and error by its id.
+    fn read_back(frames: &[u8]) -> BTreeMap<String, (u8, String)> {
+        let (rows, columns) = read::block(frames);
+        let row = |row| {
+            let (id, status) = (columns["id"].text(row), columns["status"].number(row) as u8);
+            let noise = columns["noise"].text(row);
+            let wanted = if status == STATUS_DEAD { 0 } else { noise_of(&id) };
+            assert_eq!(noise.len(), wanted, "{id}");
+            (id, (status, columns["error"].text(row)))
+        };
+        (0..rows).map(row).collect()
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_too_large_for_one_message_come_in_parts() {
+        let ids = numbers(500);
+        let rows = encoded(&ids).await;
+        let mut found = BTreeMap::new();
+        let (mut cuts, mut next) = (0, 0);
+        for ((start, end), message) in messages(&rows) {
+            assert!(message.len() <= MAX_PAYLOAD - HEADERS, "{start}..{end}: {}", message.len());
+            let part = match decode_rows(&message).expect("sound") {
+                Rows::Batch(part) => part,
+                Rows::Cut(_) => {
+                    cuts += 1;
+                    continue;
+                }
+            };
+            assert!(!part.is_whole(), "{start}..{end}: all rows are too large");
+            assert_eq!((part.from, part.from + part.ids), (start, end));
+            assert_eq!(start, next, "parts follow each other");
+            next = end;
+            let range = &ids[start as usize..end as usize];
+            assert_eq!((part.first, part.last), (range[0].as_str(), range[range.len() - 1].as_str()));
+            assert_eq!((part.run, part.pass, part.batch, part.batch_ids), ("r", 3, 9, 500));
+            let read = read_back(part.rows);
+            assert_eq!(read.keys().collect::<Vec<_>>(), range.iter().collect::<Vec<_>>());
+            assert_eq!(read.values().filter(|row| row.0 == STATUS_DEAD).count(), part.dead as usize);
+            found.extend(read);
+        }
+        assert!(cuts > 1, "no part was cut again");
+        assert_eq!((next, found.len()), (500, 500));
+        let dead: Vec<&String> =
+            found.iter().filter(|(_, row)| row.0 == STATUS_DEAD).map(|(id, _)| id).collect();
+        assert_eq!(dead, ["107", "207", "307", "407", "7"]);
+        assert!(found["107"].1.starts_with("row of 8"), "{}", found["107"].1);
+        assert!(found["107"].1.contains(" bytes is larger than a message may be (40000 bytes): "));
+    }
+
+    #[tokio::test]
+    async fn rows_that_fit_go_as_they_are() {
+        let ids = numbers(7);
+        let rows = encoded(&ids).await;
+        let messages = messages(&rows);
+        assert_eq!(messages.len(), 1);
+        let Ok(Rows::Batch(batch)) = decode_rows(&messages[&(0, 7)]) else { panic!("not a whole batch") };
+        assert!(batch.is_whole());
+        assert_eq!((batch.ids, batch.first, batch.columns), (7, "", "`noise` String"));
+        assert_eq!(read_back(batch.rows).into_keys().collect::<Vec<_>>(), ids);
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_one_id_whose_row_is_too_large_is_a_dead_letter() {
+        let rows = encoded(&["7".to_owned()]).await;
+        let messages = messages(&rows);
+        let Ok(Rows::Batch(batch)) = decode_rows(&messages[&(0, 1)]) else { panic!("not a whole batch") };
+        assert_eq!((batch.ids, batch.dead), (1, 1));
+        assert_eq!(read_back(batch.rows)["7"].0, STATUS_DEAD);
+    }
+
+    /// Two workers with other rows for the same ids: the second goes by the cuts of the first, and cuts once more.
+    #[tokio::test]
+    async fn another_workers_cut_is_gone_by() {
+        let cut = |parts: &[u32]| {
+            encode_cut(&RowCut { run: "r", pass: 3, batch: 9, from: 0, parts: parts.to_vec() })
+        };
+        assert_eq!(parts_of(&cut(&[499, 1]), &(0..500)), Ok(vec![0..499, 499..500]));
+        assert!(parts_of(&cut(&[400, 1]), &(0..500)).is_err(), "a cut of other ids");
+        let rows = encoded(&numbers(500)).await;
+        assert!(!rows.message(&(0..499)).parts.is_empty());
+    }
+
+    /// Messages by the places of their ids, as the stream holds them: the first one stays.
+    type Stored = BTreeMap<(u32, u32), Vec<u8>>;
+
+    /// One round of [`Target::store`], which ends after some messages if its worker dies.
+    fn store_some(stream: &mut Stored, rows: &Encoded<u64>, open: &mut Vec<Range<u32>>, mut messages: u64) {
+        let mut left = std::mem::take(open);
+        while let Some(places) = left.pop() {
+            let message = match rows.has(&places) {
+                Has::All => rows.message(&places),
+                Has::Some => rows.cut_around(&places, 2),
+                Has::None => {
+                    open.push(places);
+                    continue;
+                }
+            };
+            if messages == 0 {
+                open.push(places);
+                continue;
+            }
+            messages -= 1;
+            let found = stream.entry((places.start, places.end)).or_insert_with(|| message.bytes.into());
+            left.extend(parts_of(found, &places).expect("our own messages"));
+        }
+    }
+
+    /// As [`Target::look`] finds them.
+    fn open_places(stream: &Stored, ids: u32) -> Vec<Range<u32>> {
+        let (mut open, mut left) = (Vec::new(), Known::nothing(ids).open);
+        while let Some(places) = left.pop() {
+            match stream.get(&(places.start, places.end)) {
+                Some(found) => left.extend(parts_of(found, &places).expect("our own messages")),
+                None => open.push(places),
+            }
+        }
+        open
+    }
+
+    /// Rows of these ids, signed by their worker.
+    fn done(schema: &Arc<Schema>, by: u64, ids: &[u64], all: &[u64]) -> Encoded<u64> {
+        let mut computed = Computed::none(schema);
+        for id in ids {
+            computed.ids.push(*id);
+            computed.rows.ok(schema, &Noise { noise: format!("{by} {}", noise((id % 90) as usize)) });
+        }
+        let maker = Arc::new(Maker { host: "here".into(), build: by.to_string() });
+        Encoded::some(&key(all.len() as u32), all, computed, schema.clone(), maker, HEADERS + 1500)
+    }
+
+    /// Workers with other ids done at each moment, and other rows of the same ids, die at any message and begin again.
+    #[test]
+    fn workers_with_other_ids_done_store_each_id_once() {
+        const IDS: u32 = 40;
+        let schema = Arc::new(Schema::parse(Noisy::COLUMNS).expect("sound"));
+        let all: Vec<u64> = (0..u64::from(IDS)).map(|id| id * 3).collect();
+        let mut cut_again = 0;
+        for seed in 0..400 {
+            let (mut dice, mut stream) = (crate::simulation::Dice::new(seed), Stored::new());
+            let mut workers: Vec<(Vec<u64>, Vec<Range<u32>>)> =
+                vec![(Vec::new(), Known::nothing(IDS).open); 3];
+            for turn in 0..60 {
+                let by = dice.below(3);
+                let (ids, open) = &mut workers[by as usize];
+                if dice.one_in(8) {
+                    (*ids, *open) = (Vec::new(), open_places(&stream, IDS));
+                }
+                let chances = if turn < 50 { 1 + dice.below(12) } else { 1 };
+                let missing = all.iter().filter(|id| !ids.contains(id)).copied().collect::<Vec<_>>();
+                ids.extend(missing.into_iter().filter(|_| dice.one_in(chances)));
+                ids.sort_unstable();
+                let messages = if turn < 50 { dice.below(9) } else { u64::MAX };
+                store_some(&mut stream, &done(&schema, by, ids, &all), open, messages);
+            }
+            let mut found = BTreeMap::new();
+            for ((start, end), message) in &stream {
+                let Ok(Rows::Batch(part)) = decode_rows(message) else {
+                    cut_again += u32::from((*start, *end) != (0, IDS));
+                    continue;
+                };
+                assert_eq!((part.from, part.from + part.ids), (*start, *end), "seed {seed}");
+                let (rows, columns) = read::block(part.rows);
+                for row in 0..rows {
+                    let signed = (columns["noise"].text(row), columns["build"].text(row));
+                    assert!(signed.0.starts_with(&signed.1), "seed {seed}: {signed:?}");
+                    let before = found.insert(columns["id"].number(row) as u64, signed);
+                    assert_eq!(before, None, "seed {seed}: a row twice");
+                }
+            }
+            assert_eq!(found.into_keys().collect::<Vec<_>>(), all, "seed {seed}");
+        }
+        assert!(cut_again > 400, "no part was cut again: {cut_again}");
+    }
+
+    #[test]
+    fn a_cut_around_what_is_done_has_few_parts() {
+        let schema = Arc::new(Schema::parse(Noisy::COLUMNS).expect("sound"));
+        let all: Vec<u64> = (0..20).collect();
+        let rows = done(&schema, 1, &[0, 2, 3, 4, 8, 9, 19], &all);
+        assert_eq!(rows.cut_around(&(0..20), 9).parts, [0..1, 1..2, 2..5, 5..8, 8..10, 10..19, 19..20]);
+        assert_eq!(rows.cut_around(&(0..20), 2).parts, [0..2, 2..5, 5..8, 8..10, 10..20]);
+        assert_eq!(rows.cut_around(&(3..9), 9).parts, [3..5, 5..8, 8..9]);
+        assert_eq!([0..20, 5..8, 2..5].map(|places| rows.has(&places)), [Has::Some, Has::None, Has::All]);
+        let rest = rows.rest(&[0..2, 9..20]);
+        assert_eq!((rest.ids, rest.rows.count()), (vec![0, 9, 19], 3));
+    }
+}
