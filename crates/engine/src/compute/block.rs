@@ -117,7 +117,7 @@ fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
 }
 
 /// The digest of the values of a message: the wrapping sum of each row's hash over its id, status, error and the
-/// pipeline's own columns. ClickHouse computes the same (`tables/values.rs`).
+/// pipeline's own columns. ClickHouse computes the same (`clickhouse/sql/values.rs`).
 fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u64 {
     let heads = ids.iter().zip(statuses).zip(errors(rows));
     let hash = |((id, status), error): ((&I, &u8), &str)| {
