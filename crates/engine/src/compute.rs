@@ -14,6 +14,7 @@ mod apart;
 pub(crate) mod block;
 mod cgroup;
 mod child;
+mod computed;
 mod cores;
 mod desk;
 mod frames;
@@ -26,116 +27,21 @@ mod order;
 mod output;
 mod pool;
 mod process;
+mod protocol;
 mod row;
 mod tray;
 mod watch;
 mod wear;
 
-use crate::model::times::Spent;
-
-use millstream::Id;
-use millstream::names::RunName;
-use millstream::schema::Schema;
-use serde::{Deserialize, Serialize};
-
 pub use block::Maker;
 pub use child::child_main;
+pub use computed::{BatchKey, Computed};
 pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
 pub use pool::Pool;
 pub(crate) use process::SILENT;
 pub use row::Rows;
 pub(crate) use tray::Tray;
-
-/// A piece whose rows come to more than this is ended early.
-const PIECE_BYTES: usize = 4 << 20;
-
-/// Which batch the ids belong to: what every one of its rows begins with.
-#[derive(Debug, Clone)]
-pub struct BatchKey {
-    /// The run.
-    pub run: RunName,
-    /// The pass.
-    pub pass: u32,
-    /// The batch.
-    pub batch: u32,
-    /// Ids that the batch has in all.
-    pub ids: u32,
-}
-
-/// What computing some ids of a batch came to.
-#[derive(Debug)]
-pub struct Computed<I> {
-    /// The ids that have a row, in the order of the rows.
-    pub ids: Vec<I>,
-    /// Their rows.
-    pub rows: Rows,
-    /// Ids that asked to be tried again, with their reasons. They have no row yet.
-    pub again: Vec<(I, String)>,
-    /// What they took of the cores.
-    pub spent: Spent,
-}
-
-impl<I> Computed<I> {
-    /// No ids yet.
-    pub fn none(schema: &Schema) -> Self {
-        let rows = Rows::with_room(schema, 0);
-        Self { ids: Vec::new(), rows, again: Vec::new(), spent: Spent::default() }
-    }
-
-    /// Appends other ids of the same batch.
-    pub fn append(&mut self, mut more: Self) {
-        self.ids.append(&mut more.ids);
-        self.rows.append(more.rows);
-        self.again.append(&mut more.again);
-        self.spent += more.spent;
-    }
-}
-
-impl<I: Id> Computed<I> {
-    /// A piece of an order over these ids.
-    fn of(ids: &[I], piece: Piece) -> Self {
-        let Piece { from, count, rows, again: asking, spent } = piece;
-        let (mut rest, mut next) = (&ids[from as usize..(from + count) as usize], from);
-        let (mut ids, mut again) = (Vec::with_capacity(rest.len()), Vec::new());
-        for (place, reason) in asking {
-            let (before, from_it) = rest.split_at((place - next) as usize);
-            ids.extend_from_slice(before);
-            again.push((from_it[0].clone(), reason));
-            (rest, next) = (&from_it[1..], place + 1);
-        }
-        ids.extend_from_slice(rest);
-        Self { ids, rows, again, spent }
-    }
-}
-
-/// Neighbouring ids that were computed together.
-#[derive(Debug, Serialize, Deserialize)]
-struct Piece {
-    /// Place of the first among the ids of the order.
-    from: u32,
-    /// Ids that it covers, whether they have a row or not.
-    count: u32,
-    /// A row for each of them, but for those that are to be tried again.
-    rows: Rows,
-    /// Places within the order of ids that asked to be tried again, in order, and why.
-    again: Vec<(u32, String)>,
-    /// What they took of the cores.
-    spent: Spent,
-}
-
-impl Piece {
-    /// Whether a piece that another process sent is of an order of so many ids, with rows of these columns.
-    fn is_sound(&self, schema: &Schema, ids: usize) -> bool {
-        let places = self.from..self.from.saturating_add(self.count);
-        let again = self.again.iter().map(|(at, _)| *at);
-        let rows = (self.count as usize).checked_sub(self.again.len());
-        places.end as usize <= ids
-            && again.clone().is_sorted_by(|a, b| a < b)
-            && again.clone().all(|at| places.contains(&at))
-            && rows.is_some_and(|rows| self.rows.is_sound(schema, rows))
-    }
-}
 
 /// Cores that this process may use: its affinity and its cgroup's quota are honoured.
 pub fn usable_cores() -> usize {

@@ -3,6 +3,7 @@
 //! Promises: each answer has a time limit, and a message is written once ([`broker::Broker::write_once`]). Knows nothing of
 //! ClickHouse, of computing, or of what a run needs next.
 
+pub(crate) mod answer;
 pub mod broker;
 pub mod bucket;
 pub(crate) mod delivery;

@@ -18,11 +18,12 @@ use millstream::{Id, Limits};
 use tokio::sync::Semaphore;
 
 use super::apart::{host_memory, shown, slow};
+use super::computed::{BatchKey, Computed};
 use super::kid::Kid;
 use super::lots::Lots;
 use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::row::gave_up;
-use super::{BatchKey, Computed, Tray};
+use super::tray::Tray;
 use crate::error::Error;
 use crate::model::counts::WorkCounts;
 

@@ -16,10 +16,12 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::order::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
+use super::cgroup;
+use super::computed::{BatchKey, Computed, Piece};
 use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
-use super::{BatchKey, Computed, Piece, Tray, cgroup};
+use super::protocol::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
+use super::tray::Tray;
 use crate::error::Error;
 use crate::fleet::times::Load;
 use crate::model::counts::WorkCounts;
@@ -187,7 +189,7 @@ impl<I: Id> Apart<I> {
     async fn start(&self) -> Result<Live<I>, Error> {
         let millis = |limit: Option<Duration>| limit.map_or(0, |limit| limit.as_millis()).to_string();
         let arguments = [self.threads.to_string(), millis(self.limits.soft), millis(self.limits.hard)];
-        let (process, to) = Process::start(&self.program, order::ARGUMENT, &arguments).await?;
+        let (process, to) = Process::start(&self.program, protocol::ARGUMENT, &arguments).await?;
         let room = self.limits.memory.map(|bytes| bytes.saturating_mul(self.threads as u64));
         let most = room.unwrap_or_else(host_memory).saturating_add(process.resident());
         let shared = Arc::new(Shared {

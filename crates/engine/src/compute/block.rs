@@ -8,7 +8,8 @@ use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, frame, native};
 use twox_hash::XxHash64;
 
-use super::{BatchKey, Rows};
+use super::computed::BatchKey;
+use super::row::Rows;
 use crate::model::rows::{STATUS_DEAD, STATUS_OK};
 
 /// What is compressed together, before compression. ClickHouse reads frames one by one.

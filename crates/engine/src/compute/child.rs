@@ -24,13 +24,15 @@ use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::ahead::Ahead;
+use super::cgroup;
+use super::function::{AnyFunction, Function};
 use super::group::{end_a_copy, end_own};
 use super::guard::{ask_when_ids_fail, install_panic_hook, tell_panics};
-use super::order::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
-use super::pool::{Off, Order, Pool, Shared};
+use super::order::{Off, Order};
+use super::pool::{Pool, Shared};
+use super::protocol::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
 use super::wear::Wear;
-use super::{AnyFunction, Function, cgroup};
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -60,7 +62,7 @@ fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
             let mark = Mark::new(address, number(pipe));
             connect(address).and_then(|socket| alone(function, socket, mark, number(memory)))
         }
-        [order::ARGUMENT, address, _, threads, soft, hard] => connect(address)
+        [protocol::ARGUMENT, address, _, threads, soft, hard] => connect(address)
             .and_then(|socket| pool(function, socket, number(threads) as usize, [soft, hard].map(limit))),
         _ => return None,
     };
@@ -309,8 +311,8 @@ fn take_orders<I: Id>(pool: &Pool<I>, frames: Receiver<(u8, Vec<u8>)>, sender: &
         let (number, _) = postcard::take_from_bytes::<u64>(&body).map_err(io::Error::other)?;
         let mut orders = open.lock().unwrap_or_else(PoisonError::into_inner);
         match kind {
-            order::ORDER => {}
-            order::CALL_OFF => {
+            protocol::ORDER => {}
+            protocol::CALL_OFF => {
                 drop(orders.remove(&number));
                 continue;
             }

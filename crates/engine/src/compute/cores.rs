@@ -10,8 +10,11 @@ use tokio::sync::OnceCell;
 
 use super::alone::Alone;
 use super::apart::{Apart, Ground, Suspect};
+use super::computed::{BatchKey, Computed};
+use super::function::Function;
+use super::pool::Pool;
 use super::process::Program;
-use super::{BatchKey, Computed, Function, Pool, Tray};
+use super::tray::Tray;
 use crate::error::Error;
 use crate::fleet::times::Load;
 use crate::model::counts::WorkCounts;

@@ -11,9 +11,10 @@ use std::time::Instant;
 
 use millstream::schema::Schema;
 
+use super::computed::{PIECE_BYTES, Piece};
 use super::group::end_a_copy;
-use super::pool::Shares;
-use super::{PIECE_BYTES, Piece, Rows};
+use super::order::Shares;
+use super::row::Rows;
 use crate::model::times::Spent;
 
 /// Ids that a thread takes at once: an id that lasts keeps so many less one waiting, done or not begun.

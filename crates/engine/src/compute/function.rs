@@ -12,7 +12,7 @@ use millstream::{Failure, Outcome, Pipeline, SchemaFault, Spec};
 
 use super::desk::{AT_ONCE, Desk, Open};
 use super::guard::guarded;
-use super::pool::Order;
+use super::order::Order;
 use super::row::{self, Rows};
 use super::watch::Hand;
 

@@ -9,8 +9,8 @@ use millstream::child::{Answer, FORGET, frame};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 
-use super::BatchKey;
 use super::apart::shown;
+use super::computed::BatchKey;
 use super::output::Said;
 use super::process::{News, Process, print};
 

@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::{Computed, Tray};
+use super::computed::Computed;
+use super::tray::Tray;
 
 /// Ids that one child takes at a time, while others take theirs.
 const LOT: usize = 64;

@@ -1,60 +1,66 @@
-//! What a worker and its pool process say to each other: frames as in [`millstream::child`], of other kinds. Both ends
-//! are the same build, so this is no format that anybody stores.
+//! An order: ids that the pool computes together, and the pieces in which threads take them.
 
-use millstream::Id;
-use millstream::block::Block;
-use millstream::child::frame;
-use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use super::Piece;
+use super::computed::Piece;
 
-/// The first argument that makes a pipeline's binary a pool process; threads, soft and hard limit in milliseconds follow.
-pub(super) const ARGUMENT: &str = "__compute-pool";
-
-/// Worker: compute these ids.
-pub(super) const ORDER: u8 = b'O';
-/// Worker: nobody waits for this order any more.
-pub(super) const CALL_OFF: u8 = b'X';
-/// Pool: some ids of an order are done.
-pub(super) const PIECE: u8 = b'P';
-/// Pool: for so long its threads had an id since it last said so, summed over them.
-pub(super) const BUSY: u8 = b'U';
-/// Pool: an id takes long.
-pub(super) const OVERDUE: u8 = b'L';
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct OrderFrame<'a> {
-    /// Tells orders apart, from 1.
-    pub order: u64,
+/// Ids to be computed together.
+pub(super) struct Order<I> {
+    /// Tells it from others in the same pool.
+    pub number: u64,
+    pub ids: Vec<I>,
     pub last: bool,
-    pub codec: u8,
-    /// Ids of this order.
-    pub count: u32,
-    pub block: &'a [u8],
+    pub off: Arc<AtomicBool>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct OverdueFrame {
-    pub order: u64,
-    pub at: u32,
-    pub hard: bool,
+impl<I> Order<I> {
+    /// Whether its result has no use any more.
+    pub fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
 }
 
-/// A frame of this kind.
-pub(super) fn encode<B: Serialize>(kind: u8, body: &B) -> Vec<u8> {
-    let body = postcard::to_allocvec(body).expect("numbers, strings and bytes always fit a Vec");
-    let mut out = Vec::with_capacity(body.len() + 8);
-    frame(kind, &body, &mut out);
-    out
+/// Calls an order off when it is dropped. One that is done does not mind.
+#[derive(Default)]
+pub(super) struct Off(pub Arc<AtomicBool>);
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
-/// The frame that orders these ids, which are sorted and without repeats.
-pub(super) fn encode_order<I: Id>(order: u64, ids: &[I], last: bool) -> Vec<u8> {
-    let Block { codec, bytes } = I::pack(ids);
-    encode(ORDER, &OrderFrame { order, last, codec, count: ids.len() as u32, block: &bytes })
+/// An order that is handed out in pieces.
+pub(super) struct Shares<I> {
+    pub order: Order<I>,
+    /// Ids of a piece.
+    pub size: usize,
+    /// Pieces that are not done.
+    pub left: AtomicUsize,
+    pub done: Box<Done<I>>,
+    pub finished: Mutex<Option<Finished>>,
 }
 
-/// The frame that brings a piece: the number of its order, and the piece.
-pub(super) fn encode_piece(order: u64, piece: &Piece) -> Vec<u8> {
-    encode(PIECE, &(order, piece))
+impl<I> Shares<I> {
+    /// Some ids are done.
+    pub fn done(&self, piece: Piece) {
+        (self.done)(&self.order, piece);
+    }
+
+    /// A piece becomes two.
+    pub fn one_more(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The places of the ids of a piece.
+    pub fn places(&self, number: usize) -> Range<u32> {
+        let start = number * self.size;
+        start as u32..self.order.ids.len().min(start + self.size) as u32
+    }
 }
+
+pub(super) type Done<I> = dyn Fn(&Order<I>, Piece) + Send + Sync;
+
+pub(super) type Finished = Box<dyn FnOnce() + Send>;

@@ -7,17 +7,20 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use millstream::Id;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
+use super::computed::{Computed, Piece};
 use super::desk::Desk;
+use super::function::Function;
 use super::guard::install_panic_hook;
+use super::order::{Finished, Off, Order, Shares};
+use super::tray::Tray;
 use super::watch::{Hand, Watch};
-use super::{Computed, Function, Piece, Tray};
 use crate::error::Error;
 
 /// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
@@ -35,63 +38,6 @@ pub struct Pool<I> {
     _threads: Arc<Threads<I>>,
 }
 
-/// Ids to be computed together.
-pub(super) struct Order<I> {
-    /// Tells it from others in the same pool.
-    pub number: u64,
-    pub ids: Vec<I>,
-    pub last: bool,
-    pub off: Arc<AtomicBool>,
-}
-
-impl<I> Order<I> {
-    /// Whether its result has no use any more.
-    pub fn is_off(&self) -> bool {
-        self.off.load(Ordering::Relaxed)
-    }
-}
-
-/// Calls an order off when it is dropped. One that is done does not mind.
-#[derive(Default)]
-pub(super) struct Off(pub Arc<AtomicBool>);
-
-impl Drop for Off {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// An order that is handed out in pieces.
-pub(super) struct Shares<I> {
-    order: Order<I>,
-    /// Ids of a piece.
-    size: usize,
-    /// Pieces that are not done.
-    left: AtomicUsize,
-    done: Box<Done<I>>,
-    finished: Mutex<Option<Finished>>,
-}
-
-impl<I> Shares<I> {
-    /// Some ids are done.
-    pub fn done(&self, piece: Piece) {
-        (self.done)(&self.order, piece);
-    }
-
-    /// A piece becomes two.
-    pub fn one_more(&self) {
-        self.left.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// The places of the ids of a piece.
-    fn places(&self, number: usize) -> Range<u32> {
-        let start = number * self.size;
-        start as u32..self.order.ids.len().min(start + self.size) as u32
-    }
-}
-
-type Done<I> = dyn Fn(&Order<I>, Piece) + Send + Sync;
-type Finished = Box<dyn FnOnce() + Send>;
 type Work<I> = Box<dyn FnOnce(&Shared<I>) + Send>;
 
 enum Entry<I> {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use millstream::Id;
 use millstream::schema::Schema;
 
-use super::Computed;
+use super::computed::Computed;
 use crate::fleet::times::Load;
 
 /// Where computed ids of a batch are put down, whichever process or thread had them.

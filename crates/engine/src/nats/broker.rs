@@ -25,6 +25,7 @@ use crate::environment::Environment;
 use crate::error::{Error, Source, broker, full_cause};
 use crate::model::address::without_password;
 use crate::model::host::host_name;
+use crate::nats::answer::{ANSWER_WITHIN, within};
 use crate::nats::bucket::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -35,9 +36,6 @@ pub use kept::{Kept, Reserved};
 use login::Login;
 pub use messages::Stray;
 pub use setup::StreamLimits;
-
-/// How long an answer of the broker may take before the question is asked again or given up.
-pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A dead peer is noticed by pings alone: after two that stay unanswered.
 const PING: Duration = Duration::from_secs(5);
@@ -255,12 +253,6 @@ fn log_event(event: &Event) {
 /// A part of an address as it was before `%40` and the like were put in.
 fn percent_decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
-pub(crate) async fn within<F: IntoFuture>(doing: &str, future: F) -> Result<F::Output, Error> {
-    tokio::time::timeout(ANSWER_WITHIN, future.into_future())
-        .await
-        .map_err(|_| Error::BrokerSilent { doing: doing.to_owned(), after: ANSWER_WITHIN })
 }
 
 #[cfg(test)]

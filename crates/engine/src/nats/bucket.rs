@@ -14,7 +14,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use crate::error::{Error, broker};
 use crate::model::host::{HostReport, instance};
 use crate::model::moment::since_1970_ms;
-use crate::nats::broker::within;
+use crate::nats::answer::within;
 use crate::retry::Backoff;
 
 use crate::model::record::{PassRecord, RunRecord};

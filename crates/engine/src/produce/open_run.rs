@@ -30,7 +30,8 @@ use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Records};
 use crate::produce::batch_size::Pace;
 use crate::produce::input::{Cutter, Line, Lines, Sample};
-use crate::produce::publish::{cancelled, is_cancelled, keep, max_ids_bytes, open_pass, same_ids, tell};
+use crate::produce::publish::{cancelled, is_cancelled, keep, open_pass, same_ids, tell};
+use crate::produce::sample::max_ids_bytes;
 use crate::stop::Stop;
 
 /// Ids a batch at most, while the first of them are timed.

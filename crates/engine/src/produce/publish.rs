@@ -32,9 +32,6 @@ pub(crate) use batches::{Batch, Stored, digest, look_up};
 use batches::{Tally, publish_batches};
 use held::plan;
 
-/// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
-const MAX_BATCH_BYTES: usize = 512 << 10;
-
 /// What a producer does at a moment, by the place among its phases; 0 is to wait for its input.
 pub(crate) const WAITING_FOR_BROKER: usize = 1;
 /// How often it is looked whether the run was cancelled.
@@ -91,11 +88,6 @@ pub struct Progress {
 /// The broker's and ClickHouse's.
 pub async fn is_new(records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
     Ok(records.run(run).await?.is_none() && store.run_record(run.as_str()).await?.is_none())
-}
-
-/// Bytes of ids that one message takes where the server's `max_payload` is this.
-pub(crate) fn max_ids_bytes(max_payload: usize) -> usize {
-    MAX_BATCH_BYTES.min(max_payload / 2)
 }
 
 /// Publishes a run, or what is missing of it: killed and started again with the same words it resumes.

@@ -21,7 +21,6 @@ use crate::model::counts::WorkCounts;
 use crate::model::record::Timing;
 use crate::model::rows::MAX_INSERT_BYTES;
 use crate::produce::input::Sample;
-use crate::produce::publish::max_ids_bytes;
 use crate::stop::Stop;
 use crate::work::WorkPlan;
 
@@ -300,6 +299,14 @@ pub(crate) async fn compute<I: Id>(cores: &Cores<I>, ids: Vec<I>) -> Result<(Vec
 fn rounded_down(number: u64) -> u64 {
     let unit = 10u64.pow(number.ilog10().saturating_sub(1));
     number / unit * unit
+}
+
+/// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
+const MAX_BATCH_BYTES: usize = 512 << 10;
+
+/// Bytes of ids that one message takes where the server's `max_payload` is this.
+pub(crate) fn max_ids_bytes(max_payload: usize) -> usize {
+    MAX_BATCH_BYTES.min(max_payload / 2)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::GroupKey;
+use super::group::GroupKey;
 use crate::model::host::Cause;
 use crate::model::host::LeftPass;
 

@@ -5,9 +5,10 @@ use bytes::Bytes;
 use millstream::envelope::{Rows, decode_rows};
 use millstream::names::RunName;
 
-use super::{Broker, within};
+use super::Broker;
 use crate::error::{Error, broker};
 use crate::model::moment::since_1970_ms;
+use crate::nats::answer::within;
 
 /// A message of the rows stream.
 #[derive(Debug, Clone)]

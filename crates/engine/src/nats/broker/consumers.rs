@@ -9,10 +9,11 @@ use async_nats::jetstream::{ErrorCode, context};
 use futures_util::StreamExt;
 use millstream::names::RunName;
 
-use super::{Broker, within};
+use super::Broker;
 use crate::error::{Error, broker};
 use crate::model::record::{PassRecord, PassState};
 use crate::model::rows::Drawn;
+use crate::nats::answer::within;
 
 /// The `ack_wait` for a moment when everything is to be delivered again.
 const RECLAIM: Duration = Duration::from_millis(500);

@@ -8,10 +8,11 @@ use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use millstream::names::{RunName, batch_of};
 
-use super::{ANSWER_WITHIN, Broker, within};
+use super::Broker;
 use crate::environment::Environment;
 use crate::error::{Error, broker};
 use crate::model::moment::{calendar, since_1970_ms};
+use crate::nats::answer::{ANSWER_WITHIN, within};
 
 /// The server forgets a consumer that only looks after this long.
 const LOOKED: Duration = Duration::from_secs(30);

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use millstream::envelope::EnvelopeFault;
 use millstream::names::{RunName, batch_of};
 
-use super::{ANSWER_WITHIN, Broker, within};
+use super::Broker;
 use crate::error::{Error, broker};
 use crate::model::moment::now_ms;
 use crate::model::record::PassRecord;
+use crate::nats::answer::{ANSWER_WITHIN, within};
 
 /// The server forgets a consumer that only counts after this long.
 const COUNTED: Duration = Duration::from_secs(10);

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{ErrorCode, context, kv};
 
+use super::Broker;
 use super::kept::limit_of;
-use super::{Broker, within};
 use crate::error::{Error, broker, full_cause};
+use crate::nats::answer::within;
 
 /// How much the streams may hold.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use millstream::names::RunName;
 use tokio::sync::mpsc;
 
 use super::held::Plan;
-use super::{Submission, WAITING_FOR_BROKER, max_ids_bytes};
+use super::{Submission, WAITING_FOR_BROKER};
 use crate::error::Error;
 use crate::failpoint;
 use crate::fleet::times::Phases;
@@ -23,6 +23,7 @@ use crate::model::record::{Published, RunRecord};
 use crate::nats::broker::{Broker, Stray, Written};
 use crate::nats::quarantine::fault_of_ids;
 use crate::produce::input::{Cut, Cutter, Ids, Input, Survey, aside, described};
+use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
 use crate::stop::Stop;
 

@@ -10,10 +10,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
 use millstream::envelope::decode_ids;
 
+use super::Submission;
 use super::batches::{Batch, Cutting, Stored, Tally, digest, look_up};
-use super::{Submission, max_ids_bytes};
 use crate::error::Error;
 use crate::nats::broker::{Broker, Written};
+use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
 use crate::stop::Stop;
 

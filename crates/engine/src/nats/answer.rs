@@ -1,0 +1,14 @@
+//! How long an answer of NATS may take.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// How long an answer of the broker may take before the question is asked again or given up.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+pub(crate) async fn within<F: IntoFuture>(doing: &str, future: F) -> Result<F::Output, Error> {
+    tokio::time::timeout(ANSWER_WITHIN, future.into_future())
+        .await
+        .map_err(|_| Error::BrokerSilent { doing: doing.to_owned(), after: ANSWER_WITHIN })
+}
