@@ -155,17 +155,13 @@ impl Scene {
     fn start_sink(&self, plan: SinkPlan) -> (Service, Arc<SinkCounts>) {
         let counts = Arc::new(SinkCounts::default());
         let (broker, store, counted) = (self.broker.clone(), self.store.clone(), counts.clone());
-        let service = Service::start(|stop| async move {
-            sink(&broker, &store, plan, counted, Arc::default(), &stop).await
-        });
+        let service = Service::start(|stop| async move { sink(&broker, &store, plan, counted, &stop).await });
         (service, counts)
     }
 
     fn start_sealer(&self) -> Service {
         let (broker, store) = (self.broker.clone(), self.store.clone());
-        Service::start(|stop| async move {
-            seal_passes::<u64>(&broker, &store, Arc::default(), Arc::default(), &stop).await
-        })
+        Service::start(|stop| async move { seal_passes::<u64>(&broker, &store, Arc::default(), &stop).await })
     }
 
     /// The durable of a run's first pass, with an `ack_wait` other than usual: made before the run, it is left as it is.

@@ -239,7 +239,7 @@ impl Scene {
     fn start_sink_of<I: Id>(&self, plan: SinkPlan) -> Service {
         let (broker, url) = (self.broker.clone(), self.proxy.url.clone());
         Service::start(|stop| async move {
-            sink(&broker, &store::<I>(&url).await, plan, Arc::default(), Arc::default(), &stop).await
+            sink(&broker, &store::<I>(&url).await, plan, Arc::default(), &stop).await
         })
     }
 
@@ -250,7 +250,7 @@ impl Scene {
     fn start_sealer_of<I: Id>(&self) -> Service {
         let (broker, url) = (self.broker.clone(), self.proxy.url.clone());
         Service::start(|stop| async move {
-            seal_passes::<I>(&broker, &store::<I>(&url).await, Arc::default(), Arc::default(), &stop).await
+            seal_passes::<I>(&broker, &store::<I>(&url).await, Arc::default(), &stop).await
         })
     }
 
