@@ -4,7 +4,7 @@
 //! away; that of one which was killed is stale soon and removed by a sealer.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::broker::host_name;
 use crate::error::{Error, full_cause};
 use crate::load::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
 use crate::records::{Entry, Records, now_ms};
-use crate::sink::{LeftPass, WaitingPass};
+use crate::sink::{Cause, LeftPass, WaitingPass};
 use crate::stop::Stop;
 
 /// How often a process says what it does.
@@ -29,9 +29,13 @@ const STALE: Duration = Duration::from_secs(12);
 /// A sealer purges records older than this.
 const GONE: Duration = Duration::from_secs(600);
 
-/// What helps rows that the table does not take.
-pub const LEFT_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
-                             come again by themselves, within ten minutes";
+/// What helps rows whose columns the table does not have.
+const COLUMNS_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
+                            come again by themselves, within ten minutes";
+/// What helps rows that ClickHouse refuses though their columns fit.
+pub(crate) const REFUSED_HINT: &str = "once the table takes them, the rows come again by themselves; where the build that computed \
+                                       them is at fault: give the workers a mended one, then `verify RUN --repair --recompute` has \
+                                       these ids computed again";
 
 /// One process at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,11 +140,13 @@ impl HostReport {
 
     /// What stands against rows of a pass that it has handed back.
     pub fn left_of(&self, run: &str, pass: u32) -> Option<&LeftPass> {
+        self.left_passes().iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
+    }
+
+    fn left_passes(&self) -> &[LeftPass] {
         match &self.doing {
-            Doing::Sink { left_passes, .. } => {
-                left_passes.iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
-            }
-            Doing::Work { .. } | Doing::Produce { .. } => None,
+            Doing::Sink { left_passes, .. } => left_passes,
+            Doing::Work { .. } | Doing::Produce { .. } => &[],
         }
     }
 
@@ -180,6 +186,25 @@ impl HostReport {
             Doing::Work { .. } | Doing::Produce { .. } => None,
         }
     }
+}
+
+/// What helps rows that sinks have and the table does not take, each text once.
+pub fn left_hint<'a>(hosts: impl IntoIterator<Item = &'a HostReport>) -> String {
+    let mut refused = BTreeSet::new();
+    let mut lacks_columns = false;
+    for left in hosts.into_iter().flat_map(HostReport::left_passes) {
+        match left.cause {
+            Cause::Columns => lacks_columns = true,
+            Cause::Refused => drop(refused.insert(left.run.as_str())),
+        }
+    }
+    let run = match refused.iter().next() {
+        Some(only) if refused.len() == 1 => only,
+        _ => "RUN",
+    };
+    let refused = (!refused.is_empty()).then(|| REFUSED_HINT.replace("RUN", run));
+    let told = refused.into_iter().chain(lacks_columns.then(|| COLUMNS_HINT.to_owned()));
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// The reports with their totals counted from earlier ones, which is what happened in between: services live longer than a

@@ -64,6 +64,7 @@ pub mod verdict;
 pub mod verify;
 pub mod work;
 
+pub use able::prove;
 pub use broker::{Broker, NatsAddress, StreamLimits};
 pub use environment::Environment;
 pub use error::Error;

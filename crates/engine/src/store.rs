@@ -2,6 +2,7 @@
 
 mod ask;
 mod dead;
+mod disks;
 mod effect;
 mod faults;
 mod fit;
@@ -34,6 +35,7 @@ use crate::tables::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
 
 pub use ask::Portion;
 pub use dead::DeadLetter;
+pub use disks::Disk;
 pub use effect::StuckMutation;
 pub use faults::ViewFault;
 pub(crate) use faults::in_ranges;
