@@ -3,6 +3,8 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use tests::nats::Nats;
+use tests::nats_server::NatsServer;
 use tests::{Called, Host, SOON, wait_until};
 
 fn trial() -> Host {
@@ -236,6 +238,24 @@ fn services_drain_when_they_are_told_to_stop() {
     }
 }
 
+/// Waiting on a stack of its own, it would keep `up` and all others from it.
+#[test]
+fn what_waits_holds_no_stack_that_it_started() {
+    let host = tame();
+    host.call(&["produce", "--ids", "1..=10", "--run", "a"]).expect(0);
+    let says = "error: failed to wait for run `a`: the local stack of `.millstream` is not up";
+    let watch = host.call(&["status", "a", "--watch"]).expect(1).says(&[says, "hint: start `up`"]);
+    shows(&watch, &["run       a (pass 1)", "state     running"]);
+    host.call(&["produce", "--ids", "1..=10", "--run", "a", "--wait"])
+        .expect(1)
+        .says(&[says, "hint: start `up`"]);
+    host.call(&["work"]).expect(2).says(&["the local stack of `.millstream` is not up"]);
+    host.call(&["run", "--ids", "1..=10", "--run", "a"]).expect(0);
+    // What is over has not to be waited for.
+    host.call(&["status", "a", "--watch"]).expect(0);
+    host.call(&["produce", "--ids", "1..=10", "--run", "a", "--wait"]).expect(0);
+}
+
 #[test]
 fn status_is_watched_until_the_run_is_sealed() {
     let mut host = tame();
@@ -429,6 +449,59 @@ fn doctor_says_what_is_well_and_what_is_not() {
     assert!(nats["hint"].is_string(), "{nats}");
     let threads = host.call(&["doctor", "--config", "more.toml"]).expect(2);
     assert!(threads.stderr.contains("more.toml"), "{}", threads.stderr);
+}
+
+#[test]
+fn doctor_names_runs_that_nats_has_lost() {
+    let host = tame();
+    let up = host.up();
+    for run in ["a", "b"] {
+        host.call(&["run", "--ids", "1..=9", "--run", run]).expect(0);
+    }
+    assert_eq!(host.check("runs")["verdict"], "ok");
+    let mut nats = Nats::connect(&up.nats);
+    for (records, found, hint) in [
+        (
+            "$KV.trial_runs.*.a",
+            "1 run, ",
+            "`produce` with the same input (ids 1..=9) and --run a brings it back",
+        ),
+        ("$KV.trial_runs.>", "2 runs, ", "`produce` with the same input and --run NAME brings a run back"),
+    ] {
+        let purged = nats.api("STREAM.PURGE.KV_trial_runs", &json!({ "filter": records }));
+        assert!(purged["purged"].as_u64() > Some(0), "{purged}");
+        let check = host.check("runs");
+        assert_eq!((&check["verdict"], &check["hint"]), (&"warn".into(), &hint.into()), "{check}");
+        let told = check["found"].as_str().expect("a text");
+        assert!(told.contains(found) && told.contains("`a` (ids 1..=9)"), "{told}");
+    }
+    for run in ["a", "b"] {
+        host.call(&["produce", "--ids", "1..=9", "--run", run]).expect(0);
+    }
+    assert_eq!(host.check("runs")["verdict"], "ok");
+}
+
+#[test]
+fn doctor_says_that_an_account_has_no_room_for_larger_streams() {
+    let mut host = tame();
+    let up = host.up();
+    let account = |size| {
+        format!(
+            "accounts {{ A {{ jetstream {{ max_mem: 0, max_file: {size} }}, users [{{ user: a, password: b }}] }} }}\n"
+        )
+    };
+    let mut server = NatsServer::start(&host.path().join("accounts"), &account("350MB"));
+    host.env.push(("NATS_URL".into(), server.url("nats", "a:b@")));
+    host.env.push(("CLICKHOUSE_URL".into(), up.clickhouse.clone()));
+    host.call(&["setup"]).expect(0);
+    let check = host.check("storage");
+    assert_eq!(check["verdict"], "warn", "{check}");
+    assert!(
+        check["found"].as_str().is_some_and(|found| found.contains("this account may have 3")),
+        "{check}"
+    );
+    server.restart(&account("900MB"));
+    assert_eq!(host.check("storage")["verdict"], "ok");
 }
 
 #[test]

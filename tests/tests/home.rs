@@ -257,6 +257,10 @@ fn a_host_that_cannot_start_draws_nothing_until_it_can() {
         if told.contains("draws no batches") && told.contains("no file `model`") { Ok(()) } else { Err(told) }
     });
     assert_eq!(place.host.status("a")["in_flight"], 0);
+    let doctor = place.host.call(&["doctor"]).expect(1).stdout;
+    let lines =
+        |mark: &str| doctor.lines().any(|line| line.starts_with(mark) && line.contains("no file `model`"));
+    assert!(lines("FAIL  computing ") && lines("warn  workers "), "{doctor}");
     std::fs::write(place.host.path().join("model"), "").expect("a file");
     place.host.wait_sealed("a", LONG);
     assert_eq!(place.host.status("a")["redelivered"], 0);

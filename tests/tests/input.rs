@@ -456,6 +456,11 @@ fn standard_output_that_cannot_be_written_is_an_error() {
             "error: failed to write to standard output\n  No space left on device (os error 28)\nhint: ",
         ]);
     }
+    // Open for reading alone.
+    for words in ["status a --json", "sql 'SELECT 1'", "--help", "produce --ids 1..=9 --run b"] {
+        let said = sh(&host, &format!("\"$P\" {words} 1< /dev/null")).expect(1);
+        said.says(&["error: failed to write to standard output\n  Bad file descriptor (os error 9)\nhint: "]);
+    }
     // What was to be done is done.
     let runs = host.call(&["runs", "--json"]).expect(0).json();
     assert_eq!(runs.as_array().expect("a list").len(), 3, "{runs}");

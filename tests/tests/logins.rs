@@ -343,7 +343,7 @@ fn an_authority_of_ones_own_is_named_and_so_is_what_is_wrong_with_a_certificate(
     let key = made.path("ours.key");
     place.refused(
         &[("url", &url), ("ca", &key)],
-        &[&format!("from `{key}`"), "there is no certificates in it", "hint: name a PEM file"],
+        &[&format!("from `{key}`"), "there are no certificates in it", "hint: name a PEM file"],
         &[AWAY],
     );
     let server = place.server("other-name", &made.tls("other", ""));

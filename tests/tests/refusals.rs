@@ -6,6 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use serde_json::json;
+use tests::nats::Nats;
 use tests::nats_server::NatsServer;
 use tests::{Called, Host, SOON, Up, wait_until};
 
@@ -508,6 +510,17 @@ fn a_disk_that_is_full_at_the_start_is_told() {
 }
 
 #[test]
+fn doctor_says_that_a_disk_is_full() {
+    let host = trial();
+    let Some(disk) = Mount::new(host.path().join("small"), "size=8M") else { return };
+    host.call(&["setup", "--data", disk.data()]).expect(0);
+    let doctor = host.call(&["doctor", "--data", disk.data()]).expect(1).stdout;
+    for part in ["FAIL  disk ", "FAIL  table disk ", "it is full\n", "hint: free some space there\n"] {
+        assert!(doctor.contains(part), "`{part}` is not in {doctor}");
+    }
+}
+
+#[test]
 fn a_disk_that_fills_up_is_told_and_the_run_goes_on_when_there_is_space() {
     let host = trial();
     let Some(disk) = Mount::new(host.path().join("small"), "size=1000M") else { return };
@@ -556,21 +569,30 @@ fn a_run_name_that_is_taken_by_other_ids_is_refused() {
     host.call(&["produce", "--ids", "1..=100", "--batch", "10", "--run", "range"]).expect(0);
     host.call(&["produce", "--file", "a.txt", "--batch", "10", "--run", "file"]).expect(0);
     let messages_before = messages(&up.nats, "trial_ids");
-    let hint = "hint: name a new run with --run, or give the same ids and the same --batch";
-    let table: &[(&[&str], &str)] = &[
+    let (range, file) =
+        ("`--ids 1..=100 --run range` goes on", "`--file a.txt --run file`, with the ids that were in it,");
+    let table: &[(&[&str], &str, &str)] = &[
         (
             &["--ids", "1..=101", "--batch", "10", "--run", "range"],
             "error: failed to add to run `range`: it was made of ids 1..=100 in batches of 10, not of ids 1..=101 in batches",
+            range,
         ),
-        (&["--ids", "1..=100", "--batch", "50", "--run", "range"], "not of ids 1..=100 in batches of 50"),
+        (
+            &["--ids", "1..=100", "--batch", "50", "--run", "range"],
+            "not of ids 1..=100 in batches of 50",
+            "the same without --batch, or with --batch 10, goes on",
+        ),
         (
             &["--file", "a.txt", "--run", "range"],
             "it was made of ids 1..=100 in batches of 10, not of file `a.txt` (3 ids",
+            range,
         ),
-        (&["--file", "b.txt", "--run", "file"], "it was made of file `a.txt` (3 ids with digest "),
+        (&["--file", "b.txt", "--run", "file"], "it was made of file `a.txt` (3 ids with digest ", file),
+        (&["--ids", "2..=4", "--run", "file"], "it was made of file `a.txt` (3 ids with digest ", file),
     ];
-    for (source, text) in table {
-        host.call(&[&["produce"], *source].concat()).expect(1).says(&[text, hint]);
+    for (source, text, goes_on) in table {
+        let hint = "hint: name a new run with --run for what was given now; ";
+        host.call(&[&["produce"], *source].concat()).expect(1).says(&[text, hint, goes_on]);
     }
     assert_eq!(messages(&up.nats, "trial_ids"), messages_before);
     let ids: Vec<_> = host
@@ -585,6 +607,26 @@ fn a_run_name_that_is_taken_by_other_ids_is_refused() {
     // The same ids from another file are the same run.
     write("c.txt", "3\n2\n1\n");
     host.call(&["produce", "--file", "c.txt", "--run", "file"]).expect(0);
+    // So are they as a range, and those of a range from a file.
+    host.call(&["produce", "--ids", "1..=3", "--run", "file"]).expect(0);
+    write("d.txt", &(1..=100).map(|id| format!("{id}\n")).collect::<String>());
+    host.call(&["produce", "--file", "d.txt", "--run", "range"]).expect(0);
+    assert_eq!(messages(&up.nats, "trial_ids"), messages_before);
+}
+
+/// Begun as a file and lost in part, a run is completed by the range of its ids: order and batches are the same.
+#[test]
+fn a_run_of_a_file_is_resumed_by_the_range_of_its_ids() {
+    let host = trial();
+    let up = host.up();
+    let ids = (1..=100).map(|id| format!("{id}\n")).collect::<String>();
+    fs::write(host.path().join("ids.txt"), ids).expect("written");
+    host.call(&["produce", "--file", "ids.txt", "--batch", "10", "--run", "a"]).expect(0);
+    let gone = Nats::connect(&up.nats).api("STREAM.PURGE.trial_ids", &json!({ "filter": "trial.ids.a.7" }));
+    assert_eq!(gone["purged"], 1, "{gone}");
+    let again = host.call(&["run", "--ids", "1..=100", "--run", "a", "--json"]).expect(0).json();
+    assert_eq!((&again["rows"], &again["sealed"]), (&100.into(), &true.into()), "{again}");
+    host.call(&["verify", "a", "--values"]).expect(0);
 }
 
 #[test]

@@ -267,6 +267,19 @@ fn rows_that_clickhouse_refuses_hold_up_no_repair_of_another_run() {
 #[test]
 fn a_repair_of_rows_that_clickhouse_refuses_says_so() {
     let (scene, _sink) = refusing();
+    let status = wait_until("what waits in status", SOON, || {
+        let told = scene.call("lohi", &["status", "refused"]).stdout;
+        if told.contains("waiting ") { Ok(told) } else { Err(told) }
+    });
+    let drops = "`ALTER TABLE `millstream`.`variant_rows` DROP CONSTRAINT `small`` takes that constraint from the table";
+    let recompute = "`verify refused --repair --recompute` has these ids computed again";
+    let doctor = scene.call("lohi", &["doctor"]).stdout;
+    for told in [&status, &doctor] {
+        for part in ["Constraint `small`", drops, recompute] {
+            assert!(told.contains(part), "`{part}` is not in {told}");
+        }
+        assert!(!told.contains("setup --yes"), "{told}");
+    }
     let _worker = scene.start("work", "large", &["work"]);
     let told = wait_until("the reason", SOON, || {
         let called = scene.call("lohi", &["verify", "refused", "--repair"]);

@@ -146,6 +146,59 @@ fn a_column_that_the_operator_widened_is_read_as_wide_as_it_is() {
     assert!(told.contains("`a` is UInt64"), "{told}");
 }
 
+/// What was asked is told: the view gives the pass, and lags behind its table.
+#[test]
+fn a_view_that_lags_gives_its_rows_all_the_same() {
+    let host = shapes();
+    let up = host.up();
+    host.call(&["run", "--ids", "1..=10", "--run", "r"]).expect(0);
+    up.ask("ALTER TABLE millstream.shape_rows MODIFY COLUMN a UInt64");
+    assert_eq!(seen(&up, "a", "r"), "55\t10\n");
+    let verify = host.call(&["verify", "r", "--values"]).expect(1).stdout;
+    for part in [
+        "`millstream`.`shape`",
+        "show other columns or types than `millstream`.`shape_rows` has",
+        "`setup` makes them anew",
+    ] {
+        assert!(verify.contains(part), "`{part}` is not in {verify}");
+    }
+    assert!(!verify.contains("NOT see"), "{verify}");
+    let status = host.call(&["status", "r"]).expect(0).stdout;
+    assert!(status.contains("readers   `millstream`.`shape`") && !status.contains("NOT see"), "{status}");
+    let report = host.verify("r");
+    assert_eq!((&report["readers_see"], &report["view_lags"]), (&true.into(), &true.into()), "{report}");
+    let repaired = host.call(&["verify", "r", "--repair", "--json"]).expect(0).json();
+    assert_eq!((&repaired["view_lags"], &repaired["readers"]), (&false.into(), &Value::Null), "{repaired}");
+}
+
+#[test]
+fn a_table_that_is_detached_is_named_with_the_statement_that_brings_it_back() {
+    let host = shapes();
+    let up = host.up();
+    host.call(&["run", "--ids", "1..=10", "--run", "r"]).expect(0);
+    for (detach, name) in [
+        ("DETACH TABLE", "shape_rows"),
+        ("DETACH TABLE", "shape_passes"),
+        ("DETACH TABLE", "shape_view_faults"),
+        ("DETACH VIEW", "shape"),
+    ] {
+        let full = format!("`millstream`.`{name}`");
+        up.ask(&format!("{detach} millstream.{name}"));
+        let says = format!(
+            "error: failed to use {full}, which is detached in ClickHouse\nhint: `ATTACH TABLE {full}` in ClickHouse"
+        );
+        host.call(&["setup"]).expect(1).says(&[&says]);
+        host.call(&["produce", "--ids", "1..=10", "--run", "s"]).expect(1).says(&[&says]);
+        let (verdict, told) = check_of(&host, "tables");
+        assert!(verdict == "fail" && told.contains("detached") && told.contains("ATTACH TABLE"), "{told}");
+        let status = host.call(&["status", "r"]);
+        status.says(&[&full, "is detached", "ATTACH TABLE"]);
+        up.ask(&format!("ATTACH TABLE millstream.{name}"));
+        host.call(&["setup"]).expect(0);
+    }
+    assert_eq!(seen(&up, "a", "r"), "55\t10\n");
+}
+
 #[test]
 fn versions_with_a_narrower_and_an_equal_column_write_into_a_widened_one() {
     let host = shapes();

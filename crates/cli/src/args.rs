@@ -259,7 +259,7 @@ pub(crate) struct JsonArg {
 pub(crate) struct StatusArgs {
     /// The run; the newest one without it
     pub run: Option<String>,
-    /// Print one JSON object (one a second with --watch)
+    /// Print one JSON object (with --watch one after each look)
     #[arg(long)]
     pub json: bool,
     /// Go on until the run is sealed

@@ -147,7 +147,7 @@ impl Context {
             Command::Forget(args) => forget::forget(self, args).await,
             Command::Rebuild(args) => rebuild::rebuild(self, args).await,
             Command::Sql(args) => sql::sql(self, args).await,
-            Command::Doctor(args) => doctor::doctor(self, args).await,
+            Command::Doctor(args) => doctor::doctor(self, function, args).await,
             Command::Tune(args) => tune::tune(self, function, args).await,
         }
     }

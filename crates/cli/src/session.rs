@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use millstream::Spec;
+use millstream_engine::error::attach;
 use millstream_engine::nats::bucket::Records;
 use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
 
@@ -20,7 +21,7 @@ pub(crate) enum Holder {
     Moment,
     /// A short command that asks ClickHouse alone.
     Question,
-    /// A service: attaches to `up`, and never starts one.
+    /// A service: attaches to a stack that is up, and never starts one.
     Service,
 }
 
@@ -31,6 +32,8 @@ pub(crate) struct Servers {
     pub store: StoreAddress,
     /// Whether both were started for this command, so that nobody else uses them.
     pub own: bool,
+    /// Whether one of them was, so that no other process can come to it while this command lasts.
+    pub started: bool,
     #[cfg(feature = "local")]
     stack: Option<millstream_local::Stack>,
 }
@@ -50,6 +53,7 @@ impl Servers {
                 nats: config.nats.clone(),
                 store: store.clone(),
                 own: false,
+                started: false,
                 #[cfg(feature = "local")]
                 stack: None,
             }),
@@ -70,6 +74,10 @@ impl Servers {
 
         let asks = matches!(holder, Holder::Moment | Holder::Question | Holder::Service);
         if asks && !millstream_local::is_there(&config.data) {
+            return Err(no_stack(config, holder));
+        }
+        // Starting one to find that out would keep others from it meanwhile.
+        if holder == Holder::Service && !millstream_local::is_held(&config.data) {
             return Err(no_stack(config, holder));
         }
         let owner = if holder == Holder::Run { Owner::Run } else { Owner::Moment };
@@ -93,8 +101,9 @@ impl Servers {
             environment: config.environment.clone(),
             origin: origin.clone(),
         });
-        let own = !stack.attached() && needs.nats && needs.clickhouse;
-        Ok(Self { nats, store, own, stack: Some(stack) })
+        let started = !stack.attached();
+        let own = started && needs.nats && needs.clickhouse;
+        Ok(Self { nats, store, own, started, stack: Some(stack) })
     }
 
     /// The addresses alone, for the work that goes on while these are kept up.
@@ -103,6 +112,7 @@ impl Servers {
             nats: self.nats.clone(),
             store: self.store.clone(),
             own: self.own,
+            started: self.started,
             #[cfg(feature = "local")]
             stack: None,
         }
@@ -198,11 +208,16 @@ impl Session {
         let (tables, others): (Vec<String>, Vec<String>) =
             missing.into_iter().partition(|name| needed.contains(name));
         if !tables.is_empty() {
+            store.refuse_detached(tables.clone()).await?;
             let (pipeline, database) = (spec.name.to_owned(), store.tables().database().to_owned());
             return Err(Error::TablesMissing { pipeline, database, missing: tables }.into());
         }
-        for name in others {
-            show::note(&format!("{} is missing: `setup` makes it", store.tables().full_name(&name)));
+        let detached = store.detached(&others).await?;
+        for name in others.iter().map(|name| store.tables().full_name(name)) {
+            show::note(&match detached.contains(&name) {
+                true => format!("{name} is detached: `{}` in ClickHouse brings it back", attach(&name)),
+                false => format!("{name} is missing: `setup` makes it"),
+            });
         }
         let records = broker.records().await?;
         Ok(Some(Self { broker, store, records }))

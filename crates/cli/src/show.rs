@@ -1,7 +1,9 @@
 //! Numbers and errors for people. The only writer of stdout and stderr beside the logs and the progress line.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use millstream_engine::Error as EngineError;
@@ -53,13 +55,14 @@ impl Answer {
 /// Why stdout takes nothing more: nothing is written to it after that, and what is under way goes on to its end.
 static LOST: Mutex<Option<std::io::Error>> = Mutex::new(None);
 
-/// The one place that writes to stdout.
+/// The one place that writes to stdout: not by `Stdout`, which takes a descriptor that cannot be written for one that is not read.
 fn write(bytes: &[u8]) {
     if failed() {
         return;
     }
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
+    let out = std::io::stdout().lock();
+    let own = out.as_fd().try_clone_to_owned().map(File::from);
+    if let Err(error) = own.and_then(|mut out| out.write_all(bytes)) {
         *LOST.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 }
@@ -73,7 +76,12 @@ pub(crate) fn failed() -> bool {
 pub(crate) fn tell_failed() -> bool {
     let lost = LOST.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(fault) = lost.filter(|fault| fault.kind() != ErrorKind::BrokenPipe) else { return false };
-    let hint = "the output is cut off: make room where it goes, then give the command again";
+    let hint = match fault.kind() {
+        ErrorKind::StorageFull => {
+            "the output is cut off: make room where it goes, then give the command again"
+        }
+        _ => "what was to be done is done: give the command an output that can be written, such as > FILE",
+    };
     error("failed to write to standard output", &[fault.to_string()], Some(hint));
     true
 }

@@ -6,6 +6,7 @@ mod store;
 mod told;
 
 pub(crate) use hint::USERS_QUERY;
+pub use hint::attach;
 pub(crate) use store::PUSHING;
 pub use store::{Class, StoreFault};
 pub(crate) use told::{full_cause, full_hint};
@@ -245,6 +246,8 @@ pub enum Error {
         existing: String,
         /// What was given now.
         given: String,
+        /// The words that go on with the run.
+        goes_on: String,
     },
     /// A batch of the run exists with other ids, though all of them are the same by count and digest.
     #[error(
@@ -395,6 +398,18 @@ pub enum Error {
     ColumnTypes {
         /// The columns: name, type as declared, the server's words.
         faults: Vec<(String, String, String)>,
+    },
+    /// Tables or views of the pipeline are detached: ClickHouse keeps their names and data, and serves neither.
+    #[error("use {}, which {} detached in ClickHouse", .names.join(", "), if .names.len() == 1 { "is" } else { "are" })]
+    Detached {
+        /// Their names in quotes, with the database.
+        names: Vec<String>,
+    },
+    /// ClickHouse has said that tables or views were created, and they are not there.
+    #[error("create {}: ClickHouse says that it was done, and {} not there", .names.join(", "), if .names.len() == 1 { "it is" } else { "they are" })]
+    NotMade {
+        /// Their names in quotes, with the database.
+        names: Vec<String>,
     },
     /// Tables of the pipeline are not where they should be.
     #[error("find the tables of pipeline `{pipeline}` in database `{database}`: {} missing", are(.missing))]

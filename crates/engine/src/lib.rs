@@ -38,3 +38,4 @@ pub use environment::Environment;
 pub use error::Error;
 pub use nats::broker::{Broker, NatsAddress, StreamLimits};
 pub use stop::Stop;
+pub use work::prove;

@@ -24,6 +24,8 @@ use millstream::{Id, Limits};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use able::prove;
+
 use crate::compute::group::{end_orphans, reap_strays};
 use crate::compute::{BatchKey, Cores, Function, Maker, Place};
 use crate::error::{Error, full_cause};

@@ -7,8 +7,11 @@ use std::path::Path;
 use nix::sys::statvfs::statvfs;
 
 /// Bytes that this user may still write on the volume of `path`.
+///
+/// # Errors
+/// When nothing is there, or it cannot be looked at.
 #[allow(clippy::unnecessary_cast, reason = "the fields are 32 bits wide on macOS")]
-pub(crate) fn free(path: &Path) -> io::Result<u64> {
+pub fn free(path: &Path) -> io::Result<u64> {
     let volume = statvfs(path)?;
     Ok(volume.blocks_available() as u64 * volume.fragment_size() as u64)
 }

@@ -39,9 +39,10 @@ mod stack;
 
 pub use child::child_main;
 pub use data::{Holder, Owner};
+pub use disk::free;
 #[doc(hidden)]
 pub use engine::dissect;
 pub use error::{Error, Tail};
 pub use event::{Event, Progress, Server};
 pub use find::{ClickHouse, find_clickhouse, find_nats_server};
-pub use stack::{Options, Stack, is_there, open};
+pub use stack::{Options, Stack, is_held, is_there, open};

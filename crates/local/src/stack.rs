@@ -1,6 +1,7 @@
 //! Opening the stack, keeping its servers up, closing it.
 
 use std::env;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,13 @@ pub async fn open(options: Options, progress: Progress) -> Result<Stack, Error> 
 /// Whether a directory holds a stack, or did.
 pub fn is_there(data: &Path) -> bool {
     data.join(data::LOCK).exists()
+}
+
+/// Whether a process holds the stack of a directory: `up`, `run`, or a short command for the moment. Starts and changes nothing.
+pub fn is_held(data: &Path) -> bool {
+    // Shared: of two that look at once, neither is a holder to the other.
+    let held = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    File::open(data.join(data::LOCK)).is_ok_and(held)
 }
 
 async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Result<Stack, Error> {

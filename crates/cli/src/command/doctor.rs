@@ -1,15 +1,18 @@
 //! `doctor`: what would go wrong, before it does. Looks, and changes nothing.
 
+mod fleet;
+mod room;
+
 use std::time::Duration;
 
-use indicatif::HumanBytes;
-use millstream::Spec;
+use millstream::{Id, Spec};
 use millstream_engine::clickhouse::sql::VIEW_FAULTS;
 use millstream_engine::clickhouse::store::ViewFault;
+use millstream_engine::compute::Function;
 use millstream_engine::fleet::heartbeat;
-use millstream_engine::model::host::HostReport;
+use millstream_engine::model::host::{HostReport, left_hint};
 use millstream_engine::model::moment::length;
-use millstream_engine::nats::broker::{Kept, Reserved};
+use millstream_engine::nats::broker::Kept;
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
 use serde::Serialize;
 use serde_json::json;
@@ -47,13 +50,23 @@ fn failed(what: &'static str, error: &anyhow::Error) -> Check {
     Check { what, verdict: Verdict::Fail, found: told.join(": "), hint: show::hint(error) }
 }
 
-pub(super) async fn doctor(context: &Context, args: &DoctorArgs) -> anyhow::Result<Ended> {
+pub(super) async fn doctor<I: Id>(
+    context: &Context,
+    function: &Function<I>,
+    args: &DoctorArgs,
+) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
             let mut checks = vec![check_pipeline(&context.spec), check_cores(context)];
+            checks.push(Box::pin(fleet::check_host(context, function)).await);
+            checks.extend(room::check_data(context));
             checks.extend(check_nats(&servers, &context.spec, &context.config.limits).await);
             let (told, faults) = check_store(&servers, &context.spec).await;
             checks.extend(told);
+            // What keeps either of them from an answer is told above.
+            if let Ok((broker, store)) = servers.connect(&context.spec, "doctor").await {
+                checks.push(fleet::check_runs(&broker, &store).await);
+            }
             if args.json {
                 show::json(&json!({ "checks": checks }));
             } else {
@@ -140,13 +153,14 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         }
         Err(error) => failed("JetStream", &error.into()),
     });
+    checks.extend(fleet::check_workers(&broker).await);
     checks.extend(check_left(&broker).await);
     checks.extend(check_waits(&broker).await);
     match check_kept(&broker, limits).await {
         Ok(kept) => checks.extend(kept),
         Err(error) => checks.push(failed("kept", &error.into())),
     }
-    checks.extend(check_storage(&broker).await);
+    checks.extend(room::check_storage(&broker).await);
     checks.push(match broker.strays().await {
         Ok(0) => check("set aside", Verdict::Ok, "no message", None),
         Ok(strays) => check(
@@ -173,24 +187,8 @@ async fn check_left(broker: &Broker) -> Option<Check> {
         .collect();
     Some(match told[..] {
         [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
-        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(heartbeat::LEFT_HINT)),
+        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(&left_hint(&hosts))),
     })
-}
-
-/// Who holds how much of NATS's storage; nothing where this user may not ask.
-async fn check_storage(broker: &Broker) -> Option<Check> {
-    const SHOWN: usize = 8;
-    let all = broker.reserved().await.ok()?;
-    let told = |held: &Reserved| {
-        format!("{} {} ({} used)", held.holder, HumanBytes(held.reserved), HumanBytes(held.used))
-    };
-    let mut shown: Vec<String> = all.iter().take(SHOWN).map(told).collect();
-    if all.len() > SHOWN {
-        shown.push(format!("{} more", all.len() - SHOWN));
-    }
-    let total = HumanBytes(all.iter().map(|held| held.reserved).sum());
-    let found = format!("{total} reserved: {}", shown.join(", "));
-    Some(check("storage", Verdict::Ok, found, None))
 }
 
 /// What keeps passes from their seal, as running sinks found it.
@@ -286,6 +284,7 @@ async fn check_store(servers: &Servers, spec: &Spec) -> (Vec<Check>, Vec<ViewFau
         Err(error) => checks.push(failed("tables", &error.into())),
     }
     checks.push(check_mutations(&store).await);
+    checks.extend(room::check_disks(&store).await);
     // Whatever is wrong with the tables: rows that views lack are told.
     match view_faults(&store).await {
         Ok((told, faults)) => {
@@ -302,6 +301,7 @@ async fn check_store(servers: &Servers, spec: &Spec) -> (Vec<Check>, Vec<ViewFau
 /// Whether the tables take rows, readers see what is there, and what else sees it.
 async fn check_tables(store: &Store) -> Result<Vec<Check>, Error> {
     let plan = store.plan().await?;
+    store.refuse_detached(plan.missing.clone()).await?;
     // What hinders is an error with a hint of its own.
     store.check(&plan)?;
     let names = |names: &[String]| {

@@ -2,6 +2,7 @@
 
 use millstream::Id;
 use millstream_engine::compute::Function;
+use millstream_engine::observe::status::status;
 use millstream_engine::produce::publish::{Progress, Submission, Submitted, is_new, submit};
 use millstream_engine::produce::sample::{Choice, Limits, choose};
 use millstream_engine::{Broker, Error, Stop};
@@ -10,6 +11,7 @@ use serde_json::json;
 use super::Context;
 use super::finish::{finish, nothing_to_do};
 use super::run::watch;
+use super::status::nothing_works;
 use crate::args::{ProduceArgs, PublishArgs};
 use crate::input::{Ids, Words};
 use crate::session::{Holder, Session};
@@ -58,6 +60,9 @@ pub(super) async fn produce<I: Id>(
                         report(&submitted, chosen.as_ref(), ids.survey.bad, args.json);
                     }
                     match (waits, ids.survey.bad) {
+                        (true, _) if servers.started && !is_over(&session, &words).await? => {
+                            Err(nothing_works(context, words.run.as_str()))
+                        }
                         (true, bad) => Box::pin(wait(context, &session, &words, args, bad, &stop)).await,
                         (false, 0) => Ok(Ended::Well),
                         (false, _) => Ok(Ended::InPart),
@@ -74,6 +79,11 @@ pub(super) async fn produce<I: Id>(
             }
         })
         .await
+}
+
+async fn is_over(session: &Session, words: &Words) -> Result<bool, Error> {
+    let looking = status(&session.broker, &session.records, &session.store, &words.run);
+    Ok(Box::pin(looking).await?.is_over())
 }
 
 /// Waits until others have computed and stored all of it.

@@ -153,6 +153,11 @@ fn stage_ended(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> anyh
     }
 }
 
+/// The pause after a look at a run that took this long.
+pub(super) fn pause_after(look: Duration) -> Duration {
+    LOOK.max(look * LOOK_SHARE).min(LOOK_AT_LEAST)
+}
+
 /// Shows how a run goes on, until it is over. What processes did is then told of the time since this began to look.
 ///
 /// # Errors
@@ -174,7 +179,7 @@ pub(super) async fn watch(
         }
         let begun = Instant::now();
         let looked = status(&session.broker, &session.records, &session.store, run).await;
-        pause = LOOK.max(begun.elapsed() * LOOK_SHARE).min(LOOK_AT_LEAST);
+        pause = pause_after(begun.elapsed());
         match looked {
             Ok(mut status) => {
                 failing = None;

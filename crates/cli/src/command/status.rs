@@ -1,21 +1,44 @@
 //! `status`: where a run stands.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
-use millstream_engine::fleet::heartbeat::LEFT_HINT;
-use millstream_engine::model::host::{Doing, HostReport};
+use millstream_engine::model::host::{Doing, HostReport, left_hint};
 use millstream_engine::model::moment::shown;
 use millstream_engine::observe::status::{Status, status as read_status};
 
+use super::run::pause_after;
 use super::verify::remembered;
 use super::{Context, run_name};
 use crate::args::StatusArgs;
 use crate::session::{Holder, Session};
 use crate::{Ended, show};
 
-const LOOK: Duration = Duration::from_secs(1);
+/// After so many looks that found the same, it is looked less often: each of them costs the servers some milliseconds of a core.
+const STILL: u32 = 10;
+const SELDOM: Duration = Duration::from_secs(5);
+
+/// How often a run is looked at that is watched.
+#[derive(Debug, Default)]
+struct Pace {
+    /// What counts of the last look.
+    before: Option<[u64; 6]>,
+    /// Looks in a row that found the same.
+    still: u32,
+}
+
+impl Pace {
+    /// The pause after a look that found this, and took so long.
+    fn pause(&mut self, status: &Status, look: Duration) -> Duration {
+        let Status { done, dead, pending, in_flight, to_store, hosts, .. } = status;
+        let found = Some([*done, *dead, *pending, *in_flight, *to_store, hosts.len() as u64]);
+        self.still = if found == self.before { self.still + 1 } else { 0 };
+        self.before = found;
+        let pause = pause_after(look);
+        if self.still >= STILL { pause.max(SELDOM) } else { pause }
+    }
+}
 
 pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Result<Ended> {
     let asked = args.run.as_deref().map(run_name).transpose()?;
@@ -36,7 +59,9 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
                 },
             };
             let page = context.progress.page();
+            let mut pace = Pace::default();
             loop {
+                let begun = Instant::now();
                 let status = match read_status(&session.broker, &session.records, &session.store, &run).await
                 {
                     Ok(status) => status,
@@ -45,7 +70,7 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
                     }
                 };
                 let ended = status.is_over() || !args.watch;
-                let drawn = !ended && std::io::stderr().is_terminal();
+                let drawn = !ended && !servers.started && std::io::stderr().is_terminal();
                 match (args.json, drawn) {
                     (true, _) => show::json(&status),
                     (false, true) => page.say(&told(&status)),
@@ -57,10 +82,24 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
                 if ended || show::failed() {
                     return Ok(Ended::Well);
                 }
-                tokio::time::sleep(LOOK).await;
+                if servers.started {
+                    page.clear();
+                    return Err(nothing_works(context, &status.run));
+                }
+                tokio::time::sleep(pace.pause(&status, begun.elapsed())).await;
             }
         })
         .await
+}
+
+/// Why it is of no use to wait for a run on servers that were started for this command: while it waits, no other process can come
+/// to them, not even `up`.
+pub(super) fn nothing_works(context: &Context, run: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "failed to wait for run `{run}`: the local stack of `{}` is not up, so that no process works on it\n\
+         hint: start `up`, `work` and `sink` first; or the same `run` again, which goes on with it",
+        context.config.data.display()
+    )
 }
 
 async fn newest(session: &Session) -> anyhow::Result<Option<RunName>> {
@@ -196,7 +235,7 @@ fn builds(status: &Status) -> Option<String> {
 /// That a sink has rows, of whatever run, that the table does not take.
 fn waits(host: &HostReport) -> Option<String> {
     let left = host.left()?;
-    Some(format!("waiting   {left} (sink on {}, process {}); {LEFT_HINT}", host.host, host.pid))
+    Some(format!("waiting   {left} (sink on {}, process {}); {}", host.host, host.pid, left_hint([host])))
 }
 
 /// That ids ask for another attempt.

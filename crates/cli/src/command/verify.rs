@@ -38,7 +38,7 @@ pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyho
                 repaired.iter().for_each(|repaired| show::line(&repaired_told(repaired)));
                 hint.iter().for_each(|hint| show::line(&format!("\nhint: {hint}")));
             }
-            let well = report.is_clean() && report.sealed && report.readers_see;
+            let well = report.is_clean() && report.sealed && !report.is_seen_badly();
             Ok(if well { Ended::Well } else { Ended::Badly })
         })
         .await
@@ -53,7 +53,7 @@ async fn proven<I: Id>(
     let Session { broker, store, records } = Session::of_run(servers, spec, "verify", run.as_str()).await?;
     let values = args.values || args.repair;
     let report = prove::<I>(&broker, &records, &store, run, values).await?;
-    if !args.repair || (report.is_clean() && !report.is_hidden()) {
+    if !args.repair || (report.is_clean() && !report.is_seen_badly()) {
         return Ok((report, None));
     }
     let unstored = if args.recompute { Unstored::Recompute } else { Unstored::Wait };
@@ -94,7 +94,7 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
         Some(repaired) if repaired.is_nothing() => changes_nothing(report),
         Some(repaired) => repaired.hint(&report.run),
         None if report.base_gone.is_some() => None,
-        None if report.published && (!report.is_clean() || report.is_hidden()) => {
+        None if report.published && (!report.is_clean() || report.is_seen_badly()) => {
             Some(format!("verify {} --repair", report.run))
         }
         None => None,
@@ -119,6 +119,9 @@ fn told(report: &Report, with_hosts: bool) -> String {
         _ if report.forgetting => "half forgotten: a `forget` has begun and not ended",
         (false, ..) => "still being published",
         (true, true, true) if report.is_hidden() => "every id has its row, once, but readers do NOT see it",
+        (true, true, true) if report.is_seen_badly() => {
+            "every id has its row, once, but readers see it through a view that lags behind its table"
+        }
         (true, true, true) if report.values_at_fault.is_some() && report.values_unproven == Some(0) => {
             "sealed: every id has its row, once, with the values that were computed"
         }
@@ -238,7 +241,7 @@ fn repaired_told(repair: &Repair) -> String {
         number(repair.batches_again),
     )];
     if repair.shown_again {
-        lines.push("readers see the pass again".to_owned());
+        lines.push("readers see the pass as it is stored again".to_owned());
     }
     if repair.whole_run {
         lines.push(

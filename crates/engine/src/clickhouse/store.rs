@@ -2,6 +2,7 @@
 
 mod ask;
 mod dead;
+mod disks;
 mod effect;
 mod faults;
 mod fit;
@@ -33,6 +34,7 @@ use crate::failpoint;
 use crate::model::address::without_password;
 
 pub use dead::DeadLetter;
+pub use disks::Disk;
 pub use effect::StuckMutation;
 pub use faults::ViewFault;
 pub(crate) use faults::in_ranges;

@@ -66,7 +66,9 @@ impl Error {
             Self::ForgottenRun { run, made_of } => {
                 format!("`produce` with the same input ({made_of}) and --run {run} brings it back")
             }
-            Self::OtherIds { .. } => "name a new run with --run, or give the same ids and the same --batch".into(),
+            Self::OtherIds { goes_on, .. } => {
+                format!("name a new run with --run for what was given now; {goes_on} goes on with this one")
+            }
             Self::OtherBatch { run, .. } => {
                 format!(
                     "give them in the order of the first start, and what is lost comes back; or `cancel {run}` and `forget {run}` \
@@ -127,6 +129,15 @@ impl Error {
             Self::ColumnTypes { .. } => {
                 "nothing was created; change the types in COLUMNS to ones that this server lets a table have".into()
             }
+            Self::Detached { names } => {
+                let statements: Vec<String> = names.iter().map(|name| format!("`{}`", attach(name))).collect();
+                let them = if names.len() == 1 { "it back, with all that it holds" } else { "them back, with all that they hold" };
+                format!("{} in ClickHouse {} {them}", statements.join(" and "), if names.len() == 1 { "brings" } else { "bring" })
+            }
+            Self::NotMade { names } => {
+                let statements: Vec<String> = names.iter().map(|name| format!("`{}`", attach(name))).collect();
+                format!("what is detached is not created anew: {} in ClickHouse, then the same command", statements.join(", "))
+            }
             Self::TablesMissing { .. } => {
                 "`setup` creates them; if they are in another database, name it with --database or CLICKHOUSE_DATABASE".into()
             }
@@ -184,8 +195,8 @@ impl Error {
             }
             Self::RowsLeft { run, .. } => {
                 format!(
-                    "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; then \
-                     `rebuild {run}` goes on"
+                    "`setup` of the build that computed them shows which columns the table lacks, `setup --yes` adds them; a \
+                     constraint that refuses rows goes with ALTER TABLE … DROP CONSTRAINT; then `rebuild {run}` goes on"
                 )
             }
             Self::NotSealed { run, .. } => format!("sinks insert its rows by themselves; `status {run}` shows how far it is"),
@@ -267,6 +278,11 @@ const CAUSES: [(&str, &str); 7] = [
         "a user or password cannot have a line end or another control character in it",
     ),
 ];
+
+/// The statement that brings a table or view back, which is in quotes with its database.
+pub fn attach(name: &str) -> String {
+    format!("ATTACH TABLE {name}")
+}
 
 fn lacks_storage(source: &Source) -> bool {
     // A bucket is a stream, whose refusal is the cause of the bucket's.

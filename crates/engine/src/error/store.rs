@@ -36,6 +36,9 @@ pub enum Class {
 /// What stands before the name of a materialized view that an INSERT failed in.
 pub(crate) const PUSHING: &str = "while pushing to view ";
 
+/// ClickHouse's code for rows that a constraint of their table refuses.
+const VIOLATED_CONSTRAINT: u32 = 469;
+
 impl StoreFault {
     /// The materialized view of the operator's that the INSERT failed in, as the server spells it. Our own rows are stored
     /// by then in most servers; the view, and perhaps others, did not get them.
@@ -44,6 +47,13 @@ impl StoreFault {
         let name = text.split_once(PUSHING)?.1;
         let end = [" (", ". (", ": ", ", ", "\n"].iter().filter_map(|end| name.find(end)).min();
         Some(name[..end.unwrap_or(name.len())].trim_end_matches('.'))
+    }
+
+    /// The constraint of an operator's that an INSERT violates.
+    pub fn constraint(&self) -> Option<&str> {
+        let Self::Exception { code: VIOLATED_CONSTRAINT, text } = self else { return None };
+        let (name, _) = text.split_once("Constraint `")?.1.split_once("` for table ")?;
+        Some(name)
     }
 
     /// Whether the user lacks the right to do it.
@@ -84,6 +94,13 @@ impl StoreFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_constraint_is_named() {
+        let text = "Constraint `my small` for table e.t (6bc) is violated at row 1. Expression: (a < 3). Column values: a = 9.";
+        let fault = |code| StoreFault::Exception { code, text: text.to_owned() };
+        assert_eq!((fault(469).constraint(), fault(47).constraint()), (Some("my small"), None));
+    }
 
     #[test]
     fn an_insert_is_rejected_only_for_its_own_bytes_and_columns() {

@@ -27,10 +27,6 @@ const STALE: Duration = Duration::from_secs(12);
 /// A sealer purges records older than this.
 const GONE: Duration = Duration::from_secs(600);
 
-/// What helps rows that the table does not take.
-pub const LEFT_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
-                             come again by themselves, within ten minutes";
-
 /// Reports what `look` says until taking stops, then takes the record away.
 pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look: impl FnMut() -> Doing) {
     let (host, pid, started_ms) = (host_name(), std::process::id(), now_ms());

@@ -1,7 +1,7 @@
 //! A process of the fleet: who it is, and what it says of itself.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::sync::LazyLock;
 
@@ -9,6 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::moment::now_ms;
 use super::times::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
+/// What helps rows whose columns the table does not have.
+const COLUMNS_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
+                            come again by themselves, within ten minutes";
+/// What helps rows that ClickHouse refuses though their columns fit.
+pub(crate) const REFUSED_HINT: &str = "once the table takes them, the rows come again by themselves; where the build that computed \
+                                       them is at fault: give the workers a mended one, then `verify RUN --repair --recompute` has \
+                                       these ids computed again";
 
 /// One process at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,11 +154,13 @@ impl HostReport {
 
     /// What stands against rows of a pass that it has handed back.
     pub fn left_of(&self, run: &str, pass: u32) -> Option<&LeftPass> {
+        self.left_passes().iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
+    }
+
+    fn left_passes(&self) -> &[LeftPass] {
         match &self.doing {
-            Doing::Sink { left_passes, .. } => {
-                left_passes.iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
-            }
-            Doing::Work { .. } | Doing::Produce { .. } => None,
+            Doing::Sink { left_passes, .. } => left_passes,
+            Doing::Work { .. } | Doing::Produce { .. } => &[],
         }
     }
 
@@ -191,6 +200,25 @@ impl HostReport {
             Doing::Work { .. } | Doing::Produce { .. } => None,
         }
     }
+}
+
+/// What helps rows that sinks have and the table does not take, each text once.
+pub fn left_hint<'a>(hosts: impl IntoIterator<Item = &'a HostReport>) -> String {
+    let mut refused = BTreeSet::new();
+    let mut lacks_columns = false;
+    for left in hosts.into_iter().flat_map(HostReport::left_passes) {
+        match left.cause {
+            Cause::Columns => lacks_columns = true,
+            Cause::Refused => drop(refused.insert(left.run.as_str())),
+        }
+    }
+    let run = match refused.iter().next() {
+        Some(only) if refused.len() == 1 => only,
+        _ => "RUN",
+    };
+    let refused = (!refused.is_empty()).then(|| REFUSED_HINT.replace("RUN", run));
+    let told = refused.into_iter().chain(lacks_columns.then(|| COLUMNS_HINT.to_owned()));
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// The reports with their totals counted from earlier ones, which is what happened in between: services live longer than a

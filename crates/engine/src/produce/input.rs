@@ -278,6 +278,12 @@ pub(crate) fn described(ids: u64, digest: u64) -> String {
     format!("{ids} ids with digest {digest:016x}")
 }
 
+/// The ends of a range, where a source or fingerprint is one: as [`Input::shown`] spells it.
+pub(crate) fn range_in(text: &str) -> Option<(u64, u64)> {
+    let (first, last) = text.strip_prefix("ids ")?.split_once("..=")?;
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
 /// A line of an input.
 #[derive(Debug)]
 pub enum Line<I> {

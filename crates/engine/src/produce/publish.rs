@@ -22,7 +22,7 @@ use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Records};
-use crate::produce::input::{Input, Survey, aside};
+use crate::produce::input::{Input, Survey, aside, described as listed, range_in};
 use crate::produce::sample::{Choice, blind_size};
 use crate::retry::patiently;
 use crate::seal::verify::{Repair, heal};
@@ -105,7 +105,7 @@ pub async fn submit<I: Id>(
 ) -> Result<Submitted, Error> {
     let run = &submission.run;
     let record = tokio::select! {
-        record = open_run(records, store, submission) => record?,
+        record = open_run::<I>(records, store, submission) => record?,
         () = stop.no_more_taking() => return Err(Error::Stopped),
     };
     if is_cancelled(records, run).await? {
@@ -182,7 +182,11 @@ pub async fn submit<I: Id>(
 
 /// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has
 /// forgotten it.
-async fn open_run(records: &Records, store: &Store, submission: &Submission) -> Result<RunRecord, Error> {
+async fn open_run<I: Id>(
+    records: &Records,
+    store: &Store,
+    submission: &Submission,
+) -> Result<RunRecord, Error> {
     let Submission { run, survey, batch_ids, chosen, .. } = submission;
     let chosen = chosen.as_ref();
     let size = batch_ids.or(chosen.map(|choice| choice.batch_ids)).unwrap_or(blind_size(survey.ids));
@@ -205,7 +209,8 @@ async fn open_run(records: &Records, store: &Store, submission: &Submission) -> 
     if records.run(run).await?.is_none() {
         let kept = store.run_record(run.as_str()).await?;
         if let Some(kept) = &kept {
-            same_ids(kept, &fresh, *batch_ids)?;
+            let given = RunRecord { fingerprint: spelled_as::<I>(kept, survey).await?, ..fresh.clone() };
+            same_ids(kept, &given, *batch_ids)?;
             tracing::warn!(%run, "NATS has forgotten the run: its record is restored from ClickHouse");
         }
         let record = kept.unwrap_or_else(|| fresh.clone());
@@ -215,7 +220,8 @@ async fn open_run(records: &Records, store: &Store, submission: &Submission) -> 
         }
     }
     let existing = records.known_run(run).await?.record;
-    same_ids(&existing, &fresh, *batch_ids)?;
+    let given = RunRecord { fingerprint: spelled_as::<I>(&existing, survey).await?, ..fresh };
+    same_ids(&existing, &given, *batch_ids)?;
     keep(store, &existing).await;
     tracing::info!(%run, "the run exists and was made of the same ids: resuming");
     Ok(existing)
@@ -238,11 +244,52 @@ pub(crate) fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Optio
     if existing.fingerprint == given.fingerprint && !other_batch {
         return Ok(());
     }
+    let goes_on = match other_batch && existing.fingerprint == given.fingerprint {
+        true => format!("the same without --batch, or with --batch {},", existing.batch_ids),
+        false => words_of(existing),
+    };
     Err(Error::OtherIds {
         run: existing.run.clone(),
         existing: described(existing, true),
         given: described(given, batch_ids.is_some()),
+        goes_on,
     })
+}
+
+/// The words that a run was made with, as far as its record says.
+fn words_of(record: &RunRecord) -> String {
+    let RunRecord { run, source, .. } = record;
+    let file = source.strip_prefix("file `").and_then(|rest| rest.strip_suffix('`'));
+    match (range_in(source), file) {
+        (Some((first, last)), _) => format!("`--ids {first}..={last} --run {run}`"),
+        (_, Some(path)) => format!("`--file {path} --run {run}`, with the ids that were in it,"),
+        _ if record.is_open() => format!("`produce --stdin --follow --run {run}`"),
+        _ => format!("the same input ({source}) with --run {run}"),
+    }
+}
+
+/// The fingerprint of what was surveyed, as the run's record would spell it: a range says by its ends which ids it holds, and a
+/// list of the very same ids by their digest. A long range takes a while, and only where there are as many ids in both.
+async fn spelled_as<I: Id>(record: &RunRecord, survey: &Survey) -> Result<String, Error> {
+    let (of_record, given) = (&record.fingerprint, &survey.fingerprint);
+    let (range, list) = match (range_in(of_record), range_in(given)) {
+        (Some(range), None) => (range, given),
+        (None, Some(range)) => (range, of_record),
+        _ => return Ok(given.clone()),
+    };
+    let (first, last) = range;
+    let Some(ids) = last.checked_sub(first).and_then(|more| more.checked_add(1)) else {
+        return Ok(given.clone());
+    };
+    if !list.starts_with(&format!("{ids} ids ")) {
+        return Ok(given.clone());
+    }
+    let digest = aside("input", move || {
+        (first..=last).fold(0u64, |sum, number| sum.wrapping_add(I::from_number(number).sip_hash()))
+    });
+    let failed = |source| Error::Input { input: survey.source.clone(), source };
+    let is_same = *list == listed(ids, digest.await.map_err(failed)?);
+    Ok(if is_same { of_record.clone() } else { given.clone() })
 }
 
 /// What is published is not what was checked: the run stays open.
@@ -365,6 +412,7 @@ async fn close_run(records: &Records, run: &RunName, published: Published) -> Re
                     run: run.to_string(),
                     existing: format!("{} ids in {} batches", other.ids, other.batches),
                     given: format!("{} ids in {} batches", published.ids, published.batches),
+                    goes_on: words_of(&entry.record),
                 })
             };
         }

@@ -96,6 +96,8 @@ pub struct Report {
     pub readers_see: bool,
     /// Why they do not see a sealed pass; or what is wrong with a view although they do.
     pub readers: Option<String>,
+    /// Whether the view through which they see it shows other columns or types than its table has.
+    pub view_lags: bool,
     /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
     pub stuck: Vec<String>,
     /// Whether the pass is half forgotten: `forget` finishes it.
@@ -180,6 +182,11 @@ impl Report {
     /// Whether the pass is sealed by its record, and readers do not see it.
     pub fn is_hidden(&self) -> bool {
         self.sealed && !self.readers_see
+    }
+
+    /// Whether readers do not see a sealed pass, or see it through a view that a repair makes anew.
+    pub fn is_seen_badly(&self) -> bool {
+        self.is_hidden() || (self.sealed && self.view_lags)
     }
 
     /// Batches that are not as they should be.
@@ -284,6 +291,7 @@ async fn examine<I: Id>(
         base_gone: None,
         readers_see: sight.sees,
         readers: sight.why,
+        view_lags: sight.lags,
         stuck: Vec::new(),
         forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
         sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),

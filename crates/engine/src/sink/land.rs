@@ -14,7 +14,7 @@ use super::{ASKING, INSERTING, SET_BACK, Sink};
 use crate::clickhouse::store::{Fit, in_ranges};
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
-use crate::model::host::Cause;
+use crate::model::host::{Cause, REFUSED_HINT};
 use crate::retry::Backoff;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
@@ -120,14 +120,21 @@ impl Sink {
 
     /// Rows of columns that the table has, and which ClickHouse refuses all the same.
     async fn reject(&self, key: &GroupKey, items: Vec<Item>, fault: &StoreFault) {
+        let drops = fault.constraint().map(|name| self.store.tables().drop_constraint(name));
+        let helps = drops
+            .map_or_else(String::new, |drops| format!("; `{drops}` takes that constraint from the table"));
         for item in &items {
-            self.counts.left.note(key, Cause::Refused, format!("{}: {fault}", of_build(item)), SET_BACK);
+            self.counts.left.note(
+                key,
+                Cause::Refused,
+                format!("{}: {fault}{helps}", of_build(item)),
+                SET_BACK,
+            );
             tracing::error!(
                 subject = item.delivery.subject(),
                 build = %String::from_utf8_lossy(&item.rows.build),
                 %fault,
-                hint = "`doctor` compares the table with the pipeline. If that build was at fault: deploy a mended one to the \
-                        workers, then `verify RUN --repair --recompute` has these ids computed again",
+                hint = format!("{}{helps}", REFUSED_HINT.replace("RUN", key.run.as_str())),
                 "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
             );
         }

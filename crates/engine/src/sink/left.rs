@@ -13,7 +13,7 @@ const LATER: Duration = Duration::from_secs(30);
 /// A report is a small record: so many symbols of it are about rows that wait.
 const TOLD: usize = 1000;
 /// So many passes are named in it, and of each so many symbols.
-const PASSES_TOLD: (usize, usize) = (100, 300);
+const PASSES_TOLD: (usize, usize) = (100, 500);
 
 /// Rows that have one thing in common: why they were handed back.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,15 +10,28 @@ use std::time::Duration;
 use millstream::Id;
 use tokio::sync::watch;
 
-use crate::compute::Cores;
+use crate::compute::{Cores, Function};
 use crate::error::{Error, full_cause};
+use crate::fleet::times::WorkLoad;
+use crate::model::counts::WorkCounts;
 use crate::retry::Backoff;
 use crate::stop::Stop;
+use crate::work::WorkPlan;
 
 /// Waits between two proofs.
 const PROVE_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The batches remembered that were handed back for this host's sake.
 const REMEMBERED: usize = 256;
+
+/// Proves that this host can compute as a worker does before it draws, and leaves nothing behind.
+///
+/// # Errors
+/// Why it cannot: [`Error::Child`], [`Error::Start`], [`Error::Pool`].
+pub async fn prove<I: Id>(function: &Function<I>, plan: &WorkPlan) -> Result<(), Error> {
+    let WorkPlan { threads, place, limits, .. } = plan.clone();
+    let (counts, load) = (Arc::<WorkCounts>::default(), Arc::new(WorkLoad::new(threads)));
+    Cores::start(function.clone(), threads, place, limits, counts, load)?.ready().await
+}
 
 /// Whether this host can compute. Clones are the same.
 #[derive(Debug, Clone)]

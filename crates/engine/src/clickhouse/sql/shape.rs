@@ -54,6 +54,30 @@ impl Tables {
         )
     }
 
+    /// Those of them that are detached: `(name)`. Older servers have no such table.
+    pub fn list_detached(&self) -> String {
+        format!("SELECT table FROM system.detached_tables WHERE {} ORDER BY table", self.among("table"))
+    }
+
+    /// The disks that the rows table may lie on, or would: `(name, path, free bytes)`. What an operator wants kept free is not.
+    pub fn disks(&self) -> String {
+        let policy = format!(
+            "SELECT storage_policy FROM system.tables WHERE database = {} AND name = {}",
+            string(&self.database),
+            string(&self.rows_name())
+        );
+        format!(
+            "SELECT name, path, toUInt64(greatest(toInt128(least(free_space, unreserved_space)) - toInt128(keep_free_space), 0)) \
+             FROM system.disks WHERE name IN (SELECT arrayJoin(disks) FROM system.storage_policies WHERE policy_name = \
+             ifNull(nullIf(({policy}), ''), 'default')) ORDER BY name"
+        )
+    }
+
+    /// Takes a constraint of an operator's from the rows table.
+    pub fn drop_constraint(&self, name: &str) -> String {
+        format!("ALTER TABLE {} DROP CONSTRAINT {}", self.rows(), identifier(name))
+    }
+
     /// All of them that there are, with what they hold: `(name, engine, comment, rows, bytes)`.
     pub fn things(&self) -> String {
         format!(

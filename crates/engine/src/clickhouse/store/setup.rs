@@ -261,15 +261,59 @@ impl Store {
 
     /// Creates what a plan misses, and has views follow their table.
     async fn create(&self, plan: &Plan) -> Result<(), Error> {
-        if self.tables.table_names().iter().any(|name| plan.missing.contains(name)) {
+        self.refuse_detached(plan.missing.clone()).await?;
+        let tables = self.tables.table_names();
+        if tables.iter().any(|name| plan.missing.contains(name)) {
             let settings = sql::known_settings("merge_tree_settings", sql::wanted_table_settings());
             let known: Vec<String> = self.all("look up table settings", &settings).await?;
             for statement in self.tables.create(&known) {
                 self.execute("create the tables", &statement, ANSWER_WITHIN).await?;
             }
+            self.made(&tables).await?;
         }
         self.follow_views().await?;
+        if !plan.missing.is_empty() {
+            self.made(&plan.missing).await?;
+        }
         self.keep_schema(self.tables.schema(), self.tables.build()).await
+    }
+
+    /// Looks whether what was created is there: over a table that is detached, CREATE … IF NOT EXISTS says yes and does nothing.
+    async fn made(&self, names: &[String]) -> Result<(), Error> {
+        let found = self.look().await?;
+        let lacking = names.iter().filter(|name| !found.has(name)).map(|name| self.tables.full_name(name));
+        match lacking.collect::<Vec<_>>() {
+            none if none.is_empty() => Ok(()),
+            names => Err(Error::NotMade { names }),
+        }
+    }
+
+    /// Which of these tables and views, that are not there, are detached: in quotes, with their database. None where the server
+    /// does not say it, or not to this user.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the server does not answer.
+    pub async fn detached(&self, missing: &[String]) -> Result<Vec<String>, Error> {
+        if missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let listed: Vec<String> = match self.answer(&self.tables.list_detached()).await {
+            Err(StoreFault::Exception { .. }) => Vec::new(),
+            listed => listed.map_err(|fault| self.failed("look up detached tables", fault))?,
+        };
+        let ours = listed.iter().filter(|name| missing.contains(name));
+        Ok(ours.map(|name| self.tables.full_name(name)).collect())
+    }
+
+    /// Refuses tables and views that are detached: what would be made in their place has no effect, or another one.
+    ///
+    /// # Errors
+    /// [`Error::Detached`]; [`Error::Store`].
+    pub async fn refuse_detached(&self, missing: Vec<String>) -> Result<(), Error> {
+        match self.detached(&missing).await? {
+            none if none.is_empty() => Ok(()),
+            names => Err(Error::Detached { names }),
+        }
     }
 
     /// Does what a plan says: changes of the rows table, then all that [`setup`](Self::setup) does.

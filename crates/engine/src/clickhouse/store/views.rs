@@ -15,6 +15,8 @@ use crate::error::{Error, StoreFault, full_cause};
 pub struct Sight {
     /// Whether the view gives its rows.
     pub sees: bool,
+    /// Whether that view shows other columns or types than its table has.
+    pub lags: bool,
     /// What stands in the way, and what helps; or what is wrong with a view although it gives them.
     pub why: Option<String>,
 }
@@ -130,7 +132,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn sight(&self, run: &str, pass: u32, ok: u64, all: bool) -> Result<Sight, Error> {
         let found = self.look().await?;
-        let hidden = |why: String| Ok(Sight { sees: false, why: Some(why) });
+        let hidden = |why: String| Ok(Sight { why: Some(why), ..Sight::default() });
         let lacking = self.tables.all_names().into_iter().filter(|name| !found.has(name));
         let lacking: Vec<String> = lacking.map(|name| self.tables.full_name(&name)).collect();
         let is_missing = |name: &str| lacking.iter().any(|lacking| lacking == name);
@@ -168,7 +170,7 @@ impl Store {
             ([], lacking) => Some(missing(lacking)),
             (stale, _) => Some(self.lag(stale)),
         };
-        Ok(Sight { sees: !stale.contains(&View::Sealed), why })
+        Ok(Sight { sees: true, lags: stale.contains(&View::Sealed), why })
     }
 
     /// What is wrong with views that lag behind their table.

@@ -73,6 +73,16 @@ impl Broker {
         Ok(all)
     }
 
+    /// Bytes that the streams of this account may have at most; `None` where the account has no limit of its own.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn storage_limit(&self) -> Result<Option<u64>, Error> {
+        let doing = "ask what this account may store";
+        let account = within(doing, self.jetstream.query_account()).await?.map_err(broker(doing))?;
+        Ok(account.limits.max_storage.and_then(|limit| u64::try_from(limit).ok()))
+    }
+
     /// Each stream of this pipeline that there is, by its whole name, in the order in which they are deleted; and the names of
     /// those under its names which do not say that Millstream made them. A bucket cannot say it: it is ours beside a stream
     /// that does, and goes before the last of them.

@@ -19,23 +19,23 @@ pub(super) async fn with_certificates(
     address: &NatsAddress,
 ) -> Result<ConnectOptions, Error> {
     if let Some(path) = &address.ca {
-        has::<CertificateDer<'_>>(path, "certificates").await?;
+        has::<CertificateDer<'_>>(path, "certificates", "there are no certificates in it").await?;
         options = options.add_root_certificates(path.clone());
     }
     if let Some((certificate, key)) = &address.certificate {
-        has::<CertificateDer<'_>>(certificate, "certificate").await?;
-        has::<PrivateKeyDer<'_>>(key, "private key").await?;
+        has::<CertificateDer<'_>>(certificate, "certificate", "there is no certificate in it").await?;
+        has::<PrivateKeyDer<'_>>(key, "private key", "there is no private key in it").await?;
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     Ok(options)
 }
 
-async fn has<T: PemObject>(path: &Path, what: &'static str) -> Result<(), Error> {
+async fn has<T: PemObject>(path: &Path, what: &'static str, none: &'static str) -> Result<(), Error> {
     let failed = |source| Error::Certificates { what, path: path.display().to_string(), source };
     let bytes = tokio::fs::read(path).await.map_err(|fault| failed(fault.into()))?;
     match T::from_pem_slice(&bytes) {
         Ok(_) => Ok(()),
-        Err(PemError::NoItemsFound) => Err(failed(format!("there is no {what} in it").into())),
+        Err(PemError::NoItemsFound) => Err(failed(none.into())),
         Err(fault) => Err(failed(fault.to_string().into())),
     }
 }

@@ -51,7 +51,7 @@ pub struct Repair {
     pub busy: Option<String>,
     /// Why nothing was had computed again: ClickHouse does not take the rows, or the rows to be taken over are gone.
     pub stuck: Option<String>,
-    /// Whether a sealed pass, which readers did not see, was made visible again.
+    /// Whether a sealed pass, which readers did not see, was made visible again; or the view made anew through which they do.
     pub shown_again: bool,
 }
 
@@ -136,7 +136,7 @@ pub async fn repair(
             format!("it is being forgotten, and some of it may be gone: `forget {run}` finishes that");
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
-    if report.is_hidden() && report.is_clean() {
+    if report.is_seen_badly() && report.is_clean() {
         show_again(store, report).await?;
         return Ok(Repair { shown_again: true, ..repair });
     }

@@ -1,0 +1,103 @@
+//! Whether what is to be computed can be, and whether NATS and ClickHouse know the same runs.
+
+use std::collections::HashSet;
+
+use millstream::Id;
+use millstream_engine::compute::Function;
+use millstream_engine::fleet::heartbeat;
+use millstream_engine::model::host::{Doing, HostReport};
+use millstream_engine::prove;
+use millstream_engine::{Broker, Error, Store};
+
+use super::super::Context;
+use super::{Check, Verdict, check, failed};
+use crate::show;
+
+/// Runs that are named.
+const SHOWN: usize = 8;
+
+/// What a worker proves before it draws: its process, its threads, the pipeline's `start`.
+pub(super) async fn check_host<I: Id>(context: &Context, function: &Function<I>) -> Check {
+    match prove(function, &context.config.work).await {
+        Ok(()) => check(
+            "computing",
+            Verdict::Ok,
+            "this host can compute: a process of the pipeline got ready",
+            None,
+        ),
+        Err(error) => failed("computing", &error.into()),
+    }
+}
+
+/// Workers of the fleet that cannot compute; nothing where no bucket is set up yet.
+pub(super) async fn check_workers(broker: &Broker) -> Option<Check> {
+    let records = broker.records().await.ok()?;
+    let hosts = match heartbeat::alive(&records).await {
+        Ok(hosts) => hosts,
+        Err(error) => return Some(failed("workers", &error.into())),
+    };
+    let workers = hosts.iter().filter(|host| matches!(host.doing, Doing::Work { .. })).count() as u64;
+    let unable = |host: &HostReport| {
+        let why = host.unable()?;
+        Some(format!("{} (process {}) draws no batches: {why}", host.host, host.pid))
+    };
+    let told: Vec<String> = hosts.iter().filter_map(unable).collect();
+    let at_work = match workers {
+        0 => "none at work".to_owned(),
+        _ => format!("{} at work, and able to compute", show::grouped(workers)),
+    };
+    Some(match told[..] {
+        [] => check("workers", Verdict::Ok, at_work, None),
+        _ => check(
+            "workers",
+            Verdict::Warn,
+            told.join("; "),
+            Some("mend those hosts: they try again by themselves, and others compute meanwhile"),
+        ),
+    })
+}
+
+/// Runs that ClickHouse keeps the records of and NATS has none of: its volume was lost, or this is another NATS.
+pub(super) async fn check_runs(broker: &Broker, store: &Store) -> Check {
+    match forgotten(broker, store).await {
+        Ok(runs) if runs.is_empty() => {
+            check("runs", Verdict::Ok, "NATS knows those that ClickHouse keeps", None)
+        }
+        Ok(runs) => told_forgotten(store, &runs).await,
+        Err(error) => failed("runs", &error.into()),
+    }
+}
+
+async fn forgotten(broker: &Broker, store: &Store) -> Result<Vec<String>, Error> {
+    // ClickHouse first: a run is recorded in NATS before it is there.
+    let kept = store.kept_runs().await?;
+    let known: HashSet<String> = match !kept.is_empty() && broker.is_set_up().await? {
+        true => broker.records().await?.runs().await?.into_iter().map(|run| run.run).collect(),
+        false => HashSet::new(),
+    };
+    Ok(kept.into_iter().filter(|run| !known.contains(run)).collect())
+}
+
+async fn told_forgotten(store: &Store, runs: &[String]) -> Check {
+    let mut named = Vec::new();
+    let mut hint = None;
+    for run in runs.iter().take(SHOWN) {
+        let made_of = match store.run_record(run).await {
+            Ok(Some(record)) => record.source,
+            Ok(None) => continue,
+            Err(error) => return failed("runs", &error.into()),
+        };
+        named.push(format!("`{run}` ({made_of})"));
+        hint = Error::ForgottenRun { run: run.clone(), made_of }.hint();
+    }
+    if runs.len() > 1 {
+        hint = Some("`produce` with the same input and --run NAME brings a run back".to_owned());
+    }
+    let more = if runs.len() > SHOWN { ", …" } else { "" };
+    let count = show::counted(runs.len() as u64, "run");
+    let found = format!(
+        "NATS has forgotten {count}, of which ClickHouse has the records: {}{more}; this is another NATS, or it has lost its volume",
+        named.join(", ")
+    );
+    check("runs", Verdict::Warn, found, hint.as_deref())
+}
