@@ -22,7 +22,7 @@ use super::kid::Kid;
 use super::lots::Lots;
 use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::row::gave_up;
-use super::{BatchKey, Computed, Tray};
+use super::{BatchKey, Computed, PIECE_BYTES, Tray};
 use crate::error::Error;
 use crate::work::WorkCounts;
 
@@ -294,6 +294,9 @@ impl<I: Id> Alone<I> {
                     lot.start += 1;
                     child.computed += 1;
                     self.got_going.store(true, Ordering::Relaxed);
+                    if part.computed.rows.bytes() >= PIECE_BYTES {
+                        lots.put(part.take());
+                    }
                 }
                 Err(fault) => return End::Over(spoke(&fault)),
             }
