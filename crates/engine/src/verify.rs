@@ -4,6 +4,7 @@
 
 mod landing;
 mod repair;
+mod seen;
 
 use std::cmp::Ordering;
 
@@ -17,14 +18,16 @@ use crate::aside::fault_of_ids;
 use crate::broker::Broker;
 use crate::error::{Error, full_hint};
 use crate::hosts::{self, HostReport};
-use crate::records::{Entry, PassRecord, PassState, Records, Sealed};
+use crate::records::{Entry, PassRecord, PassState, Records};
 use crate::replay::base_gone;
 use crate::seal::Proof;
-use crate::store::{BuildRows, Sight, Store, Stored, StoredBatch};
+use crate::store::{BuildRows, Sight, Store, StoredBatch};
+use crate::tables::SeenPass;
 
 pub(crate) use landing::{Landing, is_held_by_none, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
+pub use seen::SeenFault;
 
 /// Batch numbers that a report lists; there may be more of them.
 const LISTED: usize = 1000;
@@ -104,12 +107,11 @@ pub struct Report {
     pub rows_sealed: Option<u64>,
     /// Rows by the build that computed them, the one with the most first.
     pub builds: Vec<BuildRows>,
-    /// What was proven when the pass was sealed.
+    /// Rows among the sealed passes of this run that are not as the records of its passes say.
+    pub seen_faults: Vec<SeenFault>,
+    /// What readers are to see a sealed pass by.
     #[serde(skip)]
-    pub proven: Option<Sealed>,
-    /// What is stored.
-    #[serde(skip)]
-    pub stored: Stored,
+    pub seen: Option<SeenPass>,
 }
 
 /// Batches of one kind: how many, and the first of them by number.
@@ -180,6 +182,11 @@ impl Report {
         self.sealed && !self.readers_see
     }
 
+    /// Whether a sealed pass is what readers see, by rows that are right.
+    pub fn is_seen_right(&self) -> bool {
+        !self.is_hidden() && self.seen_faults.is_empty()
+    }
+
     /// Batches that are not as they should be.
     fn faulty(&self) -> u64 {
         self.missing_batches + self.short_batches + self.wrong_batches
@@ -227,7 +234,13 @@ async fn examine<I: Id>(
     entry: Option<Entry<PassRecord>>,
     values: bool,
 ) -> Result<Report, Error> {
+    let seen = match store.sealed_passes(run.as_str()).await {
+        // Which is said of a sealed pass below.
+        Err(Error::Store { source, .. }) if source.is_missing() => Vec::new(),
+        seen => seen?,
+    };
     let record = records.known_run(run).await?.record;
+    let passes = records.passes_of(run).await?;
     let revision = entry.as_ref().map(|entry| entry.revision);
     let pass = entry.map(|entry| entry.record);
     let covers = pass.as_ref().and_then(|pass| pass.covers.clone());
@@ -252,6 +265,7 @@ async fn examine<I: Id>(
         true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead), true).await?,
         false => Sight::default(),
     };
+    let seen_faults = seen::faults(&seen, &passes, published.as_ref(), Some(number).filter(|_| complete));
     let mut report = Report {
         run: run.to_string(),
         pass: number,
@@ -287,8 +301,11 @@ async fn examine<I: Id>(
         sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
         rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
         builds: store.builds(run.as_str(), number).await?,
-        proven: sealed,
-        stored,
+        seen_faults,
+        seen: published
+            .as_ref()
+            .zip(sealed)
+            .map(|(published, sealed)| SeenPass::of(number, published, &sealed)),
     };
     if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
         let mut gone = base_gone(store, (run, number), covers, published.ids).await?;

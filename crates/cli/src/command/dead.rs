@@ -2,7 +2,7 @@
 
 use millstream::names::RunName;
 use millstream_engine::store::DeadLetter;
-use millstream_engine::tables::Letters;
+use millstream_engine::tables::{Letters, SeenPass};
 use serde_json::json;
 
 use super::{Context, run_name};
@@ -65,7 +65,7 @@ pub(super) fn letters(args: &LettersArgs) -> Letters {
 
 /// The pass that readers see, or the newest while they see none.
 async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
-    if let Some((pass, _)) = session.store.sealed_passes(run.as_str()).await?.last() {
+    if let Some(SeenPass { pass, .. }) = session.store.sealed_passes(run.as_str()).await?.last() {
         return Ok(*pass);
     }
     Ok(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass))

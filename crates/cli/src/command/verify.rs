@@ -4,7 +4,7 @@ use millstream::names::RunName;
 use millstream::{Id, Spec};
 use millstream_engine::moment::shown;
 use millstream_engine::store::BuildRows;
-use millstream_engine::verify::{Repair, Report, Unstored, repair, verify as prove};
+use millstream_engine::verify::{Repair, Report, SeenFault, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
 use serde_json::json;
 
@@ -38,7 +38,7 @@ pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyho
                 repaired.iter().for_each(|repaired| show::line(&repaired_told(repaired)));
                 hint.iter().for_each(|hint| show::line(&format!("\nhint: {hint}")));
             }
-            let well = report.is_clean() && report.sealed && report.readers_see;
+            let well = report.is_clean() && report.sealed && report.is_seen_right();
             Ok(if well { Ended::Well } else { Ended::Badly })
         })
         .await
@@ -53,13 +53,15 @@ async fn proven<I: Id>(
     let Session { broker, store, records } = Session::of_run(servers, spec, "verify", run.as_str()).await?;
     let values = args.values || args.repair;
     let report = prove::<I>(&broker, &records, &store, run, values).await?;
-    if !args.repair || (report.is_clean() && !report.is_hidden()) {
+    if !args.repair || (report.is_clean() && report.is_seen_right()) {
         return Ok((report, None));
     }
     let unstored = if args.recompute { Unstored::Recompute } else { Unstored::Wait };
     let repaired = repair(&broker, &records, &store, &report, unstored).await?;
     // What merging alone has healed is well now.
-    let healed = (repaired.duplicates_merged > 0 && report.complete) || repaired.shown_again;
+    let healed = (repaired.duplicates_merged > 0 && report.complete)
+        || repaired.shown_again
+        || !repaired.seen_mended.is_empty();
     let report = if healed { prove::<I>(&broker, &records, &store, run, values).await? } else { report };
     Ok((report, Some(repaired)))
 }
@@ -94,7 +96,9 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
         Some(repaired) if repaired.is_nothing() => changes_nothing(report),
         Some(repaired) => repaired.hint(&report.run),
         None if report.base_gone.is_some() => None,
-        None if report.published && (!report.is_clean() || report.is_hidden()) => {
+        None if !report.seen_faults.is_empty()
+            || report.published && (!report.is_clean() || report.is_hidden()) =>
+        {
             Some(format!("verify {} --repair", report.run))
         }
         None => None,
@@ -119,6 +123,9 @@ fn told(report: &Report, with_hosts: bool) -> String {
         _ if report.forgetting => "half forgotten: a `forget` has begun and not ended",
         (false, ..) => "still being published",
         (true, true, true) if report.is_hidden() => "every id has its row, once, but readers do NOT see it",
+        (true, true, true) if !report.is_seen_right() => {
+            "every id has its row, once, but its row among the sealed passes is NOT right"
+        }
         (true, true, true) if report.values_at_fault.is_some() && report.values_unproven == Some(0) => {
             "sealed: every id has its row, once, with the values that were computed"
         }
@@ -159,7 +166,7 @@ fn told(report: &Report, with_hosts: bool) -> String {
         dead_told(report),
         lost("ids gone", &report.ids_gone),
         lost("ids damaged", &report.ids_damaged),
-        told_as("stuck", &report.base_gone) + &told_as("readers", &report.readers),
+        told_as("stuck", &report.base_gone) + &told_as("readers", &report.readers) + &seen_told(report),
         report.stuck.iter().map(|why| format!("\n{:<16} {why}", "stuck")).collect::<String>(),
         sealed_told(report),
         builds(&report.builds, with_hosts),
@@ -179,6 +186,14 @@ fn sealed_told(report: &Report) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Rows among the sealed passes that are not right.
+fn seen_told(report: &Report) -> String {
+    let told = |fault: &SeenFault| {
+        format!("\n{:<16} the row of pass {}: {}", "sealed passes", fault.pass, fault.why)
+    };
+    report.seen_faults.iter().map(told).collect()
 }
 
 fn told_as(what: &str, why: &Option<String>) -> String {
@@ -237,6 +252,11 @@ fn repaired_told(repair: &Repair) -> String {
         number(repair.duplicates_merged),
         number(repair.batches_again),
     )];
+    if !repair.seen_mended.is_empty() {
+        let passes: Vec<String> = repair.seen_mended.iter().map(u32::to_string).collect();
+        lines
+            .push(format!("the rows among the sealed passes are right again, of pass {}", passes.join(", ")));
+    }
     if repair.shown_again {
         lines.push("readers see the pass again".to_owned());
     }

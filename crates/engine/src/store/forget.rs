@@ -2,6 +2,7 @@
 
 use super::Store;
 use crate::error::Error;
+use crate::tables::SeenPass;
 
 impl Store {
     /// Rows of a run or of one of its passes, raw duplicates counted.
@@ -36,7 +37,9 @@ impl Store {
     /// [`Error::Store`].
     pub async fn hide(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
         let passes = self.sealed_passes(run).await?;
-        for (sealed, _) in passes.iter().filter(|(sealed, _)| pass.is_none_or(|pass| pass == *sealed)) {
+        for SeenPass { pass: sealed, .. } in
+            passes.iter().filter(|seen| pass.is_none_or(|pass| pass == seen.pass))
+        {
             let (statement, left) = (self.tables.hide(run, *sealed), self.tables.count_sealed(run, *sealed));
             self.remove("take a pass from readers", &statement, &left).await?;
         }
