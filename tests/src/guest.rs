@@ -52,7 +52,7 @@ impl Pipeline for Guest {
 
     fn compute(&self, id: &u64) -> Outcome<Said> {
         crate::spin(crate::micros("GUEST_ID_MICROS"));
-        let said = match doing().as_str() {
+        let mut said = match doing().as_str() {
             "ends" => run("timeout", &["1", "sleep", "600"]),
             "reads" => run("wc", &["-c"]),
             "signals" => run("grep", &["-E", "^Sig(Blk|Ign):", "/proc/self/status"]),
@@ -100,6 +100,9 @@ impl Pipeline for Guest {
             "orphans" => run("sh", &["-c", "(sleep 0.2; sleep 0.1) & exec true"]),
             _ => String::new(),
         };
+        if let Some(bytes) = std::env::var("GUEST_BYTES").ok().and_then(|text| text.parse().ok()) {
+            said = crate::noise(*id, bytes);
+        }
         if said.starts_with("failed: ") { Err(Failure::reject(said)) } else { Ok(Said { said }) }
     }
 }

@@ -8,7 +8,7 @@ use tests::{Host, Process, SOON, Up, wait_until};
 struct Sealed {
     host: Host,
     up: Up,
-    _services: [Process; 2],
+    services: [Process; 2],
 }
 
 impl Sealed {
@@ -18,7 +18,7 @@ impl Sealed {
         let services = [host.start("work", &["work"]), host.start("sink", &["sink"])];
         host.wait_sealed("a", SOON);
         host.call(&["verify", "a"]).expect(0);
-        Self { host, up, _services: services }
+        Self { host, up, services }
     }
 
     /// Rows that ClickHouse loses.
@@ -206,6 +206,66 @@ fn a_foreign_id_is_removed() {
         [("rows", 10_001.into()), ("complete", false.into()), ("wrong", [5].as_slice().into())],
     );
     sealed.repair(1);
+}
+
+/// What readers see a pass by is compared with its record, and written again.
+#[test]
+fn a_false_row_among_the_sealed_passes_is_told_and_mended() {
+    let sealed = Sealed::new();
+    let (host, up) = (&sealed.host, &sealed.up);
+    let passes = || up.ask("SELECT * FROM millstream.trial_passes FINAL ORDER BY pass");
+    let right = passes();
+    let copy = |changed: &str| {
+        format!(
+            "INSERT INTO millstream.trial_passes SELECT * REPLACE ({changed}) FROM millstream.trial_passes FINAL"
+        )
+    };
+    let update = "ALTER TABLE millstream.trial_passes UPDATE rows = 9999, batches = 11 WHERE 1 \
+                  SETTINGS mutations_sync = 2";
+    let delete = "ALTER TABLE millstream.trial_passes DELETE WHERE 1 SETTINGS mutations_sync = 2";
+    let table = [
+        (update.to_owned(), "the row of pass 1: batches 11 in place of 10, rows 9999 in place of 10000"),
+        // Readers have the later of two rows.
+        (
+            copy("5 AS dead, sealed_at + 3600 AS sealed_at"),
+            "the row of pass 1: dead 5 in place of 0, sealed_at in",
+        ),
+        (copy("ids + 1 AS ids, digest + 1 AS digest"), "ids 10001 in place of 10000, digest "),
+        (copy("[] AS builds"), "the row of pass 1: builds [] in place of [\""),
+        (copy("2::UInt32 AS pass"), "the row of pass 2: no record says that there is such a pass"),
+        (delete.to_owned(), "has no row of it"),
+    ];
+    for (change, says) in table {
+        up.ask(&change);
+        let told = host.call(&["verify", "a"]).expect(1).stdout;
+        assert!(told.contains(says) && told.contains("hint: verify a --repair"), "{change}: {told}");
+        let repaired = host.call(&["verify", "a", "--repair"]).expect(0).stdout;
+        assert!(repaired.contains("again"), "{repaired}");
+        assert_eq!(passes(), right, "{change}");
+        host.call(&["verify", "a"]).expect(0);
+    }
+    assert_eq!(up.number("SELECT count() FROM millstream.trial"), 10_000);
+}
+
+/// A pass that is not sealed is not for readers, whatever the table says.
+#[test]
+fn a_row_of_a_pass_that_is_not_sealed_is_removed() {
+    let mut sealed = Sealed::new();
+    for service in &mut sealed.services {
+        service.signal("TERM");
+        service.wait(SOON);
+    }
+    sealed.host.call(&["replay", "a"]).expect(0);
+    sealed.up.ask(
+        "INSERT INTO millstream.trial_passes SELECT * REPLACE (2::UInt32 AS pass) FROM millstream.trial_passes FINAL",
+    );
+    assert_eq!(sealed.up.number("SELECT count() FROM millstream.trial"), 0);
+    let told = sealed.host.call(&["verify", "a"]).expect(1).stdout;
+    assert!(told.contains("the row of pass 2: the pass is not sealed, but running"), "{told}");
+    let repaired = sealed.host.call(&["verify", "a", "--repair"]).expect(1).stdout;
+    assert!(repaired.contains("right again, of pass 2"), "{repaired}");
+    assert_eq!(sealed.up.number("SELECT count() FROM millstream.trial"), 10_000);
+    assert_eq!(sealed.up.number("SELECT max(pass) FROM millstream.trial_passes"), 1);
 }
 
 /// Rows that are lost after they were acked and before the proof.

@@ -215,3 +215,78 @@ async fn a_batch_that_is_stored_is_not_computed_again() {
     place.end();
     assert_eq!(place.times(), BTreeMap::new());
 }
+
+/// Rows of 1 MB each, as much as a message may have, in a batch that was made without a look at them: those that are done are
+/// stored once they are more than one message could ever carry, long before their time is up.
+#[test]
+fn wide_rows_are_not_kept_until_their_batch_is_done() {
+    let mut place = Place::new("lasts", "rows_wait_seconds = 3600");
+    place.host.env.push(("GUEST_BYTES".to_owned(), "1000000".to_owned()));
+    place.publish();
+    let _work = place.work("work");
+    wait_until("the first rows", SOON, || {
+        match place.up.number("SELECT count() FROM millstream.guest_rows") {
+            rows if rows >= 100 => Ok(()),
+            rows => Err(format!("{rows} {}", place.host.log("work"))),
+        }
+    });
+    assert_eq!(place.host.status("a")["state"], "running");
+    place.end();
+    place.assert_each_once();
+}
+
+/// Rows that were stored in several messages, as an id lasted, come back from them; those of a second pass that took over others
+/// as well.
+#[test]
+fn early_rows_are_rebuilt_from_their_messages() {
+    let place = Place::new("lasts", &format!("{WAIT}\n[streams]\nkeep_rows_seconds = 86400"));
+    let stored = || {
+        let rows = place.up.ask(
+            "SELECT pass, count(), uniqExact(id), sum(sipHash64(id, batch, batch_ids, batch_digest)) \
+             FROM millstream.guest_rows GROUP BY pass ORDER BY pass",
+        );
+        let passes = place.up.ask("SELECT * FROM millstream.guest_passes FINAL ORDER BY pass");
+        rows + &passes + &place.up.ask("SELECT count(), sum(id) FROM millstream.guest")
+    };
+    let lose = |table: &str, rows: &str| {
+        place.up.ask(&format!(
+            "ALTER TABLE millstream.guest_{table} DELETE WHERE {rows} SETTINGS mutations_sync = 2"
+        ))
+    };
+    let rebuilt = |inserted: u64| {
+        let rebuilt = place.host.call(&["rebuild", "a", "--json"]).expect(0).json();
+        assert_eq!((&rebuilt["rows"], &rebuilt["inserted"]), (&IDS.into(), &inserted.into()), "{rebuilt}");
+    };
+    place.publish();
+    let _work = place.work("work");
+    place.wait_all_but_one("work");
+    place.end();
+    let messages = Nats::connect(&place.up.nats).messages("guest_rows");
+    assert!(messages >= 4, "a cut and what lies before, at, and behind the id: {messages}");
+    let before = stored();
+    for (rows, lost) in
+        [("1".to_owned(), IDS), (format!("id = {LASTING}"), 1), ("id % 3 = 0".to_owned(), IDS / 3)]
+    {
+        lose("rows", &rows);
+        rebuilt(lost);
+        assert_eq!(stored(), before, "{rows}");
+    }
+
+    fs::remove_file(place.host.path().join(GO)).expect("it is there");
+    place.host.call(&["replay", "a", "--where", "id > 50"]).expect(0);
+    let second =
+        format!("SELECT countIf(id != {LASTING}), count() FROM millstream.guest_rows WHERE pass = 2");
+    wait_until("all computed rows but one", SOON, || match place.up.ask(&second).as_str() {
+        "149\t149\n" => Ok(()),
+        found => Err(found.to_owned()),
+    });
+    place.end();
+    let before = stored();
+    for table in ["rows", "passes", "runs"] {
+        lose(table, "1");
+    }
+    rebuilt(2 * IDS);
+    let report = place.host.call(&["verify", "a", "--values", "--json"]).expect(0).json();
+    assert_eq!((&report["pass"], &report["values_at_fault"]), (&2.into(), &0.into()), "{report}");
+    assert_eq!(stored(), before);
+}

@@ -30,7 +30,6 @@ use crate::clickhouse::sql::SeenPass;
 use crate::clickhouse::store::{Store, Stored};
 use crate::error::{Error, StoreFault};
 use crate::failpoint;
-use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState, Published, Sealed};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Entry, Records};
@@ -148,20 +147,13 @@ impl Sealer {
         let builds = self.store.build_names(run.as_str(), pass).await?;
         let may_repeat = carried.may_repeat();
         let repeated_ids = if may_repeat { self.store.repeated_ids(run.as_str(), pass).await? } else { 0 };
-        let (rows, dead, at_ms) = (stored.ids, stored.dead, now_ms());
+        // By the one clock: of two rows of a pass, readers have the later.
+        let (rows, dead, at_ms) = (stored.ids, stored.dead, self.records.server_ms().await?);
         let sealed = Sealed { rows, dead, repeated_ids, at_ms, summary, summary_fault, builds };
         // What readers are about to see they see through views that have the columns of today.
         self.store.try_follow_views().await;
-        let seen = SeenPass {
-            run: run.as_str(),
-            pass,
-            batches: published.batches,
-            stored,
-            repeated_ids,
-            builds: &sealed.builds,
-            at_ms,
-        };
-        let statement = self.store.tables().insert_pass(&seen);
+        let seen = SeenPass::of(pass, published, &sealed);
+        let statement = self.store.tables().insert_pass(run.as_str(), &seen);
         // A pass that was cancelled meanwhile may have been taken from readers for the last time.
         let is_as_before =
             self.records.pass(run, pass).await?.map(|entry| entry.revision) == carried.revision();
@@ -180,7 +172,7 @@ impl Sealer {
         let (pass, rows, dead) = (entry.record.pass, sealed.rows, sealed.dead);
         entry.record.state = PassState::Sealed;
         entry.record.sealed = Some(sealed);
-        entry.record.repair = None;
+        (entry.record.repair, entry.record.unsealed) = (None, false);
         if self.records.update_pass(&entry, run).await? == Change::Beaten {
             return self.take_back_if_cancelled(run, pass).await.map(|()| Seen::Beaten);
         }

@@ -1,6 +1,6 @@
 //! The decisions of workers and sinks on the worst broker and the worst store that there could be.
 //!
-//! What decides here is the code that runs: [`Step::next`], [`is_landed`], [`Encoded`] and [`parts_of`]. Everything else is
+//! What decides here is the code that runs: [`Step::next`], [`is_landed`], [`Encoded`], [`Course`] and [`Known`]. Everything else is
 //! a model that does whatever a server or a process may do, in an order drawn from a seed: acks and publishes whose answer
 //! is lost, messages that are delivered again while they are held, inserts that commit late, in part, or never, whatever
 //! was answered, processes that die or are paused at any moment and wake, a seal that removes the rows from the stream.
@@ -10,13 +10,14 @@
 mod model;
 mod seal;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Class;
 use crate::sink::step::{Seen, Step, is_landed};
-use crate::work::rows_message::{Encoded, parts_of};
+use crate::work::rows_message::{Course, EARLY_PARTS, Encoded, Known, Next};
 pub(crate) use model::Dice;
-use model::{Arrived, Fate, Place, Store, Stream, encoded};
+use model::{Arrived, BATCHES, Fate, Place, Store, Stream, encoded};
 
 const SEEDS: u64 = 5000;
 const SINKS: usize = 3;
@@ -62,6 +63,7 @@ struct Tally {
     pauses: u64,
     redeliveries: u64,
     cuts_followed: u64,
+    looks: u64,
     inserts_unclear: u64,
     lies: u64,
     doubled: u64,
@@ -69,16 +71,35 @@ struct Tally {
 }
 
 impl Tally {
-    fn all(&self) -> [u64; 8] {
-        let Self { deaths, pauses, redeliveries, cuts_followed, inserts_unclear, lies, doubled, late_rows } =
-            *self;
-        [deaths, pauses, redeliveries, cuts_followed, inserts_unclear, lies, doubled, late_rows]
+    fn all(&self) -> [u64; 9] {
+        let Self {
+            deaths,
+            pauses,
+            redeliveries,
+            cuts_followed,
+            looks,
+            inserts_unclear,
+            lies,
+            doubled,
+            late_rows,
+        } = *self;
+        [deaths, pauses, redeliveries, cuts_followed, looks, inserts_unclear, lies, doubled, late_rows]
     }
 
     fn add(&mut self, other: &Self) {
-        let Self { deaths, pauses, redeliveries, cuts_followed, inserts_unclear, lies, doubled, late_rows } =
-            self;
-        let sums = [deaths, pauses, redeliveries, cuts_followed, inserts_unclear, lies, doubled, late_rows];
+        let Self {
+            deaths,
+            pauses,
+            redeliveries,
+            cuts_followed,
+            looks,
+            inserts_unclear,
+            lies,
+            doubled,
+            late_rows,
+        } = self;
+        let sums =
+            [deaths, pauses, redeliveries, cuts_followed, looks, inserts_unclear, lies, doubled, late_rows];
         sums.into_iter().zip(other.all()).for_each(|(sum, more)| *sum += more);
     }
 
@@ -103,7 +124,7 @@ impl<W: Default> Process<W> {
 
 /// A worker has at most one batch.
 #[derive(Default)]
-struct Batch(Option<(u32, Arc<Encoded<u64>>, Vec<Place>)>);
+struct Batch(Option<(u32, Arc<Encoded<u64>>, Course)>);
 
 /// A sink lands its groups one after the other, the last one first.
 #[derive(Default)]
@@ -260,52 +281,64 @@ impl World {
         }
         match self.workers[which].work.0.take() {
             None => self.take_ids(which),
-            Some((batch, rows, left)) => self.publish(which, batch, rows, left),
+            Some((batch, rows, course)) => self.publish(which, batch, rows, course),
         }
     }
 
     fn take_ids(&mut self, which: usize) {
-        let Some(batch) = self.stream.take_ids(self.now, ACK_WAIT, &mut self.dice) else { return };
-        let rows = Arc::new(encoded(batch, &mut self.dice));
-        self.note(|| format!("worker {which} computed batch {batch}"));
-        let all = Place::all(batch);
-        self.workers[which].work.0 = Some((batch, rows, vec![all]));
+        let Some((batch, again)) = self.stream.take_ids(self.now, ACK_WAIT, &mut self.dice) else { return };
+        let open = if again { self.look(batch) } else { Known::nothing(BATCHES[batch as usize]).open };
+        let rows = Arc::new(encoded(batch, &open, &mut self.dice));
+        self.note(|| format!("worker {which} computed {open:?} of batch {batch}"));
+        self.workers[which].work.0 = Some((batch, rows, Course::new(open, EARLY_PARTS)));
     }
 
-    /// One message, as [`crate::work::rows_message::publish`] writes them.
-    fn publish(&mut self, which: usize, batch: u32, rows: Arc<Encoded<u64>>, mut left: Vec<Place>) {
-        let Some(place) = left.pop() else {
-            // An ack that is lost: the batch is computed once more.
-            if !self.troubled || !self.dice.one_in(4) {
-                self.stream.ids[batch as usize].ack();
+    /// What no message has of a batch that comes again, as [`crate::work::rows_message`] finds it.
+    fn look(&mut self, batch: u32) -> Vec<Range<u32>> {
+        let (mut known, mut left) = (Known::default(), Known::nothing(BATCHES[batch as usize]).open);
+        while let Some(ids) = left.pop() {
+            let found = self.stream.rows(&Place { batch, ids: ids.clone() }).cloned();
+            self.tally.looks += u64::from(found.is_some());
+            left.extend(known.note(ids, "", found).expect("our own messages"));
+        }
+        known.open
+    }
+
+    /// One message, as [`crate::work::rows_message`] writes them.
+    fn publish(&mut self, which: usize, batch: u32, rows: Arc<Encoded<u64>>, mut course: Course) {
+        let (ids, message) = match course.next(&rows) {
+            Some(Next::Rows(ids)) => (ids.clone(), rows.message(&ids)),
+            Some(Next::Cut(ids, message)) => (ids, message),
+            None => {
+                // An ack that is lost: the batch comes once more.
+                if !self.troubled || !self.dice.one_in(4) {
+                    self.stream.ids[batch as usize].ack();
+                }
+                return;
             }
-            return;
         };
-        let message = rows.message(&place.ids);
+        let place = Place { batch, ids };
         let fate = if self.troubled { self.dice.publish_fate() } else { Fate::Done };
         let taken = self.stream.rows(&place).cloned();
-        if taken.is_none() && fate != Fate::NeverArrived {
+        let first = taken.is_none();
+        if first && fate != Fate::NeverArrived {
             self.tally.late_rows += u64::from(self.sealed);
             self.stream.put_rows(&place, message.bytes);
         }
-        let parts = match (fate, &taken) {
+        let parts = match (fate, taken) {
             // No answer: it is written once more.
-            (Fate::NeverArrived | Fate::AnswerLost, _) => {
-                left.push(place);
-                self.workers[which].work.0 = Some((batch, rows, left));
-                return;
-            }
+            (Fate::NeverArrived | Fate::AnswerLost, _) => vec![place.ids.clone()],
             (Fate::Done, None) => message.parts,
             (Fate::Done, Some(found)) => {
-                let parts = parts_of(found, &place.ids).expect("our own messages");
+                let parts = Known::default().note(place.ids.clone(), "", Some(found));
+                let parts = parts.expect("our own messages");
                 self.tally.cuts_followed += u64::from(!parts.is_empty());
                 parts
             }
         };
-        let first = taken.is_none();
-        self.note(|| format!("worker {which}: {place:?} stored, as the first: {first}, parts: {parts:?}"));
-        left.extend(parts.into_iter().rev().map(|ids| Place { batch, ids }));
-        self.workers[which].work.0 = Some((batch, rows, left));
+        self.note(|| format!("worker {which}: {place:?} stored, as the first: {first}, next: {parts:?}"));
+        course.follow(parts);
+        self.workers[which].work.0 = Some((batch, rows, course));
     }
 
     fn act_as_sink(&mut self) -> Result<(), String> {

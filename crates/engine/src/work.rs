@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use able::prove;
 
 use crate::compute::group::{end_orphans, reap_strays};
-use crate::compute::{BatchKey, Cores, Function, Maker, Place};
+use crate::compute::{BatchKey, Cores, Function, Maker, Place, Tray};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::fleet::heartbeat;
@@ -304,11 +304,11 @@ impl<I: Id> Worker<I> {
         let computed = CancellationToken::new();
         let storing = async {
             let (mut left, mut _kept) = (taken.ids, None);
-            while self.early_is_due(&computed).await {
+            while self.early_is_due(&computed, &tray).await {
                 let News { ids, .. } = self.store(&batch, &taken).await?;
                 left -= ids;
                 if ids > 0 {
-                    tracing::info!(run = %key.run, batch = key.batch, ids, left, "rows are stored that are done long before others of their batch");
+                    tracing::info!(run = %key.run, batch = key.batch, ids, left, "rows are stored that are done before others of their batch");
                 }
                 // Other batches may have the cores that these ids cannot fill.
                 delivery.need_no_more(left.max(1));
@@ -363,9 +363,9 @@ impl<I: Id> Worker<I> {
         self.load.take(&(key.run.clone(), key.pass))
     }
 
-    /// Waits until rows that are done have waited long enough for the rest of their batch, or this process is to end; `false`
-    /// once all are done.
-    async fn early_is_due(&self, computed: &CancellationToken) -> bool {
+    /// Waits until rows that are done have waited long enough for the rest of their batch, or are too many to be kept, or this
+    /// process is to end; `false` once all are done.
+    async fn early_is_due(&self, computed: &CancellationToken, tray: &Tray<I>) -> bool {
         let ending = async {
             // Most batches are finished at the first time.
             if self.stop.taking_stopped() {
@@ -377,6 +377,7 @@ impl<I: Id> Worker<I> {
         tokio::select! {
             () = computed.cancelled() => false,
             () = tokio::time::sleep(self.limits.rows_wait) => true,
+            () = tray.full() => true,
             () = ending => true,
         }
     }

@@ -1,6 +1,7 @@
 //! `dead`: a run's dead letters.
 
 use millstream::names::RunName;
+use millstream_engine::clickhouse::sql::SeenPass;
 use millstream_engine::clickhouse::store::DeadLetter;
 use millstream_engine::model::selection::Letters;
 use serde_json::json;
@@ -65,7 +66,7 @@ pub(super) fn letters(args: &LettersArgs) -> Letters {
 
 /// The pass that readers see, or the newest while they see none.
 async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
-    if let Some((pass, _)) = session.store.sealed_passes(run.as_str()).await?.last() {
+    if let Some(SeenPass { pass, .. }) = session.store.sealed_passes(run.as_str()).await?.last() {
         return Ok(*pass);
     }
     Ok(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass))

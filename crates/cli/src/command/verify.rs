@@ -4,7 +4,7 @@ use millstream::names::RunName;
 use millstream::{Id, Spec};
 use millstream_engine::clickhouse::store::BuildRows;
 use millstream_engine::model::moment::shown;
-use millstream_engine::seal::verify::{Repair, Report, Unstored, repair, verify as prove};
+use millstream_engine::seal::verify::{Repair, Report, SeenFault, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
 use serde_json::json;
 
@@ -59,7 +59,9 @@ async fn proven<I: Id>(
     let unstored = if args.recompute { Unstored::Recompute } else { Unstored::Wait };
     let repaired = repair(&broker, &records, &store, &report, unstored).await?;
     // What merging alone has healed is well now.
-    let healed = (repaired.duplicates_merged > 0 && report.complete) || repaired.shown_again;
+    let healed = (repaired.duplicates_merged > 0 && report.complete)
+        || repaired.shown_again
+        || !repaired.seen_mended.is_empty();
     let report = if healed { prove::<I>(&broker, &records, &store, run, values).await? } else { report };
     Ok((report, Some(repaired)))
 }
@@ -94,7 +96,9 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
         Some(repaired) if repaired.is_nothing() => changes_nothing(report),
         Some(repaired) => repaired.hint(&report.run),
         None if report.base_gone.is_some() => None,
-        None if report.published && (!report.is_clean() || report.is_seen_badly()) => {
+        None if !report.seen_faults.is_empty()
+            || report.published && (!report.is_clean() || report.is_shown_badly()) =>
+        {
             Some(format!("verify {} --repair", report.run))
         }
         None => None,
@@ -119,7 +123,10 @@ fn told(report: &Report, with_hosts: bool) -> String {
         _ if report.forgetting => "half forgotten: a `forget` has begun and not ended",
         (false, ..) => "still being published",
         (true, true, true) if report.is_hidden() => "every id has its row, once, but readers do NOT see it",
-        (true, true, true) if report.is_seen_badly() => {
+        (true, true, true) if !report.seen_faults.is_empty() => {
+            "every id has its row, once, but its row among the sealed passes is NOT right"
+        }
+        (true, true, true) if report.is_shown_badly() => {
             "every id has its row, once, but readers see it through a view that lags behind its table"
         }
         (true, true, true) if report.values_at_fault.is_some() && report.values_unproven == Some(0) => {
@@ -162,7 +169,7 @@ fn told(report: &Report, with_hosts: bool) -> String {
         dead_told(report),
         lost("ids gone", &report.ids_gone),
         lost("ids damaged", &report.ids_damaged),
-        told_as("stuck", &report.base_gone) + &told_as("readers", &report.readers),
+        told_as("stuck", &report.base_gone) + &told_as("readers", &report.readers) + &seen_told(report),
         report.stuck.iter().map(|why| format!("\n{:<16} {why}", "stuck")).collect::<String>(),
         sealed_told(report),
         builds(&report.builds, with_hosts),
@@ -182,6 +189,14 @@ fn sealed_told(report: &Report) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Rows among the sealed passes that are not right.
+fn seen_told(report: &Report) -> String {
+    let told = |fault: &SeenFault| {
+        format!("\n{:<16} the row of pass {}: {}", "sealed passes", fault.pass, fault.why)
+    };
+    report.seen_faults.iter().map(told).collect()
 }
 
 fn told_as(what: &str, why: &Option<String>) -> String {
@@ -240,6 +255,11 @@ fn repaired_told(repair: &Repair) -> String {
         number(repair.duplicates_merged),
         number(repair.batches_again),
     )];
+    if !repair.seen_mended.is_empty() {
+        let passes: Vec<String> = repair.seen_mended.iter().map(u32::to_string).collect();
+        lines
+            .push(format!("the rows among the sealed passes are right again, of pass {}", passes.join(", ")));
+    }
     if repair.shown_again {
         lines.push("readers see the pass as it is stored again".to_owned());
     }

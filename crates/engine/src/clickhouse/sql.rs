@@ -11,13 +11,14 @@ mod views;
 
 use std::sync::Arc;
 
+use clickhouse::Row;
 use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, Spec};
+use serde::Deserialize;
 
-use crate::clickhouse::store::Stored;
 use crate::environment::Environment;
 use crate::model::build;
-use crate::model::record::{Covers, Published, RunRecord};
+use crate::model::record::{Covers, Published, RunRecord, Sealed};
 
 pub use ask::Count;
 pub use columns::{Column, holds};
@@ -75,23 +76,42 @@ pub const INSERT_SETTINGS: [(&str, &str); 13] = [
 /// The setting that ends an INSERT which hangs.
 pub const TIME_LIMIT: &str = "max_execution_time";
 
-/// A pass that is proven, as readers see it.
-#[derive(Debug, Clone, Copy)]
-pub struct SeenPass<'a> {
-    /// The run.
-    pub run: &'a str,
+/// A pass that is proven, as readers see it: its row in the table of sealed passes.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct SeenPass {
     /// The pass.
     pub pass: u32,
     /// Batches that the run has.
     pub batches: u32,
-    /// What is stored of it.
-    pub stored: &'a Stored,
+    /// Ids that the run has.
+    pub ids: u64,
+    /// Rows, one for each id.
+    pub rows: u64,
+    /// How many of them are dead letters.
+    pub dead: u64,
+    /// Wrapping sum of `sipHash64(id)` over the ids.
+    pub digest: u64,
     /// Ids that were given more than once, in different batches.
     pub repeated_ids: u64,
     /// The builds that computed it.
-    pub builds: &'a [String],
+    pub builds: Vec<String>,
     /// Milliseconds since 1970 when it was sealed.
     pub at_ms: u64,
+}
+
+impl SeenPass {
+    /// What readers are to see of a pass that was proven to be all that was published.
+    pub fn of(pass: u32, published: &Published, sealed: &Sealed) -> Self {
+        let Published { batches, ids, digest, .. } = *published;
+        let Sealed { rows, dead, repeated_ids, at_ms, builds, .. } = sealed.clone();
+        Self { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms }
+    }
+
+    /// What was proven of it, as far as its row says that.
+    pub fn sealed(self) -> Sealed {
+        let Self { rows, dead, repeated_ids, at_ms, builds, .. } = self;
+        Sealed { rows, dead, repeated_ids, at_ms, summary: None, summary_fault: None, builds }
+    }
 }
 
 /// Every statement about one pipeline's tables in one database.
@@ -295,14 +315,13 @@ impl Tables {
         run.to_owned().sip_hash() % u64::from(PARTITIONS)
     }
 
-    /// Makes a sealed pass visible.
-    pub fn insert_pass(&self, seen: &SeenPass<'_>) -> String {
-        let SeenPass { run, pass, batches, stored, repeated_ids, builds, at_ms } = seen;
-        let Stored { ids, dead, digest, .. } = stored;
+    /// Makes a sealed pass of a run visible.
+    pub fn insert_pass(&self, run: &str, seen: &SeenPass) -> String {
+        let SeenPass { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms } = seen;
         let builds = builds.iter().map(|build| string(build)).collect::<Vec<_>>().join(", ");
         format!(
             "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, builds, sealed_at) SELECT {}, \
-             {pass}, {batches}, {ids}, {ids}, {dead}, {digest}, {repeated_ids}, CAST([{builds}] AS Array(String)), {}",
+             {pass}, {batches}, {ids}, {rows}, {dead}, {digest}, {repeated_ids}, CAST([{builds}] AS Array(String)), {}",
             self.passes(),
             string(run),
             moment(*at_ms),
@@ -358,10 +377,10 @@ impl Tables {
         )
     }
 
-    /// Sealed passes of a run, in order: `(pass, rows, dead, repeated_ids, builds, sealed_ms)`.
+    /// Sealed passes of a run, in order: [`SeenPass`].
     pub fn sealed_passes(&self, run: &str) -> String {
         format!(
-            "SELECT pass, rows, dead, repeated_ids, builds, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
+            "SELECT pass, batches, ids, rows, dead, digest, repeated_ids, builds, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
             millis("sealed_at"),
             self.passes(),
             string(run)
@@ -529,25 +548,9 @@ mod tests {
         };
         let part = Portion::between(1, 2, text, text);
         let digested = [Digested::plain(&schema)];
-        let stored = Stored {
-            batches: 1,
-            ids: 1,
-            digest: 1,
-            dead: 1,
-            raw_duplicates: 0,
-            is_moving: false,
-            values: None,
-        };
-        let builds = [text.to_owned()];
-        let seen = SeenPass {
-            run: text,
-            pass: 1,
-            batches: 1,
-            stored: &stored,
-            repeated_ids: 1,
-            builds: &builds,
-            at_ms: 1,
-        };
+        let builds = vec![text.to_owned()];
+        let (pass, batches, ids, rows, dead, digest, repeated_ids, at_ms) = (1, 1, 1, 1, 1, 1, 1, 1);
+        let seen = SeenPass { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms };
         let of_run = [
             tables.ask_parts(text, 1, &[&part], Count::Rows),
             tables.ask_parts(text, 1, &[&part], Count::Ids),
@@ -574,7 +577,7 @@ mod tests {
             tables.base_at_fault(text, &covers, [0, 9], &tables.row_columns(), &digested),
             tables.schemas_of(text, 1),
             tables.repeated(text, 1),
-            tables.insert_pass(&seen),
+            tables.insert_pass(text, &seen),
             tables.newest_sealed(text),
             tables.is_seen(text, true),
             tables.is_seen(text, false),

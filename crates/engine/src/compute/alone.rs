@@ -18,6 +18,7 @@ use millstream::{Id, Limits};
 use tokio::sync::Semaphore;
 
 use super::apart::{host_memory, shown, slow};
+use super::computed::PIECE_BYTES;
 use super::computed::{BatchKey, Computed};
 use super::kid::Kid;
 use super::lots::Lots;
@@ -295,6 +296,9 @@ impl<I: Id> Alone<I> {
                     lot.start += 1;
                     child.computed += 1;
                     self.got_going.store(true, Ordering::Relaxed);
+                    if part.computed.rows.bytes() >= PIECE_BYTES {
+                        lots.put(part.take());
+                    }
                 }
                 Err(fault) => return End::Over(spoke(&fault)),
             }

@@ -5,13 +5,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use millstream::Id;
 use millstream::schema::Schema;
 
+use tokio::sync::Notify;
+
 use super::computed::Computed;
 use crate::fleet::times::Load;
+use crate::model::rows::MAX_INSERT_BYTES;
+
+/// Rows of so many bytes are stored apart from the rest of their batch: a message may have no more, so nothing is gained by
+/// keeping them.
+const FULL: u64 = MAX_INSERT_BYTES;
 
 /// Where computed ids of a batch are put down, whichever process or thread had them.
 #[derive(Debug)]
 pub(crate) struct Tray<I> {
     on_it: Mutex<OnIt<I>>,
+    full: Notify,
     load: Option<Load>,
 }
 
@@ -20,13 +28,16 @@ struct OnIt<I> {
     /// Ids with rows, in pieces as they came. Those of one piece are neighbours.
     done: Vec<Computed<I>>,
     again: Vec<(I, String)>,
+    /// Bytes of the rows that are here.
+    bytes: u64,
     /// Ids that were put down, of either kind, whether they are still here or not.
     answered: usize,
 }
 
 impl<I> Default for Tray<I> {
     fn default() -> Self {
-        Self { on_it: Mutex::new(OnIt { done: Vec::new(), again: Vec::new(), answered: 0 }), load: None }
+        let on_it = OnIt { done: Vec::new(), again: Vec::new(), bytes: 0, answered: 0 };
+        Self { on_it: Mutex::new(on_it), full: Notify::new(), load: None }
     }
 }
 
@@ -48,7 +59,18 @@ impl<I> Tray<I> {
         let mut on_it = self.on_it();
         on_it.answered += done.ids.len() + done.again.len();
         on_it.again.append(&mut done.again);
+        on_it.bytes += done.rows.bytes() as u64;
         on_it.done.push(done);
+        if on_it.bytes >= FULL {
+            self.full.notify_one();
+        }
+    }
+
+    /// Waits until it has more rows than one message may carry: it is to be taken from, whether its batch is done or not.
+    pub(crate) async fn full(&self) {
+        while self.on_it().bytes < FULL {
+            self.full.notified().await;
+        }
     }
 
     /// Puts down what a process did that has one id at a time.
@@ -80,11 +102,48 @@ impl<I: Id> Tray<I> {
 
     /// Takes the ids that have rows: in their order, but for those of later attempts.
     pub(crate) fn take(&self, schema: &Schema) -> Computed<I> {
-        let mut done = std::mem::take(&mut self.on_it().done);
+        let mut done = {
+            let mut on_it = self.on_it();
+            on_it.bytes = 0;
+            std::mem::take(&mut on_it.done)
+        };
         done.sort_by(|one, next| one.ids.first().cmp(&next.ids.first()));
         done.into_iter().fold(Computed::none(schema), |mut whole, piece| {
             whole.append(piece);
             whole
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde::Serialize;
+
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Wide {
+        text: String,
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_more_than_a_message_may_carry_are_to_be_taken() {
+        let schema = Schema::parse(&[("text", "String")]).expect("sound");
+        let tray = Tray::<u64>::default();
+        let is_full = async || tokio::time::timeout(Duration::ZERO, tray.full()).await.is_ok();
+        let put = |id| {
+            let mut done = Computed::none(&schema);
+            done.ids.push(id);
+            done.rows.ok(&schema, &Wide { text: "x".repeat(FULL as usize / 4) });
+            tray.put(done);
+        };
+        (0..3).for_each(put);
+        assert!(!is_full().await, "three quarters");
+        let full = async { tokio::join!(tray.full(), async { put(3) }) };
+        tokio::time::timeout(Duration::from_secs(60), full).await.expect("it is full");
+        assert_eq!(tray.take(&schema).ids, [0, 1, 2, 3]);
+        assert!(!is_full().await, "all of it is taken");
     }
 }

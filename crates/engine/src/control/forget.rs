@@ -81,9 +81,9 @@ impl Forget<'_> {
         let run = || self.run.to_string();
         let known = self.records.passes_of(self.run).await?;
         let sealed = self.store.sealed_passes(self.run.as_str()).await?;
-        let seen = sealed.last().map(|(pass, _)| *pass);
+        let seen = sealed.last().map(|seen| seen.pass);
         let kept =
-            |pass| known.iter().any(|record| record.pass == pass) || sealed.iter().any(|of| of.0 == pass);
+            |pass| known.iter().any(|record| record.pass == pass) || sealed.iter().any(|of| of.pass == pass);
         if known.is_empty() && sealed.is_empty() && !self.has_rows().await? {
             self.records.known_run(self.run).await?;
         }

@@ -211,23 +211,22 @@ impl Rebuild<'_> {
     /// Makes a pass visible that was proven, unless it is.
     async fn show(&self, pass: &PassRecord, proof: &Proof) -> Result<(), Error> {
         let run = self.run.as_str();
-        if self.store.sealed_passes(run).await?.iter().any(|(shown, _)| *shown == pass.pass) {
+        if self.store.sealed_passes(run).await?.iter().any(|seen| seen.pass == pass.pass) {
             return Ok(());
         }
-        let (repeated_ids, at_ms) = match &pass.sealed {
-            Some(Sealed { repeated_ids, at_ms, .. }) => (*repeated_ids, *at_ms),
-            None => (0, now_ms()),
+        let sealed = match &pass.sealed {
+            Some(sealed) => sealed.clone(),
+            None => Sealed {
+                rows: proof.stored.ids,
+                dead: proof.stored.dead,
+                repeated_ids: 0,
+                at_ms: self.records.server_ms().await?,
+                summary: None,
+                summary_fault: None,
+                builds: self.store.build_names(run, pass.pass).await?,
+            },
         };
-        let builds = self.store.build_names(run, pass.pass).await?;
-        let row = self.store.tables().insert_pass(&SeenPass {
-            run,
-            pass: pass.pass,
-            batches: self.published.batches,
-            stored: &proof.stored,
-            repeated_ids,
-            builds: &builds,
-            at_ms,
-        });
+        let row = self.store.tables().insert_pass(run, &SeenPass::of(pass.pass, self.published, &sealed));
         self.store.write("make a pass visible again", &row).await
     }
 }

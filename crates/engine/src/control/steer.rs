@@ -56,7 +56,7 @@ pub async fn cancel(broker: &Broker, records: &Records, store: &Store, run: &Run
         Some((PassState::Cancelled, _)) => return Ok(false),
         Some((PassState::Running | PassState::Paused, pass)) => {
             let seen = store.sealed_passes(run.as_str()).await?;
-            if seen.iter().any(|(sealed, _)| *sealed == pass) {
+            if seen.iter().any(|seen| seen.pass == pass) {
                 return Err(Error::Repaired { run: run.to_string(), pass });
             }
         }

@@ -55,7 +55,7 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
 /// # Errors
 /// The broker's.
 pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
-    let mut alive: Vec<HostReport> = fresh(records).await?.map(|entry| entry.record).collect();
+    let mut alive: Vec<HostReport> = fresh(records).await?.map(|(_, entry)| entry.record).collect();
     alive.sort_by(|a, b| (a.doing.role(), &a.host, a.pid).cmp(&(b.doing.role(), &b.host, b.pid)));
     Ok(alive)
 }
@@ -71,16 +71,25 @@ pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) ->
         (XxHash64::oneshot(u64::from(pass), format!("{run} {process}").as_bytes()), process)
     };
     let own = place(&host_name(), std::process::id(), instance());
-    let alive = fresh(records).await?.map(|entry| entry.record);
+    let alive = fresh(records).await?.map(|(_, entry)| entry.record);
     let sinks = alive.filter(|report| matches!(report.doing, Doing::Sink { .. }));
     Ok(sinks.filter(|sink| place(&sink.host, sink.pid, sink.instance) < own).count() as u64)
 }
 
-/// What processes that are alive said, and when.
-async fn fresh(records: &Records) -> Result<impl Iterator<Item = Entry<HostReport>>, Error> {
-    let reports = records.hosts().await?.into_iter().map(|(_, entry)| entry);
-    let now = now_ms();
-    Ok(reports.filter(move |entry| now.saturating_sub(entry.written_ms) < STALE.as_millis() as u64))
+/// What processes that are alive said, by key. When they said it, and what the time is, is by the server's clock.
+async fn fresh(records: &Records) -> Result<impl Iterator<Item = (String, Entry<HostReport>)>, Error> {
+    let (reports, now_ms) = (records.hosts().await?, records.server_ms().await?);
+    Ok(reports.into_iter().filter(move |(_, entry)| is_fresh(entry.written_ms, now_ms)))
+}
+
+/// The same of sinks alone.
+async fn fresh_sinks(records: &Records) -> Result<impl Iterator<Item = (String, Entry<HostReport>)>, Error> {
+    Ok(fresh(records).await?.filter(|(_, entry)| matches!(entry.record.doing, Doing::Sink { .. })))
+}
+
+/// Whether a process that wrote its record then counts as alive now, by one clock.
+fn is_fresh(written_ms: u64, now_ms: u64) -> bool {
+    now_ms.saturating_sub(written_ms) < STALE.as_millis() as u64
 }
 
 /// Whether no sink that is alive has rows of a pass in hand, by reports that were all written after this moment: what a sink has
@@ -93,26 +102,17 @@ pub(crate) async fn none_holds(
     (run, pass): (&str, u32),
     since_ms: u64,
 ) -> Result<bool, Error> {
-    let mut sinks = fresh(records).await?.filter(|entry| matches!(entry.record.doing, Doing::Sink { .. }));
-    Ok(sinks.all(|entry| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
+    let mut sinks = fresh_sinks(records).await?;
+    Ok(sinks.all(|(_, entry)| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
 }
 
 /// Whether a sink has rows of a pass in hand by the report that it makes next. One that makes none for as long as that counts is
-/// gone. No clock of another host is compared with that of this one.
+/// gone.
 ///
 /// # Errors
 /// The broker's.
 pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> Result<bool, Error> {
-    let sinks = async || {
-        let entries = records.hosts().await?;
-        let newest = entries.iter().map(|(_, entry)| entry.written_ms).max().unwrap_or(0);
-        let is_alive = |entry: &Entry<HostReport>| {
-            matches!(entry.record.doing, Doing::Sink { .. })
-                && newest - entry.written_ms < STALE.as_millis() as u64
-        };
-        let alive = entries.into_iter().filter(|(_, entry)| is_alive(entry));
-        Ok::<HashMap<_, _>, Error>(alive.collect())
-    };
+    let sinks = async || Ok::<HashMap<_, _>, Error>(fresh_sinks(records).await?.collect());
     let (first, begun) = (sinks().await?, Instant::now());
     loop {
         let now = sinks().await?;
@@ -143,5 +143,21 @@ pub(crate) async fn returned(records: &Records, subject: &str) -> i64 {
 /// # Errors
 /// The broker's.
 pub(crate) async fn sweep(records: &Records) -> Result<(), Error> {
-    records.sweep_hosts(now_ms().saturating_sub(GONE.as_millis() as u64)).await
+    let now_ms = records.server_ms().await?;
+    records.sweep_hosts(now_ms.saturating_sub(GONE.as_millis() as u64)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_alive_until_it_has_been_silent_for_long() {
+        let now = 1_795_621_875_015;
+        for (written_ms, fresh) in
+            [(now, true), (now - 11_999, true), (now - 12_000, false), (now + 500, true)]
+        {
+            assert_eq!(is_fresh(written_ms, now), fresh, "{written_ms}");
+        }
+    }
 }

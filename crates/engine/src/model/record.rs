@@ -154,6 +154,9 @@ pub struct PassRecord {
     /// Whether it is being forgotten: readers see it no more, and some of it may be gone.
     #[serde(default)]
     pub forgetting: bool,
+    /// Whether it was sealed once and a repair has opened it again: readers see it meanwhile.
+    #[serde(default)]
+    pub unsealed: bool,
 }
 
 impl PassRecord {
@@ -175,6 +178,7 @@ impl PassRecord {
             freed: false,
             announced: false,
             forgetting: false,
+            unsealed: false,
         }
     }
 }

@@ -169,7 +169,7 @@ impl Broker {
         let bucket = within(&doing, self.jetstream.get_key_value(self.names.bucket()))
             .await?
             .map_err(broker(doing))?;
-        Ok(Records::new(bucket, self.names.clone()))
+        Ok(Records::new(self.jetstream.clone(), bucket, self.names.clone()))
     }
 
     /// Stores a message under a subject that holds none, for as long as that takes: **first-writer-wins**.

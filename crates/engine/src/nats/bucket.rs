@@ -5,15 +5,18 @@
 
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream;
 use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
+use async_nats::jetstream::response::Response;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::names::{Names, RunName};
-use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::error::{Error, broker};
 use crate::model::host::{HostReport, instance};
-use crate::model::moment::since_1970_ms;
+use crate::model::moment::{Moment, since_1970_ms};
 use crate::nats::answer::within;
 use crate::retry::Backoff;
 
@@ -49,13 +52,34 @@ pub enum Change {
 /// The bucket of one pipeline.
 #[derive(Debug, Clone)]
 pub struct Records {
+    jetstream: jetstream::Context,
     bucket: Bucket,
     names: Names,
 }
 
 impl Records {
-    pub(crate) fn new(bucket: Bucket, names: Names) -> Self {
-        Self { bucket, names }
+    pub(crate) fn new(jetstream: jetstream::Context, bucket: Bucket, names: Names) -> Self {
+        Self { jetstream, bucket, names }
+    }
+
+    /// What the server's clock says, in milliseconds since 1970. What is as old as a record or a message says, it is by this clock
+    /// alone: those of hosts differ by minutes.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub(crate) async fn server_ms(&self) -> Result<u64, Error> {
+        let doing = format!("ask for the time of bucket `{}`", self.bucket.name);
+        let (subject, nothing) = (format!("STREAM.INFO.{}", self.bucket.stream_name), json!({}));
+        let mut patience = Patience::new();
+        loop {
+            let asked = self.jetstream.request::<_, _, Response<Clock>>(subject.clone(), &nothing);
+            match answer(&doing, asked).await {
+                Err(error) if patience.bears(&error).await => {}
+                Ok(Response::Ok(clock)) => return Ok(clock.ts.0),
+                Ok(Response::Err { error }) => return Err(broker(&doing)(error)),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A run's record.
@@ -214,7 +238,7 @@ impl Records {
         let mut asked = 0;
         loop {
             asked += 1;
-            let failed = match within(&doing, self.bucket.create(key, json(record))).await {
+            let failed = match within(&doing, self.bucket.create(key, to_json(record))).await {
                 Ok(Ok(_)) => return Ok(Change::Made),
                 Ok(Err(error)) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
                     return self.beaten(key, record, asked).await;
@@ -234,7 +258,7 @@ impl Records {
         let mut asked = 0;
         loop {
             asked += 1;
-            let failed = match within(&doing, self.bucket.update(key, json(record), revision)).await {
+            let failed = match within(&doing, self.bucket.update(key, to_json(record), revision)).await {
                 Ok(Ok(_)) => return Ok(Change::Made),
                 Ok(Err(error)) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
                     return self.beaten(key, record, asked).await;
@@ -255,7 +279,7 @@ impl Records {
         }
         let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
         let found = answer(&doing, self.bucket.get(key)).await?;
-        Ok(if found.is_some_and(|found| found == json(record)) { Change::Made } else { Change::Beaten })
+        Ok(if found.is_some_and(|found| found == to_json(record)) { Change::Made } else { Change::Beaten })
     }
 
     /// What every process says of itself, by key. Records that this build cannot read are left out.
@@ -279,7 +303,7 @@ impl Records {
     /// Replaces what a process says of itself.
     pub(crate) async fn put_host(&self, key: &str, report: &HostReport) -> Result<(), Error> {
         let doing = format!("write record `{key}` to bucket `{}`", self.bucket.name);
-        answer(&doing, self.bucket.put(key, json(report))).await.map(drop)
+        answer(&doing, self.bucket.put(key, to_json(report))).await.map(drop)
     }
 
     /// Takes back what a process said of itself. What that leaves in the bucket goes with the next sweep: a worker has
@@ -342,6 +366,26 @@ impl Records {
     }
 }
 
+/// What an answer about a stream says beside the stream: when it was given.
+#[derive(Deserialize)]
+struct Clock {
+    ts: ServerTime,
+}
+
+/// Milliseconds since 1970.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct ServerTime(u64);
+
+impl TryFrom<String> for ServerTime {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let moment = Moment::parse(&text, 0).ok_or_else(|| format!("`{text}` is no moment"))?;
+        Ok(Self(moment.at_ms))
+    }
+}
+
 /// Asks again for a while where nobody answers for the bucket: its leader is being elected, or its server is starting.
 struct Patience {
     begun: Instant,
@@ -367,7 +411,7 @@ fn parse<R: DeserializeOwned>(key: &str, value: &[u8]) -> Result<R, Error> {
     serde_json::from_slice(value).map_err(|source| Error::Record { key: key.to_owned(), source })
 }
 
-fn json<R: Serialize>(record: &R) -> bytes::Bytes {
+fn to_json<R: Serialize>(record: &R) -> bytes::Bytes {
     serde_json::to_vec(record).expect("records are strings, numbers and options").into()
 }
 

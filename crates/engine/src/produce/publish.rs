@@ -388,9 +388,9 @@ async fn restore_passes(
         return records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await.map(drop);
     }
     // The newest first: killed after that, what readers see is known.
-    for (pass, sealed) in passes.into_iter().rev() {
-        let begun = PassRecord::begin(run, pass, record.batch_ids);
-        let state = PassState::Sealed;
+    for seen in passes.into_iter().rev() {
+        let begun = PassRecord::begin(run, seen.pass, record.batch_ids);
+        let (state, sealed) = (PassState::Sealed, seen.sealed());
         let known =
             PassRecord { state, started_ms: record.created_ms, sealed: Some(sealed), freed: true, ..begun };
         records.create_pass(&known, run).await?;

@@ -128,7 +128,7 @@ impl Sealer {
         Ok(match &carried.before {
             None => Seen::Gone,
             Some(entry) if entry.record.state != PassState::Running => Seen::Gone,
-            Some(entry) if verify::is_being_repaired(entry) => Seen::BeingRepaired,
+            Some(entry) if verify::is_being_repaired(&self.records, entry).await? => Seen::BeingRepaired,
             Some(entry) if entry.record.covers.as_ref().is_some_and(|covers| covers.ids.is_none()) => {
                 Seen::Publishing
             }

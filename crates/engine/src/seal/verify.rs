@@ -4,6 +4,7 @@
 
 mod landing;
 mod repair;
+mod seen;
 
 use std::cmp::Ordering;
 
@@ -13,11 +14,12 @@ use millstream::envelope::{EnvelopeFault, decode_ids};
 use millstream::names::RunName;
 use serde::Serialize;
 
-use crate::clickhouse::store::{BuildRows, Sight, Store, Stored, StoredBatch};
+use crate::clickhouse::sql::SeenPass;
+use crate::clickhouse::store::{BuildRows, Sight, Store, StoredBatch};
 use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
-use crate::model::record::{PassRecord, PassState, Sealed};
+use crate::model::record::{PassRecord, PassState};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Entry, Records};
 use crate::nats::quarantine::fault_of_ids;
@@ -27,6 +29,7 @@ use crate::seal::copied::base_gone;
 pub(crate) use landing::{Landing, is_held_by_none, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
+pub use seen::SeenFault;
 
 /// Batch numbers that a report lists; there may be more of them.
 const LISTED: usize = 1000;
@@ -108,12 +111,11 @@ pub struct Report {
     pub rows_sealed: Option<u64>,
     /// Rows by the build that computed them, the one with the most first.
     pub builds: Vec<BuildRows>,
-    /// What was proven when the pass was sealed.
+    /// Rows among the sealed passes of this run that are not as the records of its passes say.
+    pub seen_faults: Vec<SeenFault>,
+    /// What readers are to see a sealed pass by.
     #[serde(skip)]
-    pub proven: Option<Sealed>,
-    /// What is stored.
-    #[serde(skip)]
-    pub stored: Stored,
+    pub seen: Option<SeenPass>,
 }
 
 /// Batches of one kind: how many, and the first of them by number.
@@ -185,8 +187,13 @@ impl Report {
     }
 
     /// Whether readers do not see a sealed pass, or see it through a view that a repair makes anew.
-    pub fn is_seen_badly(&self) -> bool {
+    pub fn is_shown_badly(&self) -> bool {
         self.is_hidden() || (self.sealed && self.view_lags)
+    }
+
+    /// Whether what readers see the run by is not as it should be.
+    pub fn is_seen_badly(&self) -> bool {
+        self.is_shown_badly() || !self.seen_faults.is_empty()
     }
 
     /// Batches that are not as they should be.
@@ -236,7 +243,13 @@ async fn examine<I: Id>(
     entry: Option<Entry<PassRecord>>,
     values: bool,
 ) -> Result<Report, Error> {
+    let seen = match store.sealed_passes(run.as_str()).await {
+        // Which is said of a sealed pass below.
+        Err(Error::Store { source, .. }) if source.is_missing() => Vec::new(),
+        seen => seen?,
+    };
     let record = records.known_run(run).await?.record;
+    let passes = records.passes_of(run).await?;
     let revision = entry.as_ref().map(|entry| entry.revision);
     let pass = entry.map(|entry| entry.record);
     let covers = pass.as_ref().and_then(|pass| pass.covers.clone());
@@ -261,6 +274,7 @@ async fn examine<I: Id>(
         true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead), true).await?,
         false => Sight::default(),
     };
+    let seen_faults = seen::faults(&seen, &passes, published.as_ref(), Some(number).filter(|_| complete));
     let mut report = Report {
         run: run.to_string(),
         pass: number,
@@ -297,8 +311,11 @@ async fn examine<I: Id>(
         sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
         rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
         builds: store.builds(run.as_str(), number).await?,
-        proven: sealed,
-        stored,
+        seen_faults,
+        seen: published
+            .as_ref()
+            .zip(sealed)
+            .map(|(published, sealed)| SeenPass::of(number, published, &sealed)),
     };
     if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
         let mut gone = base_gone(store, (run, number), covers, published.ids).await?;

@@ -80,10 +80,6 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn all(batch: u32) -> Self {
-        Self { batch, ids: 0..BATCHES[batch as usize] }
-    }
-
     fn key(&self) -> (u32, u32, u32) {
         (self.batch, self.ids.start, self.ids.end)
     }
@@ -102,12 +98,12 @@ struct Noise {
     noise: String,
 }
 
-/// A batch as one worker computed it: no two workers return the same rows, and each signs its own with its build.
-pub fn encoded(batch: u32, dice: &mut Dice) -> Encoded<u64> {
+/// Some ids of a batch as one worker computed them: no two workers return the same rows, and each signs its own with its build.
+pub fn encoded(batch: u32, ids: &[Range<u32>], dice: &mut Dice) -> Encoded<u64> {
     let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch, ids: BATCHES[batch as usize] };
     let by = dice.next();
     let schema = Arc::new(Schema::parse(&[("noise", "String")]).expect("sound"));
-    let (first, later): (Vec<u32>, Vec<u32>) = (0..key.ids).partition(|_| !dice.one_in(4));
+    let (first, later): (Vec<u32>, Vec<u32>) = ids.iter().cloned().flatten().partition(|_| !dice.one_in(4));
     let mut computed = Computed::none(&schema);
     for place in first.into_iter().chain(later) {
         let length = dice.below(LARGEST_ROW);
@@ -116,7 +112,8 @@ pub fn encoded(batch: u32, dice: &mut Dice) -> Encoded<u64> {
         computed.rows.ok(&schema, &Noise { noise });
     }
     let maker = Arc::new(Maker { host: "h".into(), build: by.to_string() });
-    Encoded::new(&key, computed, schema, maker, MAX_PAYLOAD)
+    let all: Vec<u64> = (0..key.ids).map(|place| id_at(batch, place)).collect();
+    Encoded::some(&key, &all, computed, schema, maker, MAX_PAYLOAD)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,11 +188,12 @@ impl Stream {
         self.ids.iter().chain(self.rows.values()).all(|message| message.state == State::Acked)
     }
 
-    pub fn take_ids(&mut self, now: u64, ack_wait: u64, dice: &mut Dice) -> Option<u32> {
+    /// A batch that is due, and whether it was delivered before.
+    pub fn take_ids(&mut self, now: u64, ack_wait: u64, dice: &mut Dice) -> Option<(u32, bool)> {
         let due = (0..self.ids.len()).filter(|batch| self.ids[*batch].is_due(now)).collect();
         let batch = dice.pick(due)?;
-        self.ids[batch].deliver(now + ack_wait);
-        Some(batch as u32)
+        let delivery = self.ids[batch].deliver(now + ack_wait);
+        Some((batch as u32, delivery > 1))
     }
 
     pub fn rows(&self, place: &Place) -> Option<&Bytes> {

@@ -7,6 +7,7 @@
 //! has its row in one message, whatever a function returns the second time and whichever worker died between two parts.
 //! Should a worker's rows be too large for a part that another one cut, or not all be done, that part is cut again.
 
+mod course;
 mod encoded;
 
 use std::ops::Range;
@@ -16,7 +17,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
-use millstream::envelope::{EnvelopeFault, Rows, decode_rows};
 use millstream::schema::Schema;
 
 use crate::compute::{BatchKey, Computed, Maker};
@@ -27,13 +27,13 @@ use crate::nats::broker::{Broker, Written};
 use crate::retry::{Backoff, patiently};
 use crate::stop::Stop;
 
-pub(crate) use encoded::{Encoded, Has};
-use encoded::{MAX_PARTS, Message};
+#[cfg(test)]
+pub(crate) use course::parts_of;
+pub(crate) use course::{Course, EARLY_PARTS, Known, Next};
+pub(crate) use encoded::{Encoded, Message};
 
 /// Pauses between looks at a subject that was taken and holds nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
-/// Parts with rows that are cut off at a time, while other ids of the batch are not done.
-const EARLY_PARTS: usize = MAX_PARTS / 2 - 1;
 /// Subjects that are looked at together.
 const LOOKS: usize = 32;
 
@@ -47,15 +47,6 @@ pub(crate) struct Target {
     pub stop: Stop,
 }
 
-/// What is known of the messages of a batch.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    /// Places of ids that no message is known to have.
-    pub open: Vec<Range<u32>>,
-    /// The cuts, by their subjects.
-    cuts: Vec<(String, Bytes)>,
-}
-
 /// What storing some rows came to.
 pub(crate) struct Stored<I> {
     /// Dead letters among those that are stored.
@@ -64,14 +55,6 @@ pub(crate) struct Stored<I> {
     pub packing: Duration,
     /// Rows that are not stored yet: of too many ids between others that are not done.
     pub rest: Computed<I>,
-}
-
-impl Known {
-    /// Nothing yet, of a batch of so many ids.
-    pub fn nothing(ids: u32) -> Self {
-        let all = 0..ids;
-        Self { open: vec![all], cuts: Vec::new() }
-    }
 }
 
 impl Target {
@@ -90,15 +73,8 @@ impl Target {
             });
             let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
             for (places, subject, found) in found {
-                let Some(found) = found else {
-                    known.open.push(places);
-                    continue;
-                };
-                let parts = parts_of(&found, &places);
-                let parts = parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
-                if !parts.is_empty() {
-                    known.cuts.push((subject, found));
-                }
+                let parts = known.note(places, &subject, found);
+                let parts = parts.map_err(|source| Error::Message { subject, source })?;
                 level.extend(parts);
             }
         }
@@ -126,26 +102,20 @@ impl Target {
     pub async fn store<I: Id>(&self, rows: Encoded<I>, known: &mut Known) -> Result<Stored<I>, Error> {
         let mut stored = Stored { dead: 0, packing: Duration::ZERO, rest: Computed::none(&self.schema) };
         let rows = Arc::new(rows);
-        let (mut left, mut early) = (std::mem::take(&mut known.open), EARLY_PARTS);
-        left.reverse();
-        while let Some(places) = left.pop() {
-            let message = match rows.has(&places) {
-                Has::All => self.pack(&rows, &places, &mut stored).await,
-                Has::Some if early > 0 => {
-                    let cut = rows.cut_around(&places, early);
-                    early -= cut.parts.iter().filter(|part| rows.has(part) == Has::All).count();
-                    cut
+        let mut course = Course::new(std::mem::take(&mut known.open), EARLY_PARTS);
+        while let Some(next) = course.next(&rows) {
+            let (places, message) = match next {
+                Next::Rows(places) => {
+                    let message = self.pack(&rows, &places, &mut stored).await;
+                    (places, message)
                 }
-                Has::Some | Has::None => {
-                    known.open.push(places);
-                    continue;
-                }
+                Next::Cut(places, message) => (places, message),
             };
             stored.dead += u32::from(message.too_large);
             let _publishing = self.load.publishing();
-            let parts = self.write(&places, message, known).await?;
-            left.extend(parts.into_iter().rev());
+            course.follow(self.write(&places, message, known).await?);
         }
+        known.open = course.open();
         stored.rest = rows.rest(&known.open);
         stored.dead += (rows.dead() - stored.rest.rows.dead.len()) as u32;
         Ok(stored)
@@ -205,13 +175,8 @@ impl Target {
             match self.broker.rows_message(&subject).await {
                 Ok(Some(found)) => {
                     tracing::debug!(subject, "another worker's message is stored already");
-                    let parts = parts_of(&found, places);
-                    let parts =
-                        parts.map_err(|source| Error::Message { subject: subject.clone(), source })?;
-                    if !parts.is_empty() {
-                        known.cuts.push((subject, found));
-                    }
-                    return Ok(parts);
+                    let parts = known.note(places.clone(), &subject, Some(found));
+                    return parts.map_err(|source| Error::Message { subject, source });
                 }
                 // Removed since, behind the seal for one: late rows are stored once more, and the sink asks about them.
                 Ok(None) => {}
@@ -234,18 +199,6 @@ pub fn whole_message<I: Id>(
     Encoded::new(key, computed, schema.clone(), maker.clone(), usize::MAX).message(&(0..key.ids)).bytes
 }
 
-/// The parts into which a message of the ids at these places cuts them; none where it has their rows.
-pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, EnvelopeFault> {
-    let Rows::Cut(cut) = decode_rows(message)? else { return Ok(Vec::new()) };
-    let parts: Vec<Range<u32>> = cut.ranges().collect();
-    let covered = parts.first().zip(parts.last()).map(|(first, last)| first.start..last.end);
-    if covered.as_ref() == Some(places) {
-        Ok(parts)
-    } else {
-        Err(EnvelopeFault::Body { length: message.len() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, HashSet};
@@ -254,9 +207,9 @@ mod tests {
     use millstream::{Failure, Outcome, Pipeline};
     use serde::{Deserialize, Serialize};
 
-    use millstream::envelope::{RowCut, encode_cut};
+    use millstream::envelope::{RowCut, Rows, decode_rows, encode_cut};
 
-    use super::encoded::HEADERS;
+    use super::encoded::{HEADERS, Has};
     use super::*;
     use crate::compute::block::read;
     use crate::compute::{Function, Pool};
@@ -428,37 +381,28 @@ mod tests {
     type Stored = BTreeMap<(u32, u32), Vec<u8>>;
 
     /// One round of [`Target::store`], which ends after some messages if its worker dies.
-    fn store_some(stream: &mut Stored, rows: &Encoded<u64>, open: &mut Vec<Range<u32>>, mut messages: u64) {
-        let mut left = std::mem::take(open);
-        while let Some(places) = left.pop() {
-            let message = match rows.has(&places) {
-                Has::All => rows.message(&places),
-                Has::Some => rows.cut_around(&places, 2),
-                Has::None => {
-                    open.push(places);
-                    continue;
-                }
+    fn store_some(stream: &mut Stored, rows: &Encoded<u64>, open: &mut Vec<Range<u32>>, messages: u64) {
+        let mut course = Course::new(std::mem::take(open), 4);
+        for _ in 0..messages {
+            let Some(next) = course.next(rows) else { break };
+            let (places, message) = match next {
+                Next::Rows(places) => (places.clone(), rows.message(&places)),
+                Next::Cut(places, message) => (places, message),
             };
-            if messages == 0 {
-                open.push(places);
-                continue;
-            }
-            messages -= 1;
             let found = stream.entry((places.start, places.end)).or_insert_with(|| message.bytes.into());
-            left.extend(parts_of(found, &places).expect("our own messages"));
+            course.follow(parts_of(found, &places).expect("our own messages"));
         }
+        *open = course.open();
     }
 
     /// As [`Target::look`] finds them.
     fn open_places(stream: &Stored, ids: u32) -> Vec<Range<u32>> {
-        let (mut open, mut left) = (Vec::new(), Known::nothing(ids).open);
+        let (mut known, mut left) = (Known::default(), Known::nothing(ids).open);
         while let Some(places) = left.pop() {
-            match stream.get(&(places.start, places.end)) {
-                Some(found) => left.extend(parts_of(found, &places).expect("our own messages")),
-                None => open.push(places),
-            }
+            let found = stream.get(&(places.start, places.end)).map(|found| found.clone().into());
+            left.extend(known.note(places, "", found).expect("our own messages"));
         }
-        open
+        known.open
     }
 
     /// Rows of these ids, signed by their worker.

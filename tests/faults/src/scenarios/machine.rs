@@ -33,6 +33,7 @@ pub fn clock_shifted(plan: Plan) -> Report {
         fs::write(&clock, format!("{shift}\n")).expect("a clock");
         scene.pass(BETWEEN);
         scene.fault(format!("wall clock of a worker and a sink at {shift}"));
+        assert_sees_all(&mut scene, &clock);
     }
     // What they say when they end carries their time.
     for name in ["work-1", "sink-1"] {
@@ -45,6 +46,17 @@ pub fn clock_shifted(plan: Plan) -> Report {
         );
     }
     scene.finish()
+}
+
+/// A command whose clock is wrong knows who is alive: by the server's clock, to which all others are nothing.
+fn assert_sees_all(scene: &mut Scene, clock: &Path) {
+    let status = faked(Launch::from(&["status", "--json"][..]), clock);
+    scene.wait("all processes in sight", SOON, |scene| {
+        let told = scene.host.call_as(&status).expect(0).stdout;
+        let told = told.replace(' ', "");
+        let seen = ["work", "sink"].map(|role| told.matches(&format!("\"role\":\"{role}\"")).count());
+        if seen == [2, 2] { Ok(()) } else { Err(told) }
+    });
 }
 
 fn faked(mut launch: Launch, clock: &Path) -> Launch {

@@ -1,6 +1,7 @@
 //! Removing a run, or one pass of it.
 
 use super::Store;
+use crate::clickhouse::sql::SeenPass;
 use crate::error::Error;
 
 impl Store {
@@ -36,7 +37,9 @@ impl Store {
     /// [`Error::Store`].
     pub async fn hide(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
         let passes = self.sealed_passes(run).await?;
-        for (sealed, _) in passes.iter().filter(|(sealed, _)| pass.is_none_or(|pass| pass == *sealed)) {
+        for SeenPass { pass: sealed, .. } in
+            passes.iter().filter(|seen| pass.is_none_or(|pass| pass == seen.pass))
+        {
             let (statement, left) = (self.tables.hide(run, *sealed), self.tables.count_sealed(run, *sealed));
             self.remove("take a pass from readers", &statement, &left).await?;
         }

@@ -4,9 +4,10 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use super::Store;
+use crate::clickhouse::sql::SeenPass;
 use crate::clickhouse::sql::{View, long_running};
 use crate::error::Error;
-use crate::model::record::{Published, RunRecord, Sealed};
+use crate::model::record::{Published, RunRecord};
 
 /// A run's record as [`Tables::run_record`](crate::clickhouse::sql::Tables::run_record) selects it.
 #[derive(Row, Deserialize)]
@@ -22,17 +23,6 @@ struct KeptRun {
     digest: u64,
     dropped_repeats: u64,
     published_ms: u64,
-}
-
-/// A sealed pass as [`Tables::sealed_passes`](crate::clickhouse::sql::Tables::sealed_passes) selects it.
-#[derive(Row, Deserialize)]
-struct KeptPass {
-    pass: u32,
-    rows: u64,
-    dead: u64,
-    repeated_ids: u64,
-    builds: Vec<String>,
-    at_ms: u64,
 }
 
 /// How the names of a pipeline's INSERTs begin, in an environment's database.
@@ -114,17 +104,11 @@ impl Store {
         }
     }
 
-    /// What was proven of a run's passes, in order.
+    /// The passes of a run that readers may see, in order.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<(u32, Sealed)>, Error> {
-        let passes: Vec<KeptPass> =
-            self.all("look up sealed passes", &self.tables.sealed_passes(run)).await?;
-        let sealed = |kept: KeptPass| {
-            let KeptPass { pass, rows, dead, repeated_ids, builds, at_ms } = kept;
-            (pass, Sealed { rows, dead, repeated_ids, at_ms, summary: None, summary_fault: None, builds })
-        };
-        Ok(passes.into_iter().map(sealed).collect())
+    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<SeenPass>, Error> {
+        self.all("look up sealed passes", &self.tables.sealed_passes(run)).await
     }
 }

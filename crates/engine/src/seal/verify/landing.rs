@@ -12,7 +12,6 @@ use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::fleet::heartbeat;
 use crate::model::host::Cause;
-use crate::model::moment::now_ms;
 use crate::model::moment::since_1970_ms;
 use crate::nats::broker::{Broker, RowsMessage};
 use crate::nats::bucket::Records;
@@ -85,7 +84,10 @@ pub(crate) async fn landing_now(
         return Ok(Landing::Left(format!("{what}: {}", left.why)));
     }
     let is_held = hosts.iter().any(|host| host.holds(run.as_str(), pass));
-    if is_held || last.sequence > sinks.delivered.stream_sequence || may_be_inserted(store, &last).await? {
+    if is_held
+        || last.sequence > sinks.delivered.stream_sequence
+        || may_be_inserted(records, store, &last).await?
+    {
         return Ok(Landing::UnderWay(format!("{open} computed batches of all runs are still to be stored")));
     }
     Ok(Landing::Settled { acked: sinks.ack_floor.stream_sequence })
@@ -112,8 +114,8 @@ pub(crate) fn open(info: &Info) -> u64 {
 }
 
 /// Whether an INSERT may carry the message that no living sink has in hand.
-async fn may_be_inserted(store: &Store, last: &RowsMessage) -> Result<bool, Error> {
-    let age_ms = now_ms().saturating_sub(last.at_ms);
+async fn may_be_inserted(records: &Records, store: &Store, last: &RowsMessage) -> Result<bool, Error> {
+    let age_ms = records.server_ms().await?.saturating_sub(last.at_ms);
     if age_ms < REPORTED_MS {
         return Ok(true);
     }

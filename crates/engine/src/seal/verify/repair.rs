@@ -9,8 +9,7 @@ use millstream::names::RunName;
 use serde::Serialize;
 
 use super::landing::open;
-use super::{LISTED, LOOKS, Landing, Report, examine, landing};
-use crate::clickhouse::sql::SeenPass;
+use super::{LISTED, LOOKS, Landing, Report, examine, landing, seen};
 use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::failpoint;
@@ -53,6 +52,8 @@ pub struct Repair {
     pub stuck: Option<String>,
     /// Whether a sealed pass, which readers did not see, was made visible again; or the view made anew through which they do.
     pub shown_again: bool,
+    /// Passes whose rows among the sealed passes were false, and are right now or gone.
+    pub seen_mended: Vec<u32>,
 }
 
 impl Report {
@@ -103,7 +104,9 @@ pub async fn heal<I: Id>(
 ) -> Result<Repair, Error> {
     let entry = records.pass(run, pass).await?;
     let state = entry.as_ref().map_or(PassState::Running, |entry| entry.record.state);
-    if entry.as_ref().is_some_and(is_being_repaired) {
+    if let Some(entry) = &entry
+        && is_being_repaired(records, entry).await?
+    {
         return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
     }
     // Before the walk over all that is stored, which costs more than the question.
@@ -136,8 +139,17 @@ pub async fn repair(
             format!("it is being forgotten, and some of it may be gone: `forget {run}` finishes that");
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
-    if report.is_seen_badly() && report.is_clean() {
-        show_again(store, report).await?;
+    for fault in &report.seen_faults {
+        if seen::mend(records, store, &run, fault).await? {
+            repair.seen_mended.push(fault.pass);
+        }
+    }
+    if report.is_shown_badly() && report.is_clean() {
+        // Its views, and its row among the sealed passes. All rows are there, so nothing is computed.
+        store.setup().await?;
+        if let Some(right) = &report.seen {
+            seen::show(store, run.as_str(), right).await?;
+        }
         return Ok(Repair { shown_again: true, ..repair });
     }
     if report.raw_duplicates > 0 {
@@ -190,28 +202,16 @@ pub async fn repair(
     Ok(repair)
 }
 
-/// Brings back what readers see a sealed pass by: its views, and its row among the sealed passes. All rows are there, so
-/// nothing is computed.
-async fn show_again(store: &Store, report: &Report) -> Result<(), Error> {
-    store.setup().await?;
-    let Some(proven) = &report.proven else { return Ok(()) };
-    let builds: Vec<String> = report.builds.iter().map(|build| build.build.clone()).collect();
-    let row = store.tables().insert_pass(&SeenPass {
-        run: &report.run,
-        pass: report.pass,
-        batches: report.stored.batches as u32,
-        stored: &report.stored,
-        repeated_ids: proven.repeated_ids,
-        builds: &builds,
-        at_ms: proven.at_ms,
-    });
-    store.write("make a sealed pass visible again", &row).await
-}
-
 /// Whether somebody has claimed this pass for a repair, and may be at it still.
-pub(crate) fn is_being_repaired(entry: &Entry<PassRecord>) -> bool {
-    let age = now_ms().saturating_sub(entry.written_ms);
-    entry.record.repair.is_some() && age < LEASE.as_millis() as u64
+///
+/// # Errors
+/// The broker's.
+pub(crate) async fn is_being_repaired(records: &Records, entry: &Entry<PassRecord>) -> Result<bool, Error> {
+    if entry.record.repair.is_none() {
+        return Ok(false);
+    }
+    let age_ms = records.server_ms().await?.saturating_sub(entry.written_ms);
+    Ok(age_ms < LEASE.as_millis() as u64)
 }
 
 /// Whether nothing of a pass is under way, so that what is not stored counts as lost: the sequence up to which all its messages
@@ -277,9 +277,10 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Opti
     let claim = RandomState::new().hash_one(now_ms());
     let change = match records.pass(run, report.pass).await? {
         Some(mut entry) => {
-            if Some(entry.revision) != report.revision || is_being_repaired(&entry) {
+            if Some(entry.revision) != report.revision || is_being_repaired(records, &entry).await? {
                 return Ok(None);
             }
+            entry.record.unsealed |= entry.record.state == PassState::Sealed;
             entry.record.state = PassState::Running;
             entry.record.sealed = None;
             (entry.record.freed, entry.record.announced) = (false, false);

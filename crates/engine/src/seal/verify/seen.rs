@@ -1,0 +1,152 @@
+//! What readers see a run by: its rows in the table of sealed passes, against the records of its passes.
+
+use millstream::names::RunName;
+use serde::Serialize;
+
+use crate::clickhouse::sql::SeenPass;
+use crate::clickhouse::store::Store;
+use crate::error::Error;
+use crate::model::record::{PassRecord, PassState, Published};
+use crate::nats::bucket::Records;
+
+/// A row in the table of sealed passes that is not as the pass's record has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SeenFault {
+    /// The pass that the row is of.
+    pub pass: u32,
+    /// What the row says, and what is right.
+    pub why: String,
+    /// The row as it should be; `None` where there should be none.
+    #[serde(skip)]
+    pub(super) right: Option<SeenPass>,
+}
+
+/// Compares what readers see a run by with the records of its passes. `complete` is the newest pass if all of it is stored: one
+/// that is not sealed yet has its row a moment earlier than its record says so. Rows are to be read before anything else is, so
+/// that a seal made meanwhile is no fault.
+pub(super) fn faults(
+    seen: &[SeenPass],
+    passes: &[PassRecord],
+    published: Option<&Published>,
+    complete: Option<u32>,
+) -> Vec<SeenFault> {
+    // A bucket that was lost has no say, but is filled from these rows.
+    if passes.is_empty() {
+        return Vec::new();
+    }
+    let fault_of = |row: &SeenPass| {
+        let record = passes.iter().find(|record| record.pass == row.pass);
+        let no_row = |why: String| Some(SeenFault { pass: row.pass, why, right: None });
+        match (record, published) {
+            (None, _) => no_row("no record says that there is such a pass".to_owned()),
+            // Readers keep what they see of a pass until it is sealed anew.
+            (Some(record), _) if record.forgetting || record.unsealed || record.repair.is_some() => None,
+            (Some(PassRecord { state: PassState::Sealed, sealed: Some(sealed), .. }), Some(published)) => {
+                let right = SeenPass::of(row.pass, published, sealed);
+                let why = difference(row, &right)?;
+                Some(SeenFault { pass: row.pass, why, right: Some(right) })
+            }
+            (Some(_), _) if complete == Some(row.pass) => None,
+            (Some(record), _) => no_row(format!("the pass is not sealed, but {}", record.state.word())),
+        }
+    };
+    seen.iter().filter_map(fault_of).collect()
+}
+
+/// What a row says that is not right, if there is anything.
+fn difference(row: &SeenPass, right: &SeenPass) -> Option<String> {
+    let figures = |row: &SeenPass| {
+        let SeenPass { batches, ids, rows, dead, digest, repeated_ids, at_ms, .. } = *row;
+        [
+            ("batches", u64::from(batches)),
+            ("ids", ids),
+            ("rows", rows),
+            ("dead", dead),
+            ("digest", digest),
+            ("repeated_ids", repeated_ids),
+            ("sealed_at in milliseconds", at_ms),
+        ]
+    };
+    let others = figures(row).into_iter().zip(figures(right)).filter(|(found, right)| found != right);
+    let mut told: Vec<String> =
+        others.map(|((name, found), (_, right))| format!("{name} {found} in place of {right}")).collect();
+    if row.builds != right.builds {
+        told.push(format!("builds {:?} in place of {:?}", row.builds, right.builds));
+    }
+    (!told.is_empty()).then(|| told.join(", "))
+}
+
+/// Writes the row as it should be, or removes it; whether it did.
+///
+/// # Errors
+/// The broker's and ClickHouse's.
+pub(super) async fn mend(
+    records: &Records,
+    store: &Store,
+    run: &RunName,
+    fault: &SeenFault,
+) -> Result<bool, Error> {
+    let pass = fault.pass;
+    let is_sealed =
+        records.pass(run, pass).await?.is_some_and(|entry| entry.record.state == PassState::Sealed);
+    // Sealed, or opened by a repair, since it was looked at: what the row says is for the next look.
+    if is_sealed != fault.right.is_some() {
+        return Ok(false);
+    }
+    tracing::warn!(%run, pass, why = fault.why, "the pass's row among the sealed passes is mended");
+    let run = run.as_str();
+    let Some(right) = &fault.right else { return store.hide(run, Some(pass)).await.map(|()| true) };
+    show(store, run, right).await?;
+    if !store.sealed_passes(run).await?.contains(right) {
+        // The false one says that it was sealed later, so it is what readers have of both.
+        store.hide(run, Some(pass)).await?;
+        show(store, run, right).await?;
+    }
+    Ok(true)
+}
+
+/// Writes a sealed pass's row.
+///
+/// # Errors
+/// ClickHouse's.
+pub(super) async fn show(store: &Store, run: &str, right: &SeenPass) -> Result<(), Error> {
+    store.write("make a sealed pass visible again", &store.tables().insert_pass(run, right)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::Sealed;
+
+    #[test]
+    fn a_row_that_its_record_does_not_bear_out_is_named() {
+        let run: RunName = "a".parse().expect("legal");
+        let published = Published { batches: 3, ids: 30, digest: 7, dropped_repeats: 0, at_ms: 1 };
+        let (summary, summary_fault, builds) = (None, None, vec!["1".to_owned()]);
+        let sealed = Sealed { rows: 30, dead: 2, repeated_ids: 0, at_ms: 5, summary, summary_fault, builds };
+        let running = |pass| PassRecord::begin(&run, pass, 10);
+        let first = PassRecord { state: PassState::Sealed, sealed: Some(sealed.clone()), ..running(1) };
+        let right = SeenPass::of(1, &published, &sealed);
+        let found = |row: &SeenPass, passes: &[PassRecord], complete| {
+            let found = faults(std::slice::from_ref(row), passes, Some(&published), complete);
+            found.into_iter().next().map(|fault| (fault.why, fault.right))
+        };
+        let passes = [first.clone(), running(2)];
+        assert_eq!(found(&right, &passes, None), None);
+        let wrong = SeenPass { batches: 2, builds: Vec::new(), ..right.clone() };
+        let why = "batches 2 in place of 3, builds [] in place of [\"1\"]";
+        assert_eq!(found(&wrong, &passes, None), Some((why.to_owned(), Some(right.clone()))));
+        assert_eq!(found(&wrong, &[], None), None, "the bucket was lost");
+
+        let none = |why: &str| Some((why.to_owned(), None));
+        let of_second = SeenPass { pass: 2, ..right.clone() };
+        assert_eq!(found(&of_second, &[first], None), none("no record says that there is such a pass"));
+        assert_eq!(found(&of_second, &passes, None), none("the pass is not sealed, but running"));
+        assert_eq!(found(&of_second, &passes, Some(2)), None, "a seal that is not marked yet");
+        for repaired in
+            [PassRecord { unsealed: true, ..running(2) }, PassRecord { repair: Some(7), ..running(2) }]
+        {
+            assert_eq!(found(&of_second, &[repaired], None), None, "a seal that is repaired");
+        }
+    }
+}
