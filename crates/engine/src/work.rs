@@ -6,6 +6,7 @@ mod able;
 mod attempts;
 mod batch;
 mod outlier;
+mod plan;
 pub(crate) mod pull;
 mod rate_limit;
 pub mod rows_message;
@@ -25,9 +26,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use able::prove;
+pub use plan::WorkPlan;
 
 use crate::compute::group::{end_orphans, reap_strays};
-use crate::compute::{BatchKey, Cores, Function, Maker, Place, Tray};
+use crate::compute::{BatchKey, Cores, Function, Maker, Tray};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::fleet::heartbeat;
@@ -66,19 +68,6 @@ const NOT_HERE: Duration = Duration::from_secs(1);
 const REAP: Duration = Duration::from_secs(2);
 /// A batch that cannot be computed now is handed back for this long.
 const SET_BACK: Duration = Duration::from_secs(60);
-
-/// How a worker works.
-#[derive(Debug, Clone)]
-pub struct WorkPlan {
-    /// Compute threads.
-    pub threads: usize,
-    /// Which process computes.
-    pub place: Place,
-    /// What each id may take.
-    pub limits: Limits,
-    /// How long held batches may take to finish after a stop.
-    pub drain: Duration,
-}
 
 /// A batch that was taken in hand.
 struct Taken<'a> {

@@ -1,6 +1,7 @@
-//! Rooms of the engine use those below them only. ARCHITECTURE.md has the picture.
+//! Rooms of the engine use those below them only, and modules of a room each other in one direction. ARCHITECTURE.md has the
+//! picture.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,52 @@ fn rooms_use_those_below_them_only() {
     assert!(seen.len() > 10, "paths are not found any more: {seen:?}");
 }
 
+#[test]
+fn modules_of_a_room_use_each_other_in_one_direction() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for room in LAYERS.concat() {
+        let mut uses = uses_within(&source, room);
+        while let Some(free) = uses
+            .iter()
+            .find(|(_, used)| used.iter().all(|used| !uses.contains_key(used)))
+            .map(|(name, _)| name.clone())
+        {
+            uses.remove(&free);
+        }
+        assert!(uses.is_empty(), "`{room}` has a circle among {uses:#?}");
+    }
+}
+
+/// Which modules of a room each of them uses. The room's own page goes by the room's name.
+fn uses_within(source: &Path, room: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let files = rust_files(source).into_iter();
+    let mut texts: BTreeMap<String, Vec<(usize, String)>> = BTreeMap::new();
+    for file in files {
+        let within = file.strip_prefix(source).expect("within").with_extension("");
+        let words: Vec<String> = within.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        if words[0] == room {
+            let text = product(&fs::read_to_string(&file).expect("text"));
+            texts.entry(words.get(1).unwrap_or(&words[0]).clone()).or_default().push((words.len(), text));
+        }
+    }
+    let used_by = |name: &String, (depth, text): &(usize, String)| -> BTreeSet<String> {
+        let module_or_page = |word: String| if texts.contains_key(&word) { word } else { room.to_owned() };
+        let mut used: BTreeSet<String> =
+            words_behind(text, &format!("crate::{room}::")).map(module_or_page).collect();
+        match depth {
+            1 => used.extend(texts.keys().filter(|other| text.contains(&format!("{other}::"))).cloned()),
+            2 => used.extend(words_behind(text, "super::").map(module_or_page)),
+            _ => {}
+        }
+        used.remove(name);
+        used
+    };
+    texts
+        .iter()
+        .map(|(name, files)| (name.clone(), files.iter().flat_map(|file| used_by(name, file)).collect()))
+        .collect()
+}
+
 fn layer(room: &str) -> usize {
     let layer = LAYERS.iter().position(|rooms| rooms.contains(&room));
     layer.unwrap_or_else(|| {
@@ -56,8 +103,12 @@ fn product(text: &str) -> String {
 
 /// The first word of each path that begins at the crate's root.
 fn rooms_used(text: &str) -> BTreeSet<String> {
-    let paths = text.split("crate::").skip(1);
-    paths.map(|path| path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()).collect()
+    words_behind(text, "crate::").collect()
+}
+
+fn words_behind(text: &str, start: &str) -> impl Iterator<Item = String> {
+    let paths = text.split(start).skip(1).map(str::to_owned).collect::<Vec<_>>();
+    paths.into_iter().map(|path| path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
 }
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {

@@ -12,7 +12,7 @@ use millstream::Id;
 use millstream::names::RunName;
 use tokio::sync::{mpsc, watch};
 
-use super::Sealer;
+use super::sealer::Sealer;
 use super::step::{Course, IDLE, Next, Room, Seen, Step};
 use super::take::Carried;
 use crate::error::full_cause;

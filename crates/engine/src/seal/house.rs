@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use millstream::names::RunName;
 use tokio::sync::{mpsc, watch};
 
-use super::Sealer;
+use super::sealer::Sealer;
 use crate::error::{Source, full_cause};
 use crate::fleet::heartbeat;
 use crate::model::record::Open;

@@ -3,8 +3,9 @@
 use millstream::Id;
 use millstream::names::RunName;
 
+use super::proof::Proof;
+use super::sealer::Sealer;
 use super::step::{Seen, Step};
-use super::{Proof, Sealer};
 use crate::clickhouse::store::Stored;
 use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat;

@@ -2,14 +2,26 @@
 //! is done, so whichever sealer comes next finishes what another began.
 
 use millstream::names::RunName;
+use serde::Serialize;
 
-use super::{Announcement, Sealer};
+use super::sealer::Sealer;
 use crate::error::Error;
 use crate::failpoint;
 use crate::model::record::PassState;
+use crate::model::record::Sealed;
 use crate::nats::bucket::Change;
 use crate::seal::step::Seen;
 use crate::seal::verify::{self, Landing};
+
+/// What is announced of a sealed pass.
+#[derive(Debug, Serialize)]
+struct Announcement<'a> {
+    run: &'a str,
+    pass: u32,
+    ids: u64,
+    #[serde(flatten)]
+    sealed: &'a Sealed,
+}
 
 impl Sealer {
     /// Removes what the broker holds of a cancelled pass, its rows once they are stored. `was_free` says whether the look before

@@ -23,8 +23,8 @@ use crate::model::record::{PassRecord, PassState};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Entry, Records};
 use crate::nats::quarantine::fault_of_ids;
-use crate::seal::Proof;
 use crate::seal::copied::base_gone;
+use crate::seal::proof::Proof;
 
 pub(crate) use landing::{Landing, is_held_by_none, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;

@@ -16,7 +16,7 @@ use crate::fleet::times::WorkLoad;
 use crate::model::counts::WorkCounts;
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use crate::work::WorkPlan;
+use crate::work::plan::WorkPlan;
 
 /// Waits between two proofs.
 const PROVE_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));

@@ -1,0 +1,53 @@
+//! The proof that a pass is complete: what should be, against what is stored.
+
+use millstream::names::RunName;
+
+use crate::clickhouse::store::{Store, Stored};
+use crate::error::Error;
+use crate::model::record::Published;
+
+/// What a run should be, against what ClickHouse holds.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// What was published.
+    pub published: Published,
+    /// What is stored.
+    pub stored: Stored,
+}
+
+impl Proof {
+    /// Asks ClickHouse.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn take(
+        store: &Store,
+        run: &RunName,
+        pass: u32,
+        published: &Published,
+        may_repeat: bool,
+    ) -> Result<Self, Error> {
+        // Where an id may stand in two batches, one of it too many could hide that the other is missing.
+        let stored = store.stored(run.as_str(), pass, true, Some(published).filter(|_| !may_repeat)).await?;
+        Ok(Self { published: published.clone(), stored })
+    }
+
+    /// Whether every id of every batch is there, with the values that were computed.
+    pub fn is_complete(&self) -> bool {
+        let Self { published, stored } = self;
+        stored.batches == u64::from(published.batches)
+            && stored.ids == published.ids
+            && stored.digest == published.digest
+            && stored.values.is_none_or(|values| values.at_fault == 0)
+    }
+
+    /// Batches whose values cannot be proven, if there are any.
+    pub fn unproven(&self) -> Option<u64> {
+        self.stored.values.map(|values| values.unproven).filter(|batches| *batches > 0)
+    }
+
+    /// Whether, besides, none is there twice, and the figures are of one moment.
+    pub fn is_clean(&self) -> bool {
+        self.is_complete() && self.stored.raw_duplicates == 0 && !self.stored.is_moving
+    }
+}

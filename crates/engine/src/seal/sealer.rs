@@ -1,0 +1,23 @@
+//! What every step to a seal has: the servers, and the sink beside it.
+
+use std::sync::Arc;
+
+use crate::clickhouse::store::Store;
+use crate::nats::broker::Broker;
+use crate::nats::bucket::Records;
+use crate::sink::{SinkCounts, Waits};
+
+#[derive(Clone)]
+pub(super) struct Sealer {
+    pub broker: Broker,
+    pub store: Store,
+    pub records: Records,
+    pub counts: Arc<SinkCounts>,
+}
+
+impl Sealer {
+    /// What keeps passes from their seal.
+    pub fn waits(&self) -> &Waits {
+        &self.counts.waits
+    }
+}
