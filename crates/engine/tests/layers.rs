@@ -45,7 +45,8 @@ fn rooms_use_those_below_them_only() {
 #[test]
 fn modules_of_a_room_use_each_other_in_one_direction() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for room in LAYERS.concat() {
+    // `error` is one enum, whose texts and hints are files of their own.
+    for room in LAYERS.concat().into_iter().filter(|room| *room != "error") {
         let mut uses = uses_within(&source, room);
         while let Some(free) = uses
             .iter()

@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use millstream::names::RunName;
 use tokio::sync::watch;
 
+use crate::error::Error;
 use crate::model::record::Open;
 use crate::model::record::{PassRecord, PassState};
 use crate::nats::bucket::Records;
@@ -33,7 +34,7 @@ enum Of {
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; later failures are waited out.
-pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, crate::Error> {
+pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, Error> {
     follow_of(Of::Workers, records, stop).await
 }
 
@@ -41,14 +42,11 @@ pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Op
 ///
 /// # Errors
 /// As [`follow`].
-pub(crate) async fn follow_to_seal(
-    records: &Records,
-    stop: &Stop,
-) -> Result<watch::Receiver<Open>, crate::Error> {
+pub(crate) async fn follow_to_seal(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, Error> {
     follow_of(Of::Sealers, records, stop).await
 }
 
-async fn follow_of(of: Of, records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, crate::Error> {
+async fn follow_of(of: Of, records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, Error> {
     let mut open = Open::new();
     for record in records.passes().await? {
         apply(of, &mut open, record);
