@@ -1,7 +1,7 @@
 //! The sealer waits for no pass while it could look after another, proves nothing in vain, looks at effects and not at answers,
 //! and finishes what another sealer began (**success-is-looked-at**).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::nats::Nats;
@@ -258,6 +258,35 @@ fn a_run_whose_ids_are_gone_is_not_at_its_end() {
             && verdict["text"].to_string().contains("1000 ids have no row")
             && status["stuck"].to_string().contains("`produce` with the same input");
         if is_told { Ok(()) } else { Err(status.to_string()) }
+    });
+}
+
+/// `status` said of an hour's soak, twice, that ids had no row: a killed sink had drawn them, and they came again.
+#[test]
+fn rows_that_a_sink_took_with_it_are_not_missing() {
+    let mut scene = Scene::new("");
+    scene.produce("a");
+    scene.start(&["work"]);
+    let mut nats = Nats::connect(&scene.up.nats);
+    wait_until("rows of every batch", SOON, || match nats.messages("trial_rows") {
+        10 => Ok(()),
+        found => Err(format!("{found} messages")),
+    });
+    while nats.pull("trial_rows", "sink").is_some() {}
+    assert_eq!(nats.consumer("trial_rows", "sink").open, 10);
+    // After this long it is known that no sink inserts them.
+    let settled = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < settled {
+        let status = scene.host.status("a");
+        assert_eq!(status["missing"], 0, "{status}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    // Once they are lost in truth, it says so.
+    nats.api("CONSUMER.DELETE.trial_rows.sink", &json!({}));
+    scene.purge("trial_rows", "trial.rows.>");
+    wait_until("ids without rows", SOON, || {
+        let status = scene.host.status("a");
+        if status["missing"] == IDS { Ok(()) } else { Err(status.to_string()) }
     });
 }
 

@@ -296,6 +296,16 @@ impl Tables {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
     }
 
+    /// The first of so many batches that have fewer rows than ids, raw duplicates counted: `(batch)`.
+    pub fn lacking_batches(&self, run: &str, pass: u32, batches: u32, most: usize) -> String {
+        format!(
+            "SELECT toUInt32(number) FROM numbers({batches}) WHERE toUInt32(number) NOT IN \
+             (SELECT batch FROM {} WHERE {} GROUP BY batch HAVING count() >= max(batch_ids)) ORDER BY number LIMIT {most}",
+            self.rows(),
+            of_pass(run, pass),
+        )
+    }
+
     /// How many ids a pass has more than once, in different batches: `(repeats)`. Spills to disk beyond 256 MB.
     pub fn repeated(&self, run: &str, pass: u32) -> String {
         format!(

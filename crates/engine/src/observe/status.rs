@@ -238,7 +238,13 @@ async fn missing(
     }
     let nothing_comes = match verify::landing_now(broker, records, store, (run, number)).await? {
         Landing::Over => true,
-        Landing::Settled { .. } => verify::is_held_by_none(broker, records, (run, number)).await?,
+        Landing::Settled { acked } => match (covers, &record.published) {
+            (None, Some(published)) => {
+                verify::is_held_by_none(broker, records, (run, number)).await?
+                    && !verify::come_again(broker, store, (run, number), published.batches, acked).await?
+            }
+            _ => false,
+        },
         Landing::UnderWay(_) | Landing::Left(_) => false,
     };
     // Rows may have landed between the count above and the question where they are.

@@ -26,7 +26,7 @@ use crate::nats::quarantine::fault_of_ids;
 use crate::seal::copied::base_gone;
 use crate::seal::proof::Proof;
 
-pub(crate) use landing::{Landing, is_held_by_none, landing, landing_now, open};
+pub(crate) use landing::{Landing, come_again, is_held_by_none, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
 pub use seen::SeenFault;

@@ -76,6 +76,20 @@ impl Store {
         self.one("count rows", &self.tables.raw_count(run, pass)).await
     }
 
+    /// The first of so many batches of a pass that lack rows.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) async fn lacking_batches(
+        &self,
+        run: &str,
+        pass: u32,
+        batches: u32,
+        most: usize,
+    ) -> Result<Vec<u32>, Error> {
+        self.all("find batches that lack rows", &self.tables.lacking_batches(run, pass, batches, most)).await
+    }
+
     /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
     /// compared with what workers computed.
     ///

@@ -6,8 +6,10 @@
 //! ClickHouse, where an INSERT of a sink that is gone may still run. What none of them has is either stored or lost.
 
 use async_nats::jetstream::consumer::Info;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::names::RunName;
 
+use super::LOOKS;
 use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::fleet::heartbeat;
@@ -106,6 +108,39 @@ pub(crate) async fn is_held_by_none(
     let Some(sinks) = broker.sink_progress().await? else { return Ok(true) };
     let drawn_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
     heartbeat::none_holds(records, (run.as_str(), pass), drawn_ms).await
+}
+
+/// Whether rows that the table lacks come again: the stream has them, and they need not have been acked, as where the sink that
+/// drew them was killed. The first of them are looked at. A pass over some ids lacks those of others, too, and is not asked about.
+///
+/// # Errors
+/// The broker's and ClickHouse's.
+pub(crate) async fn come_again(
+    broker: &Broker,
+    store: &Store,
+    (run, pass): (&RunName, u32),
+    batches: u32,
+    acked: u64,
+) -> Result<bool, Error> {
+    let lacking = store.lacking_batches(run.as_str(), pass, batches, LOOKS).await?;
+    Ok(!not_acked(broker, (run, pass), lacking, acked).await?.is_empty())
+}
+
+/// Those of some batches whose messages the stream holds, and which need not have been acked.
+pub(super) async fn not_acked(
+    broker: &Broker,
+    (run, pass): (&RunName, u32),
+    batches: Vec<u32>,
+    acked: u64,
+) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
+    let looks = batches.into_iter().map(|batch| async move {
+        let messages = broker.rows_of_batch(run, pass, batch).await?;
+        Ok::<_, Error>((batch, messages))
+    });
+    let looks: Vec<_> = looks.collect();
+    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let is_open = |messages: &[RowsMessage]| messages.iter().any(|message| message.sequence > acked);
+    Ok(found.into_iter().filter(|(_, messages)| is_open(messages)).collect())
 }
 
 /// What is not acked, of all passes.

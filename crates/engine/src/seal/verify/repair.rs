@@ -3,19 +3,18 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
 use millstream::names::RunName;
 use serde::Serialize;
 
-use super::landing::open;
-use super::{LISTED, LOOKS, Landing, Report, examine, landing, seen};
+use super::landing::{not_acked, open};
+use super::{LISTED, Landing, Report, examine, landing, seen};
 use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::failpoint;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState};
-use crate::nats::broker::{Broker, RowsMessage};
+use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Entry, Records};
 
 /// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
@@ -166,7 +165,11 @@ pub async fn repair(
         Ok(acked) => acked,
         Err(Repair { busy, stuck, .. }) => return Ok(Repair { busy, stuck, ..repair }),
     };
-    let unstored = not_acked(broker, &run, report, acked).await?;
+    let lacking = report.missing.iter().chain(&report.short).copied().collect();
+    let unstored = match acked {
+        Some(acked) => not_acked(broker, (&run, report.pass), lacking, acked).await?,
+        None => Vec::new(),
+    };
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
     let is_unstored = |batch: &u32| unstored.iter().any(|(unstored, _)| unstored == batch);
     let mut again: Vec<u32> =
@@ -249,25 +252,6 @@ async fn at_rest(
             Ok(Err(Repair { stuck: Some(stuck), ..Repair::default() }))
         }
     }
-}
-
-/// Batches without all of their rows whose messages the stream holds, and which need not have been acked.
-async fn not_acked(
-    broker: &Broker,
-    run: &RunName,
-    report: &Report,
-    acked: Option<u64>,
-) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
-    let Some(acked) = acked else { return Ok(Vec::new()) };
-    let batches: Vec<u32> = report.missing.iter().chain(&report.short).copied().collect();
-    let looks = batches.into_iter().map(|batch| async move {
-        let messages = broker.rows_of_batch(run, report.pass, batch).await?;
-        Ok::<_, Error>((batch, messages))
-    });
-    let looks: Vec<_> = looks.collect();
-    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
-    let is_open = |messages: &[RowsMessage]| messages.iter().any(|message| message.sequence > acked);
-    Ok(found.into_iter().filter(|(_, messages)| is_open(messages)).collect())
 }
 
 /// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
