@@ -3,35 +3,35 @@
 //! A batch is split over the cores in short pieces; each id is computed behind a panic guard; its row goes into typed
 //! columns where it was computed. The worker puts the pieces of a batch together and packs them into one block (`block`).
 //!
-//! A thread cannot be killed, so the pool stands in a child process (`apart`): an id that crashes it or overruns its
+//! A thread cannot be killed, so the pool stands in a child process (`pool_process`): an id that crashes it or overruns its
 //! limits costs that process, not the worker. What was in it is then computed by children that have one id at a time
-//! (`alone`), and only the id that kills its child, or has to be killed, becomes a dead letter. Both are a `process`, with all
+//! (`isolated`), and only the id that kills its child, or has to be killed, becomes a dead letter. Both are a `process`, with all
 //! that it started (`group`) and prints (`output`); `child` is the other end.
 
 mod ahead;
-mod alone;
-mod apart;
 pub(crate) mod block;
 mod cgroup;
 mod child;
+mod child_link;
 mod computed;
 mod cores;
-mod desk;
 mod frames;
 mod function;
 pub(crate) mod group;
 mod guard;
-mod kid;
-mod lots;
+mod id_queue;
+mod isolated;
+mod leaks;
 mod order;
 mod output;
+mod piece_slot;
 mod pool;
+mod pool_process;
 mod process;
 mod protocol;
+mod results;
 mod row;
-mod tray;
 mod watch;
-mod wear;
 
 pub use block::Maker;
 pub use child::child_main;
@@ -40,8 +40,8 @@ pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
 pub use pool::Pool;
 pub(crate) use process::SILENT;
+pub(crate) use results::Results;
 pub use row::Rows;
-pub(crate) use tray::Tray;
 
 /// Cores that this process may use: its affinity and its cgroup's quota are honoured.
 pub fn usable_cores() -> usize {

@@ -29,7 +29,7 @@ pub use able::prove;
 pub use plan::WorkPlan;
 
 use crate::compute::group::{end_orphans, reap_strays};
-use crate::compute::{BatchKey, Cores, Function, Maker, Tray};
+use crate::compute::{BatchKey, Cores, Function, Maker, Results};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::fleet::heartbeat;
@@ -279,8 +279,8 @@ impl<I: Id> Worker<I> {
         delivery: &Delivery,
         charge: Charge,
     ) -> Result<(), Error> {
-        let tray = self.cores.tray();
-        let batch = Batch::new(self.target(key), tray.clone(), delivery.payload().clone());
+        let results = self.cores.results();
+        let batch = Batch::new(self.target(key), results.clone(), delivery.payload().clone());
         let mut taken = Taken { key, ids: ids.len() as u32, charge, in_hand: self.in_hand(key) };
         failpoint::pass("work-before-compute");
         if delivery.deliveries() > 1 {
@@ -293,7 +293,7 @@ impl<I: Id> Worker<I> {
         let computed = CancellationToken::new();
         let storing = async {
             let (mut left, mut _kept) = (taken.ids, None);
-            while self.early_is_due(&computed, &tray).await {
+            while self.early_is_due(&computed, &results).await {
                 let News { ids, .. } = self.store(&batch, &taken).await?;
                 left -= ids;
                 if ids > 0 {
@@ -310,7 +310,7 @@ impl<I: Id> Worker<I> {
         .fuse();
         let mut storing = std::pin::pin!(storing);
         let outcome = tokio::select! {
-            outcome = self.compute(pass, key, ids, &tray, delivery, &taken.charge) => Some(outcome),
+            outcome = self.compute(pass, key, ids, &results, delivery, &taken.charge) => Some(outcome),
             stored = storing.as_mut() => return stored,
             () = self.stop.given_up() => return Err(Error::Stopped),
             () = self.unwanted(key) => None,
@@ -354,7 +354,7 @@ impl<I: Id> Worker<I> {
 
     /// Waits until rows that are done have waited long enough for the rest of their batch, or are too many to be kept, or this
     /// process is to end; `false` once all are done.
-    async fn early_is_due(&self, computed: &CancellationToken, tray: &Tray<I>) -> bool {
+    async fn early_is_due(&self, computed: &CancellationToken, results: &Results<I>) -> bool {
         let ending = async {
             // Most batches are finished at the first time.
             if self.stop.taking_stopped() {
@@ -366,7 +366,7 @@ impl<I: Id> Worker<I> {
         tokio::select! {
             () = computed.cancelled() => false,
             () = tokio::time::sleep(self.limits.rows_wait) => true,
-            () = tray.full() => true,
+            () = results.full() => true,
             () = ending => true,
         }
     }

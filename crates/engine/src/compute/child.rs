@@ -28,11 +28,11 @@ use super::cgroup;
 use super::function::{AnyFunction, Function};
 use super::group::{end_a_copy, end_own};
 use super::guard::{ask_when_ids_fail, install_panic_hook, tell_panics};
+use super::leaks::Leaks;
 use super::order::{Off, Order};
 use super::pool::{Pool, Shared};
 use super::protocol::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
-use super::wear::Wear;
 
 /// How often the pool's threads are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -195,7 +195,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let frames = sender.started(started)?;
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
-    let wear = watch_wear();
+    let leaks = watch_wear();
     let (mut bytes, mut numbers) = (Vec::new(), 0..);
     for (kind, body) in frames {
         if kind == wire::FORGET {
@@ -213,18 +213,18 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
         function.typed.answer(&id, &mut bytes);
         busy.store(false, Ordering::Relaxed);
         end_a_copy(process);
-        wear.computed(1);
+        leaks.computed(1);
         sender.send(&bytes);
     }
     Ok(())
 }
 
 /// Has this process end, once ids have left nothing of it for those that come.
-fn watch_wear() -> Arc<Wear> {
-    let wear = Arc::new(Wear::new());
-    let asked = wear.clone();
+fn watch_wear() -> Arc<Leaks> {
+    let leaks = Arc::new(Leaks::new());
+    let asked = leaks.clone();
     ask_when_ids_fail(move || asked.look());
-    wear
+    leaks
 }
 
 /// Has a thread of its own say every second that this process is alive, while there is something in hand.

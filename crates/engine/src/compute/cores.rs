@@ -8,13 +8,13 @@ use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::sync::OnceCell;
 
-use super::alone::Alone;
-use super::apart::{Apart, Ground, Suspect};
 use super::computed::{BatchKey, Computed};
 use super::function::Function;
+use super::isolated::Isolated;
 use super::pool::Pool;
+use super::pool_process::{Leftover, PoolProcess, Suspect};
 use super::process::Program;
-use super::tray::Tray;
+use super::results::Results;
 use crate::error::Error;
 use crate::fleet::times::Load;
 use crate::model::counts::WorkCounts;
@@ -29,7 +29,7 @@ pub enum Place {
     /// memory do not hold.
     Here,
     /// Child processes of this program, which is a pipeline's binary and answers in [`child_main`](super::child_main).
-    Apart(PathBuf),
+    PoolProcess(PathBuf),
 }
 
 /// The cores of this host.
@@ -41,12 +41,12 @@ pub struct Cores<I> {
 
 enum Kind<I> {
     Here(Pool<I>, OnceCell<()>),
-    Apart(Box<Processes<I>>),
+    PoolProcess(Box<Processes<I>>),
 }
 
 struct Processes<I> {
-    pool: Apart<I>,
-    alone: Alone<I>,
+    pool: PoolProcess<I>,
+    alone: Isolated<I>,
     isolate: bool,
 }
 
@@ -66,14 +66,14 @@ impl<I: Id> Cores<I> {
         let schema = function.spec().schema.clone();
         let kind = match place {
             Place::Here => Kind::Here(Pool::start(function, threads)?, OnceCell::new()),
-            Place::Apart(path) => {
+            Place::PoolProcess(path) => {
                 let (pipeline, start_within) = (function.spec().name, limits.start_within);
                 let program = Program { path, pipeline, start_within };
                 let (counted, pool_load) = (counts.clone(), load.clone());
                 let got_going = Arc::<AtomicBool>::default();
                 let going = got_going.clone();
-                Kind::Apart(Box::new(Processes {
-                    pool: Apart::new(
+                Kind::PoolProcess(Box::new(Processes {
+                    pool: PoolProcess::new(
                         program.clone(),
                         schema.clone(),
                         threads,
@@ -82,7 +82,7 @@ impl<I: Id> Cores<I> {
                         pool_load,
                         going,
                     ),
-                    alone: Alone::new(program, threads, limits, schema.clone(), counts, got_going),
+                    alone: Isolated::new(program, threads, limits, schema.clone(), counts, got_going),
                     isolate: limits.isolate,
                 }))
             }
@@ -101,8 +101,8 @@ impl<I: Id> Cores<I> {
     /// [`Error::Child`] when this host cannot compute.
     pub async fn ready(&self) -> Result<(), Error> {
         match &self.kind {
-            Kind::Apart(processes) if processes.isolate => processes.alone.ready().await,
-            Kind::Apart(processes) => processes.pool.ready().await,
+            Kind::PoolProcess(processes) if processes.isolate => processes.alone.ready().await,
+            Kind::PoolProcess(processes) => processes.pool.ready().await,
             Kind::Here(pool, started) => started.get_or_try_init(|| pool.started()).await.copied(),
         }
     }
@@ -121,14 +121,14 @@ impl<I: Id> Cores<I> {
         last: bool,
         suspect: bool,
     ) -> Result<Computed<I>, Error> {
-        let tray = self.tray();
-        self.compute_onto(key, ids, (last, suspect), &tray).await?;
-        Ok(tray.take_all(&self.schema))
+        let results = self.results();
+        self.compute_onto(key, ids, (last, suspect), &results).await?;
+        Ok(results.take_all(&self.schema))
     }
 
     /// Where ids can be put down as they are done.
-    pub(crate) fn tray(&self) -> Arc<Tray<I>> {
-        Arc::new(Tray::counted(self.load.clone()))
+    pub(crate) fn results(&self) -> Arc<Results<I>> {
+        Arc::new(Results::counted(self.load.clone()))
     }
 
     /// The same as [`Self::compute`], with what is done put down as it is. When it fails, some of it may be there.
@@ -140,15 +140,15 @@ impl<I: Id> Cores<I> {
         key: &BatchKey,
         ids: Vec<I>,
         (last, suspect): (bool, bool),
-        tray: &Arc<Tray<I>>,
+        results: &Arc<Results<I>>,
     ) -> Result<(), Error> {
         match &self.kind {
             Kind::Here(pool, _) => {
                 self.ready().await?;
-                pool.compute_onto(ids, last, tray).await;
+                pool.compute_onto(ids, last, results).await;
                 Ok(())
             }
-            Kind::Apart(processes) => processes.compute(key, ids, (last, suspect), tray).await,
+            Kind::PoolProcess(processes) => processes.compute(key, ids, (last, suspect), results).await,
         }
     }
 }
@@ -159,18 +159,18 @@ impl<I: Id> Processes<I> {
         key: &BatchKey,
         ids: Vec<I>,
         (last, suspect): (bool, bool),
-        tray: &Arc<Tray<I>>,
+        results: &Arc<Results<I>>,
     ) -> Result<(), Error> {
         if suspect || self.isolate {
-            return self.alone.compute(key, ids, last, tray).await;
+            return self.alone.compute(key, ids, last, results).await;
         }
         let (mut left, mut silent) = (ids, 0);
         while !left.is_empty() {
-            let Ground { left: rest, suspect } = self.pool.compute(key, left, last, tray).await?;
+            let Leftover { left: rest, suspect } = self.pool.compute(key, left, last, results).await?;
             left = rest;
             silent += u32::from(suspect == Suspect::Silent);
             if suspect == Suspect::Yes || silent == SILENT_POOLS {
-                self.alone.compute(key, std::mem::take(&mut left), last, tray).await?;
+                self.alone.compute(key, std::mem::take(&mut left), last, results).await?;
             }
         }
         Ok(())

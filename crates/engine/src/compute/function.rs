@@ -10,9 +10,9 @@ use millstream::child::Answer;
 use millstream::schema::Schema;
 use millstream::{Failure, Outcome, Pipeline, SchemaFault, Spec};
 
-use super::desk::{AT_ONCE, Desk, Open};
 use super::guard::guarded;
 use super::order::Order;
+use super::piece_slot::{AT_ONCE, Open, PieceSlot};
 use super::row::{self, Rows};
 use super::watch::Hand;
 
@@ -75,8 +75,8 @@ pub(super) trait Typed<I>: Send + Sync {
     /// Gets ready to compute; else why this process cannot.
     fn start(&self) -> Result<(), String>;
 
-    /// Computes what lies on the desk, a piece of this order, to its end or until the order is called off.
-    fn grind(&self, hand: &Hand, desk: &Desk<I>, order: &Order<I>);
+    /// Computes what lies on the slot, a piece of this order, to its end or until the order is called off.
+    fn grind(&self, hand: &Hand, slot: &PieceSlot<I>, order: &Order<I>);
 
     /// Computes one id, and appends the answer of a child to its worker.
     fn answer(&self, id: &I, out: &mut Vec<u8>);
@@ -122,9 +122,9 @@ impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
         started.map_err(|failure| format!("the pipeline's `start` failed: {failure}"))
     }
 
-    fn grind(&self, hand: &Hand, desk: &Desk<P::Id>, order: &Order<P::Id>) {
+    fn grind(&self, hand: &Hand, slot: &PieceSlot<P::Id>, order: &Order<P::Id>) {
         let mut outcomes = Vec::with_capacity(AT_ONCE);
-        let mut taken = desk.next(|_| {});
+        let mut taken = slot.next(|_| {});
         while !taken.is_empty() {
             for at in taken {
                 if order.is_off() {
@@ -134,7 +134,7 @@ impl<P: Pipeline> Typed<P::Id> for WithSchema<P> {
                 let id = &order.ids[at as usize];
                 outcomes.push((at, guarded(|| self.pipeline.compute(id))));
             }
-            taken = desk.next(|open| self.write(open, &mut outcomes, order.last));
+            taken = slot.next(|open| self.write(open, &mut outcomes, order.last));
         }
     }
 

@@ -15,11 +15,11 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
 use super::computed::{Computed, Piece};
-use super::desk::Desk;
 use super::function::Function;
 use super::guard::install_panic_hook;
 use super::order::{Finished, Off, Order, Shares};
-use super::tray::Tray;
+use super::piece_slot::PieceSlot;
+use super::results::Results;
 use super::watch::{Hand, Watch};
 use crate::error::Error;
 
@@ -60,7 +60,7 @@ pub(super) struct Shared<I> {
     function: Function<I>,
     /// One for each thread that takes ids.
     hands: Box<[Hand]>,
-    desks: Box<[Desk<I>]>,
+    slots: Box<[PieceSlot<I>]>,
     queue: Mutex<Queue<I>>,
     changed: Condvar,
 }
@@ -92,9 +92,9 @@ impl<I: Id> Pool<I> {
             .map_err(|source| Error::Pool { threads, source })?;
         let queue = Queue { entries: VecDeque::new(), up: 0, closed: false };
         let hands = (0..threads).map(|_| Hand::default()).collect();
-        let desks = (0..threads).map(|_| Desk::default()).collect();
+        let slots = (0..threads).map(|_| PieceSlot::default()).collect();
         let (queue, changed) = (Mutex::new(queue), Condvar::new());
-        let shared = Arc::new(Shared { function, hands, desks, queue, changed });
+        let shared = Arc::new(Shared { function, hands, slots, queue, changed });
         let looping = shared.clone();
         pool.spawn_broadcast(move |thread| {
             if thread.index() < looping.hands.len() {
@@ -121,18 +121,18 @@ impl<I: Id> Pool<I> {
     ///
     /// Dropping the future forgets the result, and leaves out the ids that are not begun.
     pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
-        let tray = Arc::<Tray<I>>::default();
-        self.compute_onto(ids, last, &tray).await;
-        tray.take_all(&self.shared.function.spec().schema)
+        let results = Arc::<Results<I>>::default();
+        self.compute_onto(ids, last, &results).await;
+        results.take_all(&self.shared.function.spec().schema)
     }
 
     /// The same, with each piece put down as it is done.
-    pub(super) async fn compute_onto(&self, ids: Vec<I>, last: bool, tray: &Arc<Tray<I>>) {
+    pub(super) async fn compute_onto(&self, ids: Vec<I>, last: bool, results: &Arc<Results<I>>) {
         let (sender, receiver) = oneshot::channel();
         let off = Off::default();
         let order = Order { number: 1, ids, last, off: off.0.clone() };
-        let tray = tray.clone();
-        let done = move |order: &Order<I>, piece| tray.put(Computed::of(&order.ids, piece));
+        let results = results.clone();
+        let done = move |order: &Order<I>, piece| results.put(Computed::of(&order.ids, piece));
         self.shared.begin(order, done, move || {
             // The receiver is gone when work was given up: then the result has no use.
             let _forgotten = sender.send(());
@@ -219,11 +219,11 @@ impl<I: Id> Shared<I> {
     /// Where an id lasts, by what the watch has seen, hands over what is done before it, and gives the ids behind it to
     /// other threads.
     pub fn relieve(&self, watch: &Watch) {
-        for (at, (hand, desk)) in self.hands.iter().zip(&self.desks).enumerate() {
+        for (at, (hand, slot)) in self.hands.iter().zip(&self.slots).enumerate() {
             if !hand.is_busy() {
                 continue;
             }
-            if let Some((shares, rest)) = desk.look(watch.stands(at)) {
+            if let Some((shares, rest)) = slot.look(watch.stands(at)) {
                 self.queue().entries.push_front(Entry::Rest(shares, rest));
                 self.changed.notify_all();
             }
@@ -250,12 +250,12 @@ impl<I: Id> Shared<I> {
 
     /// Computes these ids of an order.
     fn grind(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
-        let (hand, desk, order) = (&self.hands[thread], &self.desks[thread], &shares.order);
+        let (hand, slot, order) = (&self.hands[thread], &self.slots[thread], &shares.order);
         hand.take(order.number);
-        desk.begin(shares.clone(), places, self.function.spec().schema.clone(), process);
-        self.function.typed.grind(hand, desk, order);
+        slot.begin(shares.clone(), places, self.function.spec().schema.clone(), process);
+        self.function.typed.grind(hand, slot, order);
         super::group::end_a_copy(process);
-        desk.end();
+        slot.end();
         hand.put_down();
         if shares.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let finished = shares.finished.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -274,7 +274,7 @@ mod tests {
     use millstream::{Outcome, Pipeline};
     use serde::{Deserialize, Serialize};
 
-    use super::super::desk::AT_ONCE;
+    use super::super::piece_slot::AT_ONCE;
     use super::*;
 
     /// Id 7 lasts until it is told to end.
@@ -304,19 +304,19 @@ mod tests {
         let (sender, receiver) = channel();
         let function = Function::of(Arc::new(Lasting(Mutex::new(receiver)))).expect("sound");
         let pool = Pool::start(function.clone(), threads).expect("threads");
-        let (tray, shared) = (Arc::<Tray<u64>>::default(), pool.shared());
+        let (results, shared) = (Arc::<Results<u64>>::default(), pool.shared());
         let watching = async {
             let mut watch = Watch::new(threads, None, None);
-            while tray.answered() < ids - waiting {
+            while results.answered() < ids - waiting {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 watch.look(shared.hands(), Duration::from_millis(100));
                 shared.relieve(&watch);
             }
-            assert!(tray.answered() < ids, "id 7 did not last");
+            assert!(results.answered() < ids, "id 7 did not last");
             sender.send(()).expect("it is waited for");
         };
-        tokio::join!(pool.compute_onto((0..ids as u64).collect(), true, &tray), watching);
-        let computed = tray.take(&function.spec().schema);
+        tokio::join!(pool.compute_onto((0..ids as u64).collect(), true, &results), watching);
+        let computed = results.take(&function.spec().schema);
         assert_eq!(computed.ids, (0..ids as u64).collect::<Vec<_>>());
         assert_eq!(computed.rows.count(), ids);
     }

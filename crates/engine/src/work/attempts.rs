@@ -9,7 +9,7 @@ use millstream::{Id, Limits};
 use tokio::sync::mpsc;
 
 use super::Worker;
-use crate::compute::{BatchKey, Tray};
+use crate::compute::{BatchKey, Results};
 use crate::error::Error;
 use crate::fleet::heartbeat;
 use crate::model::record::PassRecord;
@@ -29,7 +29,7 @@ impl<I: Id> Worker<I> {
         pass: &PassRecord,
         key: &BatchKey,
         ids: Vec<I>,
-        tray: &Arc<Tray<I>>,
+        results: &Arc<Results<I>>,
         delivery: &Delivery,
         charge: &Charge,
     ) -> Result<(), Error> {
@@ -39,10 +39,10 @@ impl<I: Id> Worker<I> {
         for attempt in 1.. {
             let last = self.is_last(attempt, begun);
             match pass.rate {
-                None => self.grind(key, left, (last, suspect), tray).await?,
-                Some(_) => self.grind_slowly(key, left, (last, suspect), tray, delivery).await?,
+                None => self.grind(key, left, (last, suspect), results).await?,
+                Some(_) => self.grind_slowly(key, left, (last, suspect), results, delivery).await?,
             }
-            let again = tray.take_again();
+            let again = results.take_again();
             let why = again.last().map(|(_, why)| why.clone()).unwrap_or_default();
             left = again.into_iter().map(|(id, _)| id).collect();
             self.say_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
@@ -100,10 +100,10 @@ impl<I: Id> Worker<I> {
         key: &BatchKey,
         ids: Vec<I>,
         (last, suspect): (bool, bool),
-        tray: &Arc<Tray<I>>,
+        results: &Arc<Results<I>>,
     ) -> Result<(), Error> {
         let _computing = self.load.computing(ids.len() as u32);
-        self.cores.compute_onto(key, ids, (last, suspect), tray).await
+        self.cores.compute_onto(key, ids, (last, suspect), results).await
     }
 
     /// Computes ids as their run's rate allows, and holds no core in between. The rate may change meanwhile. An id that
@@ -113,14 +113,14 @@ impl<I: Id> Worker<I> {
         key: &BatchKey,
         mut ids: Vec<I>,
         flags: (bool, bool),
-        tray: &Arc<Tray<I>>,
+        results: &Arc<Results<I>>,
         delivery: &Delivery,
     ) -> Result<(), Error> {
-        let end = tray.answered() + ids.len();
+        let end = results.answered() + ids.len();
         let (sender, mut admitted) = mpsc::unbounded_channel();
         let admitting = async move {
             while !ids.is_empty() {
-                while end - tray.answered() - ids.len() >= self.load.cores() {
+                while end - results.answered() - ids.len() >= self.load.cores() {
                     tokio::time::sleep(LOOK).await;
                 }
                 let some = self.admit(key, ids.len(), delivery).await?;
@@ -135,7 +135,7 @@ impl<I: Id> Worker<I> {
             let mut portions = FuturesUnordered::new();
             loop {
                 tokio::select! {
-                    Some(ids) = admitted.recv() => portions.push(self.grind(key, ids, flags, tray)),
+                    Some(ids) = admitted.recv() => portions.push(self.grind(key, ids, flags, results)),
                     Some(ground) = portions.next() => ground?,
                     else => return Ok(()),
                 }

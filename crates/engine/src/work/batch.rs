@@ -11,7 +11,7 @@ use millstream::Id;
 use millstream::envelope::decode_ids;
 use tokio::sync::Mutex;
 
-use crate::compute::{Computed, Tray};
+use crate::compute::{Computed, Results};
 use crate::error::Error;
 use crate::model::times::Spent;
 use crate::work::rows_message::{Encoded, Known, Stored, Target};
@@ -20,7 +20,7 @@ use crate::work::rows_message::{Encoded, Known, Stored, Target};
 pub(crate) struct Batch<I> {
     target: Target,
     /// Where ids are put down as they are done.
-    pub tray: Arc<Tray<I>>,
+    pub results: Arc<Results<I>>,
     /// The message that brought the ids.
     ids: Bytes,
     kept: Mutex<Kept<I>>,
@@ -46,10 +46,10 @@ pub(crate) struct News {
 
 impl<I: Id> Batch<I> {
     /// A batch of which nothing is known to be stored, whose ids came in this message.
-    pub fn new(target: Target, tray: Arc<Tray<I>>, ids: Bytes) -> Self {
+    pub fn new(target: Target, results: Arc<Results<I>>, ids: Bytes) -> Self {
         let known = Known::nothing(target.key.ids);
         let rows = Computed::none(&target.schema);
-        Self { target, tray, ids, kept: Mutex::new(Kept { known, rows }) }
+        Self { target, results, ids, kept: Mutex::new(Kept { known, rows }) }
     }
 
     /// Which of the batch's ids have no row in the stream. Asked when the batch was delivered before: the worker that
@@ -78,7 +78,7 @@ impl<I: Id> Batch<I> {
         let mut kept = self.kept.lock().await;
         self.target.keep_cuts(&kept.known).await?;
         let mut rows = std::mem::replace(&mut kept.rows, Computed::none(schema));
-        rows.append(self.tray.take(schema));
+        rows.append(self.results.take(schema));
         let (done, mut spent) = (rows.ids.len(), rows.spent);
         if done == 0 {
             return Ok(News { spent, ..News::default() });

@@ -9,16 +9,16 @@ use millstream::child::{Answer, FORGET, frame};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 
-use super::apart::shown;
 use super::computed::BatchKey;
 use super::output::Said;
+use super::pool_process::shown;
 use super::process::{News, Process, print};
 
 /// A child that is behind answers within this, unless it has begun an id that it should have forgotten.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// A child process that has started.
-pub(super) struct Kid {
+pub(super) struct ChildLink {
     pub process: Process,
     to: OwnedWriteHalf,
     /// Memory that it had before its first id.
@@ -34,7 +34,7 @@ pub(super) struct Kid {
     is_behind: bool,
 }
 
-impl Kid {
+impl ChildLink {
     pub fn new(process: Process, to: OwnedWriteHalf) -> Self {
         let (base, printing) = (process.resident(), Printing::default());
         Self { process, to, base, sent: 0, computed: 0, panicked: None, printing, is_behind: false }

@@ -22,22 +22,22 @@ const TRY_THREAD: Duration = Duration::from_millis(10);
 
 /// Looks after failures.
 #[derive(Debug)]
-pub(super) struct Wear {
+pub(super) struct Leaks {
     files: u64,
     /// Ids that were computed before.
     computed: AtomicU64,
     tried: Mutex<Instant>,
 }
 
-impl Wear {
-    /// Made once the pipeline is ready: what it holds open for all ids is no wear.
+impl Leaks {
+    /// Made once the pipeline is ready: what it holds open for all ids is no leaks.
     pub fn new() -> Self {
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-        let mut wear = Self { files, computed: AtomicU64::new(0), tried: Mutex::new(Instant::now()) };
-        if wear.lacks_files().is_some() {
-            wear.files = u64::MAX;
+        let mut leaks = Self { files, computed: AtomicU64::new(0), tried: Mutex::new(Instant::now()) };
+        if leaks.lacks_files().is_some() {
+            leaks.files = u64::MAX;
         }
-        wear
+        leaks
     }
 
     /// So many more ids were computed.

@@ -17,7 +17,7 @@ const FULL: u64 = MAX_INSERT_BYTES;
 
 /// Where computed ids of a batch are put down, whichever process or thread had them.
 #[derive(Debug)]
-pub(crate) struct Tray<I> {
+pub(crate) struct Results<I> {
     on_it: Mutex<OnIt<I>>,
     full: Notify,
     load: Option<Load>,
@@ -34,14 +34,14 @@ struct OnIt<I> {
     answered: usize,
 }
 
-impl<I> Default for Tray<I> {
+impl<I> Default for Results<I> {
     fn default() -> Self {
         let on_it = OnIt { done: Vec::new(), again: Vec::new(), bytes: 0, answered: 0 };
         Self { on_it: Mutex::new(on_it), full: Notify::new(), load: None }
     }
 }
 
-impl<I> Tray<I> {
+impl<I> Results<I> {
     /// An empty one, which counts what is put down as time that cores were used.
     pub(crate) fn counted(load: Load) -> Self {
         Self { load: Some(load), ..Self::default() }
@@ -92,7 +92,7 @@ impl<I> Tray<I> {
     }
 }
 
-impl<I: Id> Tray<I> {
+impl<I: Id> Results<I> {
     /// Takes all that is on it.
     pub(super) fn take_all(&self, schema: &Schema) -> Computed<I> {
         let mut all = self.take(schema);
@@ -131,19 +131,19 @@ mod tests {
     #[tokio::test]
     async fn rows_that_are_more_than_a_message_may_carry_are_to_be_taken() {
         let schema = Schema::parse(&[("text", "String")]).expect("sound");
-        let tray = Tray::<u64>::default();
-        let is_full = async || tokio::time::timeout(Duration::ZERO, tray.full()).await.is_ok();
+        let results = Results::<u64>::default();
+        let is_full = async || tokio::time::timeout(Duration::ZERO, results.full()).await.is_ok();
         let put = |id| {
             let mut done = Computed::none(&schema);
             done.ids.push(id);
             done.rows.ok(&schema, &Wide { text: "x".repeat(FULL as usize / 4) });
-            tray.put(done);
+            results.put(done);
         };
         (0..3).for_each(put);
         assert!(!is_full().await, "three quarters");
-        let full = async { tokio::join!(tray.full(), async { put(3) }) };
+        let full = async { tokio::join!(results.full(), async { put(3) }) };
         tokio::time::timeout(Duration::from_secs(60), full).await.expect("it is full");
-        assert_eq!(tray.take(&schema).ids, [0, 1, 2, 3]);
+        assert_eq!(results.take(&schema).ids, [0, 1, 2, 3]);
         assert!(!is_full().await, "all of it is taken");
     }
 }

@@ -17,14 +17,14 @@ use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::sync::Semaphore;
 
-use super::apart::{host_memory, shown, slow};
+use super::child_link::ChildLink;
 use super::computed::PIECE_BYTES;
 use super::computed::{BatchKey, Computed};
-use super::kid::Kid;
-use super::lots::Lots;
+use super::id_queue::IdQueue;
+use super::pool_process::{host_memory, shown, slow};
 use super::process::{Age, Ended, News, Process, Program, said, silent};
+use super::results::Results;
 use super::row::gave_up;
-use super::tray::Tray;
 use crate::error::Error;
 use crate::model::counts::WorkCounts;
 
@@ -45,7 +45,7 @@ const FIRST_IDS: u32 = 3;
 const FIRST_ID: &str = "it was the first id of its process, and no process has got beyond its first id so far: what is loaded once in each \
                         process belongs into `Pipeline::start`, which has a limit of its own";
 
-pub(super) struct Alone<I> {
+pub(super) struct Isolated<I> {
     program: Program,
     limits: Limits,
     /// What one child may take, with what an id may.
@@ -56,7 +56,7 @@ pub(super) struct Alone<I> {
     seats: Semaphore,
     threads: usize,
     /// Children without a batch, no more than seats.
-    idle: Mutex<Vec<Kid>>,
+    idle: Mutex<Vec<ChildLink>>,
     /// Whether a process has computed its first id.
     got_going: Arc<AtomicBool>,
     /// First ids of processes that overran, while none did not.
@@ -78,7 +78,7 @@ enum End {
     Late(String),
 }
 
-impl<I: Id> Alone<I> {
+impl<I: Id> Isolated<I> {
     pub fn new(
         program: Program,
         threads: usize,
@@ -110,17 +110,17 @@ impl<I: Id> Alone<I> {
         key: &BatchKey,
         ids: Vec<I>,
         last: bool,
-        tray: &Tray<I>,
+        results: &Results<I>,
     ) -> Result<(), Error> {
         self.counts.alone.fetch_add(1, Ordering::Relaxed);
-        let lots = Lots::new(&ids, tray, self.threads);
-        let lane = || self.lane(key, &lots, last);
-        let mut lanes: FuturesUnordered<_> = (0..lots.count().min(self.threads)).map(|_| lane()).collect();
+        let queue = IdQueue::new(&ids, results, self.threads);
+        let lane = || self.lane(key, &queue, last);
+        let mut lanes: FuturesUnordered<_> = (0..queue.count().min(self.threads)).map(|_| lane()).collect();
         // A lane that waits for a seat, which other batches have, is not waited for when there is nothing left for it.
-        while lots.has_left() {
+        while queue.has_left() {
             tokio::select! {
                 Some(ended) = lanes.next() => ended?,
-                () = lots.given_back.notified() => if lanes.len() < self.threads {
+                () = queue.given_back.notified() => if lanes.len() < self.threads {
                     lanes.push(lane());
                 },
             }
@@ -128,63 +128,63 @@ impl<I: Id> Alone<I> {
         Ok(())
     }
 
-    /// One core's share: whatever lot is next, until there is none.
-    async fn lane(&self, key: &BatchKey, lots: &Lots<'_, I>, last: bool) -> Result<(), Error> {
+    /// One core's share: whatever chunk is next, until there is none.
+    async fn lane(&self, key: &BatchKey, queue: &IdQueue<'_, I>, last: bool) -> Result<(), Error> {
         let _seat = self.seats.acquire().await.expect("the semaphore is never closed");
-        let _busy = lots.busy();
-        let Some(mut lot) = lots.next() else { return Ok(()) };
-        let mut kid = self.idle().pop();
+        let _busy = queue.busy();
+        let Some(mut chunk) = queue.next() else { return Ok(()) };
+        let mut link = self.idle().pop();
         loop {
-            self.lot(&mut kid, key, lots, lot, last).await?;
-            match lots.next() {
-                Some(next) => lot = next,
+            self.chunk(&mut link, key, queue, chunk, last).await?;
+            match queue.next() {
+                Some(next) => chunk = next,
                 None => break,
             }
         }
         // One that is late with an id which another computes would go on, and no lane would watch it.
-        let free = self.caught_up(kid).await;
+        let free = self.caught_up(link).await;
         self.idle().extend(free);
         Ok(())
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Kid>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<ChildLink>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until there is a child that can compute.
     pub async fn ready(&self) -> Result<(), Error> {
         if self.idle().is_empty() {
-            let kid = self.start().await?;
-            self.idle().push(kid);
+            let link = self.start().await?;
+            self.idle().push(link);
         }
         Ok(())
     }
 
     /// Computes these ids with `kid`, and with as many others as they cost.
-    async fn lot(
+    async fn chunk(
         &self,
-        kid: &mut Option<Kid>,
+        link: &mut Option<ChildLink>,
         key: &BatchKey,
-        lots: &Lots<'_, I>,
-        mut lot: Range<usize>,
+        queue: &IdQueue<'_, I>,
+        mut chunk: Range<usize>,
         last: bool,
     ) -> Result<(), Error> {
         let mut part = Part { schema: &self.schema, computed: Computed::none(&self.schema), last };
         let mut killed = 0;
-        while !lot.is_empty() {
-            let mut child = match self.caught_up(kid.take()).await {
+        while !chunk.is_empty() {
+            let mut child = match self.caught_up(link.take()).await {
                 Some(child) => child,
                 None => self.start().await?,
             };
-            let (begun, before) = (Instant::now(), lot.start);
-            let end = self.grind(&mut child, key, lots, &mut lot, &mut part).await;
+            let (begun, before) = (Instant::now(), chunk.start);
+            let end = self.grind(&mut child, key, queue, &mut chunk, &mut part).await;
             part.computed.spent.computing += begun.elapsed();
             if matches!(end, End::Done) {
-                *kid = Some(child);
+                *link = Some(child);
                 continue;
             }
-            killed = if lot.start > before { 0 } else { killed };
-            let (others, id) = (child.computed, &lots.ids[lot.start]);
+            killed = if chunk.start > before { 0 } else { killed };
+            let (others, id) = (child.computed, &queue.ids[chunk.start]);
             let verdict = self.verdict(child, key, id, end).await;
             let reason = match verdict {
                 // What it has become by many ids is not the fault of the last one, which a fresh process will tell.
@@ -207,14 +207,14 @@ impl<I: Id> Alone<I> {
             let BatchKey { run, batch, .. } = key;
             tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it is a dead letter");
             part.dead(id, &reason);
-            lot.start += 1;
+            chunk.start += 1;
         }
-        lots.put(part.take());
+        queue.put(part.take());
         Ok(())
     }
 
     /// Ends a child that does not answer its id, and says why it does not.
-    async fn verdict(&self, mut child: Kid, key: &BatchKey, id: &I, end: End) -> Verdict {
+    async fn verdict(&self, mut child: ChildLink, key: &BatchKey, id: &I, end: End) -> Verdict {
         let by_itself = matches!(end, End::Died);
         let mut ended = child.process.end(by_itself).await;
         child.tell(std::mem::take(&mut ended.said));
@@ -245,28 +245,28 @@ impl<I: Id> Alone<I> {
         }
     }
 
-    /// Has the child compute the ids of the lot, which begins with the id in flight; why it does no more of them.
+    /// Has the child compute the ids of the chunk, which begins with the id in flight; why it does no more of them.
     async fn grind(
         &self,
-        child: &mut Kid,
+        child: &mut ChildLink,
         key: &BatchKey,
-        lots: &Lots<'_, I>,
-        lot: &mut Range<usize>,
+        queue: &IdQueue<'_, I>,
+        chunk: &mut Range<usize>,
         part: &mut Part<'_, I>,
     ) -> End {
-        let mut sent = lot.start;
+        let mut sent = chunk.start;
         let mut flight = Flight::new();
         child.process.listen_again();
-        while lot.start < lot.end {
-            if sent < lot.end && sent - lot.start <= AHEAD / 2 {
-                let ids = &lots.ids[sent..lot.end.min(lot.start + AHEAD)];
+        while chunk.start < chunk.end {
+            if sent < chunk.end && sent - chunk.start <= AHEAD / 2 {
+                let ids = &queue.ids[sent..chunk.end.min(chunk.start + AHEAD)];
                 sent = match child.send(key, ids).await {
                     Ok(()) => sent + ids.len(),
                     // What it answered before it died is still on its way.
-                    Err(_) => lot.end,
+                    Err(_) => chunk.end,
                 };
             }
-            let id = &lots.ids[lot.start];
+            let id = &queue.ids[chunk.start];
             let (kind, body) = match child.process.next().await {
                 News::Frame(kind, body) => (kind, body),
                 News::Printed(said) => {
@@ -278,10 +278,10 @@ impl<I: Id> Alone<I> {
                         return end;
                     }
                     if flight.lasts() {
-                        lots.put(part.take());
-                        lots.give_back(lot);
-                        child.forget(sent.saturating_sub(lot.end)).await;
-                        sent = sent.min(lot.end);
+                        queue.put(part.take());
+                        queue.give_back(chunk);
+                        child.forget(sent.saturating_sub(chunk.end)).await;
+                        sent = sent.min(chunk.end);
                     }
                     continue;
                 }
@@ -293,11 +293,11 @@ impl<I: Id> Alone<I> {
                 Ok(Some(panic)) => child.panicked = child.panicked.take().or(Some(panic)),
                 Ok(None) => {
                     (flight, child.panicked) = (Flight::new(), None);
-                    lot.start += 1;
+                    chunk.start += 1;
                     child.computed += 1;
                     self.got_going.store(true, Ordering::Relaxed);
                     if part.computed.rows.bytes() >= PIECE_BYTES {
-                        lots.put(part.take());
+                        queue.put(part.take());
                     }
                 }
                 Err(fault) => return End::Over(spoke(&fault)),
@@ -307,7 +307,7 @@ impl<I: Id> Alone<I> {
     }
 
     /// Why the child must end, if the id in flight is beyond a hard limit.
-    fn overrun(&self, child: &Kid, key: &BatchKey, id: &I, flight: &mut Flight) -> Option<End> {
+    fn overrun(&self, child: &ChildLink, key: &BatchKey, id: &I, flight: &mut Flight) -> Option<End> {
         if child.process.silence() > ASLEEP {
             flight.age.rest();
             return None;
@@ -326,20 +326,20 @@ impl<I: Id> Alone<I> {
     }
 
     /// This child, if it has nothing in hand; else it is ended.
-    async fn caught_up(&self, kid: Option<Kid>) -> Option<Kid> {
-        let mut kid = kid?;
-        if kid.catch_up().await {
-            return Some(kid);
+    async fn caught_up(&self, link: Option<ChildLink>) -> Option<ChildLink> {
+        let mut link = link?;
+        if link.catch_up().await {
+            return Some(link);
         }
-        let ended = kid.process.end(false).await;
+        let ended = link.process.end(false).await;
         tracing::debug!(%ended, "a process is replaced: it has an id that another computes");
         None
     }
 
-    async fn start(&self) -> Result<Kid, Error> {
+    async fn start(&self) -> Result<ChildLink, Error> {
         let arguments = [self.memory.to_string()];
         let (process, to) = Process::start(&self.program, wire::ARGUMENT, &arguments).await?;
-        Ok(Kid::new(process, to))
+        Ok(ChildLink::new(process, to))
     }
 }
 

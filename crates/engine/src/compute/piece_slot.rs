@@ -25,7 +25,7 @@ const SHORT: u32 = 64;
 const LASTS: u32 = 2;
 
 /// Where one thread's piece lies.
-pub(super) struct Desk<I> {
+pub(super) struct PieceSlot<I> {
     open: Mutex<Option<Open<I>>>,
     /// Looks of the watch since the piece was begun.
     looks: AtomicU32,
@@ -47,13 +47,13 @@ pub(super) struct Open<I> {
     process: u32,
 }
 
-impl<I> Default for Desk<I> {
+impl<I> Default for PieceSlot<I> {
     fn default() -> Self {
         Self { open: Mutex::new(None), looks: AtomicU32::new(0) }
     }
 }
 
-impl<I> Desk<I> {
+impl<I> PieceSlot<I> {
     fn open(&self) -> MutexGuard<'_, Option<Open<I>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

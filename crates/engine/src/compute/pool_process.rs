@@ -21,7 +21,7 @@ use super::computed::{BatchKey, Computed, Piece};
 use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
 use super::protocol::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
-use super::tray::Tray;
+use super::results::Results;
 use crate::error::Error;
 use crate::fleet::times::Load;
 use crate::model::counts::WorkCounts;
@@ -34,7 +34,7 @@ const QUIET: Duration = Duration::from_secs(3);
 const SENDING: usize = 4;
 
 /// What became of ids that are not done.
-pub(super) struct Ground<I> {
+pub(super) struct Leftover<I> {
     /// Those that were lost with the process.
     pub left: Vec<I>,
     /// Whether one of them may be why.
@@ -56,12 +56,12 @@ struct Order<I> {
     key: BatchKey,
     ids: Vec<I>,
     /// Where what is done is put.
-    tray: Arc<Tray<I>>,
+    results: Arc<Results<I>>,
     /// Places of the pieces that came.
     covered: Vec<Range<u32>>,
     /// Ids that those have not.
     missing: usize,
-    answer: oneshot::Sender<Ground<I>>,
+    answer: oneshot::Sender<Leftover<I>>,
 }
 
 /// What the worker waits for; `None` once the process has died.
@@ -109,7 +109,7 @@ enum End {
     Silent,
 }
 
-pub(super) struct Apart<I> {
+pub(super) struct PoolProcess<I> {
     program: Program,
     schema: Arc<Schema>,
     threads: usize,
@@ -122,7 +122,7 @@ pub(super) struct Apart<I> {
     orders: AtomicU64,
 }
 
-impl<I: Id> Apart<I> {
+impl<I: Id> PoolProcess<I> {
     pub fn new(
         program: Program,
         schema: Arc<Schema>,
@@ -142,13 +142,13 @@ impl<I: Id> Apart<I> {
         key: &BatchKey,
         ids: Vec<I>,
         last: bool,
-        tray: &Arc<Tray<I>>,
-    ) -> Result<Ground<I>, Error> {
+        results: &Arc<Results<I>>,
+    ) -> Result<Leftover<I>, Error> {
         let number = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
         let frame = encode_order(number, &ids, last);
         let (answer, answered) = oneshot::channel();
         let (missing, covered) = (ids.len(), Vec::new());
-        let order = Order { key: key.clone(), ids, tray: tray.clone(), covered, missing, answer };
+        let order = Order { key: key.clone(), ids, results: results.clone(), covered, missing, answer };
         let (_waiting, sender) = self.place(number, order).await?;
         // A process that has just died takes nothing any more; its reader says so to everybody who waits.
         let _died = sender.send((number, frame)).await;
@@ -180,7 +180,7 @@ impl<I: Id> Apart<I> {
             Some(orders) => drop(orders.insert(number, order)),
             // It died this very moment, before it was given anything.
             None => {
-                let _gone = order.answer.send(Ground { left: order.ids, suspect: Suspect::No });
+                let _gone = order.answer.send(Leftover { left: order.ids, suspect: Suspect::No });
             }
         }
         Ok((Waiting { number, shared: there.shared.clone() }, there.sender.clone()))
@@ -370,7 +370,7 @@ impl<I: Id> Shared<I> {
         }
         order.covered.push(piece.from..piece.from + piece.count);
         order.missing = order.missing.saturating_sub(piece.count as usize);
-        order.tray.put(Computed::of(&order.ids, piece));
+        order.results.put(Computed::of(&order.ids, piece));
         if order.missing == 0
             && let Some(order) = orders.remove(&number)
         {
@@ -406,7 +406,7 @@ impl<I: Id> Shared<I> {
 impl<I: Id> Order<I> {
     fn finish(self, left: Vec<I>, suspect: Suspect) {
         // The receiver is gone when work was given up.
-        let _forgotten = self.answer.send(Ground { left, suspect });
+        let _forgotten = self.answer.send(Leftover { left, suspect });
     }
 
     /// Ids that no piece covers.
@@ -451,10 +451,10 @@ mod tests {
 
     #[test]
     fn what_no_piece_covers_is_left() {
-        let (answer, _) = oneshot::channel::<Ground<u64>>();
+        let (answer, _) = oneshot::channel::<Leftover<u64>>();
         let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 10 };
-        let (ids, tray) = ((100..110).collect(), Arc::default());
-        let order = Order { key, ids, tray, covered: vec![6..8, 1..4], missing: 5, answer };
+        let (ids, results) = ((100..110).collect(), Arc::default());
+        let order = Order { key, ids, results, covered: vec![6..8, 1..4], missing: 5, answer };
         assert_eq!(order.left(), [100, 104, 105, 108, 109]);
     }
 

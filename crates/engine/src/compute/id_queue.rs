@@ -1,4 +1,4 @@
-//! The ids of a batch in lots, for children that have one id at a time: each of their lanes takes the lot that is next, and
+//! The ids of a batch in queue, for children that have one id at a time: each of their lanes takes the chunk that is next, and
 //! gives back what is behind an id that lasts.
 
 use std::ops::Range;
@@ -8,24 +8,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::computed::Computed;
-use super::tray::Tray;
+use super::results::Results;
 
 /// Ids that one child takes at a time, while others take theirs.
 const LOT: usize = 64;
-/// Each child gets so many lots at least, where there are ids enough.
+/// Each child gets so many queue at least, where there are ids enough.
 const LOTS_PER_CHILD: usize = 4;
 
-pub(super) struct Lots<'a, I> {
-    /// The ids of all lots.
+pub(super) struct IdQueue<'a, I> {
+    /// The ids of all queue.
     pub ids: &'a [I],
-    tray: &'a Tray<I>,
-    /// Places of the lots that no lane has taken, the last of them first.
+    results: &'a Results<I>,
+    /// Places of the queue that no lane has taken, the last of them first.
     waiting: Mutex<Vec<Range<usize>>>,
     /// Ids that are not done.
     left: AtomicUsize,
     /// Lanes that have a seat.
     busy: AtomicUsize,
-    /// A lot is given back.
+    /// A chunk is given back.
     pub given_back: Notify,
 }
 
@@ -38,13 +38,13 @@ impl Drop for Busy<'_> {
     }
 }
 
-impl<'a, I> Lots<'a, I> {
+impl<'a, I> IdQueue<'a, I> {
     /// Cuts the ids for so many children.
-    pub fn new(ids: &'a [I], tray: &'a Tray<I>, children: usize) -> Self {
+    pub fn new(ids: &'a [I], results: &'a Results<I>, children: usize) -> Self {
         let size = ids.len().div_ceil(children * LOTS_PER_CHILD).clamp(1, LOT);
-        let lots = (0..ids.len()).step_by(size).map(|start| start..ids.len().min(start + size));
-        let (waiting, left) = (Mutex::new(lots.rev().collect()), AtomicUsize::new(ids.len()));
-        Self { ids, tray, waiting, left, busy: AtomicUsize::new(0), given_back: Notify::new() }
+        let queue = (0..ids.len()).step_by(size).map(|start| start..ids.len().min(start + size));
+        let (waiting, left) = (Mutex::new(queue.rev().collect()), AtomicUsize::new(ids.len()));
+        Self { ids, results, waiting, left, busy: AtomicUsize::new(0), given_back: Notify::new() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Range<usize>>> {
@@ -67,16 +67,16 @@ impl<'a, I> Lots<'a, I> {
         Busy(&self.busy)
     }
 
-    /// The places of the next lot.
+    /// The places of the next chunk.
     pub fn next(&self) -> Option<Range<usize>> {
         self.waiting().pop()
     }
 
-    /// Gives back all but the first id of a lot.
-    pub fn give_back(&self, lot: &mut Range<usize>) {
-        let rest = lot.start + 1..lot.end;
+    /// Gives back all but the first id of a chunk.
+    pub fn give_back(&self, chunk: &mut Range<usize>) {
+        let rest = chunk.start + 1..chunk.end;
         if !rest.is_empty() {
-            lot.end = rest.start;
+            chunk.end = rest.start;
             self.waiting().push(rest);
             self.given_back.notify_one();
         }
@@ -85,7 +85,7 @@ impl<'a, I> Lots<'a, I> {
     /// Puts down what is done.
     pub fn put(&self, done: Computed<I>) {
         let ids = done.ids.len() + done.again.len();
-        self.tray.put_alone(done);
+        self.results.put_alone(done);
         self.left.fetch_sub(ids, Ordering::Relaxed);
     }
 }
