@@ -1,7 +1,8 @@
 //! The proof and the repair: what is not as published is never sealed, is named, and is computed again.
 
 use millstream::Id;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tests::nats::Nats;
 use tests::{Host, Process, SOON, Up, wait_until};
 
 /// A sealed run of 10,000 ids in ten batches, with workers and sinks that go on.
@@ -245,6 +246,30 @@ fn a_false_row_among_the_sealed_passes_is_told_and_mended() {
         host.call(&["verify", "a"]).expect(0);
     }
     assert_eq!(up.number("SELECT count() FROM millstream.trial"), 10_000);
+}
+
+/// NATS that was restored from an older copy lacks the newest pass, and a repair took that pass from readers.
+#[test]
+fn a_pass_whose_record_nats_has_lost_keeps_its_row_and_gets_its_record_back() {
+    let sealed = Sealed::new();
+    let (host, up) = (&sealed.host, &sealed.up);
+    host.call(&["replay", "a"]).expect(0);
+    wait_until("the second pass", SOON, || {
+        let status = host.status("a");
+        if status["pass"] == 2 && status["state"] == "sealed" { Ok(()) } else { Err(status.to_string()) }
+    });
+    let passes = || up.ask("SELECT * FROM millstream.trial_passes FINAL ORDER BY pass");
+    let right = passes();
+    let mut nats = Nats::connect(&up.nats);
+    let purged = nats.api("STREAM.PURGE.KV_trial_runs", &json!({ "filter": "$KV.trial_runs.pass.a.2" }));
+    assert!(purged["purged"].as_u64() > Some(0), "{purged}");
+    let told = host.call(&["verify", "a"]).expect(1).stdout;
+    assert!(told.contains("the row of pass 2: no record says that there is such a pass"), "{told}");
+    let told = host.call(&["verify", "a", "--repair"]).expect(1).stdout;
+    assert_eq!(passes(), right, "{told}");
+    host.call(&["produce", "--ids", "1..=10000", "--run", "a", "--batch", "1000"]).expect(0);
+    host.call(&["verify", "a"]).expect(0);
+    assert_eq!((passes(), host.status("a")["pass"].as_u64()), (right, Some(2)));
 }
 
 /// A pass that is not sealed is not for readers, whatever the table says.

@@ -108,6 +108,13 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
 /// What helps where a repair has nothing that it could change.
 fn changes_nothing(report: &Report) -> Option<String> {
     let unproven = report.values_unproven.is_some_and(|batches| batches > 0);
+    if !report.seen_faults.is_empty() {
+        return Some(format!(
+            "the row among the sealed passes stays. Where NATS has lost a pass's record, `produce` with the same input and --run {} \
+             brings it back",
+            report.run
+        ));
+    }
     Some(match unproven {
         true => "`setup` of the build that computed those rows keeps their schema, and ALTER TABLE … ADD COLUMN brings a column \
                  back; a repair brings neither"

@@ -3,7 +3,7 @@
 //!
 //! Of all ids, workers draw the run's own batches once more. Of some, ClickHouse knows which; they are published like a
 //! run's, under subjects of the pass, and workers and sinks know no difference. The sealer copies the other rows inside
-//! ClickHouse once the ids are computed (`complete`), proves the pass against the run's record like any other, and
+//! ClickHouse once the ids are computed (`seal/copied.rs`), proves the pass against the run's record like any other, and
 //! readers flip. Killed at any point, the same words go on.
 
 use bytes::Bytes;
@@ -106,7 +106,11 @@ impl Replay<'_> {
         // The bucket may have been lost with a pass whose rows are still there.
         let rows = self.store.newest_rows(self.run.as_str()).await?;
         let pass = self.records.next_pass(self.run).await?.max(rows + 1);
-        let begun = PassRecord { covers, ..PassRecord::begin(self.run, pass, record.batch_ids) };
+        let begun = PassRecord {
+            covers,
+            started_ms: self.records.server_ms().await?,
+            ..PassRecord::begin(self.run, pass, record.batch_ids)
+        };
         // Somebody was faster: what they began may be the same.
         let _beaten = self.records.create_pass(&begun, self.run).await?;
         let found = self.records.pass(self.run, pass).await?.ok_or_else(open)?.record;

@@ -1,7 +1,7 @@
 //! What a person says of a run while it is computed: pause, resume, cancel, priority, rate.
 //!
 //! All of it is a change of the record of the run's newest pass, made by compare-and-set. Every process follows those
-//! records (`board`), so it holds on all hosts at once, and after a restart of everything.
+//! records (`pass_watch`), so it holds on all hosts at once, and after a restart of everything.
 
 use millstream::names::RunName;
 

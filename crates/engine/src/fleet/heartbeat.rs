@@ -78,7 +78,9 @@ pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) ->
 
 /// What processes that are alive said, by key. When they said it, and what the time is, is by the server's clock.
 async fn fresh(records: &Records) -> Result<impl Iterator<Item = (String, Entry<HostReport>)>, Error> {
-    let (reports, now_ms) = (records.hosts().await?, records.server_ms().await?);
+    // The time first: a server that is away between the two questions makes no report older.
+    let now_ms = records.server_ms().await?;
+    let reports = records.hosts().await?;
     Ok(reports.into_iter().filter(move |(_, entry)| is_fresh(entry.written_ms, now_ms)))
 }
 
@@ -112,7 +114,15 @@ pub(crate) async fn none_holds(
 /// # Errors
 /// The broker's.
 pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> Result<bool, Error> {
-    let sinks = async || Ok::<HashMap<_, _>, Error>(fresh_sinks(records).await?.collect());
+    // By the newest report: while the server was away none was written.
+    let sinks = async || {
+        let reports = records.hosts().await?;
+        let newest_ms = reports.iter().map(|(_, entry)| entry.written_ms).max().unwrap_or(0);
+        let is_sink = |entry: &Entry<HostReport>| matches!(entry.record.doing, Doing::Sink { .. });
+        let alive =
+            reports.into_iter().filter(|(_, entry)| is_sink(entry) && is_fresh(entry.written_ms, newest_ms));
+        Ok::<HashMap<_, _>, Error>(alive.collect())
+    };
     let (first, begun) = (sinks().await?, Instant::now());
     loop {
         let now = sinks().await?;

@@ -8,7 +8,6 @@ use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat::{self, REPORT};
 use crate::fleet::times::RECENT;
 use crate::model::host::HostReport;
-use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState, RunRecord};
 use crate::model::selection::Letters;
 use crate::nats::broker::Broker;
@@ -117,16 +116,17 @@ pub async fn status(
     store: &Store,
     run: &RunName,
 ) -> Result<Status, Error> {
-    // Boxed: four questions at once are more than a caller's future should hold.
-    let (record, pass, hosts, stream) = tokio::try_join!(
+    // Boxed: five questions at once are more than a caller's future should hold.
+    let (record, pass, hosts, stream, now_ms) = tokio::try_join!(
         Box::pin(records.known_run(run)),
         Box::pin(records.newest_pass(run)),
         Box::pin(heartbeat::alive(records)),
         Box::pin(broker.rows_stream_size()),
+        Box::pin(records.server_ms()),
     )?;
     let (record, pass) = (record.record, pass.map(|entry| entry.record));
     let number = pass.as_ref().map_or(1, |pass| pass.pass);
-    let mut status = begin(&record, pass.as_ref());
+    let mut status = begin(&record, pass.as_ref(), now_ms);
     let unsealed = pass.as_ref().is_none_or(|pass| pass.sealed.is_none());
     // Along the path of a batch: one that moves on meanwhile is counted twice, and never nowhere.
     let workers = broker.work_progress(run, number).await?;
@@ -254,12 +254,12 @@ async fn missing(
     }
 }
 
-fn begin(record: &RunRecord, pass: Option<&PassRecord>) -> Status {
+fn begin(record: &RunRecord, pass: Option<&PassRecord>, now_ms: u64) -> Status {
     let published = record.published.as_ref();
     let sealed = pass.and_then(|pass| pass.sealed.as_ref());
     let started = pass.map_or(record.created_ms, |pass| pass.started_ms);
     let expected = record.expected_ids.unwrap_or(0);
-    let ended = sealed.map_or_else(now_ms, |sealed| sealed.at_ms);
+    let ended = sealed.map_or(now_ms, |sealed| sealed.at_ms);
     Status {
         run: record.run.clone(),
         pass: pass.map_or(1, |pass| pass.pass),

@@ -137,6 +137,7 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
         priority: feed.priority,
         rate: feed.rate,
         max_dead: feed.max_dead,
+        started_ms: records.server_ms().await?,
         ..PassRecord::begin(&feed.run, 1, 1)
     };
     open_pass(broker, records, &feed.run, &begun).await?;

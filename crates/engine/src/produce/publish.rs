@@ -123,7 +123,13 @@ pub async fn submit<I: Id>(
     if before.is_none() {
         // Workers begin before all is published.
         let Submission { priority, rate, max_dead, .. } = *submission;
-        let begun = PassRecord { priority, rate, max_dead, ..PassRecord::begin(run, 1, record.batch_ids) };
+        let begun = PassRecord {
+            priority,
+            rate,
+            max_dead,
+            started_ms: records.server_ms().await?,
+            ..PassRecord::begin(run, 1, record.batch_ids)
+        };
         open_pass(broker, records, run, &begun).await?;
     }
     let mut tally = Tally::default();
@@ -378,17 +384,20 @@ async fn restore_passes(
     run: &RunName,
     record: &RunRecord,
 ) -> Result<(), Error> {
-    // Not the first, which may be forgotten because somebody wanted that.
-    if records.newest_pass(run).await?.is_some() {
-        return Ok(());
-    }
+    let known = records.passes_of(run).await?;
     let passes = store.sealed_passes(run.as_str()).await?;
-    if passes.is_empty() {
+    // Not the first of several, which may be forgotten because somebody wanted that.
+    if known.is_empty() && passes.is_empty() {
         // Without a seal it is proven, and repaired, like any running one.
         return records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await.map(drop);
     }
     // The newest first: killed after that, what readers see is known.
     for seen in passes.into_iter().rev() {
+        let is_known = known.iter().any(|record| record.pass == seen.pass);
+        // A row alone makes no pass; it may be false. A forgotten pass has neither.
+        if is_known || (!known.is_empty() && store.raw_rows(run.as_str(), seen.pass).await? == 0) {
+            continue;
+        }
         let begun = PassRecord::begin(run, seen.pass, record.batch_ids);
         let (state, sealed) = (PassState::Sealed, seen.sealed());
         let known =

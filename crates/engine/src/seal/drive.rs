@@ -43,7 +43,7 @@ struct Lane {
     due: Instant,
     /// What steps hand to later ones; gone while one is under way.
     carried: Option<Box<Carried>>,
-    /// Something of the pass has changed while a step was under way.
+    /// Rows of the pass have landed while a step was under way.
     is_stale: bool,
     /// Where its workers stood at the last look.
     standing: Option<Standing>,
@@ -87,10 +87,17 @@ impl Lane {
         self.record.state = PassState::Sealed;
     }
 
+    /// Rows of the pass have landed. A pause after a failure goes on: that was for another reason.
+    fn landed(&mut self) {
+        // What a step under way sees may be from before that.
+        self.is_stale = self.carried.is_none();
+        if !self.is_stale && self.course.step() == Step::Ask {
+            self.wake();
+        }
+    }
+
     fn wake(&mut self) {
         self.course.changed();
-        // What a step under way sees may be from before the change.
-        self.is_stale = self.carried.is_none();
         if self.course.step().waits_for_workers() {
             self.due = self.due.min(Instant::now());
         }
@@ -139,7 +146,7 @@ impl<'a, I: Id> Drive<'a, I> {
                     Err(_) => break,
                 },
                 Some(run) = seen.runs.recv() => self.wake_run(&run),
-                runs = self.sealer.counts.bells.landed() => runs.iter().for_each(|run| self.wake_run(run)),
+                runs = self.sealer.counts.bells.landed() => self.landed(&runs),
                 Ok(()) = seen.standings.changed() => self.compare(&seen.standings.borrow_and_update()),
                 () = tokio::time::sleep_until(next.into()) => {}
             }
@@ -190,6 +197,11 @@ impl<'a, I: Id> Drive<'a, I> {
                 lane.wake();
             }
         }
+    }
+
+    fn landed(&mut self, runs: &BTreeSet<RunName>) {
+        let lanes = self.lanes.iter_mut().filter(|(key, _)| runs.contains(&key.0));
+        lanes.for_each(|(_, lane)| lane.landed());
     }
 
     fn wake_run(&mut self, run: &RunName) {
@@ -261,7 +273,7 @@ impl<'a, I: Id> Drive<'a, I> {
         let Next { after, .. } = lane.course.next(seen);
         lane.due = Instant::now() + jittered(after);
         if std::mem::take(&mut lane.is_stale) {
-            lane.wake();
+            lane.landed();
         }
     }
 }

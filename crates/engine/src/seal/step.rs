@@ -166,7 +166,7 @@ impl Step {
         matches!(self, Self::TakeOver | Self::Prove | Self::Merge | Self::Repair | Self::Show | Self::Free)
     }
 
-    /// Whether its wait ends with a change of the records or of the workers' consumer.
+    /// Whether its wait ends with a change of the records or of the workers' consumer, or with rows that land.
     pub(crate) fn waits_for_workers(self) -> bool {
         matches!(self, Self::Read | Self::Ask)
     }

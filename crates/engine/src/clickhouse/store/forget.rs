@@ -46,6 +46,15 @@ impl Store {
         Ok(())
     }
 
+    /// Removes rows by which readers see this pass, but for the one given.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn hide_others(&self, run: &str, right: &SeenPass) -> Result<(), Error> {
+        let [statement, left] = self.tables.hide_others(run, right.pass, right.at_ms);
+        self.remove("remove false rows of a sealed pass", &statement, &left).await
+    }
+
     /// Removes a run's record.
     ///
     /// # Errors

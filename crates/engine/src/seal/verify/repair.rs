@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::landing::{not_acked, open};
 use super::{LISTED, Landing, Report, examine, landing, seen};
 use crate::clickhouse::store::Store;
-use crate::error::Error;
+use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState};
@@ -139,8 +139,14 @@ pub async fn repair(
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
     for fault in &report.seen_faults {
-        if seen::mend(records, store, &run, fault).await? {
-            repair.seen_mended.push(fault.pass);
+        match seen::mend(records, store, &run, fault).await {
+            Ok(true) => repair.seen_mended.push(fault.pass),
+            Ok(false) => {}
+            // What is lost is repaired all the same.
+            Err(error) => {
+                tracing::warn!(%run, pass = fault.pass, error = full_cause(&error), hint = error.hint(),
+                "the pass's row among the sealed passes stays as it is")
+            }
         }
     }
     if report.is_shown_badly() && report.is_clean() {
@@ -150,6 +156,9 @@ pub async fn repair(
             seen::show(store, run.as_str(), right).await?;
         }
         return Ok(Repair { shown_again: true, ..repair });
+    }
+    if report.is_clean() {
+        return Ok(repair);
     }
     if report.raw_duplicates > 0 {
         store.merge_away(run.as_str(), report.pass, report.rows).await?;

@@ -7,7 +7,7 @@ use crate::clickhouse::sql::SeenPass;
 use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::model::record::{PassRecord, PassState, Published};
-use crate::nats::bucket::Records;
+use crate::nats::bucket::{Change, Records};
 
 /// A row in the table of sealed passes that is not as the pass's record has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,7 +76,8 @@ fn difference(row: &SeenPass, right: &SeenPass) -> Option<String> {
     (!told.is_empty()).then(|| told.join(", "))
 }
 
-/// Writes the row as it should be, or removes it; whether it did.
+/// Writes the row as it should be, or removes it where there should be none; whether it did. Nothing is done where the fault is
+/// another by now, nor about a pass that has rows and no record: NATS has lost that, and `produce` brings it back.
 ///
 /// # Errors
 /// The broker's and ClickHouse's.
@@ -87,10 +88,19 @@ pub(super) async fn mend(
     fault: &SeenFault,
 ) -> Result<bool, Error> {
     let pass = fault.pass;
-    let is_sealed =
-        records.pass(run, pass).await?.is_some_and(|entry| entry.record.state == PassState::Sealed);
-    // Sealed, or opened by a repair, since it was looked at: what the row says is for the next look.
-    if is_sealed != fault.right.is_some() {
+    let entry = records.pass(run, pass).await?;
+    let passes = records.passes_of(run).await?;
+    let published = records.known_run(run).await?.record.published;
+    let seen = store.sealed_passes(run.as_str()).await?;
+    if !faults(&seen, &passes, published.as_ref(), None).contains(fault) {
+        return Ok(false);
+    }
+    let is_changed = match &entry {
+        // A seal, a repair or a `forget` that is under way is beaten by this, and looks again.
+        Some(entry) => records.update_pass(entry, run).await? == Change::Beaten,
+        None => store.raw_rows(run.as_str(), pass).await? > 0,
+    };
+    if is_changed {
         return Ok(false);
     }
     tracing::warn!(%run, pass, why = fault.why, "the pass's row among the sealed passes is mended");
@@ -99,8 +109,7 @@ pub(super) async fn mend(
     show(store, run, right).await?;
     if !store.sealed_passes(run).await?.contains(right) {
         // The false one says that it was sealed later, so it is what readers have of both.
-        store.hide(run, Some(pass)).await?;
-        show(store, run, right).await?;
+        store.hide_others(run, right).await?;
     }
     Ok(true)
 }
