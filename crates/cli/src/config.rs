@@ -249,7 +249,7 @@ fn work_plan(threads: Option<u64>, usual: Limits, file: &mut File, faults: &mut 
         threads: threads.unwrap_or_else(compute::usable_cores),
         drain: file.seconds("work.drain_seconds", 1, 3600).unwrap_or(Duration::from_secs(30)),
         // The program of this very process, even where its file was replaced by a newer one since.
-        place: Place::Apart("/proc/self/exe".into()),
+        place: Place::PoolProcess("/proc/self/exe".into()),
         limits: Limits {
             attempts: file.number("work.attempts", 1, 1000).map_or(usual.attempts, |number| number as u32),
             retry_for: file.seconds("work.retry_seconds", 0, LONGEST).unwrap_or(usual.retry_for),

@@ -410,7 +410,7 @@ impl World {
                 Seen::Ended
             }),
             (Step::Wait, _) => Some(Seen::Waited),
-            (Step::PoolProcess, _) => {
+            (Step::Apart, _) => {
                 self.apart(which, group);
                 return Ok(());
             }

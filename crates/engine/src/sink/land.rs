@@ -74,7 +74,7 @@ impl Sink {
                 Step::Insert => landing.insert().await,
                 Step::End => landing.end_insert().await,
                 Step::Wait => landing.wait().await,
-                Step::PoolProcess => return landing.apart().await,
+                Step::Apart => return landing.apart().await,
                 Step::HandBack => return hand_back(landing.items, Duration::ZERO).await,
                 Step::SetBack => return hand_back(landing.items, self.store.insert_over()).await,
                 Step::Done => return,

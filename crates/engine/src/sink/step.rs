@@ -17,7 +17,7 @@ pub(crate) enum Step {
     /// Wait a while, then begin again.
     Wait,
     /// Land each alone, as one of them is refused.
-    PoolProcess,
+    Apart,
     /// Hand back what is left.
     HandBack,
     /// Hand back what is left for a time after which no insert of it can be under way.
@@ -58,7 +58,7 @@ impl Step {
             Seen::Missing => Self::Insert,
             Seen::Accepted => Self::Confirm,
             Seen::Failed(Class::Unclear) => Self::End,
-            Seen::Failed(Class::Reject) => Self::PoolProcess,
+            Seen::Failed(Class::Reject) => Self::Apart,
             Seen::NoAnswer | Seen::Failed(Class::Retry) | Seen::Ended => Self::Wait,
             Seen::Overslept | Seen::Waited => Self::Ask,
             Seen::GivenUp if self == Self::End => Self::SetBack,
