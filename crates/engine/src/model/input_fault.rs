@@ -1,6 +1,6 @@
 //! Why an input cannot be read as ids.
 
-/// Why an input cannot be read, beside what the system says. Comes within an [`io::Error`].
+/// Why an input cannot be read, beside what the system says. Comes within an [`std::io::Error`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadFault {
     /// The second reading found something else than the first.
