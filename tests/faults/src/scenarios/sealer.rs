@@ -1,5 +1,7 @@
 //! Row 35: whoever seals or repairs is killed on the way.
 
+use serde_json::json;
+use tests::nats::Nats;
 use tests::{Launch, SOON};
 
 use crate::Plan;
@@ -29,6 +31,15 @@ pub fn killed_in_seal(plan: Plan) -> Report {
         let expected = if place == "seal-before-row" { 0 } else { 10_000 };
         assert_eq!(seen, expected, "readers of `{run}` after {place}");
         scene.wait_status(run, "the seal", |status| status["state"] == "sealed");
+        // The next trap is for the next run: nothing is left to be tidied of this one.
+        let consumer = format!("work-{run}-1");
+        scene.wait("a tidy pass", SOON, |scene| {
+            let found = Nats::connect(&scene.nats).api("CONSUMER.NAMES.trial_ids", &json!({}));
+            let left = found["consumers"]
+                .as_array()
+                .is_some_and(|names| names.iter().any(|name| *name == consumer.as_str()));
+            if left { Err(found.to_string()) } else { Ok(()) }
+        });
         scene.dismiss("sink");
     }
     scene.start(&["sink-9"]);
