@@ -267,6 +267,8 @@ impl Course {
             Seen::Publishing => (Step::Read, IDLE),
             Seen::BeingRepaired => (Step::Read, AGAIN),
             Seen::Published => (Step::Ask, now),
+            // The watch may say of no change: a record that was lost may come back as it was.
+            Seen::Gone if self.step == Step::Read => (Step::Read, IDLE),
             Seen::Gone => (Step::Rest, now),
             Seen::Computing => (Step::Ask, IDLE),
             Seen::Undrawn => (Step::Ask, LOOKS.pause(&mut self.looks)),

@@ -7,7 +7,7 @@ use super::proof::Proof;
 use super::sealer::Sealer;
 use super::step::{Seen, Step};
 use crate::clickhouse::store::Stored;
-use crate::error::{Error, full_hint};
+use crate::error::{Error, StoreFault, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::nats::bucket::Entry;
@@ -299,6 +299,10 @@ impl Sealer {
                 Ok(if repair.comes_to() > 0 { Seen::Repaired } else { Seen::NotRepaired })
             }
             Err(error) if error.is_nobody() => Err(error),
+            // ClickHouse broke off: nothing that a person has to see to.
+            Err(error @ Error::Store { source: StoreFault::Unclear(_) | StoreFault::Silent(_), .. }) => {
+                Err(error)
+            }
             // What stands in the way is a person's to remove, and no repair is used up by it.
             Err(error @ (Error::Mutation { .. } | Error::NotRemoved { .. } | Error::NotMerged { .. })) => {
                 self.tell(run, pass, &full_hint(&error));

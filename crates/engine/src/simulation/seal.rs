@@ -296,7 +296,7 @@ impl World {
         let now = self.now;
         match &mut self.sealers[which].lanes[at] {
             Some(lane) if lane.under_way.is_some() => {}
-            Some(lane) if is_over => assert_eq!(lane.course.next(Seen::Gone).step, Step::Rest),
+            lane @ Some(_) if is_over => *lane = None,
             Some(lane) if lane.state == state => {}
             // Its own seal goes on as it is.
             Some(lane) if state == PassState::Sealed && lane.course.step() == Step::Finish => {
