@@ -248,6 +248,17 @@ fn a_false_row_among_the_sealed_passes_is_told_and_mended() {
     assert_eq!(up.number("SELECT count() FROM millstream.trial"), 10_000);
 }
 
+/// Mending the row changed the pass's record, and the repair of its rows took that for another repair.
+#[test]
+fn a_false_row_keeps_no_lost_batch_from_its_repair() {
+    let sealed = Sealed::new();
+    sealed
+        .up
+        .ask("ALTER TABLE millstream.trial_passes UPDATE rows = 9999 WHERE 1 SETTINGS mutations_sync = 2");
+    sealed.lose("batch = 5");
+    sealed.repair(1);
+}
+
 /// NATS that was restored from an older copy lacks the newest pass, and a repair took that pass from readers.
 #[test]
 fn a_pass_whose_record_nats_has_lost_keeps_its_row_and_gets_its_record_back() {

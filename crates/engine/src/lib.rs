@@ -38,4 +38,3 @@ pub use environment::Environment;
 pub use error::Error;
 pub use nats::broker::{Broker, NatsAddress, StreamLimits};
 pub use stop::Stop;
-pub use work::prove;

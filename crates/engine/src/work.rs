@@ -21,7 +21,6 @@ use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids, is_end};
 use millstream::names::batch_of;
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
-
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -36,11 +35,8 @@ use crate::fleet::heartbeat;
 use crate::fleet::times::{InHand, Recent, SAMPLE, WorkLoad};
 use crate::model::build;
 use crate::model::counts::WorkCounts;
-use crate::model::host::Doing;
-use crate::model::host::host_name;
-use crate::model::record::Open;
-use crate::model::record::PassKey;
-use crate::model::record::{PassRecord, PassState};
+use crate::model::host::{Doing, host_name};
+use crate::model::record::{Open, PassKey, PassRecord, PassState};
 use crate::model::times::CoreTimes;
 use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;

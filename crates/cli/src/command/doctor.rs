@@ -9,8 +9,6 @@ use millstream::{Id, Spec};
 use millstream_engine::clickhouse::sql::VIEW_FAULTS;
 use millstream_engine::clickhouse::store::ViewFault;
 use millstream_engine::compute::Function;
-use millstream_engine::fleet::heartbeat;
-use millstream_engine::model::host::{HostReport, left_hint};
 use millstream_engine::model::moment::length;
 use millstream_engine::nats::broker::Kept;
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
@@ -153,9 +151,7 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         }
         Err(error) => failed("JetStream", &error.into()),
     });
-    checks.extend(fleet::check_workers(&broker).await);
-    checks.extend(check_left(&broker).await);
-    checks.extend(check_waits(&broker).await);
+    checks.extend(fleet::check_processes(&broker).await);
     match check_kept(&broker, limits).await {
         Ok(kept) => checks.extend(kept),
         Err(error) => checks.push(failed("kept", &error.into())),
@@ -172,38 +168,6 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
         Err(error) => failed("set aside", &error.into()),
     });
     checks
-}
-
-/// Rows that sinks have and the table does not take; nothing where no bucket is set up yet.
-async fn check_left(broker: &Broker) -> Option<Check> {
-    let records = broker.records().await.ok()?;
-    let hosts = match heartbeat::alive(&records).await {
-        Ok(hosts) => hosts,
-        Err(error) => return Some(failed("rows waiting", &error.into())),
-    };
-    let told: Vec<String> = hosts
-        .iter()
-        .filter_map(|host| Some(format!("{} (sink on {}, process {})", host.left()?, host.host, host.pid)))
-        .collect();
-    Some(match told[..] {
-        [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
-        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(&left_hint(&hosts))),
-    })
-}
-
-/// What keeps passes from their seal, as running sinks found it.
-async fn check_waits(broker: &Broker) -> Option<Check> {
-    let records = broker.records().await.ok()?;
-    let hosts = heartbeat::alive(&records).await.ok()?;
-    let waits = hosts.iter().flat_map(HostReport::waits);
-    let mut told: Vec<String> =
-        waits.map(|wait| format!("run `{}` (pass {}): {}", wait.run, wait.pass, wait.why)).collect();
-    told.sort_unstable();
-    told.dedup();
-    Some(match told[..] {
-        [] => check("seals waiting", Verdict::Ok, "none", None),
-        _ => check("seals waiting", Verdict::Warn, told.join("; "), None),
-    })
 }
 
 /// Mutations of the pipeline's tables that cannot end: what comes after them waits.

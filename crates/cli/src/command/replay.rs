@@ -2,8 +2,7 @@
 
 use millstream::Id;
 use millstream_engine::control::replay::{Replayed, replay as begin};
-use millstream_engine::model::moment::Moment;
-use millstream_engine::model::moment::now_ms;
+use millstream_engine::model::moment::{Moment, now_ms};
 use millstream_engine::model::selection::{Letters, Selection};
 use millstream_engine::{Error, Stop};
 use serde_json::json;

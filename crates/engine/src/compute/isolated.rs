@@ -18,8 +18,7 @@ use millstream::{Id, Limits};
 use tokio::sync::Semaphore;
 
 use super::child_link::ChildLink;
-use super::computed::PIECE_BYTES;
-use super::computed::{BatchKey, Computed};
+use super::computed::{BatchKey, Computed, PIECE_BYTES};
 use super::id_queue::IdQueue;
 use super::pool_process::{host_memory, shown, slow};
 use super::process::{Age, Ended, News, Process, Program, said, silent};

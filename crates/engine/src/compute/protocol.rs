@@ -13,7 +13,7 @@ pub(super) const ARGUMENT: &str = "__compute-pool";
 
 /// Worker: compute these ids.
 pub(super) const ORDER: u8 = b'O';
-/// Worker: nobody waits for this order any more.
+/// Worker: this order has no use any more.
 pub(super) const CALL_OFF: u8 = b'X';
 /// Pool: some ids of an order are done.
 pub(super) const PIECE: u8 = b'P';

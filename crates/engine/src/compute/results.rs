@@ -4,7 +4,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use millstream::Id;
 use millstream::schema::Schema;
-
 use tokio::sync::Notify;
 
 use super::computed::Computed;
@@ -18,13 +17,13 @@ const FULL: u64 = MAX_INSERT_BYTES;
 /// Where computed ids of a batch are put down, whichever process or thread had them.
 #[derive(Debug)]
 pub(crate) struct Results<I> {
-    on_it: Mutex<OnIt<I>>,
+    held: Mutex<Held<I>>,
     full: Notify,
     load: Option<Load>,
 }
 
 #[derive(Debug)]
-struct OnIt<I> {
+struct Held<I> {
     /// Ids with rows, in pieces as they came. Those of one piece are neighbours.
     done: Vec<Computed<I>>,
     again: Vec<(I, String)>,
@@ -36,19 +35,19 @@ struct OnIt<I> {
 
 impl<I> Default for Results<I> {
     fn default() -> Self {
-        let on_it = OnIt { done: Vec::new(), again: Vec::new(), bytes: 0, answered: 0 };
-        Self { on_it: Mutex::new(on_it), full: Notify::new(), load: None }
+        let held = Held { done: Vec::new(), again: Vec::new(), bytes: 0, answered: 0 };
+        Self { held: Mutex::new(held), full: Notify::new(), load: None }
     }
 }
 
 impl<I> Results<I> {
-    /// An empty one, which counts what is put down as time that cores were used.
+    /// None yet; what is put down is counted as time that cores were used.
     pub(crate) fn counted(load: Load) -> Self {
         Self { load: Some(load), ..Self::default() }
     }
 
-    fn on_it(&self) -> MutexGuard<'_, OnIt<I>> {
-        self.on_it.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Held<I>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts down what is done, and what is to be tried again.
@@ -56,19 +55,19 @@ impl<I> Results<I> {
         if let Some(load) = &self.load {
             load.spent(done.spent);
         }
-        let mut on_it = self.on_it();
-        on_it.answered += done.ids.len() + done.again.len();
-        on_it.again.append(&mut done.again);
-        on_it.bytes += done.rows.bytes() as u64;
-        on_it.done.push(done);
-        if on_it.bytes >= FULL {
+        let mut held = self.held();
+        held.answered += done.ids.len() + done.again.len();
+        held.again.append(&mut done.again);
+        held.bytes += done.rows.bytes() as u64;
+        held.done.push(done);
+        if held.bytes >= FULL {
             self.full.notify_one();
         }
     }
 
     /// Waits until it has more rows than one message may carry: it is to be taken from, whether its batch is done or not.
     pub(crate) async fn full(&self) {
-        while self.on_it().bytes < FULL {
+        while self.held().bytes < FULL {
             self.full.notified().await;
         }
     }
@@ -83,17 +82,17 @@ impl<I> Results<I> {
 
     /// Ids that were put down so far.
     pub(crate) fn answered(&self) -> usize {
-        self.on_it().answered
+        self.held().answered
     }
 
     /// Takes the ids that asked for another attempt, with their reasons.
     pub(crate) fn take_again(&self) -> Vec<(I, String)> {
-        std::mem::take(&mut self.on_it().again)
+        std::mem::take(&mut self.held().again)
     }
 }
 
 impl<I: Id> Results<I> {
-    /// Takes all that is on it.
+    /// Takes all that is here.
     pub(super) fn take_all(&self, schema: &Schema) -> Computed<I> {
         let mut all = self.take(schema);
         all.again = self.take_again();
@@ -103,9 +102,9 @@ impl<I: Id> Results<I> {
     /// Takes the ids that have rows: in their order, but for those of later attempts.
     pub(crate) fn take(&self, schema: &Schema) -> Computed<I> {
         let mut done = {
-            let mut on_it = self.on_it();
-            on_it.bytes = 0;
-            std::mem::take(&mut on_it.done)
+            let mut held = self.held();
+            held.bytes = 0;
+            std::mem::take(&mut held.done)
         };
         done.sort_by(|one, next| one.ids.first().cmp(&next.ids.first()));
         done.into_iter().fold(Computed::none(schema), |mut whole, piece| {

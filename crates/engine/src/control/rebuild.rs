@@ -17,8 +17,7 @@ use crate::clickhouse::sql::SeenPass;
 use crate::clickhouse::store::{Store, StoredBatch};
 use crate::error::Error;
 use crate::failpoint;
-use crate::model::moment::now_ms;
-use crate::model::moment::{length, shown};
+use crate::model::moment::{length, now_ms, shown};
 use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::model::rows::Drawn;
 use crate::nats::broker::{Broker, Kept};
@@ -269,7 +268,7 @@ mod tests {
     fn the_reason_is_what_the_stream_lets_know() {
         const HOUR: u64 = 3_600_000;
         let run: RunName = "a".parse().expect("legal");
-        let pass = PassRecord { started_ms: 2 * HOUR, ..PassRecord::begin(&run, 1, 100) };
+        let pass = PassRecord::begin(&run, 1, 100, 2 * HOUR);
         let kept = |created_ms, hours: u64| Kept {
             created_ms,
             oldest_ms: None,

@@ -106,11 +106,8 @@ impl Replay<'_> {
         // The bucket may have been lost with a pass whose rows are still there.
         let rows = self.store.newest_rows(self.run.as_str()).await?;
         let pass = self.records.next_pass(self.run).await?.max(rows + 1);
-        let begun = PassRecord {
-            covers,
-            started_ms: self.records.server_ms().await?,
-            ..PassRecord::begin(self.run, pass, record.batch_ids)
-        };
+        let started_ms = self.records.server_ms().await?;
+        let begun = PassRecord { covers, ..PassRecord::begin(self.run, pass, record.batch_ids, started_ms) };
         // Somebody was faster: what they began may be the same.
         let _beaten = self.records.create_pass(&begun, self.run).await?;
         let found = self.records.pass(self.run, pass).await?.ok_or_else(open)?.record;

@@ -4,7 +4,6 @@ use std::io::ErrorKind;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
-
 use millstream::envelope::EnvelopeFault;
 
 use super::{Error, Source, StoreFault, connect};

@@ -10,10 +10,7 @@ use millstream::names::RunName;
 use twox_hash::XxHash64;
 
 use crate::error::{Error, full_cause};
-use crate::model::host::Doing;
-use crate::model::host::HostReport;
-use crate::model::host::host_name;
-use crate::model::host::instance;
+use crate::model::host::{Doing, HostReport, host_name, instance};
 use crate::model::moment::now_ms;
 use crate::nats::bucket::{Entry, Records};
 use crate::stop::Stop;
@@ -72,7 +69,7 @@ pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) ->
     };
     let own = place(&host_name(), std::process::id(), instance());
     let alive = fresh(records).await?.map(|(_, entry)| entry.record);
-    let sinks = alive.filter(|report| matches!(report.doing, Doing::Sink { .. }));
+    let sinks = alive.filter(is_sink);
     Ok(sinks.filter(|sink| place(&sink.host, sink.pid, sink.instance) < own).count() as u64)
 }
 
@@ -84,9 +81,8 @@ async fn fresh(records: &Records) -> Result<impl Iterator<Item = (String, Entry<
     Ok(reports.into_iter().filter(move |(_, entry)| is_fresh(entry.written_ms, now_ms)))
 }
 
-/// The same of sinks alone.
-async fn fresh_sinks(records: &Records) -> Result<impl Iterator<Item = (String, Entry<HostReport>)>, Error> {
-    Ok(fresh(records).await?.filter(|(_, entry)| matches!(entry.record.doing, Doing::Sink { .. })))
+fn is_sink(report: &HostReport) -> bool {
+    matches!(report.doing, Doing::Sink { .. })
 }
 
 /// Whether a process that wrote its record then counts as alive now, by one clock.
@@ -104,7 +100,7 @@ pub(crate) async fn none_holds(
     (run, pass): (&str, u32),
     since_ms: u64,
 ) -> Result<bool, Error> {
-    let mut sinks = fresh_sinks(records).await?;
+    let mut sinks = fresh(records).await?.filter(|(_, entry)| is_sink(&entry.record));
     Ok(sinks.all(|(_, entry)| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
 }
 
@@ -118,10 +114,9 @@ pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> R
     let sinks = async || {
         let reports = records.hosts().await?;
         let newest_ms = reports.iter().map(|(_, entry)| entry.written_ms).max().unwrap_or(0);
-        let is_sink = |entry: &Entry<HostReport>| matches!(entry.record.doing, Doing::Sink { .. });
-        let alive =
-            reports.into_iter().filter(|(_, entry)| is_sink(entry) && is_fresh(entry.written_ms, newest_ms));
-        Ok::<HashMap<_, _>, Error>(alive.collect())
+        let is_alive = |entry: &Entry<HostReport>| is_fresh(entry.written_ms, newest_ms);
+        let sinks = reports.into_iter().filter(|(_, entry)| is_sink(&entry.record) && is_alive(entry));
+        Ok::<HashMap<_, _>, Error>(sinks.collect())
     };
     let (first, begun) = (sinks().await?, Instant::now());
     loop {

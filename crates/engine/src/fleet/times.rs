@@ -8,12 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::times::difference;
+use crate::model::times::{RunShare, Spent, difference};
 
-use crate::model::record::Open;
-use crate::model::record::PassKey;
-use crate::model::times::RunShare;
-use crate::model::times::Spent;
+use crate::model::record::{Open, PassKey};
 
 /// How often it is sampled what idle cores wait for.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(100);

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use millstream::names::RunName;
 use serde::{Deserialize, Serialize};
 
-use super::moment::now_ms;
 use super::selection::Selection;
 
 /// What an open run is made of, in words.
@@ -160,14 +159,14 @@ pub struct PassRecord {
 }
 
 impl PassRecord {
-    /// A pass that begins now.
-    pub fn begin(run: &RunName, pass: u32, batch_ids: u32) -> Self {
+    /// A pass that begins at this moment by the server's clock, in milliseconds since 1970.
+    pub fn begin(run: &RunName, pass: u32, batch_ids: u32, started_ms: u64) -> Self {
         Self {
             run: run.to_string(),
             pass,
             state: PassState::Running,
             batch_ids,
-            started_ms: now_ms(),
+            started_ms,
             sealed: None,
             covers: None,
             priority: 0,

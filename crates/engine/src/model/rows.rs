@@ -41,6 +41,6 @@ impl Portion {
 pub enum Drawn {
     /// Those of all passes, shared with all other sinks.
     Shared,
-    /// All that the stream has of one pass, whoever drew them before.
+    /// All that the stream has of one pass, whichever sink drew them before.
     Pass(RunName, u32),
 }

@@ -9,8 +9,7 @@ use millstream::names::RunName;
 use tokio::sync::watch;
 
 use crate::error::Error;
-use crate::model::record::Open;
-use crate::model::record::{PassRecord, PassState};
+use crate::model::record::{Open, PassRecord, PassState};
 use crate::nats::bucket::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;

@@ -24,8 +24,7 @@ use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::fleet::times::Phases;
 use crate::model::moment::now_ms;
-use crate::model::record::SOURCE;
-use crate::model::record::{PassRecord, Published, RunRecord};
+use crate::model::record::{PassRecord, Published, RunRecord, SOURCE};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Records};
 use crate::produce::batch_size::Pace;
@@ -137,8 +136,7 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
         priority: feed.priority,
         rate: feed.rate,
         max_dead: feed.max_dead,
-        started_ms: records.server_ms().await?,
-        ..PassRecord::begin(&feed.run, 1, 1)
+        ..PassRecord::begin(&feed.run, 1, 1, records.server_ms().await?)
     };
     open_pass(broker, records, &feed.run, &begun).await?;
     let (phases, telling) = (Phases::new(), stop.child());

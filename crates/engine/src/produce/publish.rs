@@ -123,13 +123,8 @@ pub async fn submit<I: Id>(
     if before.is_none() {
         // Workers begin before all is published.
         let Submission { priority, rate, max_dead, .. } = *submission;
-        let begun = PassRecord {
-            priority,
-            rate,
-            max_dead,
-            started_ms: records.server_ms().await?,
-            ..PassRecord::begin(run, 1, record.batch_ids)
-        };
+        let begun = PassRecord::begin(run, 1, record.batch_ids, records.server_ms().await?);
+        let begun = PassRecord { priority, rate, max_dead, ..begun };
         open_pass(broker, records, run, &begun).await?;
     }
     let mut tally = Tally::default();
@@ -386,10 +381,11 @@ async fn restore_passes(
 ) -> Result<(), Error> {
     let known = records.passes_of(run).await?;
     let passes = store.sealed_passes(run.as_str()).await?;
-    // Not the first of several, which may be forgotten because somebody wanted that.
+    // Not the first of several, which an operator may have had forgotten.
     if known.is_empty() && passes.is_empty() {
         // Without a seal it is proven, and repaired, like any running one.
-        return records.create_pass(&PassRecord::begin(run, 1, record.batch_ids), run).await.map(drop);
+        let begun = PassRecord::begin(run, 1, record.batch_ids, records.server_ms().await?);
+        return records.create_pass(&begun, run).await.map(drop);
     }
     // The newest first: killed after that, what readers see is known.
     for seen in passes.into_iter().rev() {
@@ -398,11 +394,10 @@ async fn restore_passes(
         if is_known || (!known.is_empty() && store.raw_rows(run.as_str(), seen.pass).await? == 0) {
             continue;
         }
-        let begun = PassRecord::begin(run, seen.pass, record.batch_ids);
-        let (state, sealed) = (PassState::Sealed, seen.sealed());
-        let known =
-            PassRecord { state, started_ms: record.created_ms, sealed: Some(sealed), freed: true, ..begun };
-        records.create_pass(&known, run).await?;
+        let begun = PassRecord::begin(run, seen.pass, record.batch_ids, record.created_ms);
+        let sealed = Some(seen.sealed());
+        let restored = PassRecord { state: PassState::Sealed, sealed, freed: true, ..begun };
+        records.create_pass(&restored, run).await?;
     }
     Ok(())
 }

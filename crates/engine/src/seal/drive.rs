@@ -16,8 +16,7 @@ use super::sealer::Sealer;
 use super::step::{Course, IDLE, Next, Room, Seen, Step};
 use super::take::Carried;
 use crate::error::full_cause;
-use crate::model::record::Open;
-use crate::model::record::{PassRecord, PassState};
+use crate::model::record::{Open, PassRecord, PassState};
 use crate::nats::broker::Standing;
 use crate::stop::Stop;
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 use millstream::names::RunName;
 
 use crate::error::Error;
-use crate::model::moment::now_ms;
-use crate::model::moment::{length, shown};
+use crate::model::moment::{length, now_ms, shown};
 use crate::model::record::{PassState, Published, RunRecord};
 use crate::nats::broker::{Broker, Kept};
 use crate::nats::bucket::Records;

@@ -9,9 +9,7 @@ use millstream::envelope::{EnvelopeFault, RowBatch, Rows, decode_rows};
 use millstream::frame;
 use millstream::names::{Names, RunName};
 
-use crate::model::rows::MAX_INSERT_BYTES;
-use crate::model::rows::MAX_INSERT_ROWS;
-use crate::model::rows::Portion;
+use crate::model::rows::{MAX_INSERT_BYTES, MAX_INSERT_ROWS, Portion};
 use crate::nats::delivery::Delivery;
 
 /// What rows of one INSERT have in common.

@@ -5,8 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::group::GroupKey;
-use crate::model::host::Cause;
-use crate::model::host::LeftPass;
+use crate::model::host::{Cause, LeftPass};
 
 /// How much later than announced rows may come again before it is taken that another sink has stored them.
 const LATER: Duration = Duration::from_secs(30);

@@ -11,8 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
-use crate::model::record::Open;
-use crate::model::record::PassKey;
+use crate::model::record::{Open, PassKey};
 use crate::nats::bucket::Records;
 use crate::stop::Stop;
 use crate::work::able::Able;

@@ -13,9 +13,7 @@ use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::error::Source;
-use crate::model::record::Open;
-use crate::model::record::PassKey;
-use crate::model::record::PassRecord;
+use crate::model::record::{Open, PassKey, PassRecord};
 use crate::nats::answer::ANSWER_WITHIN;
 use crate::nats::broker::Broker;
 use crate::nats::delivery::{Delivery, Held};

@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::record::Open;
-use crate::model::record::PassKey;
-use crate::model::record::{PassRecord, PassState};
+use crate::model::record::{Open, PassKey, PassRecord, PassState};
 use crate::model::times::Spent;
 use crate::retry::Backoff;
 
@@ -289,7 +287,7 @@ mod tests {
 
     fn pass(run: &str, priority: i8) -> (PassKey, PassRecord) {
         let name: RunName = run.parse().expect("legal");
-        let record = PassRecord { priority, ..PassRecord::begin(&name, 1, 100) };
+        let record = PassRecord { priority, ..PassRecord::begin(&name, 1, 100, 0) };
         ((name, 1), record)
     }
 

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use millstream::Id;
 use millstream_engine::compute::Function;
 use millstream_engine::fleet::heartbeat;
-use millstream_engine::model::host::{Doing, HostReport};
-use millstream_engine::prove;
+use millstream_engine::model::host::{Doing, HostReport, left_hint};
+use millstream_engine::work::prove;
 use millstream_engine::{Broker, Error, Store};
 
 use super::super::Context;
@@ -29,13 +29,17 @@ pub(super) async fn check_host<I: Id>(context: &Context, function: &Function<I>)
     }
 }
 
-/// Workers of the fleet that cannot compute; nothing where no bucket is set up yet.
-pub(super) async fn check_workers(broker: &Broker) -> Option<Check> {
-    let records = broker.records().await.ok()?;
-    let hosts = match heartbeat::alive(&records).await {
-        Ok(hosts) => hosts,
-        Err(error) => return Some(failed("workers", &error.into())),
-    };
+/// What the processes of the fleet say of themselves; nothing where no bucket is set up yet.
+pub(super) async fn check_processes(broker: &Broker) -> Vec<Check> {
+    let Ok(records) = broker.records().await else { return Vec::new() };
+    match heartbeat::alive(&records).await {
+        Ok(hosts) => vec![workers(&hosts), rows_waiting(&hosts), seals_waiting(&hosts)],
+        Err(error) => vec![failed("workers", &error.into())],
+    }
+}
+
+/// Workers that cannot compute.
+fn workers(hosts: &[HostReport]) -> Check {
     let workers = hosts.iter().filter(|host| matches!(host.doing, Doing::Work { .. })).count() as u64;
     let unable = |host: &HostReport| {
         let why = host.unable()?;
@@ -46,7 +50,7 @@ pub(super) async fn check_workers(broker: &Broker) -> Option<Check> {
         0 => "none at work".to_owned(),
         _ => format!("{} at work, and able to compute", show::grouped(workers)),
     };
-    Some(match told[..] {
+    match told[..] {
         [] => check("workers", Verdict::Ok, at_work, None),
         _ => check(
             "workers",
@@ -54,7 +58,31 @@ pub(super) async fn check_workers(broker: &Broker) -> Option<Check> {
             told.join("; "),
             Some("mend those hosts: they try again by themselves, and others compute meanwhile"),
         ),
-    })
+    }
+}
+
+/// Rows that sinks have and the table does not take.
+fn rows_waiting(hosts: &[HostReport]) -> Check {
+    let left =
+        |host: &HostReport| Some(format!("{} (sink on {}, process {})", host.left()?, host.host, host.pid));
+    let told: Vec<String> = hosts.iter().filter_map(left).collect();
+    match told[..] {
+        [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
+        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(&left_hint(hosts))),
+    }
+}
+
+/// What keeps passes from their seal, as running sinks found it.
+fn seals_waiting(hosts: &[HostReport]) -> Check {
+    let waits = hosts.iter().flat_map(HostReport::waits);
+    let mut told: Vec<String> =
+        waits.map(|wait| format!("run `{}` (pass {}): {}", wait.run, wait.pass, wait.why)).collect();
+    told.sort_unstable();
+    told.dedup();
+    match told[..] {
+        [] => check("seals waiting", Verdict::Ok, "none", None),
+        _ => check("seals waiting", Verdict::Warn, told.join("; "), None),
+    }
 }
 
 /// Runs that ClickHouse keeps the records of and NATS has none of: its volume was lost, or this is another NATS.

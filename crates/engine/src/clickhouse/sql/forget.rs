@@ -2,7 +2,7 @@
 //!
 //! Mutations, not lightweight deletes: those only hide rows, and their space is free after a merge that may never come.
 
-use super::{PARTITIONS, Tables, millis, string};
+use super::{PARTITIONS, SeenPass, Tables, millis, string};
 use millstream::Id;
 
 /// Removes rows, and waits until they are gone on every replica.
@@ -64,10 +64,13 @@ impl Tables {
         delete(&self.passes(), &of(run, Some(pass)))
     }
 
-    /// Takes rows of a pass from readers that say another moment of its seal; and how many there are: `(rows)`.
-    pub fn hide_others(&self, run: &str, pass: u32, sealed_ms: u64) -> [String; 2] {
-        let others = format!("{} AND {} != {sealed_ms}", of(run, Some(pass)), millis("sealed_at"));
-        [delete(&self.passes(), &others), format!("SELECT count() FROM {} WHERE {others}", self.passes())]
+    /// Removes a row of a sealed pass, which its moment tells from others; and counts how many there are: `(rows)`.
+    pub fn remove_seen(&self, run: &str, seen: &SeenPass) -> [String; 2] {
+        let of_moment = format!("{} AND {} = {}", of(run, Some(seen.pass)), millis("sealed_at"), seen.at_ms);
+        [
+            delete(&self.passes(), &of_moment),
+            format!("SELECT count() FROM {} WHERE {of_moment}", self.passes()),
+        ]
     }
 
     /// Removes the faults of views of a run or of one of its passes.

@@ -46,13 +46,13 @@ impl Store {
         Ok(())
     }
 
-    /// Removes rows by which readers see this pass, but for the one given.
+    /// Removes one row by which readers see a pass.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn hide_others(&self, run: &str, right: &SeenPass) -> Result<(), Error> {
-        let [statement, left] = self.tables.hide_others(run, right.pass, right.at_ms);
-        self.remove("remove false rows of a sealed pass", &statement, &left).await
+    pub async fn remove_seen(&self, run: &str, seen: &SeenPass) -> Result<(), Error> {
+        let [statement, left] = self.tables.remove_seen(run, seen);
+        self.remove("remove a false row of a sealed pass", &statement, &left).await
     }
 
     /// Removes a run's record.

@@ -4,8 +4,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use super::Store;
-use crate::clickhouse::sql::SeenPass;
-use crate::clickhouse::sql::{View, long_running};
+use crate::clickhouse::sql::{SeenPass, View, long_running};
 use crate::error::Error;
 use crate::model::record::{Published, RunRecord};
 

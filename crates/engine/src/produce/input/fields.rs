@@ -10,8 +10,7 @@ use millstream::Id;
 
 use super::Line;
 use super::text::{LONGEST, id_of_plain, id_of_value, is_text, mark_before, too_long};
-use crate::model::input_fault::ColumnFault;
-use crate::model::input_fault::ReadFault;
+use crate::model::input_fault::{ColumnFault, ReadFault};
 
 /// Which column of CSV holds the ids.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -282,8 +282,8 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Opti
         }
         None => {
             let batch_ids = records.known_run(run).await?.record.batch_ids;
-            let begun = PassRecord { repair: Some(claim), ..PassRecord::begin(run, report.pass, batch_ids) };
-            records.create_pass(&begun, run).await?
+            let begun = PassRecord::begin(run, report.pass, batch_ids, records.server_ms().await?);
+            records.create_pass(&PassRecord { repair: Some(claim), ..begun }, run).await?
         }
     };
     Ok((change == Change::Made).then_some(claim))

@@ -7,7 +7,7 @@ use crate::clickhouse::sql::SeenPass;
 use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::model::record::{PassRecord, PassState, Published};
-use crate::nats::bucket::{Change, Records};
+use crate::nats::bucket::Records;
 
 /// A row in the table of sealed passes that is not as the pass's record has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -16,9 +16,12 @@ pub struct SeenFault {
     pub pass: u32,
     /// What the row says, and what is right.
     pub why: String,
+    /// The row.
+    #[serde(skip)]
+    found: SeenPass,
     /// The row as it should be; `None` where there should be none.
     #[serde(skip)]
-    pub(super) right: Option<SeenPass>,
+    right: Option<SeenPass>,
 }
 
 /// Compares what readers see a run by with the records of its passes. `complete` is the newest pass if all of it is stored: one
@@ -36,7 +39,8 @@ pub(super) fn faults(
     }
     let fault_of = |row: &SeenPass| {
         let record = passes.iter().find(|record| record.pass == row.pass);
-        let no_row = |why: String| Some(SeenFault { pass: row.pass, why, right: None });
+        let fault = |why, right| SeenFault { pass: row.pass, why, found: row.clone(), right };
+        let no_row = |why: String| Some(fault(why, None));
         match (record, published) {
             (None, _) => no_row("no record says that there is such a pass".to_owned()),
             // Readers keep what they see of a pass until it is sealed anew.
@@ -44,7 +48,7 @@ pub(super) fn faults(
             (Some(PassRecord { state: PassState::Sealed, sealed: Some(sealed), .. }), Some(published)) => {
                 let right = SeenPass::of(row.pass, published, sealed);
                 let why = difference(row, &right)?;
-                Some(SeenFault { pass: row.pass, why, right: Some(right) })
+                Some(fault(why, Some(right)))
             }
             (Some(_), _) if complete == Some(row.pass) => None,
             (Some(record), _) => no_row(format!("the pass is not sealed, but {}", record.state.word())),
@@ -87,30 +91,27 @@ pub(super) async fn mend(
     run: &RunName,
     fault: &SeenFault,
 ) -> Result<bool, Error> {
-    let pass = fault.pass;
-    let entry = records.pass(run, pass).await?;
     let passes = records.passes_of(run).await?;
     let published = records.known_run(run).await?.record.published;
     let seen = store.sealed_passes(run.as_str()).await?;
     if !faults(&seen, &passes, published.as_ref(), None).contains(fault) {
         return Ok(false);
     }
-    let is_changed = match &entry {
-        // A seal, a repair or a `forget` that is under way is beaten by this, and looks again.
-        Some(entry) => records.update_pass(entry, run).await? == Change::Beaten,
-        None => store.raw_rows(run.as_str(), pass).await? > 0,
-    };
-    if is_changed {
+    let is_recorded = passes.iter().any(|record| record.pass == fault.pass);
+    if !is_recorded && store.raw_rows(run.as_str(), fault.pass).await? > 0 {
         return Ok(false);
     }
-    tracing::warn!(%run, pass, why = fault.why, "the pass's row among the sealed passes is mended");
-    let run = run.as_str();
-    let Some(right) = &fault.right else { return store.hide(run, Some(pass)).await.map(|()| true) };
-    show(store, run, right).await?;
-    if !store.sealed_passes(run).await?.contains(right) {
-        // The false one says that it was sealed later, so it is what readers have of both.
-        store.hide_others(run, right).await?;
+    tracing::warn!(%run, pass = fault.pass, why = fault.why, "the pass's row among the sealed passes is mended");
+    let (run, found) = (run.as_str(), &fault.found);
+    if let Some(right) = &fault.right {
+        show(store, run, right).await?;
+        // Of two rows of one moment readers have the one that was written last.
+        if right.at_ms == found.at_ms {
+            return Ok(true);
+        }
     }
+    // This row alone: a seal that was made meanwhile is of another moment.
+    store.remove_seen(run, found).await?;
     Ok(true)
 }
 
@@ -133,7 +134,7 @@ mod tests {
         let published = Published { batches: 3, ids: 30, digest: 7, dropped_repeats: 0, at_ms: 1 };
         let (summary, summary_fault, builds) = (None, None, vec!["1".to_owned()]);
         let sealed = Sealed { rows: 30, dead: 2, repeated_ids: 0, at_ms: 5, summary, summary_fault, builds };
-        let running = |pass| PassRecord::begin(&run, pass, 10);
+        let running = |pass| PassRecord::begin(&run, pass, 10, 0);
         let first = PassRecord { state: PassState::Sealed, sealed: Some(sealed.clone()), ..running(1) };
         let right = SeenPass::of(1, &published, &sealed);
         let found = |row: &SeenPass, passes: &[PassRecord], complete| {
