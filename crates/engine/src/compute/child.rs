@@ -195,7 +195,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let frames = sender.started(started)?;
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
-    let leaks = watch_wear();
+    let leaks = watch_leaks();
     let (mut bytes, mut numbers) = (Vec::new(), 0..);
     for (kind, body) in frames {
         if kind == wire::FORGET {
@@ -220,7 +220,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
 }
 
 /// Has this process end, once ids have left nothing of it for those that come.
-fn watch_wear() -> Arc<Leaks> {
+fn watch_leaks() -> Arc<Leaks> {
     let leaks = Arc::new(Leaks::new());
     let asked = leaks.clone();
     ask_when_ids_fail(move || asked.look());
@@ -265,7 +265,7 @@ fn pool<I: Id>(
     let (pool, frames) = sender.started(ready)?;
     started.store(true, Ordering::Relaxed);
     // Several ids are in hand, and none of them alone is to blame: children that have one at a time tell which.
-    watch_wear().computed(1);
+    watch_leaks().computed(1);
     take_orders(&pool, frames, &sender)
 }
 

@@ -159,7 +159,7 @@ impl<I: Id> Isolated<I> {
         Ok(())
     }
 
-    /// Computes these ids with `kid`, and with as many others as they cost.
+    /// Computes these ids with this child, and with as many others as they cost.
     async fn chunk(
         &self,
         link: &mut Option<ChildLink>,

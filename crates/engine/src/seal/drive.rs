@@ -215,7 +215,9 @@ impl<'a, I: Id> Drive<'a, I> {
         for (key, lane) in &self.lanes {
             match lane.due {
                 _ if lane.carried.is_none() || lane.course.step() == Step::Rest => {}
-                at if at <= now => drop(due.insert((at, key.clone()))),
+                at if at <= now => {
+                    due.insert((at, key.clone()));
+                }
                 at => next = next.min(at),
             }
         }

@@ -136,7 +136,7 @@ impl<I: Id> Worker<I> {
             loop {
                 tokio::select! {
                     Some(ids) = admitted.recv() => portions.push(self.grind(key, ids, flags, results)),
-                    Some(ground) = portions.next() => ground?,
+                    Some(computed) = portions.next() => computed?,
                     else => return Ok(()),
                 }
             }
