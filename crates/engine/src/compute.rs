@@ -40,7 +40,7 @@ pub use cores::{Cores, Place};
 pub use function::{AnyFunction, Function};
 pub use pool::Pool;
 pub(crate) use process::SILENT;
-pub(crate) use results::Results;
+pub(crate) use results::{FULL, Results};
 pub use row::Rows;
 
 /// Cores that this process may use: its affinity and its cgroup's quota are honoured.

@@ -40,6 +40,26 @@ impl Pace {
     }
 }
 
+/// The most ids that were done of a pass: rows that two sinks stored are merged to one, and do not take back what was shown.
+#[derive(Debug, Default)]
+struct Most {
+    pass: u32,
+    done: u64,
+}
+
+impl Most {
+    /// Lets a look at a pass that goes on show no fewer than the look before.
+    fn hold(&mut self, status: &mut Status) {
+        if self.pass != status.pass {
+            *self = Self { pass: status.pass, done: 0 };
+        }
+        if !status.is_over() {
+            self.done = self.done.max(status.done);
+            status.done = self.done;
+        }
+    }
+}
+
 pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Result<Ended> {
     let asked = args.run.as_deref().map(run_name).transpose()?;
     context
@@ -60,15 +80,17 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
             };
             let page = context.progress.page();
             let mut pace = Pace::default();
+            let mut most = Most::default();
             loop {
                 let begun = Instant::now();
-                let status = match read_status(&session.broker, &session.records, &session.store, &run).await
+                let mut status = match read_status(&session.broker, &session.records, &session.store, &run).await
                 {
                     Ok(status) => status,
                     Err(error) => {
                         return Err(remembered(&servers, &context.spec, &run, error.into()).await);
                     }
                 };
+                most.hold(&mut status);
                 let ended = status.is_over() || !args.watch;
                 let drawn = !ended && !servers.started && std::io::stderr().is_terminal();
                 match (args.json, drawn) {

@@ -12,7 +12,7 @@ use crate::model::rows::MAX_INSERT_BYTES;
 
 /// Rows of so many bytes are stored apart from the rest of their batch: a message may have no more, so nothing is gained by
 /// keeping them.
-const FULL: u64 = MAX_INSERT_BYTES;
+pub(crate) const FULL: u64 = MAX_INSERT_BYTES;
 
 /// Where computed ids of a batch are put down, whichever process or thread had them.
 #[derive(Debug)]

@@ -31,7 +31,8 @@ pub struct Status {
     pub batches: u64,
     /// Ids: all of them once published, else those that the input announced.
     pub ids: u64,
-    /// Ids whose row is stored.
+    /// Ids whose row is stored. While the pass is not sealed, rows are counted as they lie: an id whose row two sinks stored
+    /// counts twice until ClickHouse has merged the two, so that the number may fall by them.
     pub done: u64,
     /// How many of those are dead letters.
     pub dead: u64,

@@ -11,7 +11,7 @@ use millstream::Id;
 use millstream::envelope::decode_ids;
 use tokio::sync::Mutex;
 
-use crate::compute::{Computed, Results};
+use crate::compute::{Computed, FULL, Results};
 use crate::error::Error;
 use crate::model::times::Spent;
 use crate::work::rows_message::{Encoded, Known, Stored, Target};
@@ -74,29 +74,40 @@ impl<I: Id> Batch<I> {
     /// # Errors
     /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
     pub async fn store(&self) -> Result<News, Error> {
-        let Target { key, schema, maker, broker, .. } = &self.target;
+        let schema = &self.target.schema;
         let mut kept = self.kept.lock().await;
         self.target.keep_cuts(&kept.known).await?;
         let mut rows = std::mem::replace(&mut kept.rows, Computed::none(schema));
         rows.append(self.results.take(schema));
-        let (done, mut spent) = (rows.ids.len(), rows.spent);
-        if done == 0 {
-            return Ok(News { spent, ..News::default() });
-        }
-        let (schema, maker, limit) = (schema.clone(), maker.clone(), broker.max_payload());
-        let rows = match done == key.ids as usize {
-            true => Encoded::new(key, rows, schema, maker, limit),
-            false => {
-                let subject = || broker.names().ids_subject(&key.run, key.batch);
-                let all = decode_ids::<I>(&self.ids)
-                    .map_err(|source| Error::Message { subject: subject(), source })?;
-                Encoded::some(key, &all.ids, rows, schema, maker, limit)
+        let mut news = News { spent: rows.spent, ..News::default() };
+        // Each round cuts so many parts off; rows that are left wait for their neighbours, as long as they are not too many.
+        while !rows.ids.is_empty() {
+            let done = rows.ids.len();
+            let encoded = self.encode(rows)?;
+            let Stored { dead, packing, rest } = self.target.store(encoded, &mut kept.known).await?;
+            news.ids += (done - rest.ids.len()) as u32;
+            news.dead += dead;
+            news.spent.encoding += packing;
+            rows = rest;
+            if (rows.rows.bytes() as u64) < FULL {
+                break;
             }
-        };
-        let Stored { dead, packing, rest } = self.target.store(rows, &mut kept.known).await?;
-        spent.encoding += packing;
-        let ids = (done - rest.ids.len()) as u32;
-        kept.rows = rest;
-        Ok(News { ids, dead, spent })
+        }
+        kept.rows = rows;
+        Ok(news)
+    }
+
+    /// Rows of the batch, whole or some of them, as messages are made of them.
+    fn encode(&self, rows: Computed<I>) -> Result<Encoded<I>, Error> {
+        let Target { key, schema, maker, broker, .. } = &self.target;
+        let (schema, maker, limit) = (schema.clone(), maker.clone(), broker.max_payload());
+        if rows.ids.len() == key.ids as usize {
+            return Ok(Encoded::new(key, rows, schema, maker, limit));
+        }
+        let all = decode_ids::<I>(&self.ids).map_err(|source| Error::Message {
+            subject: broker.names().ids_subject(&key.run, key.batch),
+            source,
+        })?;
+        Ok(Encoded::some(key, &all.ids, rows, schema, maker, limit))
     }
 }
