@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use millstream::names::RunName;
+use millstream_engine::model::record::RunState;
 use millstream_engine::observe::status::Status;
 use millstream_engine::produce::publish::Progress as Published;
 
@@ -305,7 +306,9 @@ impl Done {
         let Status { ids, done, batches, .. } = status;
         let unfinished = status.in_flight + status.pending + status.to_store;
         let finished = match status.state {
-            "publishing" => (u128::from(*done) * u128::from(*batches) / u128::from((*ids).max(1))) as u64,
+            RunState::Publishing => {
+                (u128::from(*done) * u128::from(*batches) / u128::from((*ids).max(1))) as u64
+            }
             // The two counts are of two moments; no batch is done without an id of it.
             _ => batches.saturating_sub(unfinished).min(*done),
         };
@@ -322,7 +325,7 @@ fn described(
 ) -> String {
     let Status { ids, batches, dead, state, .. } = status;
     let eta = match rate {
-        _ if ["sealed", "paused", "cancelled", "publishing"].contains(state) => (*state).to_owned(),
+        _ if *state != RunState::Running => state.to_string(),
         _ if done.ids >= *ids && *ids > 0 => "proving".to_owned(),
         rate if rate > 0.0 => format!("ETA {}", time(ids.saturating_sub(done.ids) as f64 / rate)),
         _ => "ETA ?".to_owned(),
@@ -346,7 +349,7 @@ mod tests {
         Status {
             run: "a".into(),
             pass: 1,
-            state: "running",
+            state: RunState::Running,
             source: String::new(),
             batches: 9_999,
             ids: 9_994_999_999,
@@ -404,7 +407,7 @@ mod tests {
         let mut shown = Vec::new();
         for published in 1..=100 {
             let status = Status {
-                state: if published < 100 { "publishing" } else { "running" },
+                state: if published < 100 { RunState::Publishing } else { RunState::Running },
                 ids: 100_000,
                 batches: 100,
                 done: published * 300,
@@ -417,7 +420,8 @@ mod tests {
         }
         assert!(shown.is_sorted_by_key(|done| done.batches), "{shown:?}");
         assert_eq!((shown[0].batches, shown[98].batches), (0, 29));
-        let fewer = most.of(&Status { state: "running", done: 10, batches: 100, pending: 90, ..status() });
+        let fewer =
+            most.of(&Status { state: RunState::Running, done: 10, batches: 100, pending: 90, ..status() });
         assert_eq!(fewer, most.done);
     }
 }

@@ -17,6 +17,7 @@ use millstream::envelope::EnvelopeFault;
 use millstream::names::NameFault;
 
 use crate::model::input_fault::ColumnFault;
+use crate::model::record::PassState;
 use crate::model::selection::Selection;
 use told::{are, held, listed, passes, refused_types, run_named};
 
@@ -462,7 +463,7 @@ pub enum Error {
         /// Its newest pass.
         pass: u32,
         /// Where that stands.
-        state: &'static str,
+        state: PassState,
     },
     /// A run of which nothing is computed yet.
     #[error("find a pass of run `{run}`: it has none yet")]
@@ -595,7 +596,7 @@ pub enum Error {
         /// The pass.
         pass: u32,
         /// What it is.
-        state: &'static str,
+        state: PassState,
     },
     /// There is no such pass.
     #[error("find pass {pass} of run `{run}`: {}", passes(.known))]
@@ -631,7 +632,7 @@ pub enum Error {
         /// The pass.
         pass: u32,
         /// `running` or `paused`.
-        state: &'static str,
+        state: PassState,
     },
     /// Somebody began something with the run while it was forgotten.
     #[error("forget run `{run}` to its end: somebody began something with it meanwhile")]

@@ -4,6 +4,7 @@ pub mod address;
 pub mod build;
 pub mod counts;
 pub mod host;
+pub mod id_digest;
 pub mod input_fault;
 pub mod moment;
 pub mod record;

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use millstream_engine::Error;
+use millstream_engine::model::record::RunState;
 use millstream_engine::observe::bottleneck::{Span, verdict};
 use millstream_engine::observe::status::Status;
 use serde_json::{Value, json};
@@ -25,8 +26,8 @@ pub(super) async fn finish(
         follow_up(last, bad, command).await?;
     }
     Ok(match (last.state, last.dead + bad) {
-        ("sealed", 0) => Ended::Well,
-        ("sealed", _) => Ended::InPart,
+        (RunState::Sealed, 0) => Ended::Well,
+        (RunState::Sealed, _) => Ended::InPart,
         _ => Ended::Badly,
     })
 }
@@ -63,7 +64,7 @@ async fn follow_up(last: &Status, bad: u64, command: &str) -> anyhow::Result<()>
     let came = [
         ("RUN", last.run.clone()),
         ("PASS", last.pass.to_string()),
-        ("STATE", last.state.to_owned()),
+        ("STATE", last.state.to_string()),
         ("IDS", last.ids.to_string()),
         ("ROWS", last.done.to_string()),
         ("DEAD", last.dead.to_string()),
@@ -105,7 +106,7 @@ fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
         summary_fault,
         ..
     } = last;
-    let sealed = *state == "sealed";
+    let sealed = *state == RunState::Sealed;
     // Of a run that was over before anybody reported nothing is known.
     let verdict = (!hosts.is_empty()).then(|| verdict(hosts, run, Span::Total, &last.scene()));
     if as_json {

@@ -2,8 +2,7 @@
 
 use millstream::Spec;
 use millstream_engine::Store;
-use millstream_engine::model::record::RunRecord;
-use millstream_engine::observe::status::state_of;
+use millstream_engine::model::record::{RunRecord, RunState};
 use serde_json::json;
 
 use super::Context;
@@ -33,7 +32,7 @@ pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<End
                 .iter()
                 .map(|run| {
                     let pass = newest(run);
-                    let state = state_of(run, pass);
+                    let state = RunState::of(run, pass);
                     let ids = run
                         .published
                         .as_ref()
@@ -61,7 +60,7 @@ pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<End
                         vec![
                             run.run.clone(),
                             pass.to_string(),
-                            (*state).to_owned(),
+                            state.to_string(),
                             show::grouped(*ids),
                             dead,
                             run.source.clone(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use millstream::names::RunName;
 use millstream_engine::model::host::{Doing, HostReport, left_hint};
 use millstream_engine::model::moment::shown;
+use millstream_engine::model::record::RunState;
 use millstream_engine::observe::status::{Status, status as read_status};
 
 use super::run::pause_after;
@@ -83,13 +84,13 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
             let mut most = Most::default();
             loop {
                 let begun = Instant::now();
-                let mut status = match read_status(&session.broker, &session.records, &session.store, &run).await
-                {
-                    Ok(status) => status,
-                    Err(error) => {
-                        return Err(remembered(&servers, &context.spec, &run, error.into()).await);
-                    }
-                };
+                let mut status =
+                    match read_status(&session.broker, &session.records, &session.store, &run).await {
+                        Ok(status) => status,
+                        Err(error) => {
+                            return Err(remembered(&servers, &context.spec, &run, error.into()).await);
+                        }
+                    };
                 most.hold(&mut status);
                 let ended = status.is_over() || !args.watch;
                 let drawn = !ended && !servers.started && std::io::stderr().is_terminal();
@@ -225,7 +226,7 @@ fn told(status: &Status) -> String {
 
 /// When a sealed pass was proven: what was done to its rows since, the proof does not know.
 fn proven(status: &Status) -> String {
-    let at_ms = status.sealed_at_ms.filter(|_| status.state == "sealed");
+    let at_ms = status.sealed_at_ms.filter(|_| status.state == RunState::Sealed);
     at_ms.map_or_else(String::new, |at_ms| format!(", proven at {}", shown(at_ms)))
 }
 
@@ -282,8 +283,8 @@ fn settings(status: &Status) -> String {
 
 fn eta(status: &Status) -> String {
     match (status.state, status.eta_range_seconds) {
-        ("sealed", _) => format!("took {}", show::duration(status.seconds)),
-        ("paused" | "cancelled", _) => "no ETA".to_owned(),
+        (RunState::Sealed, _) => format!("took {}", show::duration(status.seconds)),
+        (RunState::Paused | RunState::Cancelled, _) => "no ETA".to_owned(),
         (_, Some((fast, slow))) if show::duration(fast) == show::duration(slow) => {
             format!("ETA {}", show::duration(fast))
         }

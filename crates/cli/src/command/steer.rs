@@ -1,7 +1,7 @@
 //! `pause`, `resume`, `cancel`, `set`: what a person says of a run while it is computed.
 
 use millstream_engine::control::steer::{self, Settings};
-use millstream_engine::observe::status::state_of;
+use millstream_engine::model::record::RunState;
 use serde_json::json;
 
 use super::{Context, run_name};
@@ -95,7 +95,7 @@ async fn state(session: &Session, run: &str, changed: bool) -> anyhow::Result<se
     Ok(json!({
         "run": record.run,
         "pass": pass.as_ref().map_or(1, |pass| pass.pass),
-        "state": state_of(&record, pass.as_ref()),
+        "state": RunState::of(&record, pass.as_ref()),
         "priority": pass.as_ref().map_or(0, |pass| pass.priority),
         "rate": pass.as_ref().and_then(|pass| pass.rate),
         "changed": changed,

@@ -98,9 +98,7 @@ impl Forget<'_> {
         let mut records = known;
         records.retain(|record| self.pass.is_none_or(|pass| record.pass == pass));
         match records.iter().find(|record| matches!(record.state, PassState::Running | PassState::Paused)) {
-            Some(record) => {
-                Err(Error::StillOpen { run: run(), pass: record.pass, state: record.state.word() })
-            }
+            Some(record) => Err(Error::StillOpen { run: run(), pass: record.pass, state: record.state }),
             None => Ok(records),
         }
     }

@@ -112,7 +112,7 @@ impl Rebuild<'_> {
                 return Err(Error::NoSuchPass { run: run(), pass: next, known });
             };
             if record.state != PassState::Sealed {
-                return Err(Error::NotSealed { run: run(), pass: next, state: record.state.word() });
+                return Err(Error::NotSealed { run: run(), pass: next, state: record.state });
             }
             let proof = self.proof(next).await?;
             let needs = record.covers.as_ref().filter(|_| !proof.is_complete());

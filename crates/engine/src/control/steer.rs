@@ -134,7 +134,7 @@ async fn change(
         };
         let state = entry.record.state;
         if matches!(state, PassState::Sealed | PassState::Cancelled) {
-            return Err(Error::PassEnded { doing, run: run_, pass: entry.record.pass, state: state.word() });
+            return Err(Error::PassEnded { doing, run: run_, pass: entry.record.pass, state });
         }
         if !apply(&mut entry.record) {
             return Ok(false);

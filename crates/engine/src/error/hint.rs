@@ -8,7 +8,7 @@ use millstream::envelope::EnvelopeFault;
 
 use super::{Error, Source, StoreFault, connect};
 use crate::model::input_fault::{ColumnFault, ReadFault};
-use crate::model::record::SOURCE;
+use crate::model::record::{PassState, SOURCE};
 use crate::model::selection::Selection;
 
 /// What is being done while a query of the user's runs, whose tables are not ours to create.
@@ -146,7 +146,7 @@ impl Error {
                      `verify {run} --repair` helps one that does not move"
                 )
             }
-            Self::PassEnded { state: "sealed", run, .. } => {
+            Self::PassEnded { state: PassState::Sealed, run, .. } => {
                 format!("`replay {run}` computes it again; `forget {run}` removes it")
             }
             Self::PassEnded { run, .. } => format!("`replay {run}` begins another; `forget {run}` removes all of it"),

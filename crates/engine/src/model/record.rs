@@ -1,10 +1,12 @@
 //! The records themselves: what is kept of a run and of a pass of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use millstream::names::RunName;
 use serde::{Deserialize, Serialize};
 
+use super::id_digest::IdDigest;
 use super::selection::Selection;
 
 /// What an open run is made of, in words.
@@ -83,6 +85,13 @@ pub struct Published {
     pub at_ms: u64,
 }
 
+impl Published {
+    /// The ids that the run has.
+    pub fn id_digest(&self) -> IdDigest {
+        IdDigest { ids: self.ids, digest: self.digest }
+    }
+}
+
 /// Where a pass stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,15 +106,63 @@ pub enum PassState {
     Sealed,
 }
 
-impl PassState {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
-        match self {
+impl fmt::Display for PassState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        RunState::from(*self).fmt(f)
+    }
+}
+
+/// Where a run stands: as its newest pass does, or not published yet. Its words are those that commands print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Its producer has not published all of its ids; workers compute those that are there.
+    Publishing,
+    /// All ids are published; workers compute them, or will.
+    Running,
+    /// An operator, or a limit that an operator set, holds it back.
+    Paused,
+    /// An operator has ended it.
+    Cancelled,
+    /// A sealer has proven it, and readers see it.
+    Sealed,
+}
+
+impl RunState {
+    /// The state of a run with this newest pass; before its first batch it has none.
+    pub fn of(run: &RunRecord, pass: Option<&PassRecord>) -> Self {
+        match (&run.published, pass.map_or(PassState::Running, |pass| pass.state)) {
+            (None, PassState::Running) => Self::Publishing,
+            (_, state) => state.into(),
+        }
+    }
+
+    /// Whether neither a worker, a sink nor a sealer will change it.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Sealed | Self::Cancelled)
+    }
+}
+
+impl From<PassState> for RunState {
+    fn from(state: PassState) -> Self {
+        match state {
+            PassState::Running => Self::Running,
+            PassState::Paused => Self::Paused,
+            PassState::Cancelled => Self::Cancelled,
+            PassState::Sealed => Self::Sealed,
+        }
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Publishing => "publishing",
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Cancelled => "cancelled",
             Self::Sealed => "sealed",
-        }
+        })
     }
 }
 
@@ -195,19 +252,9 @@ pub struct Covers {
     pub ranges: Vec<[u32; 2]>,
     /// What it came to when the pass was begun. It must come to the same until the seal; early records do not say.
     #[serde(default)]
-    pub selected: Option<Selected>,
+    pub selected: Option<IdDigest>,
     /// How many ids are published; `None` while they are being published.
     pub ids: Option<u64>,
-}
-
-/// Ids that fulfil a condition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Selected {
-    /// How many.
-    pub ids: u64,
-    /// Wrapping sum of `sipHash64(id)` over them.
-    #[serde(with = "decimal")]
-    pub digest: u64,
 }
 
 /// What was proven of a pass.
@@ -238,7 +285,7 @@ fn run_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String,
     Ok(name.to_string())
 }
 
-mod decimal {
+pub(super) mod decimal {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {

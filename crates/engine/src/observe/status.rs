@@ -8,7 +8,7 @@ use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat::{self, REPORT};
 use crate::fleet::times::RECENT;
 use crate::model::host::HostReport;
-use crate::model::record::{PassRecord, PassState, RunRecord};
+use crate::model::record::{PassRecord, RunRecord, RunState};
 use crate::model::selection::Letters;
 use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;
@@ -23,8 +23,8 @@ pub struct Status {
     pub run: String,
     /// Its newest pass.
     pub pass: u32,
-    /// `publishing`, `running` or `sealed`.
-    pub state: &'static str,
+    /// Where it stands.
+    pub state: RunState,
     /// What it is made of.
     pub source: String,
     /// Batches: once published as they are, before as the number of ids lets expect.
@@ -206,7 +206,7 @@ pub async fn status(
     status.hosts = hosts;
     status.look_at_hosts();
     status.rate();
-    if ["publishing", "running"].contains(&status.state) {
+    if matches!(status.state, RunState::Publishing | RunState::Running) {
         let found = verdict(&status.hosts, &status.run, Span::Recent, &status.scene());
         // What processes did lately was not for this run yet.
         let is_early = status.seconds < (REPORT * RECENT as u32).as_secs_f64();
@@ -234,7 +234,7 @@ async fn missing(
     let published = record.published.as_ref().map(|published| published.ids);
     let wanted = covers.map_or(published, |covers| covers.ids).unwrap_or(0);
     let lacking = wanted.saturating_sub(rows);
-    if lacking == 0 || status.pending + status.in_flight > 0 || status.state == PassState::Paused.word() {
+    if lacking == 0 || status.pending + status.in_flight > 0 || status.state == RunState::Paused {
         return Ok(0);
     }
     let nothing_comes = match verify::landing_now(broker, records, store, (run, number)).await? {
@@ -264,7 +264,7 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>, now_ms: u64) -> Status {
     Status {
         run: record.run.clone(),
         pass: pass.map_or(1, |pass| pass.pass),
-        state: state_of(record, pass),
+        state: RunState::of(record, pass),
         source: record.source.clone(),
         batches: published
             .map_or(expected.div_ceil(u64::from(record.batch_ids)), |published| u64::from(published.batches)),
@@ -308,21 +308,13 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>, now_ms: u64) -> Status {
     }
 }
 
-/// The state of a run in a word: that of its newest pass, and `publishing` while not all of it is there.
-pub fn state_of(run: &RunRecord, pass: Option<&PassRecord>) -> &'static str {
-    match (&run.published, pass.map_or(PassState::Running, |pass| pass.state)) {
-        (None, PassState::Running) => "publishing",
-        (_, state) => state.word(),
-    }
-}
-
 impl Status {
     fn rate(&mut self) {
         if self.done == 0 || self.seconds <= 0.0 {
             return;
         }
         self.ids_per_second = self.done as f64 / self.seconds;
-        if self.state == "sealed" {
+        if self.state == RunState::Sealed {
             (self.eta_seconds, self.eta_range_seconds) = (Some(0.0), Some((0.0, 0.0)));
             return;
         }
@@ -335,7 +327,7 @@ impl Status {
 
     /// Whether nothing more will happen to it by itself.
     pub fn is_over(&self) -> bool {
-        ["sealed", "cancelled"].contains(&self.state)
+        self.state.is_over()
     }
 
     /// What hosts do for this run.
@@ -361,7 +353,7 @@ impl Status {
             self.builds.sort();
             self.builds.dedup();
         }
-        if self.state == "paused" {
+        if self.state == RunState::Paused {
             // What was handed back is in flight for the server until somebody asks for it.
             let open = self.pending + self.in_flight;
             self.in_flight = held.min(self.in_flight);
@@ -372,8 +364,8 @@ impl Status {
     /// What the verdict has to know of it.
     pub fn scene(&self) -> Scene {
         Scene {
-            publishing: self.state == "publishing",
-            ended: self.state == "sealed",
+            publishing: self.state == RunState::Publishing,
+            ended: self.state == RunState::Sealed,
             pending: self.pending,
             in_flight: self.in_flight,
             rows_to_store: self.lag_rows,

@@ -23,6 +23,7 @@ use millstream::Id;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::model::id_digest::IdDigest;
 use blocks::{Blocks, Seen};
 use fields::{Fields, NoFields};
 use lines::PlainLines;
@@ -169,12 +170,13 @@ impl Input {
             }
             Self::File { file, .. } => file,
         };
-        let (mut sample, mut digest) = (Sample::of_list(), 0u64);
+        let mut sample = Sample::of_list();
+        let mut listed = IdDigest::default();
         let mut reader = self.reader::<I>(Blocks::see(file.clone()))?;
         while let Some(line) = reader.next::<I>().map_err(|source| self.unreadable(source))? {
             match line {
                 Line::Id(id) => {
-                    digest = digest.wrapping_add(id.sip_hash());
+                    listed.add(&id);
                     sample.offer(id, survey.ids);
                     survey.ids += 1;
                 }
@@ -189,8 +191,8 @@ impl Input {
         }
         survey.blank = reader.blank();
         survey.seen = Some(Arc::new(reader.into_blocks().into_seen()));
-        survey.digest = Some(digest);
-        survey.fingerprint = described(survey.ids, digest);
+        survey.digest = Some(listed.digest);
+        survey.fingerprint = listed.to_string();
         match (survey.ids, survey.bad) {
             (0, 0) => Err(Error::NoIds { input: survey.source }),
             (0, _) => Err(self.bad_lines(&survey)),
@@ -271,11 +273,6 @@ pub fn aside<T: Send + 'static>(
         started?;
         receiver.await.map_err(|_| io::Error::other("the thread that reads it panicked"))
     }
-}
-
-/// So many ids, so that equal words mean equal ids.
-pub(crate) fn described(ids: u64, digest: u64) -> String {
-    format!("{ids} ids with digest {digest:016x}")
 }
 
 /// The ends of a range, where a source or fingerprint is one: as [`Input::shown`] spells it.

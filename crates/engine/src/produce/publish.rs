@@ -17,18 +17,19 @@ use crate::fleet::heartbeat;
 use crate::fleet::times::{Phases, Recent};
 use crate::model::build;
 use crate::model::host::Doing;
+use crate::model::id_digest::IdDigest;
 use crate::model::input_fault::ReadFault;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Records};
-use crate::produce::input::{Input, Survey, aside, described as listed, range_in};
+use crate::produce::input::{Input, Survey, aside, range_in};
 use crate::produce::sample::{Choice, blind_size};
 use crate::retry::patiently;
 use crate::seal::verify::{Repair, heal};
 use crate::stop::Stop;
 
-pub(crate) use batches::{Batch, Stored, digest, look_up};
+pub(crate) use batches::{Batch, Stored, look_up};
 use batches::{Tally, publish_batches};
 use held::plan;
 
@@ -134,7 +135,7 @@ pub async fn submit<I: Id>(
         tally = std::mem::take(&mut plan.tally);
         publish_batches(broker, submission, record.batch_ids, plan, &phases, stop, |batch, written| {
             tally.add(batch, written);
-            progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
+            progress(Progress { batches: tally.written + tally.found, ids: tally.ids.ids });
         })
         .await
     });
@@ -286,10 +287,12 @@ async fn spelled_as<I: Id>(record: &RunRecord, survey: &Survey) -> Result<String
         return Ok(given.clone());
     }
     let digest = aside("input", move || {
-        (first..=last).fold(0u64, |sum, number| sum.wrapping_add(I::from_number(number).sip_hash()))
+        let mut ids = IdDigest::default();
+        (first..=last).for_each(|number| ids.add(&I::from_number(number)));
+        ids
     });
     let failed = |source| Error::Input { input: survey.source.clone(), source };
-    let is_same = *list == listed(ids, digest.await.map_err(failed)?);
+    let is_same = *list == digest.await.map_err(failed)?.to_string();
     Ok(if is_same { of_record.clone() } else { given.clone() })
 }
 
@@ -407,9 +410,7 @@ async fn close_run(records: &Records, run: &RunName, published: Published) -> Re
     loop {
         let mut entry = records.known_run(run).await?;
         if let Some(other) = &entry.record.published {
-            let same = (other.batches, other.ids, other.digest)
-                == (published.batches, published.ids, published.digest);
-            return if same {
+            return if other.batches == published.batches && other.id_digest() == published.id_digest() {
                 Ok(entry.record)
             } else {
                 Err(Error::OtherIds {

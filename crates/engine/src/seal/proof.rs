@@ -36,8 +36,7 @@ impl Proof {
     pub fn is_complete(&self) -> bool {
         let Self { published, stored } = self;
         stored.batches == u64::from(published.batches)
-            && stored.ids == published.ids
-            && stored.digest == published.digest
+            && stored.id_digest() == published.id_digest()
             && stored.values.is_none_or(|values| values.at_fault == 0)
     }
 

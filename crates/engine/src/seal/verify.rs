@@ -19,6 +19,7 @@ use crate::clickhouse::store::{BuildRows, Sight, Store, StoredBatch};
 use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
+use crate::model::id_digest::IdDigest;
 use crate::model::record::{PassRecord, PassState};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Entry, Records};
@@ -75,7 +76,7 @@ pub struct Report {
     /// Whether the pass is sealed.
     pub sealed: bool,
     /// Where the pass stands, in a word.
-    pub state: &'static str,
+    pub state: PassState,
     /// Whether everything is there, once.
     pub complete: bool,
     /// The first of the missing batches.
@@ -293,7 +294,7 @@ async fn examine<I: Id>(
         repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
         digest_matches: published.as_ref().is_some_and(|published| published.digest == stored.digest),
         sealed: is_sealed,
-        state: pass.as_ref().map_or(PassState::Running, |pass| pass.state).word(),
+        state: pass.as_ref().map_or(PassState::Running, |pass| pass.state),
         complete,
         missing: walk.missing.first,
         short: walk.short.first,
@@ -386,8 +387,8 @@ async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report)
 async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
     let looks = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
         let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
-        let published =
-            message.map(|(_, bytes)| decode_ids::<I>(&bytes).map(|published| sum_of(&published.ids)));
+        let published = message
+            .map(|(_, bytes)| decode_ids::<I>(&bytes).map(|published| IdDigest::of(&published.ids).digest));
         Ok::<_, Error>((batch, digest, published))
     });
     let mut looks = stream::iter(looks).buffered(LOOKS);
@@ -400,8 +401,4 @@ async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> R
         }
     }
     Ok(())
-}
-
-fn sum_of<I: Id>(ids: &[I]) -> u64 {
-    ids.iter().fold(0, |sum: u64, id| sum.wrapping_add(id.sip_hash()))
 }

@@ -3,6 +3,7 @@
 use super::{PROOF_WITHIN, Store, store_fault, within};
 use crate::clickhouse::sql::{Digested, RowsRead};
 use crate::error::Error;
+use crate::model::id_digest::IdDigest;
 use crate::model::record::Published;
 
 /// A proof's view of a pass: what ClickHouse holds.
@@ -22,6 +23,13 @@ pub struct Stored {
     pub is_moving: bool,
     /// What was found of values; `None` when they were not looked at.
     pub values: Option<StoredValues>,
+}
+
+impl Stored {
+    /// The ids that are stored.
+    pub fn id_digest(&self) -> IdDigest {
+        IdDigest { ids: self.ids, digest: self.digest }
+    }
 }
 
 /// Values as they are stored, against what workers computed.
@@ -61,8 +69,7 @@ impl Proven {
     /// Whether it is what was published, value by value.
     fn is_all_of(&self, published: &Published) -> bool {
         self.batches == u64::from(published.batches)
-            && self.ids == published.ids
-            && self.digest == published.digest
+            && IdDigest { ids: self.ids, digest: self.digest } == published.id_digest()
             && self.values == StoredValues { at_fault: 0, unproven: 0 }
     }
 }

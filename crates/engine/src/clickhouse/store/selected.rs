@@ -7,7 +7,8 @@ use clickhouse::{RowOwned, RowRead};
 use super::{Found, PROOF_WITHIN, Store};
 use crate::clickhouse::sql::{Column, Digested};
 use crate::error::{Error, StoreFault};
-use crate::model::record::{Covers, Selected};
+use crate::model::id_digest::IdDigest;
+use crate::model::record::Covers;
 use crate::model::rows::MAX_INSERT_BYTES;
 
 /// How long it may take to copy half a million rows inside ClickHouse.
@@ -45,11 +46,11 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn selected(&self, run: &str, covers: &Covers) -> Result<Selected, Error> {
+    pub async fn selected(&self, run: &str, covers: &Covers) -> Result<IdDigest, Error> {
         let question = self.tables.selected(run, covers);
         let found: Vec<(u64, u64)> = self.long("count the ids selected", &question).await?;
         let (ids, digest) = found.first().copied().unwrap_or_default();
-        Ok(Selected { ids, digest })
+        Ok(IdDigest { ids, digest })
     }
 
     /// Batches of the base pass that have selected ids, in order.

@@ -2,15 +2,15 @@
 
 use millstream::{Id, MAX_BATCH_IDS};
 
+use crate::model::id_digest::IdDigest;
+
 /// Ids of one batch, sorted and without repeats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut<I> {
     /// The ids.
     pub ids: Vec<I>,
-    /// How many were dropped because they were there already.
-    pub repeats: u64,
-    /// The digest of those.
-    pub repeated: u64,
+    /// Those that were dropped because they were there already.
+    pub repeats: IdDigest,
 }
 
 /// Cuts a stream of ids into batches, by number and by size.
@@ -56,19 +56,18 @@ impl<I: Id> Cutter<I> {
         }
         self.bytes = 0;
         let mut ids = std::mem::replace(&mut self.ids, Vec::with_capacity(self.batch_ids));
-        let (given, mut repeated) = (ids.len(), 0u64);
+        let mut repeats = IdDigest::default();
         if !ids.is_sorted_by(|a, b| a < b) {
             ids.sort_unstable();
             ids.dedup_by(|id, before| {
                 let again = id == before;
                 if again {
-                    repeated = repeated.wrapping_add(id.sip_hash());
+                    repeats.add(id);
                 }
                 again
             });
         }
-        let repeats = (given - ids.len()) as u64;
-        Some(Cut { ids, repeats, repeated })
+        Some(Cut { ids, repeats })
     }
 }
 
@@ -93,12 +92,12 @@ mod tests {
             let mut cutter = Cutter::new(batch, bytes);
             let mut cuts: Vec<Cut<u64>> = ids.iter().filter_map(|id| cutter.push(*id)).collect();
             cuts.extend(cutter.cut());
-            let repeats: u64 = cuts.iter().map(|cut| cut.repeats).sum();
-            let digest = |ids: &[u64]| ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()));
-            let all = cuts.iter().fold(0u64, |sum, cut| sum.wrapping_add(digest(&cut.ids)).wrapping_add(cut.repeated));
-            prop_assert_eq!(all, digest(&ids));
-            let batched: usize = cuts.iter().map(|cut| cut.ids.len()).sum();
-            prop_assert_eq!(batched as u64 + repeats, ids.len() as u64);
+            let mut all = IdDigest::default();
+            for cut in &cuts {
+                all += IdDigest::of(&cut.ids);
+                all += cut.repeats;
+            }
+            prop_assert_eq!(all, IdDigest::of(&ids));
             for cut in &cuts {
                 prop_assert!(cut.ids.is_sorted_by(|a, b| a < b));
                 prop_assert!(!cut.ids.is_empty() && cut.ids.len() <= batch as usize);

@@ -9,12 +9,13 @@ use millstream::{Id, MAX_BATCH_IDS};
 use super::Producer;
 use crate::error::Error;
 use crate::failpoint;
+use crate::model::id_digest::IdDigest;
 use crate::model::moment::now_ms;
 use crate::model::record::{Published, RunRecord, SOURCE};
 use crate::nats::broker::{Broker, Written};
 use crate::nats::bucket::{Change, Entry};
 use crate::produce::input::Cut;
-use crate::produce::publish::{Batch, Stored, WAITING_FOR_BROKER, digest, keep, look_up};
+use crate::produce::publish::{Batch, Stored, WAITING_FOR_BROKER, keep, look_up};
 use crate::retry::patiently;
 
 /// After so many batches the run's record says what there is, so that a later start has little to read back.
@@ -35,7 +36,7 @@ impl<I: Id> Producer<'_, I> {
             }
             let batch = Batch::new(&self.feed.run, self.all.batches, &cut);
             if self.store(batch.bytes).await? {
-                self.count(batch.ids, batch.digest, batch.repeats)?;
+                self.count(batch.ids, batch.repeats.ids)?;
                 break;
             }
         }
@@ -69,7 +70,7 @@ impl<I: Id> Producer<'_, I> {
                 Stored::Same => return Ok(true),
                 Stored::Other(bytes) => {
                     match ids_of::<I>(run, number, &bytes)? {
-                        Some(ids) => self.count(ids.len() as u64, digest(&ids), 0)?,
+                        Some(ids) => self.count(IdDigest::of(&ids), 0)?,
                         None => self.ended = true,
                     }
                     return Ok(false);
@@ -79,12 +80,13 @@ impl<I: Id> Producer<'_, I> {
         }
     }
 
-    fn count(&mut self, ids: u64, digest: u64, repeats: u64) -> Result<(), Error> {
+    fn count(&mut self, more: IdDigest, repeats: u64) -> Result<(), Error> {
         let all = &mut self.all;
         all.batches =
             all.batches.checked_add(1).ok_or_else(|| Error::TooManyBatches { input: SOURCE.to_owned() })?;
-        all.ids += ids;
-        all.digest = all.digest.wrapping_add(digest);
+        let mut ids = all.id_digest();
+        ids += more;
+        (all.ids, all.digest) = (ids.ids, ids.digest);
         all.dropped_repeats += repeats;
         Ok(())
     }
@@ -119,7 +121,7 @@ impl<I: Id> Producer<'_, I> {
             .buffered(READ_AT_ONCE);
         while let Some(found) = read.try_next().await? {
             match found {
-                Some((ids, digest)) => self.count(ids, digest, 0)?,
+                Some(ids) => self.count(ids, 0)?,
                 None => self.ended = true,
             }
         }
@@ -190,11 +192,11 @@ impl<I: Id> Producer<'_, I> {
     }
 }
 
-/// How many ids a stored batch has, and their digest; `None` where the run ends.
-async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<Option<(u64, u64)>, Error> {
+/// The ids that a stored batch has; `None` where the run ends.
+async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<Option<IdDigest>, Error> {
     let found = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
     let (_, bytes) = found.ok_or_else(|| Error::BatchGone { run: run.to_string(), batch })?;
-    Ok(ids_of::<I>(run, batch, &bytes)?.map(|ids| (ids.len() as u64, digest(&ids))))
+    Ok(ids_of::<I>(run, batch, &bytes)?.map(|ids| IdDigest::of(&ids)))
 }
 
 /// The ids of a batch; `None` where the run ends.

@@ -18,11 +18,12 @@ use super::{Submission, WAITING_FOR_BROKER};
 use crate::error::Error;
 use crate::failpoint;
 use crate::fleet::times::Phases;
+use crate::model::id_digest::IdDigest;
 use crate::model::moment::now_ms;
 use crate::model::record::{Published, RunRecord};
 use crate::nats::broker::{Broker, Stray, Written};
 use crate::nats::quarantine::fault_of_ids;
-use crate::produce::input::{Cut, Cutter, Ids, Input, Survey, aside, described};
+use crate::produce::input::{Cut, Cutter, Ids, Input, Survey, aside};
 use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
 use crate::stop::Stop;
@@ -35,35 +36,25 @@ const CUT_AHEAD: usize = 8;
 /// A batch as it is published.
 pub(crate) struct Batch {
     pub number: u32,
-    pub ids: u64,
-    pub repeats: u64,
-    pub digest: u64,
-    /// The digest of the repeats.
-    pub repeated: u64,
+    pub ids: IdDigest,
+    /// Ids that were dropped because the batch had them already.
+    pub repeats: IdDigest,
     pub bytes: Bytes,
 }
 
 impl Batch {
     pub fn new<I: Id>(run: &RunName, number: u32, cut: &Cut<I>) -> Self {
-        let (ids, repeats) = (cut.ids.len() as u64, cut.repeats);
         let bytes = encode_ids(run.as_str(), number, &cut.ids).into();
-        Self { number, ids, repeats, digest: digest(&cut.ids), repeated: cut.repeated, bytes }
+        Self { number, ids: IdDigest::of(&cut.ids), repeats: cut.repeats, bytes }
     }
-}
-
-/// The order-free digest of some ids.
-pub(crate) fn digest<I: Id>(ids: &[I]) -> u64 {
-    ids.iter().fold(0u64, |sum, id| sum.wrapping_add(id.sip_hash()))
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub written: u64,
     pub found: u64,
-    pub ids: u64,
-    pub repeats: u64,
-    pub digest: u64,
-    pub repeated: u64,
+    pub ids: IdDigest,
+    pub repeats: IdDigest,
 }
 
 impl Tally {
@@ -74,22 +65,21 @@ impl Tally {
         }
         self.ids += batch.ids;
         self.repeats += batch.repeats;
-        self.digest = self.digest.wrapping_add(batch.digest);
-        self.repeated = self.repeated.wrapping_add(batch.repeated);
     }
 
     /// What differs from the survey, in words.
     pub fn other_than(&self, survey: &Survey) -> Option<String> {
-        let (ids, digest) = (self.ids + self.repeats, self.digest.wrapping_add(self.repeated));
-        let same = ids == survey.ids && survey.digest.is_none_or(|surveyed| surveyed == digest);
-        (!same).then(|| described(ids, digest))
+        let mut all = self.ids;
+        all += self.repeats;
+        let same = all.ids == survey.ids && survey.digest.is_none_or(|surveyed| surveyed == all.digest);
+        (!same).then(|| all.to_string())
     }
 
     pub fn published(self, record: &RunRecord) -> Result<Published, Error> {
         let batches = u32::try_from(self.written + self.found)
             .map_err(|_| Error::TooManyBatches { input: record.source.clone() })?;
-        let (ids, digest, dropped_repeats) = (self.ids, self.digest, self.repeats);
-        Ok(Published { batches, ids, digest, dropped_repeats, at_ms: now_ms() })
+        let IdDigest { ids, digest } = self.ids;
+        Ok(Published { batches, ids, digest, dropped_repeats: self.repeats.ids, at_ms: now_ms() })
     }
 }
 

@@ -11,8 +11,9 @@ use millstream::Id;
 use millstream::envelope::decode_ids;
 
 use super::Submission;
-use super::batches::{Batch, Cutting, Stored, Tally, digest, look_up};
+use super::batches::{Batch, Cutting, Stored, Tally, look_up};
 use crate::error::Error;
+use crate::model::id_digest::IdDigest;
 use crate::nats::broker::{Broker, Written};
 use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
@@ -146,13 +147,10 @@ async fn read_back<I: Id>(
         if bytes > MOST_BYTES {
             return Err(Error::OtherBatch { run: run.to_string(), batch: number });
         }
-        let count = ids.len() as u64;
         let batch = Batch {
             number,
-            ids: count,
-            repeats: 0,
-            digest: digest(&ids),
-            repeated: 0,
+            ids: IdDigest::of(&ids),
+            repeats: IdDigest::default(),
             bytes: Default::default(),
         };
         plan.tally.add(&batch, Written::Already);

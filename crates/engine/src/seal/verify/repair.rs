@@ -109,7 +109,7 @@ pub async fn heal<I: Id>(
         return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
     }
     // Before the walk over all that is stored, which costs more than the question.
-    if let Err(repair) = at_rest((broker, records, store), run, pass, state.word(), Unstored::Wait).await? {
+    if let Err(repair) = at_rest((broker, records, store), run, pass, state, Unstored::Wait).await? {
         return Ok(repair);
     }
     let report = examine::<I>(broker, records, store, run, entry, true).await?;
@@ -232,15 +232,15 @@ async fn at_rest(
     (broker, records, store): (&Broker, &Records, &Store),
     run: &RunName,
     pass: u32,
-    state: &str,
+    state: PassState,
     unstored: Unstored,
 ) -> Result<Result<Option<u64>, Repair>, Error> {
     let busy = |why: String| Ok(Err(Repair { busy: Some(why), ..Repair::default() }));
-    if [PassState::Paused, PassState::Cancelled].map(PassState::word).contains(&state) {
+    if matches!(state, PassState::Paused | PassState::Cancelled) {
         return busy(format!("the pass is {state}"));
     }
     // Nobody draws from what is left of a sealed pass's consumer.
-    if state != PassState::Sealed.word() {
+    if state != PassState::Sealed {
         let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
         if computing > 0 {
             return busy(format!("{computing} batches are still to be computed"));

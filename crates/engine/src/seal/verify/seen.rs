@@ -51,7 +51,7 @@ pub(super) fn faults(
                 Some(fault(why, Some(right)))
             }
             (Some(_), _) if complete == Some(row.pass) => None,
-            (Some(record), _) => no_row(format!("the pass is not sealed, but {}", record.state.word())),
+            (Some(record), _) => no_row(format!("the pass is not sealed, but {}", record.state)),
         }
     };
     seen.iter().filter_map(fault_of).collect()
