@@ -23,6 +23,7 @@ use benches::{Heavy, ROUNDS, Up, mix};
 use bytes::Bytes;
 use collatz::Collatz;
 use millstream::envelope::{Rows, decode_rows};
+use millstream::names::PassId;
 use millstream::{Pipeline, check};
 use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
 use millstream_engine::work::rows_message::whole_message;
@@ -234,10 +235,15 @@ fn bare_insert(ids: u64) -> f64 {
             let begun = Instant::now();
             insert_groups(&store, &groups).await;
             seconds = seconds.min(begun.elapsed().as_secs_f64());
-            assert_eq!(store.raw_rows("bare", 1).await.expect("counted"), ids);
+            assert_eq!(store.raw_rows(&bare()).await.expect("counted"), ids);
         }
         seconds
     })
+}
+
+/// The pass under whose name rows are inserted without a run.
+fn bare() -> PassId {
+    PassId { run: "bare".parse().expect("legal"), pass: 1 }
 }
 
 async fn encode_groups(ids: u64) -> Vec<Bytes> {
@@ -256,8 +262,7 @@ async fn encode_groups(ids: u64) -> Vec<Bytes> {
 
 /// Computes a batch and packs it as a worker does.
 async fn compute_message(function: &Function<u64>, pool: &Pool<u64>, batch: usize, ids: Vec<u64>) -> Bytes {
-    let key =
-        BatchKey { run: "bare".parse().expect("legal"), pass: 1, batch: batch as u32, ids: ids.len() as u32 };
+    let key = BatchKey { pass: bare(), batch: batch as u32, ids: ids.len() as u32 };
     let computed = pool.compute(ids, true).await;
     let schema = function.spec().schema.clone();
     let maker = Arc::new(Maker { host: "bench".into(), build: "bench".into() });

@@ -23,7 +23,9 @@ use millstream_engine::nats::bucket::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
 use millstream_engine::work::{WorkPlan, rows_message, work};
-use millstream_engine::{Broker, Environment, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
+use millstream_engine::{
+    Broker, Environment, Error, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+};
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
@@ -104,7 +106,7 @@ impl Scene {
         let mut staged = Vec::new();
         for batch in batches {
             let (message, frames) = message(run, 1, batch, each, 0).await;
-            let subject = self.broker.names().rows_subject(&name(run), 1, batch);
+            let subject = self.broker.names().rows_subject(&name(run).pass(1), batch);
             assert_eq!(self.write(&subject, message).await, Written::First);
             staged.push(frames);
         }
@@ -161,8 +163,9 @@ impl Scene {
     }
 
     fn start_sealer(&self) -> Service {
-        let (broker, store) = (self.broker.clone(), self.store.clone());
-        Service::start(|stop| async move { seal_passes::<u64>(&broker, &store, Arc::default(), &stop).await })
+        let session =
+            Session { broker: self.broker.clone(), records: self.records.clone(), store: self.store.clone() };
+        Service::start(|stop| async move { seal_passes::<u64>(session, Arc::default(), &stop).await })
     }
 
     /// The durable of a run's first pass, with an `ack_wait` other than usual: made before the run, it is left as it is.
@@ -178,7 +181,7 @@ impl Scene {
     }
 
     async fn is_sealed(&self, run: &str) -> bool {
-        let pass = self.records.pass(&name(run), 1).await.expect("a bucket").expect("a pass");
+        let pass = self.records.pass(&name(run).pass(1)).await.expect("a bucket").expect("a pass");
         pass.record.state == millstream_engine::model::record::PassState::Sealed
     }
 }
@@ -246,7 +249,7 @@ async fn message(run: &str, pass: u32, batch: u32, each: u32, by: u64) -> (Vec<u
     let function = Function::of(Arc::new(Signed::new(by, |_| ()))).expect("sound");
     let pool = Pool::start(function.clone(), 2).expect("threads");
     let first = u64::from(batch) * u64::from(each);
-    let key = BatchKey { run: name(run), pass, batch, ids: each };
+    let key = BatchKey { pass: name(run).pass(pass), batch, ids: each };
     let computed = pool.compute((first..first + u64::from(each)).collect(), true).await;
     let maker = Arc::new(Maker { host: "test".into(), build: by.to_string() });
     let message = rows_message::whole_message(&key, computed, &function.spec().schema, &maker);

@@ -26,7 +26,9 @@ use millstream_engine::produce::publish::{Submission, submit};
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, sink};
 use millstream_engine::work::{WorkPlan, work};
-use millstream_engine::{Broker, Environment, Error, NatsAddress, Stop, Store, StoreAddress, StreamLimits};
+use millstream_engine::{
+    Broker, Environment, Error, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+};
 use serde_json::{Value, json};
 use tests::nats::Nats;
 use tests::{Bulky, Host, SOON, Up, ask_clickhouse, signal, wait_until};
@@ -48,7 +50,7 @@ async fn rows_larger_than_a_message_land_in_parts() {
     assert_eq!(cuts, 2, "each batch is cut: {subjects:?}");
     assert!(subjects.len() > 2 + 2 * 9, "each batch has 8 MB and more: {subjects:?}");
     let sink = scene.start_sink();
-    let sealer = scene.start_sealer();
+    let sealer = scene.start_sealer::<u64>().await;
     scene.wait_sealed("a").await;
     scene.assert_rows::<u64>(0..180, &[1]);
     assert_eq!(
@@ -91,7 +93,7 @@ async fn parts_of_string_ids_are_asked_about_by_their_first_and_last() {
         0 => Err("none".to_owned()),
         _ => Ok(()),
     });
-    let sealer = scene.start_sealer_of::<String>();
+    let sealer = scene.start_sealer::<String>().await;
     scene.wait_sealed("a").await;
     scene.assert_rows::<String>(ids, &[1]);
     assert_eq!(scene.proxy.inserts().len(), 1, "inserted again what had landed");
@@ -119,7 +121,7 @@ async fn a_worker_that_dies_between_two_parts_and_another_that_returns_other_row
     let after = scene.subjects();
     assert!(after.len() > before.len() && before.iter().all(|subject| after.contains(subject)), "{after:?}");
     let sink = scene.start_sink();
-    let sealer = scene.start_sealer();
+    let sealer = scene.start_sealer::<u64>().await;
     scene.wait_sealed("a").await;
     scene.assert_rows::<u64>(100..160, &[1, 2]);
     let by = scene.up.ask("SELECT by FROM millstream.bulky_rows GROUP BY by ORDER BY by FORMAT CSV");
@@ -212,14 +214,16 @@ impl Scene {
             max_dead: None,
         };
         let stop = Stop::new();
-        let store = self.store::<I>().await;
-        submit::<I>(&self.broker, &self.records, &store, &submission, &stop, |_| ())
-            .await
-            .expect("published");
+        let session = self.session::<I>().await;
+        submit::<I>(&session, &submission, &stop, |_| ()).await.expect("published");
     }
 
     async fn store<I: Id>(&self) -> Store {
         store::<I>(&self.proxy.url).await
+    }
+
+    async fn session<I: Id>(&self) -> Session {
+        Session::open(self.broker.clone(), self.store::<I>().await).await.expect("bucket")
     }
 
     fn start_work<I: Id>(&self, broker: &Broker, pipeline: Bulky<I>) -> (Service, Arc<WorkCounts>) {
@@ -245,21 +249,15 @@ impl Scene {
         })
     }
 
-    fn start_sealer(&self) -> Service {
-        self.start_sealer_of::<u64>()
-    }
-
-    fn start_sealer_of<I: Id>(&self) -> Service {
-        let (broker, url) = (self.broker.clone(), self.proxy.url.clone());
-        Service::start(|stop| async move {
-            seal_passes::<I>(&broker, &store::<I>(&url).await, Arc::default(), &stop).await
-        })
+    async fn start_sealer<I: Id>(&self) -> Service {
+        let session = self.session::<I>().await;
+        Service::start(|stop| async move { seal_passes::<I>(session, Arc::default(), &stop).await })
     }
 
     async fn wait_sealed(&self, run: &str) {
         let limit = Instant::now() + SOON;
         loop {
-            let pass = self.records.pass(&name(run), 1).await.expect("a bucket").expect("a pass").record;
+            let pass = self.records.pass(&name(run).pass(1)).await.expect("a bucket").expect("a pass").record;
             if pass.state == PassState::Sealed {
                 return;
             }

@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millstream::names::PassId;
 use millstream_engine::compute::{BatchKey, Function, Maker, Pool};
 use millstream_engine::work::rows_message::whole_message;
 use serde_json::Value;
@@ -206,7 +207,8 @@ async fn a_batch_that_is_stored_is_not_computed_again() {
     let function = Function::of(Arc::new(Guest)).expect("sound");
     let pool = Pool::start(function.clone(), 2).expect("threads");
     let computed = pool.compute((1..=IDS).collect(), true).await;
-    let key = BatchKey { run: "a".parse().expect("legal"), pass: 1, batch: 0, ids: IDS as u32 };
+    let key =
+        BatchKey { pass: PassId { run: "a".parse().expect("legal"), pass: 1 }, batch: 0, ids: IDS as u32 };
     let maker = Arc::new(Maker { host: "test".into(), build: "1".into() });
     nats.request("guest.rows.a.1.0", "", &whole_message(&key, computed, &function.spec().schema, &maker));
     let _work = place.work("work");

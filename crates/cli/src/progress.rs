@@ -347,7 +347,7 @@ mod tests {
 
     fn status() -> Status {
         Status {
-            run: "a".into(),
+            run: "a".parse().expect("legal"),
             pass: 1,
             state: RunState::Running,
             source: String::new(),

@@ -3,8 +3,7 @@
 use anyhow::Context as _;
 use millstream::Spec;
 use millstream_engine::error::attach;
-use millstream_engine::nats::bucket::Records;
-use millstream_engine::{Broker, Error, NatsAddress, Store, StoreAddress};
+use millstream_engine::{Broker, Error, NatsAddress, Session, Store, StoreAddress};
 
 use crate::config::Config;
 use crate::progress::Progress;
@@ -36,13 +35,6 @@ pub(crate) struct Servers {
     pub started: bool,
     #[cfg(feature = "local")]
     stack: Option<millstream_local::Stack>,
-}
-
-/// Connections to both servers.
-pub(crate) struct Session {
-    pub broker: Broker,
-    pub store: Store,
-    pub records: Records,
 }
 
 impl Servers {
@@ -195,64 +187,69 @@ pub(crate) async fn open_stack(
     Ok(millstream_local::open(options, std::sync::Arc::new(move |event| shown.stack_event(event))).await?)
 }
 
-impl Session {
-    /// Connects to both servers; `None` where nothing has been set up for this pipeline. A view that is missing is named,
-    /// and hinders its readers alone.
-    pub async fn find(servers: &Servers, spec: &Spec, role: &str) -> anyhow::Result<Option<Self>> {
-        let (broker, store) = servers.connect(spec, role).await?;
-        if !broker.is_set_up().await? {
-            return Ok(None);
-        }
-        let missing = store.missing().await?;
-        let needed = store.tables().needed_names();
-        let (tables, others): (Vec<String>, Vec<String>) =
-            missing.into_iter().partition(|name| needed.contains(name));
-        if !tables.is_empty() {
-            store.refuse_detached(tables.clone()).await?;
-            let (pipeline, database) = (spec.name.to_owned(), store.tables().database().to_owned());
-            return Err(Error::TablesMissing { pipeline, database, missing: tables }.into());
-        }
-        let detached = store.detached(&others).await?;
-        for name in others.iter().map(|name| store.tables().full_name(name)) {
-            show::note(&match detached.contains(&name) {
-                true => format!("{name} is detached: `{}` in ClickHouse brings it back", attach(&name)),
-                false => format!("{name} is missing: `setup` makes it"),
-            });
-        }
-        let records = broker.records().await?;
-        Ok(Some(Self { broker, store, records }))
+/// Connects to both servers; `None` where nothing has been set up for this pipeline. A view that is missing is named,
+/// and hinders its readers alone.
+pub(crate) async fn find(servers: &Servers, spec: &Spec, role: &str) -> anyhow::Result<Option<Session>> {
+    let (broker, store) = servers.connect(spec, role).await?;
+    if !broker.is_set_up().await? {
+        return Ok(None);
     }
+    let missing = store.missing().await?;
+    let needed = store.tables().needed_names();
+    let (tables, others): (Vec<String>, Vec<String>) =
+        missing.into_iter().partition(|name| needed.contains(name));
+    if !tables.is_empty() {
+        store.refuse_detached(tables.clone()).await?;
+        let (pipeline, database) = (spec.name.to_owned(), store.tables().database().to_owned());
+        return Err(Error::TablesMissing { pipeline, database, missing: tables }.into());
+    }
+    let detached = store.detached(&others).await?;
+    for name in others.iter().map(|name| store.tables().full_name(name)) {
+        show::note(&match detached.contains(&name) {
+            true => format!("{name} is detached: `{}` in ClickHouse brings it back", attach(&name)),
+            false => format!("{name} is missing: `setup` makes it"),
+        });
+    }
+    Ok(Some(Session::open(broker, store).await?))
+}
 
-    /// The same for a command about a run, which there cannot be where nothing has been set up.
-    pub async fn of_run(servers: &Servers, spec: &Spec, role: &str, run: &str) -> anyhow::Result<Self> {
-        let found = Self::find(servers, spec, role).await?;
-        Ok(found.ok_or_else(|| Error::NoSuchRun { run: run.to_owned(), known: Vec::new() })?)
-    }
+/// The same for a command about a run, which there cannot be where nothing has been set up.
+pub(crate) async fn of_run(servers: &Servers, spec: &Spec, role: &str, run: &str) -> anyhow::Result<Session> {
+    let found = find(servers, spec, role).await?;
+    Ok(found.ok_or_else(|| Error::NoSuchRun { run: run.to_owned(), known: Vec::new() })?)
+}
 
-    /// The same for a run whose tables may be gone: those are created.
-    pub async fn of_tables(servers: &Servers, spec: &Spec, role: &str, run: &str) -> anyhow::Result<Self> {
-        let (broker, store) = servers.connect(spec, role).await?;
-        if !broker.has_streams().await? {
-            return Err(Error::NoSuchRun { run: run.to_owned(), known: Vec::new() }.into());
-        }
-        store.setup().await?;
-        let records = broker.records().await?;
-        Ok(Self { broker, store, records })
+/// The same for a run whose tables may be gone: those are created.
+pub(crate) async fn of_tables(
+    servers: &Servers,
+    spec: &Spec,
+    role: &str,
+    run: &str,
+) -> anyhow::Result<Session> {
+    let (broker, store) = servers.connect(spec, role).await?;
+    if !broker.has_streams().await? {
+        return Err(Error::NoSuchRun { run: run.to_owned(), known: Vec::new() }.into());
     }
+    store.setup().await?;
+    Ok(Session::open(broker, store).await?)
+}
 
-    /// Connects to both servers and creates there what is missing.
-    pub async fn set_up(servers: &Servers, spec: &Spec, config: &Config, role: &str) -> anyhow::Result<Self> {
-        let (broker, store) = servers.connect(spec, role).await?;
-        // The table first: a pipeline whose columns do not fit leaves no streams behind.
-        store.setup().await?;
-        store.check_summary().await?;
-        if matches!(role, "sink" | "run") {
-            tell_views(&store).await?;
-        }
-        broker.setup(&config.limits).await?;
-        let records = broker.records().await?;
-        Ok(Self { broker, store, records })
+/// Connects to both servers and creates there what is missing.
+pub(crate) async fn set_up(
+    servers: &Servers,
+    spec: &Spec,
+    config: &Config,
+    role: &str,
+) -> anyhow::Result<Session> {
+    let (broker, store) = servers.connect(spec, role).await?;
+    // The table first: a pipeline whose columns do not fit leaves no streams behind.
+    store.setup().await?;
+    store.check_summary().await?;
+    if matches!(role, "sink" | "run") {
+        tell_views(&store).await?;
     }
+    broker.setup(&config.limits).await?;
+    Ok(Session::open(broker, store).await?)
 }
 
 /// Says what else sees rows as they are inserted, before there are any.

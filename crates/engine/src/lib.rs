@@ -27,6 +27,7 @@ pub mod observe;
 pub mod produce;
 pub(crate) mod retry;
 pub mod seal;
+pub mod session;
 #[cfg(test)]
 mod simulation;
 pub mod sink;
@@ -37,4 +38,5 @@ pub use clickhouse::store::{Store, StoreAddress};
 pub use environment::Environment;
 pub use error::Error;
 pub use nats::broker::{Broker, NatsAddress, StreamLimits};
+pub use session::Session;
 pub use stop::Stop;

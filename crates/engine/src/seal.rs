@@ -26,10 +26,9 @@ use std::time::Duration;
 use millstream::Id;
 use tokio::sync::{mpsc, watch};
 
-use crate::clickhouse::store::Store;
 use crate::error::Error;
-use crate::nats::broker::Broker;
 use crate::nats::pass_watch;
+use crate::session::Session;
 use crate::sink::SinkCounts;
 use crate::stop::Stop;
 use drive::{Changes, Drive};
@@ -46,15 +45,9 @@ const RUNS_AT_ONCE: usize = 1024;
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; afterwards failures are waited out.
-pub async fn seal_passes<I: Id>(
-    broker: &Broker,
-    store: &Store,
-    counts: Arc<SinkCounts>,
-    stop: &Stop,
-) -> Result<(), Error> {
-    let records = broker.records().await?;
-    let open = pass_watch::follow_to_seal(&records, stop).await?;
-    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, counts };
+pub async fn seal_passes<I: Id>(session: Session, counts: Arc<SinkCounts>, stop: &Stop) -> Result<(), Error> {
+    let open = pass_watch::follow_to_seal(&session.records, stop).await?;
+    let sealer = Sealer { session, counts };
     let (told, standings) = watch::channel(HashMap::new());
     let (named, runs) = mpsc::channel(RUNS_AT_ONCE);
     stop.spawn(house::make_room(sealer.clone(), stop.clone()));

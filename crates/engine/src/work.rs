@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use millstream::envelope::{EnvelopeFault, IdBatch, decode_ids, is_end};
-use millstream::names::batch_of;
+use millstream::names::{RunName, batch_of};
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::sync::{Semaphore, watch};
@@ -36,7 +36,7 @@ use crate::fleet::times::{InHand, Recent, SAMPLE, WorkLoad};
 use crate::model::build;
 use crate::model::counts::WorkCounts;
 use crate::model::host::{Doing, host_name};
-use crate::model::record::{Open, PassKey, PassRecord, PassState};
+use crate::model::record::{Open, PassRecord, PassState};
 use crate::model::times::CoreTimes;
 use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;
@@ -293,7 +293,7 @@ impl<I: Id> Worker<I> {
                 let News { ids, .. } = self.store(&batch, &taken).await?;
                 left -= ids;
                 if ids > 0 {
-                    tracing::info!(run = %key.run, batch = key.batch, ids, left, "rows are stored that are done before others of their batch");
+                    tracing::info!(run = %key.pass.run, batch = key.batch, ids, left, "rows are stored that are done before others of their batch");
                 }
                 // Other batches may have the cores that these ids cannot fill.
                 delivery.need_no_more(left.max(1));
@@ -345,7 +345,7 @@ impl<I: Id> Worker<I> {
     }
 
     fn in_hand(&self, key: &BatchKey) -> InHand<'_> {
-        self.load.take(&(key.run.clone(), key.pass))
+        self.load.take(&key.pass)
     }
 
     /// Waits until rows that are done have waited long enough for the rest of their batch, or are too many to be kept, or this
@@ -373,8 +373,7 @@ impl<I: Id> Worker<I> {
         let News { ids, dead, spent } = news;
         taken.charge.settle(spent, ids, taken.ids);
         taken.in_hand.stored(ids, dead);
-        let pass = (taken.key.run.clone(), taken.key.pass);
-        self.outlier.note(&pass, u64::from(ids), u64::from(dead));
+        self.outlier.note(&taken.key.pass, u64::from(ids), u64::from(dead));
         self.counts.ids.fetch_add(u64::from(ids), Ordering::Relaxed);
         self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
         Ok(news)
@@ -382,8 +381,7 @@ impl<I: Id> Worker<I> {
 
     /// Stores what is done of a batch that is not wanted for now: a pass that is paused goes on some time.
     async fn leave(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Error {
-        let pass = (taken.key.run.clone(), taken.key.pass);
-        let state = self.open.borrow().get(&pass).map(|pass| pass.state);
+        let state = self.open.borrow().get(&taken.key.pass).map(|pass| pass.state);
         if state == Some(PassState::Paused)
             && let Err(error) = self.store(batch, taken).await
         {
@@ -394,8 +392,8 @@ impl<I: Id> Worker<I> {
 
     /// Resolves when the pass is not to be computed any further.
     async fn unwanted(&self, key: &BatchKey) {
-        let (mut open, pass): (_, PassKey) = (self.open.clone(), (key.run.clone(), key.pass));
-        let state = |open: &Open| open.get(&pass).map(|pass| pass.state);
+        let mut open = self.open.clone();
+        let state = |open: &Open| open.get(&key.pass).map(|pass| pass.state);
         loop {
             let known = state(&open.borrow_and_update());
             match known {
@@ -423,17 +421,17 @@ impl<I: Id> Worker<I> {
     /// The ids of a batch; `None` where an open run ends.
     fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<Option<(BatchKey, Vec<I>)>, Error> {
         let (subject, payload) = (delivery.subject(), delivery.payload());
-        if batch_of(subject).is_some_and(|batch| is_end(payload, &pass.run, batch)) {
+        if batch_of(subject).is_some_and(|batch| is_end(payload, pass.run.as_str(), batch)) {
             return Ok(None);
         }
         let malformed = |source| Error::Message { subject: subject.to_owned(), source };
         let IdBatch { run, batch, ids } = decode_ids(payload).map_err(malformed)?;
         let foreign = |_| malformed(EnvelopeFault::Foreign { length: payload.len() });
-        let key =
-            BatchKey { run: run.parse().map_err(foreign)?, pass: pass.pass, batch, ids: ids.len() as u32 };
+        let run: RunName = run.parse().map_err(foreign)?;
+        let key = BatchKey { pass: run.pass(pass.pass), batch, ids: ids.len() as u32 };
         let names = self.broker.names();
-        if names.ids_subject(&key.run, key.batch) != subject
-            && names.replay_subject(&key.run, key.pass, key.batch) != subject
+        if names.ids_subject(&run, key.batch) != subject
+            && names.replay_subject(&key.pass, key.batch) != subject
         {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }

@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the lowest to the highest; those in one row do not know each other. The lowest are what all need.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["model"],
     &["error", "failpoint"],
     &["environment", "stop"],
     &["retry"],
     &["nats", "clickhouse"],
+    &["session"],
     &["fleet"],
     &["compute"],
     &["work", "sink"],

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 /// The longest run name.
 pub const MAX_RUN_NAME: usize = 64;
 const MAX_PIPELINE_NAME: usize = 32;
@@ -16,6 +18,42 @@ const QUOTED: usize = 80;
 /// It becomes a token of subjects, a part of consumer names and a value in ClickHouse, so it is checked once, here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunName(String);
+
+impl Serialize for RunName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// What was stored by another process is checked too: what is no run name does not come in as one.
+impl<'de> Deserialize<'de> for RunName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// One computation of a run: the run's name, and the number of the pass, from 1.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PassId {
+    /// The run.
+    pub run: RunName,
+    /// Which computation of it; a replay begins the next.
+    pub pass: u32,
+}
+
+impl RunName {
+    /// One of the run's passes.
+    pub fn pass(&self, pass: u32) -> PassId {
+        PassId { run: self.clone(), pass }
+    }
+}
+
+impl fmt::Display for PassId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { run, pass } = self;
+        write!(f, "pass {pass} of run `{run}`")
+    }
+}
 
 /// A name outside its grammar.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -169,12 +207,14 @@ impl Names {
     }
 
     /// Every batch of a pass that computes only some of a run's ids.
-    pub fn replay_ids(&self, run: &RunName, pass: u32) -> String {
+    pub fn replay_ids(&self, pass: &PassId) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.ids.{run}.{pass}.*", self.prefix)
     }
 
     /// Those ids of one batch that such a pass computes.
-    pub fn replay_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
+    pub fn replay_subject(&self, pass: &PassId, batch: u32) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.ids.{run}.{pass}.{batch}", self.prefix)
     }
 
@@ -194,28 +234,33 @@ impl Names {
     }
 
     /// Every batch of a pass, with its parts.
-    pub fn pass_rows(&self, run: &RunName, pass: u32) -> String {
+    pub fn pass_rows(&self, pass: &PassId) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.>", self.prefix)
     }
 
     /// One computed batch of a pass.
-    pub fn rows_subject(&self, run: &RunName, pass: u32, batch: u32) -> String {
+    pub fn rows_subject(&self, pass: &PassId, batch: u32) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.{batch}", self.prefix)
     }
 
     /// The parts of a computed batch, where its rows are more than one message may carry.
-    pub fn batch_parts(&self, run: &RunName, pass: u32, batch: u32) -> String {
+    pub fn batch_parts(&self, pass: &PassId, batch: u32) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.{batch}.*", self.prefix)
     }
 
     /// One part of a computed batch: the rows of the ids at these places in its order. The places are the part's number,
     /// so that parts which were cut in different ways never meet under one subject.
-    pub fn part_subject(&self, run: &RunName, pass: u32, batch: u32, places: &Range<u32>) -> String {
+    pub fn part_subject(&self, pass: &PassId, batch: u32, places: &Range<u32>) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.{batch}.{}-{}", self.prefix, places.start, places.end)
     }
 
     /// The durable consumer from which all workers draw the batches of a pass.
-    pub fn work_consumer(&self, run: &RunName, pass: u32) -> String {
+    pub fn work_consumer(&self, pass: &PassId) -> String {
+        let PassId { run, pass } = pass;
         format!("work-{run}-{pass}")
     }
 
@@ -225,7 +270,8 @@ impl Names {
     }
 
     /// The consumer that delivers all rows of a pass once more.
-    pub fn rebuild_consumer(&self, run: &RunName, pass: u32) -> String {
+    pub fn rebuild_consumer(&self, pass: &PassId) -> String {
+        let PassId { run, pass } = pass;
         format!("rebuild-{run}-{pass}")
     }
 
@@ -240,7 +286,8 @@ impl Names {
     }
 
     /// The key of a pass's record.
-    pub fn pass_key(&self, run: &RunName, pass: u32) -> String {
+    pub fn pass_key(&self, pass: &PassId) -> String {
+        let PassId { run, pass } = pass;
         format!("pass.{run}.{pass}")
     }
 
@@ -258,13 +305,14 @@ impl Names {
     }
 
     /// Where it is announced that a pass is sealed.
-    pub fn sealed_subject(&self, run: &RunName, pass: u32) -> String {
+    pub fn sealed_subject(&self, pass: &PassId) -> String {
+        let PassId { run, pass } = pass;
         format!("{}.sealed.{run}.{pass}", self.prefix)
     }
 
     /// Whether rows of this batch, or of a part of it, belong under `subject`.
-    pub fn is_rows_subject(&self, subject: &str, run: &RunName, pass: u32, batch: u32) -> bool {
-        let rest = subject.strip_prefix(&self.rows_subject(run, pass, batch));
+    pub fn is_rows_subject(&self, subject: &str, pass: &PassId, batch: u32) -> bool {
+        let rest = subject.strip_prefix(&self.rows_subject(pass, batch));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
@@ -347,7 +395,7 @@ mod tests {
         let names = Names::new("tea", Some("staging".parse().expect("legal"))).expect("legal");
         assert_eq!(names.pipeline(), "tea");
         assert_eq!(names.ids_stream(), "staging-tea_ids");
-        assert_eq!(names.rows_subject(&run, 2, 7), "staging-tea.rows.green.2.7");
+        assert_eq!(names.rows_subject(&run.pass(2), 7), "staging-tea.rows.green.2.7");
         assert_eq!(names.bucket(), "staging-tea_runs");
         assert_eq!(names.aside_subject("staging-tea.ids.green.7"), "staging-tea.aside.ids.green.7");
     }
@@ -376,20 +424,21 @@ mod tests {
     fn subjects_are_what_the_streams_listen_to() {
         let names = Names::new("tea", None).expect("legal");
         let run: RunName = "green".parse().expect("legal");
+        let pass = run.pass(2);
         assert_eq!(names.ids_subject(&run, 7), "tea.ids.green.7");
         assert_eq!(names.run_ids(&run), "tea.ids.green.*");
         assert_eq!(batch_of(&names.ids_subject(&run, 7)), Some(7));
-        assert_eq!(batch_of(&names.replay_subject(&run, 2, 7)), Some(7));
+        assert_eq!(batch_of(&names.replay_subject(&pass, 7)), Some(7));
         assert_eq!(batch_of(&names.run_ids(&run)), None);
-        assert_eq!(names.rows_subject(&run, 2, 7), "tea.rows.green.2.7");
-        assert_eq!(names.pass_rows(&run, 2), "tea.rows.green.2.>");
-        assert_eq!(names.batch_parts(&run, 2, 7), "tea.rows.green.2.7.*");
-        assert_eq!(names.part_subject(&run, 2, 7, &(0..30)), "tea.rows.green.2.7.0-30");
-        assert_eq!(names.work_consumer(&run, 2), "work-green-2");
+        assert_eq!(names.rows_subject(&pass, 7), "tea.rows.green.2.7");
+        assert_eq!(names.pass_rows(&pass), "tea.rows.green.2.>");
+        assert_eq!(names.batch_parts(&pass, 7), "tea.rows.green.2.7.*");
+        assert_eq!(names.part_subject(&pass, 7, &(0..30)), "tea.rows.green.2.7.0-30");
+        assert_eq!(names.work_consumer(&pass), "work-green-2");
         for (subject, is_its) in
             [("tea.rows.green.2.7", true), ("tea.rows.green.2.7.0-30", true), ("tea.rows.green.2.70", false)]
         {
-            assert_eq!(names.is_rows_subject(subject, &run, 2, 7), is_its, "{subject}");
+            assert_eq!(names.is_rows_subject(subject, &pass, 7), is_its, "{subject}");
         }
         assert_eq!(names.aside_subject("tea.ids.green.7"), "tea.aside.ids.green.7");
     }

@@ -1,6 +1,7 @@
 //! `dead`: a run's dead letters.
 
 use millstream::names::RunName;
+use millstream_engine::Session;
 use millstream_engine::clickhouse::sql::SeenPass;
 use millstream_engine::clickhouse::store::DeadLetter;
 use millstream_engine::model::selection::Letters;
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use super::{Context, run_name};
 use crate::args::{DeadArgs, LettersArgs};
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 /// Errors that are counted apart.
@@ -18,12 +19,12 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run(&servers, &context.spec, "dead", run.as_str()).await?;
+            let session = session::of_run(&servers, &context.spec, "dead", run.as_str()).await?;
             session.records.known_run(&run).await?;
             let (pass, which) = (whole_pass(&session, &run).await?, letters(&args.letters));
-            let total = session.store.dead_rows(run.as_str(), pass, &which).await?;
-            let kinds = session.store.dead_by_error(run.as_str(), pass, &which, KINDS).await?;
-            let letters = session.store.dead(run.as_str(), pass, &which, args.limit).await?;
+            let total = session.store.dead_rows(&run.pass(pass), &which).await?;
+            let kinds = session.store.dead_by_error(&run.pass(pass), &which, KINDS).await?;
+            let letters = session.store.dead(&run.pass(pass), &which, args.limit).await?;
             if args.json {
                 let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids })).collect();
                 let letters: Vec<_> = letters
@@ -66,7 +67,7 @@ pub(super) fn letters(args: &LettersArgs) -> Letters {
 
 /// The pass that readers see, or the newest while they see none.
 async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
-    if let Some(SeenPass { pass, .. }) = session.store.sealed_passes(run.as_str()).await?.last() {
+    if let Some(SeenPass { pass, .. }) = session.store.sealed_passes(run).await?.last() {
         return Ok(*pass);
     }
     Ok(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass))

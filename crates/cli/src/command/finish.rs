@@ -62,7 +62,7 @@ pub(super) async fn nothing_to_do(
 async fn follow_up(last: &Status, bad: u64, command: &str) -> anyhow::Result<()> {
     let summary = last.summary.as_ref().map_or_else(String::new, |rows| json!(rows).to_string());
     let came = [
-        ("RUN", last.run.clone()),
+        ("RUN", last.run.to_string()),
         ("PASS", last.pass.to_string()),
         ("STATE", last.state.to_string()),
         ("IDS", last.ids.to_string()),
@@ -138,7 +138,8 @@ fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
         show::grouped(*dead),
         show::grouped(*ids_per_second as u64),
         summary.map_or_else(String::new, |table| format!("\n\n{table}")) + &failed,
-        verdict.map_or_else(String::new, |verdict| format!("\n\n{}", verdict.text.replace("RUN", run))),
+        verdict
+            .map_or_else(String::new, |verdict| format!("\n\n{}", verdict.text.replace("RUN", run.as_str()))),
     ));
     if *dead > 0 {
         show::line(&format!("\nlook at the dead letters:\n  {typed} dead {run}"));

@@ -13,7 +13,7 @@ use super::Context;
 use super::finish::nothing_to_do;
 use crate::args::{MaxDead, PublishArgs};
 use crate::input::Words;
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, Usage, show};
 
 pub(super) async fn follow<I: Id>(
@@ -36,8 +36,7 @@ pub(super) async fn follow<I: Id>(
     let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate, max_dead };
     context
         .on_servers(Holder::Maker, |servers| async move {
-            let Session { broker, store, records } =
-                Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
+            let session = session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let stop = Stop::new();
             let progress = context.progress.clone();
             context.on_signal(&stop, move |_| {
@@ -46,8 +45,8 @@ pub(super) async fn follow<I: Id>(
             context.progress.note(&format!("following standard input into run `{}`", feed_of.run));
             let lines = feed::<I>(std::io::stdin())
                 .map_err(|source| Error::Input { input: "standard input".into(), source })?;
-            let time = async |sample| size(context, function, &broker, sample, &stop).await;
-            let following = follow_feed(&broker, &records, &store, &feed_of, lines, time, &stop);
+            let time = async |sample| size(context, function, &session.broker, sample, &stop).await;
+            let following = follow_feed(&session, &feed_of, lines, time, &stop);
             let followed = match Box::pin(following).await {
                 Ok(followed) => followed,
                 Err(error) => return nothing_to_do(feed_of.run.as_str(), &args.produce, error.into()).await,

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Context, run_name};
 use crate::args::ForgetArgs;
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 pub(super) async fn forget(context: &Context, args: &ForgetArgs) -> anyhow::Result<Ended> {
@@ -20,9 +20,8 @@ pub(super) async fn forget(context: &Context, args: &ForgetArgs) -> anyhow::Resu
     let run = run_name(args.run.as_deref().unwrap_or_default())?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let Session { broker, store, records } =
-                Session::of_run(&servers, &context.spec, "forget", run.as_str()).await?;
-            let forgotten = remove(&broker, &records, &store, &run, args.pass).await?;
+            let session = session::of_run(&servers, &context.spec, "forget", run.as_str()).await?;
+            let forgotten = remove(&session, &run, args.pass).await?;
             report(run.as_str(), args.pass, &forgotten, args.json)?;
             Ok(Ended::Well)
         })

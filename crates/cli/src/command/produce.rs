@@ -5,7 +5,7 @@ use millstream_engine::compute::Function;
 use millstream_engine::observe::status::status;
 use millstream_engine::produce::publish::{Progress, Submission, Submitted, is_new, submit};
 use millstream_engine::produce::sample::{Choice, Limits, choose};
-use millstream_engine::{Broker, Error, Stop};
+use millstream_engine::{Broker, Error, Session, Stop};
 use serde_json::json;
 
 use super::Context;
@@ -14,7 +14,7 @@ use super::run::watch;
 use super::status::nothing_works;
 use crate::args::{ProduceArgs, PublishArgs};
 use crate::input::{Ids, Words};
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 pub(super) async fn produce<I: Id>(
@@ -32,7 +32,7 @@ pub(super) async fn produce<I: Id>(
     let stop = Stop::new();
     context
         .on_servers(Holder::Maker, |servers| async move {
-            let session = Session::set_up(&servers, &context.spec, &context.config, "produce").await?;
+            let session = session::set_up(&servers, &context.spec, &context.config, "produce").await?;
             let progress = context.progress.clone();
             context.on_signal(&stop, move |_| {
                 progress.note("stopping: started again with the same words, it resumes");
@@ -61,7 +61,7 @@ pub(super) async fn produce<I: Id>(
                     }
                     match (waits, ids.survey.bad) {
                         (true, _) if servers.started && !is_over(&session, &words).await? => {
-                            Err(nothing_works(context, words.run.as_str()))
+                            Err(nothing_works(context, &words.run))
                         }
                         (true, bad) => Box::pin(wait(context, &session, &words, args, bad, &stop)).await,
                         (false, 0) => Ok(Ended::Well),
@@ -82,7 +82,7 @@ pub(super) async fn produce<I: Id>(
 }
 
 async fn is_over(session: &Session, words: &Words) -> Result<bool, Error> {
-    let looking = status(&session.broker, &session.records, &session.store, &words.run);
+    let looking = status(session, &words.run);
     Ok(Box::pin(looking).await?.is_over())
 }
 
@@ -132,10 +132,9 @@ pub(super) async fn publish<I: Id>(
     stop: &Stop,
     progress: impl Fn(Progress),
 ) -> Result<(Submitted, Option<Choice>), Error> {
-    let Session { broker, records, store } = session;
     let new = async {
         match words.batch_ids {
-            None => is_new(records, store, &words.run).await,
+            None => is_new(&session.records, &session.store, &words.run).await,
             Some(_) => Ok(false),
         }
     };
@@ -144,14 +143,14 @@ pub(super) async fn publish<I: Id>(
         () = stop.no_more_taking() => return Err(Error::Stopped),
     };
     let chosen = match new {
-        true => Some(size(context, function, broker, ids, stop).await?),
+        true => Some(size(context, function, &session.broker, ids, stop).await?),
         false => None,
     };
     let Words { run, batch_ids, priority, rate, max_dead, .. } = words.clone();
     let max_dead = max_dead.map(|most| most.of(ids.survey.ids));
     let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
     let submission = Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate, max_dead };
-    let submitted = submit::<I>(broker, records, store, &submission, stop, progress).await?;
+    let submitted = submit::<I>(session, &submission, stop, progress).await?;
     Ok((submitted, chosen))
 }
 

@@ -6,20 +6,19 @@ use serde_json::json;
 
 use super::{Context, run_name};
 use crate::args::RebuildArgs;
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 pub(super) async fn rebuild(context: &Context, args: &RebuildArgs) -> anyhow::Result<Ended> {
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let Session { broker, store, records } =
-                Session::of_tables(&servers, &context.spec, "rebuild", run.as_str()).await?;
+            let session = session::of_tables(&servers, &context.spec, "rebuild", run.as_str()).await?;
             let stop = Stop::new();
             context
                 .on_signal(&stop, |_| show::note("inserting what is held; a second Ctrl-C leaves at once"));
             let plan = context.config.sink.clone();
-            let rebuilding = bring_back(&broker, &records, &store, &run, args.pass, plan, &stop);
+            let rebuilding = bring_back(&session, &run, args.pass, plan, &stop);
             match Box::pin(rebuilding).await {
                 Ok(rebuilt) => {
                     report(run.as_str(), &rebuilt, args.json)?;

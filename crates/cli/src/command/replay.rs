@@ -11,21 +11,20 @@ use super::dead::letters;
 use super::{Context, run_name};
 use crate::args::ReplayArgs;
 use crate::input::parse_range;
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, Usage, show};
 
 pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyhow::Result<Ended> {
     let (run, selection) = (run_name(&args.run)?, selection(args)?);
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let Session { broker, store, records } =
-                Session::of_run(&servers, &context.spec, "replay", run.as_str()).await?;
+            let session = session::of_run(&servers, &context.spec, "replay", run.as_str()).await?;
             let stop = Stop::new();
             context.on_signal(&stop, {
                 let stop = stop.clone();
                 move |_| stop.give_up()
             });
-            match begin::<I>(&broker, &records, &store, &run, selection.as_ref(), &stop).await {
+            match begin::<I>(&session, &run, selection.as_ref(), &stop).await {
                 Ok(replayed) => {
                     report(run.as_str(), &replayed, args.json);
                     Ok(Ended::Well)

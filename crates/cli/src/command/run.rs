@@ -15,7 +15,7 @@ use millstream_engine::observe::status::{Status, status};
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkCounts, sink};
 use millstream_engine::work::work;
-use millstream_engine::{Error, Stop};
+use millstream_engine::{Error, Session, Stop};
 use tokio::task::JoinSet;
 
 use super::Context;
@@ -24,7 +24,7 @@ use super::produce::{ask, publish};
 use super::service::check_sound;
 use crate::args::RunArgs;
 use crate::input::{Ids, Words};
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 /// How often progress is looked at.
@@ -49,7 +49,7 @@ pub(super) async fn run<I: Id>(
     };
     context
         .on_servers(Holder::Run, |servers| async move {
-            let session = Session::set_up(&servers, &context.spec, &context.config, "run").await?;
+            let session = session::set_up(&servers, &context.spec, &context.config, "run").await?;
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
             let (noted, progress) = (interrupted.clone(), context.progress.clone());
@@ -137,10 +137,10 @@ fn start_stages<I: Id>(
     let counts = Arc::<SinkCounts>::default();
     let noted = counts.clone();
     stages.spawn(async move { sink(&broker, &store, plan, counts, &stage).await });
-    let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { seal_passes::<I>(&broker, &store, noted, &stage).await });
-    let (broker, store, stage) = (session.broker.clone(), session.store.clone(), stop.child());
-    stages.spawn(async move { watch_dead(&broker, &store, &stage).await });
+    let (sealing, stage) = (session.clone(), stop.child());
+    stages.spawn(async move { seal_passes::<I>(sealing, noted, &stage).await });
+    let (limiting, stage) = (session.clone(), stop.child());
+    stages.spawn(async move { watch_dead(&limiting, &stage).await });
     stages
 }
 
@@ -178,7 +178,7 @@ pub(super) async fn watch(
             () = stop.no_more_taking() => return Err(Error::Stopped).context("interrupted"),
         }
         let begun = Instant::now();
-        let looked = status(&session.broker, &session.records, &session.store, run).await;
+        let looked = status(session, run).await;
         pause = pause_after(begun.elapsed());
         match looked {
             Ok(mut status) => {

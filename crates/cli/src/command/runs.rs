@@ -6,7 +6,7 @@ use millstream_engine::model::record::{RunRecord, RunState};
 use serde_json::json;
 
 use super::Context;
-use crate::session::{Holder, Servers, Session};
+use crate::session::{self, Holder, Servers};
 use crate::{Ended, show};
 
 /// Runs that are named where NATS knows none.
@@ -15,7 +15,7 @@ const SHOWN: usize = 8;
 pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let Some(session) = Session::find(&servers, &context.spec, "runs").await? else {
+            let Some(session) = session::find(&servers, &context.spec, "runs").await? else {
                 match as_json {
                     true => show::line("[]"),
                     false => show::line(&none(&servers, &context.spec).await),
@@ -58,7 +58,7 @@ pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<End
                     .map(|(run, pass, state, ids, dead)| {
                         let dead = dead.map_or_else(|| "-".to_owned(), show::grouped);
                         vec![
-                            run.run.clone(),
+                            run.run.to_string(),
                             pass.to_string(),
                             state.to_string(),
                             show::grouped(*ids),

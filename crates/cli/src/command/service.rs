@@ -13,7 +13,7 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::SinkCounts;
 
 use super::{Context, Signal};
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 /// How often a service says what it did.
@@ -22,7 +22,7 @@ const REPORT: Duration = Duration::from_secs(30);
 pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Service, |servers| async move {
-            let session = Session::set_up(&servers, &context.spec, &context.config, "work").await?;
+            let session = session::set_up(&servers, &context.spec, &context.config, "work").await?;
             let (stop, how) = stop_on_signal(context);
             let counts = Arc::new(WorkCounts::default());
             let counted = counts.clone();
@@ -55,7 +55,7 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
 pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Service, |servers| async move {
-            let session = Session::set_up(&servers, &context.spec, &context.config, "sink").await?;
+            let session = session::set_up(&servers, &context.spec, &context.config, "sink").await?;
             let (stop, how) = stop_on_signal(context);
             let counts = Arc::new(SinkCounts::default());
             let counted = counts.clone();
@@ -68,12 +68,11 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
                 tracing::info!(rows, batches, inserts, failed, redelivered, set_aside, "stored so far");
                 batches
             });
-            let (broker, store, sealing) = (session.broker.clone(), session.store.clone(), stop.child());
-            let noted = counts.clone();
-            let sealer = async move { seal_passes::<I>(&broker, &store, noted, &sealing).await };
+            let sealing = stop.child();
+            let sealer = seal_passes::<I>(session.clone(), counts.clone(), &sealing);
             let plan = context.config.sink.clone();
             let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, &stop);
-            let dead = watch_dead(&session.broker, &session.store, &stop);
+            let dead = watch_dead(&session, &stop);
             let both = async { tokio::try_join!(sink, sealer, dead) };
             Box::pin(both).await?;
             check_sound(&stop)?;

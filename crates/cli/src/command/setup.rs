@@ -6,7 +6,7 @@ use millstream_engine::clickhouse::store::{Change, Plan};
 
 use super::Context;
 use crate::args::SetupArgs;
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 pub(super) async fn setup(context: &Context, args: &SetupArgs) -> anyhow::Result<Ended> {
@@ -22,7 +22,7 @@ pub(super) async fn setup(context: &Context, args: &SetupArgs) -> anyhow::Result
                 }
             }
             store.change(&plan).await?;
-            Session::set_up(&servers, &context.spec, &context.config, "setup").await?;
+            session::set_up(&servers, &context.spec, &context.config, "setup").await?;
             show::line(&format!(
                 "pipeline `{}` is set up in database `{}`",
                 context.spec.name, context.config.environment.database

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
+use millstream_engine::Session;
 use millstream_engine::model::host::{Doing, HostReport, left_hint};
 use millstream_engine::model::moment::shown;
 use millstream_engine::model::record::RunState;
@@ -13,7 +14,7 @@ use super::run::pause_after;
 use super::verify::remembered;
 use super::{Context, run_name};
 use crate::args::StatusArgs;
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 /// After so many looks that found the same, it is looked less often: each of them costs the servers some milliseconds of a core.
@@ -66,8 +67,8 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = match &asked {
-                Some(run) => Session::of_run(&servers, &context.spec, "status", run.as_str()).await?,
-                None => match Session::find(&servers, &context.spec, "status").await? {
+                Some(run) => session::of_run(&servers, &context.spec, "status", run.as_str()).await?,
+                None => match session::find(&servers, &context.spec, "status").await? {
                     Some(session) => session,
                     None => anyhow::bail!(super::runs::none(&servers, &context.spec).await),
                 },
@@ -84,13 +85,12 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
             let mut most = Most::default();
             loop {
                 let begun = Instant::now();
-                let mut status =
-                    match read_status(&session.broker, &session.records, &session.store, &run).await {
-                        Ok(status) => status,
-                        Err(error) => {
-                            return Err(remembered(&servers, &context.spec, &run, error.into()).await);
-                        }
-                    };
+                let mut status = match read_status(&session, &run).await {
+                    Ok(status) => status,
+                    Err(error) => {
+                        return Err(remembered(&servers, &context.spec, &run, error.into()).await);
+                    }
+                };
                 most.hold(&mut status);
                 let ended = status.is_over() || !args.watch;
                 let drawn = !ended && !servers.started && std::io::stderr().is_terminal();
@@ -117,7 +117,7 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
 
 /// Why it is of no use to wait for a run on servers that were started for this command: while it waits, no other process can come
 /// to them, not even `up`.
-pub(super) fn nothing_works(context: &Context, run: &str) -> anyhow::Error {
+pub(super) fn nothing_works(context: &Context, run: &RunName) -> anyhow::Error {
     anyhow::anyhow!(
         "failed to wait for run `{run}`: the local stack of `{}` is not up, so that no process works on it\n\
          hint: start `up`, `work` and `sink` first; or the same `run` again, which goes on with it",
@@ -128,7 +128,7 @@ pub(super) fn nothing_works(context: &Context, run: &str) -> anyhow::Error {
 async fn newest(session: &Session) -> anyhow::Result<Option<RunName>> {
     let runs = session.records.runs().await?;
     let newest = runs.into_iter().max_by_key(|run| run.created_ms);
-    Ok(newest.map(|newest| newest.run.parse()).transpose()?)
+    Ok(newest.map(|newest| newest.run))
 }
 
 fn told(status: &Status) -> String {
@@ -219,7 +219,7 @@ fn told(status: &Status) -> String {
     }
     if let Some(verdict) = &status.verdict {
         lines.push(String::new());
-        lines.push(verdict.text.replace("RUN", run));
+        lines.push(verdict.text.replace("RUN", run.as_str()));
     }
     lines.join("\n")
 }
@@ -297,7 +297,7 @@ fn eta(status: &Status) -> String {
 fn host_cells(host: &HostReport, status: &Status) -> Vec<String> {
     let percent = |part: f64, of: f64| format!("{:.0} %", 100.0 * part / of.max(f64::MIN_POSITIVE));
     let none = || "-".to_owned();
-    let share = host.share_of(&status.run, status.pass);
+    let share = host.share_of(&status.run.pass(status.pass));
     let (role, cores, busy) = match &host.doing {
         Doing::Work { cores, recent, .. } => {
             ("work", cores.to_string(), percent(recent.computing + recent.encoding, recent.all))

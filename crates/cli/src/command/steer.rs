@@ -1,12 +1,13 @@
 //! `pause`, `resume`, `cancel`, `set`: what a person says of a run while it is computed.
 
+use millstream_engine::Session;
 use millstream_engine::control::steer::{self, Settings};
 use millstream_engine::model::record::RunState;
 use serde_json::json;
 
 use super::{Context, run_name};
 use crate::args::{RunJsonArgs, SetArgs};
-use crate::session::{Holder, Session};
+use crate::session::{self, Holder};
 use crate::{Ended, show};
 
 /// What is said.
@@ -47,12 +48,12 @@ pub(super) async fn steer(context: &Context, args: &RunJsonArgs, word: Word) -> 
     let run = run_name(&args.run)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run(&servers, &context.spec, word.name(), run.as_str()).await?;
+            let session = session::of_run(&servers, &context.spec, word.name(), run.as_str()).await?;
             let records = &session.records;
             let changed = match word {
                 Word::Pause => steer::pause(records, &run).await?,
                 Word::Resume => steer::resume(records, &run).await?,
-                Word::Cancel => steer::cancel(&session.broker, records, &session.store, &run).await?,
+                Word::Cancel => steer::cancel(&session, &run).await?,
             };
             match args.json {
                 true => show::json(&state(&session, &args.run, changed).await?),
@@ -68,7 +69,7 @@ pub(super) async fn set(context: &Context, args: &SetArgs) -> anyhow::Result<End
     let settings = Settings { priority: args.settings.priority, rate: args.settings.rate.map(|rate| rate.0) };
     context
         .on_servers(Holder::Moment, |servers| async move {
-            let session = Session::of_run(&servers, &context.spec, "set", run.as_str()).await?;
+            let session = session::of_run(&servers, &context.spec, "set", run.as_str()).await?;
             let changed = steer::set(&session.records, &run, settings).await?;
             let now = state(&session, &args.run, changed).await?;
             match args.json {

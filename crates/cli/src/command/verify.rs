@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Context, run_name};
 use crate::args::VerifyArgs;
-use crate::session::{Holder, Servers, Session};
+use crate::session::{self, Holder, Servers};
 use crate::{Ended, show};
 
 /// Batch numbers that are shown to a person.
@@ -50,19 +50,19 @@ async fn proven<I: Id>(
     run: &RunName,
     args: &VerifyArgs,
 ) -> anyhow::Result<(Report, Option<Repair>)> {
-    let Session { broker, store, records } = Session::of_run(servers, spec, "verify", run.as_str()).await?;
+    let session = session::of_run(servers, spec, "verify", run.as_str()).await?;
     let values = args.values || args.repair;
-    let report = prove::<I>(&broker, &records, &store, run, values).await?;
+    let report = prove::<I>(&session, run, values).await?;
     if !args.repair || (report.is_clean() && !report.is_seen_badly()) {
         return Ok((report, None));
     }
     let unstored = if args.recompute { Unstored::Recompute } else { Unstored::Wait };
-    let repaired = repair(&broker, &records, &store, &report, unstored).await?;
+    let repaired = repair(&session, &report, unstored).await?;
     // What merging alone has healed is well now.
     let healed = (repaired.duplicates_merged > 0 && report.complete)
         || repaired.shown_again
         || !repaired.seen_mended.is_empty();
-    let report = if healed { prove::<I>(&broker, &records, &store, run, values).await? } else { report };
+    let report = if healed { prove::<I>(&session, run, values).await? } else { report };
     Ok((report, Some(repaired)))
 }
 
@@ -77,11 +77,13 @@ pub(super) async fn remembered(
         return error;
     }
     let kept = match Store::connect(spec, servers.store.clone()).await {
-        Ok(store) => store.run_record(run.as_str()).await,
+        Ok(store) => store.run_record(run).await,
         Err(_) => return error,
     };
     match kept {
-        Ok(Some(record)) => Error::ForgottenRun { run: record.run, made_of: record.source }.into(),
+        Ok(Some(record)) => {
+            Error::ForgottenRun { run: record.run.to_string(), made_of: record.source }.into()
+        }
         _ => error,
     }
 }
@@ -94,7 +96,7 @@ fn hint(report: &Report, repaired: Option<&Repair>) -> Option<String> {
             Some(format!("see that `work` and `sink` run, then verify {} --repair", report.run))
         }
         Some(repaired) if repaired.is_nothing() => changes_nothing(report),
-        Some(repaired) => repaired.hint(&report.run),
+        Some(repaired) => repaired.hint(report.run.as_str()),
         None if report.base_gone.is_some() => None,
         None if !report.seen_faults.is_empty()
             || report.published && (!report.is_clean() || report.is_shown_badly()) =>

@@ -12,6 +12,7 @@ mod views;
 use std::sync::Arc;
 
 use clickhouse::Row;
+use millstream::names::{PassId, RunName};
 use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{Id, Spec};
 use serde::Deserialize;
@@ -278,73 +279,78 @@ impl Tables {
     }
 
     /// Removes every row of these batches, and waits for it.
-    pub fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
+    pub fn remove_batches(&self, pass: &PassId, batches: &[u32]) -> String {
         let rows = self.rows();
-        format!(
-            "ALTER TABLE {rows} DELETE WHERE {} SETTINGS mutations_sync = 2",
-            of_batches(run, pass, batches)
-        )
+        format!("ALTER TABLE {rows} DELETE WHERE {} SETTINGS mutations_sync = 2", of_batches(pass, batches))
     }
 
     /// Rows of these batches, raw duplicates counted: `(rows)`.
-    pub fn count_batches(&self, run: &str, pass: u32, batches: &[u32]) -> String {
-        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_batches(run, pass, batches))
+    pub fn count_batches(&self, pass: &PassId, batches: &[u32]) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_batches(pass, batches))
     }
 
     /// Rows of a pass as they lie in the parts: `(rows)`. The primary key alone answers it, but for its edges.
-    pub fn raw_count(&self, run: &str, pass: u32) -> String {
-        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    pub fn raw_count(&self, pass: &PassId) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(pass))
     }
 
     /// The first of so many batches that have fewer rows than ids, raw duplicates counted: `(batch)`.
-    pub fn lacking_batches(&self, run: &str, pass: u32, batches: u32, most: usize) -> String {
+    pub fn lacking_batches(&self, pass: &PassId, batches: u32, most: usize) -> String {
         format!(
             "SELECT toUInt32(number) FROM numbers({batches}) WHERE toUInt32(number) NOT IN \
              (SELECT batch FROM {} WHERE {} GROUP BY batch HAVING count() >= max(batch_ids)) ORDER BY number LIMIT {most}",
             self.rows(),
-            of_pass(run, pass),
+            of_pass(pass),
         )
     }
 
     /// How many ids a pass has more than once, in different batches: `(repeats)`. Spills to disk beyond 256 MB.
-    pub fn repeated(&self, run: &str, pass: u32) -> String {
+    pub fn repeated(&self, pass: &PassId) -> String {
         format!(
             "SELECT toUInt64(sum(times - 1)) FROM (SELECT count() AS times FROM {} FINAL WHERE {} GROUP BY id) \
              SETTINGS max_bytes_before_external_group_by = 268435456",
             self.rows(),
-            of_pass(run, pass),
+            of_pass(pass),
         )
     }
 
     /// Merges a run's partition into one part, without its raw duplicates.
-    pub fn heal(&self, run: &str) -> String {
+    pub fn heal(&self, run: &RunName) -> String {
         format!("OPTIMIZE TABLE {} PARTITION {} FINAL", self.rows(), self.partition_of(run))
     }
 
-    fn partition_of(&self, run: &str) -> u64 {
-        run.to_owned().sip_hash() % u64::from(PARTITIONS)
+    fn partition_of(&self, run: &RunName) -> u64 {
+        run.to_string().sip_hash() % u64::from(PARTITIONS)
     }
 
     /// Makes a sealed pass of a run visible.
-    pub fn insert_pass(&self, run: &str, seen: &SeenPass) -> String {
+    pub fn insert_pass(&self, run: &RunName, seen: &SeenPass) -> String {
         let SeenPass { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms } = seen;
         let builds = builds.iter().map(|build| string(build)).collect::<Vec<_>>().join(", ");
         format!(
             "INSERT INTO {} (run, pass, batches, ids, rows, dead, digest, repeated_ids, builds, sealed_at) SELECT {}, \
              {pass}, {batches}, {ids}, {rows}, {dead}, {digest}, {repeated_ids}, CAST([{builds}] AS Array(String)), {}",
             self.passes(),
-            string(run),
+            string(run.as_str()),
             moment(*at_ms),
         )
     }
 
     /// The pipeline's summary of a pass, if it has one. It is the author's own SQL, and stands on lines of its own.
-    pub fn summary(&self, run: &str, pass: u32) -> Option<String> {
+    pub fn summary(&self, pass: &PassId) -> Option<String> {
+        self.summary_of(&of_pass(pass))
+    }
+
+    /// The same over no rows, to see whether it is a query.
+    pub fn empty_summary(&self) -> Option<String> {
+        self.summary_of("0")
+    }
+
+    fn summary_of(&self, condition: &str) -> Option<String> {
         let rows = format!(
-            "(SELECT id{} FROM {} FINAL WHERE {} AND status = 'ok')",
+            "(SELECT id{} FROM {} FINAL WHERE {condition} AND status = 'ok')",
             self.own_list(),
             self.rows(),
-            of_pass(run, pass)
         );
         self.summary.map(|query| query.trim().trim_end_matches(';').replace("{rows}", &rows))
     }
@@ -359,7 +365,7 @@ impl Tables {
              digest, dropped_repeats, published_at) \
              SELECT {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
             self.runs(),
-            string(&record.run),
+            string(record.run.as_str()),
             string(&record.source),
             string(&record.fingerprint),
             record.batch_ids,
@@ -376,24 +382,24 @@ impl Tables {
 
     /// A run's record as it is kept: `(source, fingerprint, batch_ids, expected_ids, may_repeat, created_ms, batches,
     /// ids, digest, dropped_repeats, published_ms)`.
-    pub fn run_record(&self, run: &str) -> String {
+    pub fn run_record(&self, run: &RunName) -> String {
         format!(
             "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, {}, batches, ids, digest, \
              dropped_repeats, {} FROM {} FINAL WHERE run = {}",
             millis("created_at"),
             millis("published_at"),
             self.runs(),
-            string(run)
+            string(run.as_str())
         )
     }
 
     /// Sealed passes of a run, in order: [`SeenPass`].
-    pub fn sealed_passes(&self, run: &str) -> String {
+    pub fn sealed_passes(&self, run: &RunName) -> String {
         format!(
             "SELECT pass, batches, ids, rows, dead, digest, repeated_ids, builds, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
             millis("sealed_at"),
             self.passes(),
-            string(run)
+            string(run.as_str())
         )
     }
 }
@@ -441,13 +447,14 @@ pub fn long_running(prefix: &str, seconds: u64) -> String {
     )
 }
 
-fn of_pass(run: &str, pass: u32) -> String {
-    format!("run = {} AND pass = {pass}", string(run))
+fn of_pass(pass: &PassId) -> String {
+    let PassId { run, pass } = pass;
+    format!("run = {} AND pass = {pass}", string(run.as_str()))
 }
 
-fn of_batches(run: &str, pass: u32, batches: &[u32]) -> String {
+fn of_batches(pass: &PassId, batches: &[u32]) -> String {
     let list = batches.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    format!("{} AND batch IN ({list})", of_pass(run, pass))
+    format!("{} AND batch IN ({list})", of_pass(pass))
 }
 
 /// A moment as text, in seconds since 1970: a `DateTime64` column reads it, and so does what stands for one on a server
@@ -517,8 +524,10 @@ mod tests {
         outside
     }
 
-    /// Every statement, with `text` wherever a name or a text goes in.
+    /// Every statement, with `text` wherever a name or a text goes in that has no grammar of its own.
     fn statements_about(text: &str) -> Vec<String> {
+        let run: RunName = "green".parse().expect("legal");
+        let pass = run.pass(1);
         let schema = Arc::new(Schema::parse(&[("n", "UInt8")]).expect("sound"));
         let tables = Tables {
             build: "b".to_owned(),
@@ -531,7 +540,7 @@ mod tests {
             summary: Some("SELECT count() FROM {rows}"),
         };
         let record = crate::model::record::RunRecord {
-            run: text.to_owned(),
+            run: run.clone(),
             source: text.to_owned(),
             fingerprint: text.to_owned(),
             batch_ids: 1,
@@ -559,50 +568,59 @@ mod tests {
         let part = Portion::between(1, 2, text, text);
         let digested = [Digested::plain(&schema)];
         let builds = vec![text.to_owned()];
-        let (pass, batches, ids, rows, dead, digest, repeated_ids, at_ms) = (1, 1, 1, 1, 1, 1, 1, 1);
-        let seen = SeenPass { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms };
+        let seen = SeenPass {
+            pass: 1,
+            batches: 1,
+            ids: 1,
+            rows: 1,
+            dead: 1,
+            digest: 1,
+            repeated_ids: 1,
+            builds,
+            at_ms: 1,
+        };
         let of_run = [
-            tables.ask_parts(text, 1, &[&part], Count::Rows),
-            tables.ask_parts(text, 1, &[&part], Count::Ids),
-            tables.newest_rows(text),
-            tables.selected(text, &covers),
-            tables.selected_batches(text, &covers),
-            tables.selected_ids(text, &covers, &[1, 2]),
-            tables.not_computed(text, 2, &covers, [0, 9]),
-            tables.take_over(text, 2, &covers, [0, 9], &tables.row_columns(), &digested),
-            tables.rows_of(text, Some(1)),
-            tables.remove_rows(text, Some(1)),
-            tables.hide(text, 1),
-            tables.forget_run(text),
-            tables.run_record(text),
-            tables.sealed_passes(text),
-            tables.ask(text, 1, &[1, 2], Count::Rows),
-            tables.ask(text, 1, &[1, 2], Count::Ids),
-            tables.remove_batches(text, 1, &[1, 2]),
-            tables.count_dead(text, 1, &letters),
-            tables.proof(text, 1, None, RowsRead::Once),
-            tables.proof(text, 1, Some(&digested), RowsRead::All),
-            tables.raw_count(text, 1),
-            tables.batches(text, 1, Some(&digested)),
-            tables.base_at_fault(text, &covers, [0, 9], &tables.row_columns(), &digested),
-            tables.schemas_of(text, 1),
-            tables.repeated(text, 1),
-            tables.insert_pass(text, &seen),
-            tables.newest_sealed(text),
-            tables.is_seen(text, true),
-            tables.is_seen(text, false),
-            tables.builds(text, 1),
-            tables.build_names(text, 1),
-            tables.insert_view_fault((text, 1, &[[1, 2]]), (text, text), 1),
-            tables.view_faults(Some(text)),
+            tables.ask_parts(&pass, &[&part], Count::Rows),
+            tables.ask_parts(&pass, &[&part], Count::Ids),
+            tables.newest_rows(&run),
+            tables.selected(&run, &covers),
+            tables.selected_batches(&run, &covers),
+            tables.selected_ids(&run, &covers, &[1, 2]),
+            tables.not_computed(&run.pass(2), &covers, [0, 9]),
+            tables.take_over(&run.pass(2), &covers, [0, 9], &tables.row_columns(), &digested),
+            tables.rows_of(&run, Some(1)),
+            tables.remove_rows(&run, Some(1)),
+            tables.hide(&pass),
+            tables.forget_run(&run),
+            tables.run_record(&run),
+            tables.sealed_passes(&run),
+            tables.ask(&pass, &[1, 2], Count::Rows),
+            tables.ask(&pass, &[1, 2], Count::Ids),
+            tables.remove_batches(&pass, &[1, 2]),
+            tables.count_dead(&pass, &letters),
+            tables.proof(&pass, None, RowsRead::Once),
+            tables.proof(&pass, Some(&digested), RowsRead::All),
+            tables.raw_count(&pass),
+            tables.batches(&pass, Some(&digested)),
+            tables.base_at_fault(&run, &covers, [0, 9], &tables.row_columns(), &digested),
+            tables.schemas_of(&pass),
+            tables.repeated(&pass),
+            tables.insert_pass(&run, &seen),
+            tables.newest_sealed(&run),
+            tables.is_seen(&run, true),
+            tables.is_seen(&run, false),
+            tables.builds(&pass),
+            tables.build_names(&pass),
+            tables.insert_view_fault((&pass, &[[1, 2]]), (text, text), 1),
+            tables.view_faults(Some(&run)),
             tables.refill("v", "SELECT 1"),
             tables.insert_run(&record),
-            tables.dead(text, 1, &letters, 1),
-            tables.dead_by_error(text, 1, &letters, 1),
+            tables.dead(&pass, &letters, 1),
+            tables.dead_by_error(&pass, &letters, 1),
         ];
         // Of a run it says the partition only, a number.
-        let heal = tables.heal("green");
-        let summary = tables.summary(text, 1).expect("there is one");
+        let heal = tables.heal(&run);
+        let summary = tables.summary(&pass).expect("there is one");
         let columns = tables.row_columns();
         let others = [
             summary,
@@ -617,10 +635,10 @@ mod tests {
             tables.insert_schema(1, &schema, text, 1),
             tables.mutations(),
             tables.kill_mutation(text, text),
-            tables.count_sealed(text, 1),
-            tables.count_runs(text),
-            tables.count_batches(text, 1, &[1, 2]),
-            tables.forget_view_faults(text, Some(1)),
+            tables.count_sealed(&pass),
+            tables.count_runs(&run),
+            tables.count_batches(&pass, &[1, 2]),
+            tables.forget_view_faults(&run, Some(1)),
             tables.acknowledge_view_faults([(text, 1, text, 1)].into_iter()),
             Tables::view_queries(&[(text.to_owned(), text.to_owned())]),
         ];

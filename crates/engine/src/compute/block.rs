@@ -81,8 +81,8 @@ fn write<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Rows, out: &
     for (name, kind) in OWN_COLUMNS {
         let repeated = |out: &mut Vec<u8>, value: &[u8]| native::repeated(out, name, kind, value, count);
         match name {
-            "run" => native::repeated_text(out, name, key.run.as_str(), count),
-            "pass" => repeated(out, &key.pass.to_le_bytes()),
+            "run" => native::repeated_text(out, name, key.pass.run.as_str(), count),
+            "pass" => repeated(out, &key.pass.pass.to_le_bytes()),
             "batch" => repeated(out, &key.batch.to_le_bytes()),
             "batch_ids" => repeated(out, &key.ids.to_le_bytes()),
             "batch_digest" => repeated(out, &digest.to_le_bytes()),
@@ -228,6 +228,8 @@ pub(crate) mod read {
 
 #[cfg(test)]
 mod tests {
+    use millstream::names::PassId;
+
     use super::*;
     use serde::Serialize;
 
@@ -243,7 +245,7 @@ mod tests {
         rows.ok(&schema, &Number { n: 7 });
         rows.dead(&schema, "no");
         rows.ok(&schema, &Number { n: 9 });
-        let key = BatchKey { run: "r".parse().expect("legal"), pass: 2, batch: 5, ids: 10 };
+        let key = BatchKey { pass: PassId { run: "r".parse().expect("legal"), pass: 2 }, batch: 5, ids: 10 };
         let maker = Maker { host: "h".into(), build: "1+ab".into() };
         let head = Head { key: &key, maker: &maker, computed_ms: 1_700_000_000_000 };
         let packed = pack(&head, &schema, &[3u64, 4, 5], &rows);

@@ -107,7 +107,7 @@ struct Printing {
 impl Printing {
     /// Ids are sent to the child.
     fn sent<I: Id>(&mut self, key: &BatchKey, ids: &[I]) {
-        let about = |id| [key.run.as_str().to_owned(), key.batch.to_string(), shown(id)];
+        let about = |id| [key.pass.run.as_str().to_owned(), key.batch.to_string(), shown(id)];
         self.next.extend(ids.iter().map(about));
     }
 

@@ -1,7 +1,7 @@
 //! What computing comes to: rows of a batch, and of the pieces that it is cut into.
 
 use millstream::Id;
-use millstream::names::RunName;
+use millstream::names::PassId;
 use millstream::schema::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +14,8 @@ pub(super) const PIECE_BYTES: usize = 4 << 20;
 /// Which batch the ids belong to: what every one of its rows begins with.
 #[derive(Debug, Clone)]
 pub struct BatchKey {
-    /// The run.
-    pub run: RunName,
-    /// The pass.
-    pub pass: u32,
+    /// The pass that it is computed for.
+    pub pass: PassId,
     /// The batch.
     pub batch: u32,
     /// Ids that the batch has in all.

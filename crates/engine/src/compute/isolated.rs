@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use millstream::child::{self as wire, Answer};
 use millstream::columns::Columns;
+use millstream::names::PassId;
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::sync::Semaphore;
@@ -188,7 +189,7 @@ impl<I: Id> Isolated<I> {
             let reason = match verdict {
                 // What it has become by many ids is not the fault of the last one, which a fresh process will tell.
                 Verdict::Crashed(reason) if others > 0 => {
-                    let (id, BatchKey { run, batch, .. }) = (shown(id), key);
+                    let (id, BatchKey { pass: PassId { run, .. }, batch, .. }) = (shown(id), key);
                     tracing::debug!(%run, batch, id, reason, others, "a process is replaced, and its id tried in a fresh one");
                     continue;
                 }
@@ -203,7 +204,7 @@ impl<I: Id> Isolated<I> {
             };
             killed = 0;
             self.counts.ended.fetch_add(1, Ordering::Relaxed);
-            let BatchKey { run, batch, .. } = key;
+            let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
             tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it is a dead letter");
             part.dead(id, &reason);
             chunk.start += 1;
@@ -220,7 +221,7 @@ impl<I: Id> Isolated<I> {
         match end {
             End::Silent => {
                 let why = silent();
-                let BatchKey { run, batch, .. } = key;
+                let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
                 tracing::warn!(%run, batch, id = shown(id), why, "a process that computes is replaced");
                 Verdict::Killed(why)
             }

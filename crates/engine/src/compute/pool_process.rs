@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use millstream::names::PassId;
 use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::io::AsyncWriteExt;
@@ -316,7 +317,7 @@ impl<I: Id> Shared<I> {
             _ => None,
         };
         match only {
-            Some((key, id)) => print(said, Some((key.run.as_str(), &key.batch.to_string(), &id))),
+            Some((key, id)) => print(said, Some((key.pass.run.as_str(), &key.batch.to_string(), &id))),
             None => {
                 let batches = self.batches();
                 print(said, Some(("", &batches, "")));
@@ -330,7 +331,7 @@ impl<I: Id> Shared<I> {
         let mut names: Vec<String> = open
             .iter()
             .flat_map(HashMap::values)
-            .map(|order| format!("{}/{}", order.key.run, order.key.batch))
+            .map(|order| format!("{}/{}", order.key.pass.run, order.key.batch))
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -426,7 +427,7 @@ impl<I: Id> Order<I> {
 
 /// Says that an id takes long. Rare by what a soft limit is for, so each is told.
 pub(super) fn slow<I: Id>(key: &BatchKey, id: &I) {
-    let BatchKey { run, batch, .. } = key;
+    let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
     tracing::warn!(%run, batch, id = shown(id), "an id takes longer than its soft limit");
 }
 
@@ -452,7 +453,7 @@ mod tests {
     #[test]
     fn what_no_piece_covers_is_left() {
         let (answer, _) = oneshot::channel::<Leftover<u64>>();
-        let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch: 0, ids: 10 };
+        let key = BatchKey { pass: PassId { run: "r".parse().expect("legal"), pass: 1 }, batch: 0, ids: 10 };
         let (ids, results) = ((100..110).collect(), Arc::default());
         let order = Order { key, ids, results, covered: vec![6..8, 1..4], missing: 5, answer };
         assert_eq!(order.left(), [100, 104, 105, 108, 109]);

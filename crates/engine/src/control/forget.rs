@@ -8,12 +8,11 @@ mod pipeline;
 use millstream::names::RunName;
 use serde::Serialize;
 
-use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::failpoint;
 use crate::model::record::{PassRecord, PassState};
-use crate::nats::broker::Broker;
-use crate::nats::bucket::{Change, Records};
+use crate::nats::bucket::Change;
+use crate::session::Session;
 
 pub use pipeline::{Belongings, belongings, forget_pipeline};
 
@@ -39,9 +38,7 @@ pub struct Forgotten {
 
 /// What is to be forgotten, and everything of it.
 struct Forget<'a> {
-    broker: &'a Broker,
-    records: &'a Records,
-    store: &'a Store,
+    session: &'a Session,
     run: &'a RunName,
     pass: Option<u32>,
 }
@@ -51,14 +48,8 @@ struct Forget<'a> {
 /// # Errors
 /// [`Error::NoSuchRun`], [`Error::NoSuchPass`]; [`Error::StillOpen`] while a pass of it is running or paused;
 /// [`Error::PassSeen`]; [`Error::BegunMeanwhile`]; those of the broker and ClickHouse. It can be called again.
-pub async fn forget(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    run: &RunName,
-    pass: Option<u32>,
-) -> Result<Forgotten, Error> {
-    let forget = Forget { broker, records, store, run, pass };
+pub async fn forget(session: &Session, run: &RunName, pass: Option<u32>) -> Result<Forgotten, Error> {
+    let forget = Forget { session, run, pass };
     let passes = forget.passes().await?;
     let mut forgotten = Forgotten::default();
     forget.note(&passes).await?;
@@ -79,13 +70,13 @@ impl Forget<'_> {
     /// The records that will go, as they are before anything does.
     async fn passes(&self) -> Result<Vec<PassRecord>, Error> {
         let run = || self.run.to_string();
-        let known = self.records.passes_of(self.run).await?;
-        let sealed = self.store.sealed_passes(self.run.as_str()).await?;
+        let known = self.session.records.passes_of(self.run).await?;
+        let sealed = self.session.store.sealed_passes(self.run).await?;
         let seen = sealed.last().map(|seen| seen.pass);
         let kept =
             |pass| known.iter().any(|record| record.pass == pass) || sealed.iter().any(|of| of.pass == pass);
         if known.is_empty() && sealed.is_empty() && !self.has_rows().await? {
-            self.records.known_run(self.run).await?;
+            self.session.records.known_run(self.run).await?;
         }
         match self.pass {
             Some(pass) if seen == Some(pass) => return Err(Error::PassSeen { run: run(), pass }),
@@ -106,7 +97,7 @@ impl Forget<'_> {
     /// Notes in the records that it has begun, so that what a kill or an error leaves is told as what it is.
     async fn note(&self, passes: &[PassRecord]) -> Result<(), Error> {
         for before in passes {
-            while let Some(mut entry) = self.records.pass(self.run, before.pass).await? {
+            while let Some(mut entry) = self.session.records.pass(&self.run.pass(before.pass)).await? {
                 if entry.record.forgetting {
                     break;
                 }
@@ -115,7 +106,7 @@ impl Forget<'_> {
                     return Err(Error::BegunMeanwhile { run: self.run.to_string() });
                 }
                 entry.record.forgetting = true;
-                if self.records.update_pass(&entry, self.run).await? == Change::Made {
+                if self.session.records.update_pass(&entry).await? == Change::Made {
                     break;
                 }
             }
@@ -125,63 +116,63 @@ impl Forget<'_> {
 
     /// Whether ClickHouse has rows of it, which no record may tell of any more.
     async fn has_rows(&self) -> Result<bool, Error> {
-        Ok(self.store.rows_of(self.run.as_str(), self.pass).await? > 0)
+        Ok(self.session.store.rows_of(self.run, self.pass).await? > 0)
     }
 
     /// Takes it from readers in one step: of all passes, the one that they see goes last.
     async fn hide(&self) -> Result<(), Error> {
-        self.store.hide(self.run.as_str(), self.pass).await
+        self.session.store.hide(self.run, self.pass).await
     }
 
     /// Consumers first, so that nothing is computed of what is being removed.
     async fn remove_messages(&self, forgotten: &mut Forgotten) -> Result<(), Error> {
-        let (names, run) = (self.broker.names(), self.run);
+        let (names, run) = (self.session.broker.names(), self.run);
         let passes = match self.pass {
             Some(pass) => pass..pass + 1,
-            None => 1..self.records.next_pass(run).await?,
+            None => 1..self.session.records.next_pass(run).await?,
         };
         for pass in passes {
-            self.broker.remove_work_consumer(run, pass).await?;
-            self.broker.remove_rebuild_consumer(run, pass).await?;
+            self.session.broker.remove_work_consumer(&run.pass(pass)).await?;
+            self.session.broker.remove_rebuild_consumer(&run.pass(pass)).await?;
         }
         let (ids, rows) = match self.pass {
-            Some(pass) => (names.replay_ids(run, pass), names.pass_rows(run, pass)),
+            Some(pass) => (names.replay_ids(&run.pass(pass)), names.pass_rows(&run.pass(pass))),
             None => (names.all_of_ids(run), names.all_of_rows(run)),
         };
         for subject in [&ids, &rows] {
-            forgotten.aside_messages += self.broker.purge_aside(names.aside_subject(subject)).await?;
+            forgotten.aside_messages += self.session.broker.purge_aside(names.aside_subject(subject)).await?;
         }
-        forgotten.ids_messages += self.broker.purge_ids(ids).await?;
-        forgotten.rows_messages += self.broker.purge_rows(rows).await?;
+        forgotten.ids_messages += self.session.broker.purge_ids(ids).await?;
+        forgotten.rows_messages += self.session.broker.purge_rows(rows).await?;
         Ok(())
     }
 
     /// A sink may have had some of the rows in its hands: until none is there, they are removed again.
     async fn remove_rows(&self, forgotten: &mut Forgotten) -> Result<(), Error> {
-        let (run, pass) = (self.run.as_str(), self.pass);
-        let before = self.store.bytes_beside(run).await?;
+        let (run, pass) = (self.run, self.pass);
+        let before = self.session.store.bytes_beside(run).await?;
         for _ in 0..SWEEPS {
-            let rows = self.store.rows_of(run, pass).await?;
+            let rows = self.session.store.rows_of(run, pass).await?;
             if rows == 0 {
                 break;
             }
             forgotten.rows += rows;
-            match self.store.remove_rows(run, pass).await {
+            match self.session.store.remove_rows(run, pass).await {
                 Err(Error::NotRemoved { .. }) => {}
                 outcome => outcome?,
             }
         }
-        match self.store.rows_of(run, pass).await? {
+        match self.session.store.rows_of(run, pass).await? {
             0 => {}
             rows => return Err(Error::NotRemoved { doing: "remove rows".into(), rows }),
         }
-        forgotten.row_bytes = before.saturating_sub(self.store.bytes_beside(run).await?);
+        forgotten.row_bytes = before.saturating_sub(self.session.store.bytes_beside(run).await?);
         Ok(())
     }
 
     /// What views did not get of rows that are gone. Where this process may not look, the operator acknowledges it.
     async fn remove_view_faults(&self) -> Result<(), Error> {
-        match self.store.forget_view_faults(self.run.as_str(), self.pass).await {
+        match self.session.store.forget_view_faults(self.run, self.pass).await {
             Err(Error::Store { source, .. }) if source.is_denied() => {
                 tracing::warn!(run = %self.run, %source, hint = "`doctor --acknowledge` by a user who may removes them",
                     "what is noted of views that lack its rows stays");
@@ -193,7 +184,7 @@ impl Forget<'_> {
 
     async fn remove_records(&self, passes: Vec<PassRecord>, forgotten: &mut Forgotten) -> Result<(), Error> {
         let meanwhile = || Error::BegunMeanwhile { run: self.run.to_string() };
-        let known = self.records.passes_of(self.run).await?;
+        let known = self.session.records.passes_of(self.run).await?;
         let is_new = |record: &PassRecord| passes.iter().all(|before| before.pass != record.pass);
         if self.pass.is_none() && known.iter().any(is_new) {
             return Err(meanwhile());
@@ -204,9 +195,9 @@ impl Forget<'_> {
             failpoint::pass("forget-in-records");
         }
         if self.pass.is_none() {
-            self.store.forget_run(self.run.as_str()).await?;
-            if let Some(entry) = self.records.run(self.run).await?
-                && self.records.remove_run(&entry, self.run).await? == Change::Beaten
+            self.session.store.forget_run(self.run).await?;
+            if let Some(entry) = self.session.records.run(self.run).await?
+                && self.session.records.remove_run(&entry).await? == Change::Beaten
             {
                 return Err(meanwhile());
             }
@@ -216,13 +207,13 @@ impl Forget<'_> {
 
     /// Removes the record of a pass with which nothing was begun.
     async fn remove_pass(&self, before: &PassRecord) -> Result<(), Error> {
-        while let Some(entry) = self.records.pass(self.run, before.pass).await? {
+        while let Some(entry) = self.session.records.pass(&self.run.pass(before.pass)).await? {
             // A sealer notes in the record of a cancelled pass that its messages are gone: that begins nothing.
             let PassRecord { state, sealed, .. } = &entry.record;
             if (state, sealed) != (&before.state, &before.sealed) {
                 return Err(Error::BegunMeanwhile { run: self.run.to_string() });
             }
-            if self.records.remove_pass(&entry, self.run).await? == Change::Made {
+            if self.session.records.remove_pass(&entry).await? == Change::Made {
                 break;
             }
         }

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use millstream::names::RunName;
+use millstream::names::PassId;
 
-use crate::clickhouse::store::Store;
 use crate::control::steer;
 use crate::error::{Error, full_cause};
 use crate::model::record::PassState;
 use crate::model::selection::Letters;
-use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;
 use crate::nats::pass_watch;
+use crate::session::Session;
 use crate::stop::Stop;
 
 /// How often such runs are looked at.
@@ -21,9 +20,9 @@ const LOOK: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; later failures are waited out.
-pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(), Error> {
-    let records = broker.records().await?;
-    let open = pass_watch::follow(&records, stop).await?;
+pub async fn watch_dead(session: &Session, stop: &Stop) -> Result<(), Error> {
+    let Session { records, store, .. } = session;
+    let open = pass_watch::follow(records, stop).await?;
     loop {
         if !stop.rest(LOOK).await {
             return Ok(());
@@ -32,14 +31,15 @@ pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(
             .borrow()
             .iter()
             .filter(|(_, pass)| pass.state == PassState::Running)
-            .filter_map(|((run, number), pass)| Some((run.clone(), *number, pass.max_dead?)))
+            .filter_map(|(id, pass)| Some((id.clone(), pass.max_dead?)))
             .collect();
-        for (run, pass, most) in limited {
-            let paused = match store.dead_rows(run.as_str(), pass, &Letters::default()).await {
+        for (id, most) in limited {
+            let PassId { run, pass } = &id;
+            let paused = match store.dead_rows(&id, &Letters::default()).await {
                 // Raw duplicates are counted, too: those that are distinct decide.
-                Ok(raw) if raw > most => match store.dead_distinct(run.as_str(), pass).await {
+                Ok(raw) if raw > most => match store.dead_distinct(&id).await {
                     Ok(dead) if dead <= most => Ok(None),
-                    Ok(dead) => pause(&records, &run, pass, dead, most).await,
+                    Ok(dead) => pause(records, &id, dead, most).await,
                     Err(error) => Err(error),
                 },
                 Ok(_) => Ok(None),
@@ -62,14 +62,8 @@ pub async fn watch_dead(broker: &Broker, store: &Store, stop: &Stop) -> Result<(
 }
 
 /// Pauses a pass with its reason; the reason, unless another process was faster.
-async fn pause(
-    records: &Records,
-    run: &RunName,
-    pass: u32,
-    dead: u64,
-    most: u64,
-) -> Result<Option<String>, Error> {
+async fn pause(records: &Records, pass: &PassId, dead: u64, most: u64) -> Result<Option<String>, Error> {
     let why = format!("{dead} dead letters are more than the {most} of --max-dead");
-    let paused = steer::pause_for(records, run, pass, &why).await?;
+    let paused = steer::pause_for(records, pass, &why).await?;
     Ok(paused.then_some(why))
 }

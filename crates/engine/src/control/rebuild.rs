@@ -14,16 +14,16 @@ use millstream::names::RunName;
 use serde::Serialize;
 
 use crate::clickhouse::sql::SeenPass;
-use crate::clickhouse::store::{Store, StoredBatch};
+use crate::clickhouse::store::StoredBatch;
 use crate::error::Error;
 use crate::failpoint;
 use crate::model::moment::{length, now_ms, shown};
 use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::model::rows::Drawn;
-use crate::nats::broker::{Broker, Kept};
-use crate::nats::bucket::Records;
+use crate::nats::broker::Kept;
 use crate::seal::Proof;
 use crate::seal::copied::{check_selected, copy_others};
+use crate::session::Session;
 use crate::sink::{SinkCounts, SinkPlan, sink};
 use crate::stop::Stop;
 
@@ -44,9 +44,7 @@ pub struct Rebuilt {
 }
 
 struct Rebuild<'a> {
-    broker: &'a Broker,
-    records: &'a Records,
-    store: &'a Store,
+    session: &'a Session,
     run: &'a RunName,
     record: &'a RunRecord,
     published: &'a Published,
@@ -60,20 +58,19 @@ struct Rebuild<'a> {
 /// [`Error::NoSuchPass`]; [`Error::NotSealed`]; [`Error::RowsGone`] when the stream does not have all that the table
 /// lacks: then what it has is inserted; [`Error::RowsLeft`] when the table does not take them; [`Error::Stopped`]; those of the broker and ClickHouse.
 pub async fn rebuild(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
+    session: &Session,
     run: &RunName,
     pass: Option<u32>,
     plan: SinkPlan,
     stop: &Stop,
 ) -> Result<Rebuilt, Error> {
+    let Session { records, store, .. } = session;
     let record = records.known_run(run).await?.record;
     let Some(published) = record.published.clone() else {
         return Err(Error::NotPublished { run: run.to_string() });
     };
     let (record, published) = (&record, &published);
-    let rebuild = Rebuild { broker, records, store, run, record, published, plan, stop };
+    let rebuild = Rebuild { session, run, record, published, plan, stop };
     let chain = rebuild.chain(pass).await?;
     let mut rebuilt = Rebuilt { pass: chain[0].0.pass, rows: 0, inserted: 0, passes: Vec::new() };
     let mut proofs = Vec::new();
@@ -100,7 +97,7 @@ impl Rebuild<'_> {
     /// The pass that is asked for, and those that it needs rows from, with what is there of each. The last of them is whole,
     /// or took no rows from any.
     async fn chain(&self, pass: Option<u32>) -> Result<Vec<(PassRecord, Proof)>, Error> {
-        let known = self.records.passes_of(self.run).await?;
+        let known = self.session.records.passes_of(self.run).await?;
         let sealed = known.iter().rfind(|record| record.state == PassState::Sealed);
         let wanted = pass.or(sealed.map(|record| record.pass)).or(known.last().map(|record| record.pass));
         let mut next = wanted.unwrap_or(1);
@@ -125,7 +122,7 @@ impl Rebuild<'_> {
     }
 
     async fn proof(&self, pass: u32) -> Result<Proof, Error> {
-        Proof::take(self.store, self.run, pass, self.published, true).await
+        Proof::take(&self.session.store, &self.run.pass(pass), self.published, true).await
     }
 
     /// Inserts what the stream has of a pass, and copies what it took over.
@@ -134,9 +131,9 @@ impl Rebuild<'_> {
         failpoint::pass("rebuild-after-sink");
         match &pass.covers {
             Some(covers) => {
-                let Self { store, run, record, published, .. } = self;
+                let Self { session: Session { store, .. }, run, record, published, .. } = self;
                 check_selected(store, run, covers).await?;
-                copy_others(store, run, pass.pass, covers, record.batch_ids, published).await
+                copy_others(store, &run.pass(pass.pass), covers, record.batch_ids, published).await
             }
             None => Ok(()),
         }
@@ -144,12 +141,12 @@ impl Rebuild<'_> {
 
     /// Sinks until the pass's own consumer has nothing more to give.
     async fn sink(&self, pass: u32) -> Result<(), Error> {
-        let broker = self.broker;
-        broker.make_rebuild_consumer(self.run, pass).await?;
+        let broker = &self.session.broker;
+        broker.make_rebuild_consumer(&self.run.pass(pass)).await?;
         let (counts, stage) = (Arc::new(SinkCounts::default()), self.stop.child());
         let watch = async {
             while !stage.taking_stopped() {
-                let open = broker.rebuild_progress(self.run, pass).await;
+                let open = broker.rebuild_progress(&self.run.pass(pass)).await;
                 // A server that does not answer now is asked again: the sink waits for it too.
                 let is_drawn = matches!(open, Ok(open) if open.as_ref().is_none_or(is_drawn));
                 // Rows that the table does not take come again and again: the operator has to do something first.
@@ -162,27 +159,27 @@ impl Rebuild<'_> {
                 }
             }
         };
-        let plan = SinkPlan { drawn: Drawn::Pass(self.run.clone(), pass), ..self.plan.clone() };
-        let sinking = Box::pin(sink(broker, self.store, plan, counts.clone(), &stage));
+        let plan = SinkPlan { drawn: Drawn::Pass(self.run.pass(pass)), ..self.plan.clone() };
+        let sinking = Box::pin(sink(broker, &self.session.store, plan, counts.clone(), &stage));
         let (sunk, ()) = tokio::join!(sinking, watch);
         sunk?;
         let faults = counts.left.faults();
         if !faults.is_empty() {
-            broker.remove_rebuild_consumer(self.run, pass).await?;
+            broker.remove_rebuild_consumer(&self.run.pass(pass)).await?;
             return Err(Error::RowsLeft { run: self.run.to_string(), pass, faults });
         }
         tracing::info!(pass, batches = counts.batches.load(Ordering::Relaxed), "inserted from the stream");
         if self.stop.taking_stopped() {
             return Err(Error::Stopped);
         }
-        broker.remove_rebuild_consumer(self.run, pass).await
+        broker.remove_rebuild_consumer(&self.run.pass(pass)).await
     }
 
     /// The proof that a pass is whole again.
     async fn prove(&self, pass: &PassRecord) -> Result<Proof, Error> {
         let mut proof = self.proof(pass.pass).await?;
         if proof.is_complete() && !proof.is_clean() {
-            self.store.merge_away(self.run.as_str(), pass.pass, proof.stored.ids).await?;
+            self.session.store.merge_away(&self.run.pass(pass.pass), proof.stored.ids).await?;
             proof = self.proof(pass.pass).await?;
         }
         if proof.is_clean() {
@@ -190,9 +187,9 @@ impl Rebuild<'_> {
         }
         let mut whole = 0;
         let count = |batch: StoredBatch| whole += u64::from(batch.ids == batch.expected);
-        self.store.each_batch(self.run.as_str(), pass.pass, false, count).await?;
-        let stream = self.broker.names().rows_stream();
-        let why = match self.broker.kept(&stream).await? {
+        self.session.store.each_batch(&self.run.pass(pass.pass), false, count).await?;
+        let stream = self.session.broker.names().rows_stream();
+        let why = match self.session.broker.kept(&stream).await? {
             Some(kept) => why(&kept, pass, now_ms()),
             None => "there is no such stream any more".to_owned(),
         };
@@ -209,8 +206,8 @@ impl Rebuild<'_> {
 
     /// Makes a pass visible that was proven, unless it is.
     async fn show(&self, pass: &PassRecord, proof: &Proof) -> Result<(), Error> {
-        let run = self.run.as_str();
-        if self.store.sealed_passes(run).await?.iter().any(|seen| seen.pass == pass.pass) {
+        let _run = self.run.as_str();
+        if self.session.store.sealed_passes(self.run).await?.iter().any(|seen| seen.pass == pass.pass) {
             return Ok(());
         }
         let sealed = match &pass.sealed {
@@ -219,14 +216,18 @@ impl Rebuild<'_> {
                 rows: proof.stored.ids,
                 dead: proof.stored.dead,
                 repeated_ids: 0,
-                at_ms: self.records.server_ms().await?,
+                at_ms: self.session.records.server_ms().await?,
                 summary: None,
                 summary_fault: None,
-                builds: self.store.build_names(run, pass.pass).await?,
+                builds: self.session.store.build_names(&self.run.pass(pass.pass)).await?,
             },
         };
-        let row = self.store.tables().insert_pass(run, &SeenPass::of(pass.pass, self.published, &sealed));
-        self.store.write("make a pass visible again", &row).await
+        let row = self
+            .session
+            .store
+            .tables()
+            .insert_pass(self.run, &SeenPass::of(pass.pass, self.published, &sealed));
+        self.session.store.write("make a pass visible again", &row).await
     }
 }
 
@@ -268,7 +269,7 @@ mod tests {
     fn the_reason_is_what_the_stream_lets_know() {
         const HOUR: u64 = 3_600_000;
         let run: RunName = "a".parse().expect("legal");
-        let pass = PassRecord::begin(&run, 1, 100, 2 * HOUR);
+        let pass = PassRecord::begin(&run.pass(1), 100, 2 * HOUR);
         let kept = |created_ms, hours: u64| Kept {
             created_ms,
             oldest_ms: None,

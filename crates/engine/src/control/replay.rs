@@ -13,15 +13,15 @@ use millstream::Id;
 use millstream::envelope::encode_ids;
 use millstream::names::RunName;
 
-use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::failpoint;
 use crate::model::record::{Covers, PassRecord, PassState, Published, RunRecord};
 use crate::model::selection::Selection;
-use crate::nats::broker::{Broker, Written};
-use crate::nats::bucket::{Change, Records};
+use crate::nats::broker::Written;
+use crate::nats::bucket::Change;
 use crate::seal::copied::check_selected;
 use crate::seal::gone::refuse;
+use crate::session::Session;
 use crate::stop::Stop;
 
 /// Batches whose selected ids are read at once, and ids that those may have together.
@@ -44,9 +44,7 @@ pub struct Replayed {
 
 /// A replay on its way.
 struct Replay<'a> {
-    broker: &'a Broker,
-    records: &'a Records,
-    store: &'a Store,
+    session: &'a Session,
     run: &'a RunName,
     selection: Option<&'a Selection>,
     stop: &'a Stop,
@@ -58,23 +56,22 @@ struct Replay<'a> {
 /// [`Error::PassOpen`] while the newest pass is running or paused; [`Error::IdsGone`], [`Error::NothingSelected`] and
 /// their like before anything is written; [`Error::Stopped`]; those of the broker and ClickHouse.
 pub async fn replay<I: Id>(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
+    session: &Session,
     run: &RunName,
     selection: Option<&Selection>,
     stop: &Stop,
 ) -> Result<Replayed, Error> {
+    let Session { broker, records, .. } = session;
     let record = records.known_run(run).await?.record;
     let Some(published) = &record.published else {
         return Err(Error::NotPublished { run: run.to_string() });
     };
-    let replay = Replay { broker, records, store, run, selection, stop };
+    let replay = Replay { session, run, selection, stop };
     let PassRecord { pass, covers, .. } = replay.open(&record, published).await?;
     failpoint::pass("replay-after-record");
     match covers {
         None => {
-            broker.ensure_work_consumer(run, pass).await?;
+            broker.ensure_work_consumer(&run.pass(pass)).await?;
             Ok(Replayed { pass, ids: published.ids, batches: u64::from(published.batches) })
         }
         Some(covers) => replay.publish_selected::<I>(pass, &covers, record.batch_ids).await,
@@ -84,7 +81,7 @@ pub async fn replay<I: Id>(
 impl Replay<'_> {
     /// The pass that was begun with these words, or a new one.
     async fn open(&self, record: &RunRecord, published: &Published) -> Result<PassRecord, Error> {
-        let passes = self.records.passes_of(self.run).await?;
+        let passes = self.session.records.passes_of(self.run).await?;
         let open = || Error::PassOpen { run: self.run.to_string() };
         let newest = passes.last().ok_or_else(open)?;
         match newest.state {
@@ -94,7 +91,7 @@ impl Replay<'_> {
         }
         let covers = match self.selection {
             None => {
-                refuse(self.broker, self.records, record, published).await?;
+                refuse(&self.session.broker, &self.session.records, record, published).await?;
                 None
             }
             Some(selection) => {
@@ -104,13 +101,14 @@ impl Replay<'_> {
             }
         };
         // The bucket may have been lost with a pass whose rows are still there.
-        let rows = self.store.newest_rows(self.run.as_str()).await?;
-        let pass = self.records.next_pass(self.run).await?.max(rows + 1);
-        let started_ms = self.records.server_ms().await?;
-        let begun = PassRecord { covers, ..PassRecord::begin(self.run, pass, record.batch_ids, started_ms) };
+        let rows = self.session.store.newest_rows(self.run).await?;
+        let pass = self.session.records.next_pass(self.run).await?.max(rows + 1);
+        let started_ms = self.session.records.server_ms().await?;
+        let begun =
+            PassRecord { covers, ..PassRecord::begin(&self.run.pass(pass), record.batch_ids, started_ms) };
         // Somebody was faster: what they began may be the same.
-        let _beaten = self.records.create_pass(&begun, self.run).await?;
-        let found = self.records.pass(self.run, pass).await?.ok_or_else(open)?.record;
+        let _beaten = self.session.records.create_pass(&begun).await?;
+        let found = self.session.records.pass(&self.run.pass(pass)).await?.ok_or_else(open)?.record;
         if self.began(&found) { Ok(found) } else { Err(open()) }
     }
 
@@ -132,7 +130,7 @@ impl Replay<'_> {
         let ranges = match &selection {
             Selection::Letters(_) => Vec::new(),
             Selection::Where(condition) => {
-                self.store.check_condition(condition).await?;
+                self.session.store.check_condition(condition).await?;
                 Vec::new()
             }
             Selection::Batches { end, .. } if *end > published.batches => {
@@ -141,9 +139,9 @@ impl Replay<'_> {
             Selection::Batches { first, end } => vec![[*first, *end]],
             Selection::Published { since, until } => {
                 // When a batch was published that is no longer there, nobody knows.
-                refuse(self.broker, self.records, record, published).await?;
+                refuse(&self.session.broker, &self.session.records, record, published).await?;
                 let [since, until] = [since, until].map(|moment| moment.as_ref().map(|moment| moment.at_ms));
-                let mut batches = self.broker.published_between(self.run, since, until).await?;
+                let mut batches = self.session.broker.published_between(self.run, since, until).await?;
                 batches.retain(|batch| *batch < published.batches);
                 ranges_of(batches)
             }
@@ -152,12 +150,12 @@ impl Replay<'_> {
             return Err(Error::Scattered { run, selection, ranges: ranges.len() });
         }
         let mut covers = Covers { base, selection, ranges, selected: None, ids: None };
-        let selected = self.store.selected(self.run.as_str(), &covers).await?;
+        let selected = self.session.store.selected(self.run, &covers).await?;
         if selected.ids == 0 {
             return Err(Error::NothingSelected { run, selection: covers.selection });
         }
         covers.selected = Some(selected);
-        check_selected(self.store, self.run, &covers).await?;
+        check_selected(&self.session.store, self.run, &covers).await?;
         Ok(covers)
     }
 
@@ -168,9 +166,9 @@ impl Replay<'_> {
         covers: &Covers,
         batch_ids: u32,
     ) -> Result<Replayed, Error> {
-        self.broker.ensure_replay_consumer(self.run, pass).await?;
-        check_selected(self.store, self.run, covers).await?;
-        let batches = self.store.selected_batches(self.run.as_str(), covers).await?;
+        self.session.broker.ensure_replay_consumer(&self.run.pass(pass)).await?;
+        check_selected(&self.session.store, self.run, covers).await?;
+        let batches = self.session.store.selected_batches(self.run, covers).await?;
         let mut ids = 0;
         let at_once = (READ_AT_ONCE.1 / batch_ids.max(1)).clamp(1, READ_AT_ONCE.0);
         for some in batches.chunks(at_once as usize) {
@@ -183,8 +181,8 @@ impl Replay<'_> {
 
     /// Publishes the selected ids of some batches; how many there are.
     async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
-        let Self { broker, run, stop, .. } = self;
-        let found = self.store.selected_ids(run.as_str(), covers, batches).await?;
+        let Self { session: Session { broker, .. }, run, stop, .. } = self;
+        let found = self.session.store.selected_ids(run, covers, batches).await?;
         let mut flights = FuturesUnordered::new();
         for batch in found.chunk_by(|a, b| a.0 == b.0) {
             let ids = batch.iter().map(|(_, id)| I::parse(id)).collect::<Result<Vec<I>, _>>();
@@ -192,7 +190,7 @@ impl Replay<'_> {
             let ids =
                 ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
             let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
-            let subject = broker.names().replay_subject(run, pass, number);
+            let subject = broker.names().replay_subject(&run.pass(pass), number);
             flights.push(async move { broker.write_once(&subject, bytes, stop).await });
             if flights.len() >= IN_FLIGHT {
                 let _written: Option<Written> = flights.next().await.transpose()?;
@@ -204,16 +202,19 @@ impl Replay<'_> {
 
     /// Says in the pass's record that all of it is published. What was on its way when it was cancelled is removed.
     async fn close(&self, pass: u32, ids: u64) -> Result<(), Error> {
-        while let Some(mut entry) = self.records.pass(self.run, pass).await? {
+        while let Some(mut entry) = self.session.records.pass(&self.run.pass(pass)).await? {
             if entry.record.state == PassState::Cancelled {
-                self.broker.purge_ids(self.broker.names().replay_ids(self.run, pass)).await?;
+                self.session
+                    .broker
+                    .purge_ids(self.session.broker.names().replay_ids(&self.run.pass(pass)))
+                    .await?;
                 return Err(Error::Cancelled { run: self.run.to_string() });
             }
             match &mut entry.record.covers {
                 Some(covers) if covers.ids.is_none() => covers.ids = Some(ids),
                 _ => break,
             }
-            if self.records.update_pass(&entry, self.run).await? == Change::Made {
+            if self.session.records.update_pass(&entry).await? == Change::Made {
                 break;
             }
         }

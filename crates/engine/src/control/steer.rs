@@ -3,13 +3,12 @@
 //! All of it is a change of the record of the run's newest pass, made by compare-and-set. Every process follows those
 //! records (`pass_watch`), so it holds on all hosts at once, and after a restart of everything.
 
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 
-use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::model::record::{PassRecord, PassState};
-use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Records};
+use crate::session::Session;
 
 /// The largest and the smallest priority: a share of 1024 to 1.
 pub const PRIORITIES: std::ops::RangeInclusive<i8> = -5..=5;
@@ -34,9 +33,9 @@ pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
 ///
 /// # Errors
 /// As of [`pause`].
-pub(crate) async fn pause_for(records: &Records, run: &RunName, pass: u32, why: &str) -> Result<bool, Error> {
-    change(records, run, "pause", |record| {
-        if record.pass != pass || record.state != PassState::Running {
+pub(crate) async fn pause_for(records: &Records, pass: &PassId, why: &str) -> Result<bool, Error> {
+    change(records, &pass.run, "pause", |record| {
+        if record.pass != pass.pass || record.state != PassState::Running {
             return false;
         }
         (record.state, record.paused_for) = (PassState::Paused, Some(why.to_owned()));
@@ -50,12 +49,13 @@ pub(crate) async fn pause_for(records: &Records, run: &RunName, pass: u32, why: 
 ///
 /// # Errors
 /// As of [`pause`]; [`Error::Repaired`]; ClickHouse's.
-pub async fn cancel(broker: &Broker, records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
+pub async fn cancel(session: &Session, run: &RunName) -> Result<bool, Error> {
+    let Session { broker, records, store } = session;
     let newest = records.newest_pass(run).await?;
     match newest.map(|entry| (entry.record.state, entry.record.pass)) {
         Some((PassState::Cancelled, _)) => return Ok(false),
         Some((PassState::Running | PassState::Paused, pass)) => {
-            let seen = store.sealed_passes(run.as_str()).await?;
+            let seen = store.sealed_passes(run).await?;
             if seen.iter().any(|seen| seen.pass == pass) {
                 return Err(Error::Repaired { run: run.to_string(), pass });
             }
@@ -139,7 +139,7 @@ async fn change(
         if !apply(&mut entry.record) {
             return Ok(false);
         }
-        if records.update_pass(&entry, run).await? == Change::Made {
+        if records.update_pass(&entry).await? == Change::Made {
             return Ok(true);
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use millstream::names::RunName;
+use millstream::names::PassId;
 use twox_hash::XxHash64;
 
 use crate::error::{Error, full_cause};
@@ -62,10 +62,10 @@ pub async fn alive(records: &Records) -> Result<Vec<HostReport>, Error> {
 ///
 /// # Errors
 /// The broker's.
-pub(crate) async fn sinks_before(records: &Records, run: &RunName, pass: u32) -> Result<u64, Error> {
+pub(crate) async fn sinks_before(records: &Records, pass: &PassId) -> Result<u64, Error> {
     let place = |host: &str, pid: u32, instance: u32| {
         let process = format!("{host}/{pid}/{instance}");
-        (XxHash64::oneshot(u64::from(pass), format!("{run} {process}").as_bytes()), process)
+        (XxHash64::oneshot(u64::from(pass.pass), format!("{} {process}", pass.run).as_bytes()), process)
     };
     let own = place(&host_name(), std::process::id(), instance());
     let alive = fresh(records).await?.map(|(_, entry)| entry.record);
@@ -95,13 +95,9 @@ fn is_fresh(written_ms: u64, now_ms: u64) -> bool {
 ///
 /// # Errors
 /// The broker's.
-pub(crate) async fn none_holds(
-    records: &Records,
-    (run, pass): (&str, u32),
-    since_ms: u64,
-) -> Result<bool, Error> {
+pub(crate) async fn none_holds(records: &Records, pass: &PassId, since_ms: u64) -> Result<bool, Error> {
     let mut sinks = fresh(records).await?.filter(|(_, entry)| is_sink(&entry.record));
-    Ok(sinks.all(|(_, entry)| entry.written_ms > since_ms && !entry.record.holds(run, pass)))
+    Ok(sinks.all(|(_, entry)| entry.written_ms > since_ms && !entry.record.holds(pass)))
 }
 
 /// Whether a sink has rows of a pass in hand by the report that it makes next. One that makes none for as long as that counts is
@@ -109,7 +105,7 @@ pub(crate) async fn none_holds(
 ///
 /// # Errors
 /// The broker's.
-pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> Result<bool, Error> {
+pub(crate) async fn holds_soon(records: &Records, pass: &PassId) -> Result<bool, Error> {
     // By the newest report: while the server was away none was written.
     let sinks = async || {
         let reports = records.hosts().await?;
@@ -121,7 +117,7 @@ pub(crate) async fn holds_soon(records: &Records, (run, pass): (&str, u32)) -> R
     let (first, begun) = (sinks().await?, Instant::now());
     loop {
         let now = sinks().await?;
-        if now.values().any(|entry| entry.record.holds(run, pass)) {
+        if now.values().any(|entry| entry.record.holds(pass)) {
             return Ok(true);
         }
         let is_old = |(key, entry): (&String, &Entry<HostReport>)| {

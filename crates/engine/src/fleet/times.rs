@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use millstream::names::PassId;
+
 use crate::model::times::{RunShare, Spent, difference};
 
-use crate::model::record::{Open, PassKey};
+use crate::model::record::Open;
 
 /// How often it is sampled what idle cores wait for.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
@@ -115,7 +117,7 @@ pub struct WorkLoad {
     silent: AtomicBool,
     /// Cores without an id, by what was the matter, summed over the samples.
     idle: [AtomicU64; 4],
-    runs: Mutex<BTreeMap<PassKey, RunLoad>>,
+    runs: Mutex<BTreeMap<PassId, RunLoad>>,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +136,7 @@ struct RunLoad {
 /// A batch in hand.
 pub(crate) struct InHand<'a> {
     load: &'a WorkLoad,
-    key: PassKey,
+    key: PassId,
     since: Instant,
 }
 
@@ -200,14 +202,14 @@ impl WorkLoad {
     }
 
     /// A batch of a pass has arrived.
-    pub(crate) fn take(&self, key: &PassKey) -> InHand<'_> {
+    pub(crate) fn take(&self, key: &PassId) -> InHand<'_> {
         let since = Instant::now();
         self.runs().entry(key.clone()).or_default().held.push(since);
         InHand { load: self, key: key.clone(), since }
     }
 
     /// So many ids of a pass ask for another attempt, one of them for this reason.
-    pub(crate) fn asking(&self, key: &PassKey, ids: u64, why: &str) -> Asking<'_> {
+    pub(crate) fn asking(&self, key: &PassId, ids: u64, why: &str) -> Asking<'_> {
         let mut runs = self.runs();
         let run = runs.entry(key.clone()).or_default();
         run.asking += ids;
@@ -288,13 +290,13 @@ impl WorkLoad {
         runs.iter_mut().map(|(key, load)| load.share(key)).collect()
     }
 
-    fn runs(&self) -> MutexGuard<'_, BTreeMap<PassKey, RunLoad>> {
+    fn runs(&self) -> MutexGuard<'_, BTreeMap<PassId, RunLoad>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl RunLoad {
-    fn share(&mut self, (run, pass): &PassKey) -> RunShare {
+    fn share(&mut self, PassId { run, pass }: &PassId) -> RunShare {
         let now = Instant::now();
         self.recent.push_back((now, self.ids));
         if self.recent.len() > RECENT + 1 {
@@ -330,7 +332,7 @@ impl InHand<'_> {
 /// Ids that wait for another attempt, until it is dropped.
 pub(crate) struct Asking<'a> {
     load: &'a WorkLoad,
-    key: PassKey,
+    key: PassId,
     ids: u64,
 }
 
@@ -440,7 +442,7 @@ mod tests {
     #[test]
     fn a_batch_is_held_until_it_is_dropped() {
         let load = WorkLoad::new(1);
-        let key: PassKey = ("a".parse().expect("legal"), 1);
+        let key = PassId { run: "a".parse().expect("legal"), pass: 1 };
         let held = |load: &WorkLoad| load.shares(&Open::new()).first().map(|share| (share.held, share.ids));
         let (first, second) = (load.take(&key), load.take(&key));
         assert_eq!(held(&load), Some((2, 0)));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::sync::LazyLock;
 
+use millstream::names::PassId;
 use serde::{Deserialize, Serialize};
 
 use super::moment::now_ms;
@@ -137,24 +138,28 @@ impl HostReport {
     }
 
     /// What it does for a pass, if it computes it.
-    pub fn share_of(&self, run: &str, pass: u32) -> Option<&RunShare> {
+    pub fn share_of(&self, pass: &PassId) -> Option<&RunShare> {
         match &self.doing {
-            Doing::Work { runs, .. } => runs.iter().find(|share| share.run == run && share.pass == pass),
+            Doing::Work { runs, .. } => {
+                runs.iter().find(|share| share.run == pass.run.as_str() && share.pass == pass.pass)
+            }
             Doing::Sink { .. } | Doing::Produce { .. } => None,
         }
     }
 
     /// Whether it has rows of a pass in hand.
-    pub fn holds(&self, run: &str, pass: u32) -> bool {
+    pub fn holds(&self, pass: &PassId) -> bool {
         match &self.doing {
-            Doing::Sink { holds, .. } => holds.iter().any(|held| (held.0.as_str(), held.1) == (run, pass)),
+            Doing::Sink { holds, .. } => {
+                holds.iter().any(|held| held.0 == pass.run.as_str() && held.1 == pass.pass)
+            }
             Doing::Work { .. } | Doing::Produce { .. } => false,
         }
     }
 
     /// What stands against rows of a pass that it has handed back.
-    pub fn left_of(&self, run: &str, pass: u32) -> Option<&LeftPass> {
-        self.left_passes().iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
+    pub fn left_of(&self, pass: &PassId) -> Option<&LeftPass> {
+        self.left_passes().iter().find(|left| left.run == pass.run.as_str() && left.pass == pass.pass)
     }
 
     fn left_passes(&self) -> &[LeftPass] {

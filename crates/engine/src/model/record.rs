@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use serde::{Deserialize, Serialize};
 
 use super::id_digest::IdDigest;
@@ -12,12 +12,10 @@ use super::selection::Selection;
 /// What an open run is made of, in words.
 pub(crate) const SOURCE: &str = "lines as they come";
 
-pub(crate) type PassKey = (RunName, u32);
-
 /// Passes that are not at their end, by name and number: running, paused, and cancelled ones whose messages are still
 /// there; for a sealer also sealed ones that are not announced, or have messages still. It does not grow with the runs there
 /// ever were.
-pub type Open = BTreeMap<(RunName, u32), PassRecord>;
+pub type Open = BTreeMap<PassId, PassRecord>;
 
 /// What an id costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +36,7 @@ pub struct Timing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The run's name.
-    #[serde(deserialize_with = "run_name")]
-    pub run: String,
+    pub run: RunName,
     /// The ids in words: `ids 1..=1000`, `file ids.txt`.
     pub source: String,
     /// The same, so that equal means the same ids: a digest where the words do not say it. Empty for an open run.
@@ -170,8 +167,7 @@ impl fmt::Display for RunState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassRecord {
     /// The run's name.
-    #[serde(deserialize_with = "run_name")]
-    pub run: String,
+    pub run: RunName,
     /// The pass, from 1.
     pub pass: u32,
     /// Where it stands.
@@ -216,11 +212,16 @@ pub struct PassRecord {
 }
 
 impl PassRecord {
+    /// Which pass of which run it is.
+    pub fn id(&self) -> PassId {
+        self.run.pass(self.pass)
+    }
+
     /// A pass that begins at this moment by the server's clock, in milliseconds since 1970.
-    pub fn begin(run: &RunName, pass: u32, batch_ids: u32, started_ms: u64) -> Self {
+    pub fn begin(pass: &PassId, batch_ids: u32, started_ms: u64) -> Self {
         Self {
-            run: run.to_string(),
-            pass,
+            run: pass.run.clone(),
+            pass: pass.pass,
             state: PassState::Running,
             batch_ids,
             started_ms,
@@ -257,6 +258,13 @@ pub struct Covers {
     pub ids: Option<u64>,
 }
 
+impl Covers {
+    /// The sealed pass of this run whose ids they are.
+    pub fn base_of(&self, run: &RunName) -> PassId {
+        run.pass(self.base)
+    }
+}
+
 /// What was proven of a pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
@@ -277,12 +285,6 @@ pub struct Sealed {
     /// The builds that computed it.
     #[serde(default)]
     pub builds: Vec<String>,
-}
-
-/// A record is read by other hosts than the one that wrote it: what is no run name does not come in as one.
-fn run_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let name: RunName = String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)?;
-    Ok(name.to_string())
 }
 
 pub(super) mod decimal {
@@ -309,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_record_names_its_run_within_the_grammar() {
-        assert_eq!(pass("green").expect("legal").run, "green");
+        assert_eq!(pass("green").expect("legal").run.as_str(), "green");
         for name in ["", "a' OR 1", "a.b", "*", "a\u{1b}[2J", &"x".repeat(65)] {
             let fault = pass(name).expect_err("hostile").to_string();
             assert!(fault.contains("is not 1 to 64 of"), "{fault}");

@@ -1,6 +1,6 @@
 //! Rows on their way to the table: what they are called there, and how many go at once.
 
-use millstream::names::RunName;
+use millstream::names::PassId;
 
 /// `status` of a row that holds a result.
 pub const STATUS_OK: u8 = 1;
@@ -42,5 +42,5 @@ pub enum Drawn {
     /// Those of all passes, shared with all other sinks.
     Shared,
     /// All that the stream has of one pass, whichever sink drew them before.
-    Pass(RunName, u32),
+    Pass(PassId),
 }

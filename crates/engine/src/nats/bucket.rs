@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::kv::{self, Operation, Store as Bucket};
 use async_nats::jetstream::response::Response;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use millstream::names::{Names, RunName};
+use millstream::names::{Names, PassId, RunName};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -110,8 +110,8 @@ impl Records {
     ///
     /// # Errors
     /// When the broker does not answer or the record is malformed.
-    pub async fn pass(&self, run: &RunName, pass: u32) -> Result<Option<Entry<PassRecord>>, Error> {
-        self.get(&self.names.pass_key(run, pass)).await
+    pub async fn pass(&self, pass: &PassId) -> Result<Option<Entry<PassRecord>>, Error> {
+        self.get(&self.names.pass_key(pass)).await
     }
 
     /// The newest pass of a run.
@@ -120,7 +120,7 @@ impl Records {
     /// When the broker does not answer or a record is malformed.
     pub async fn newest_pass(&self, run: &RunName) -> Result<Option<Entry<PassRecord>>, Error> {
         match self.passes_of(run).await?.last() {
-            Some(newest) => self.pass(run, newest.pass).await,
+            Some(newest) => self.pass(&newest.id()).await,
             None => Ok(None),
         }
     }
@@ -166,48 +166,48 @@ impl Records {
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn create_run(&self, record: &RunRecord, run: &RunName) -> Result<Change, Error> {
-        self.create(&self.names.run_key(run), record).await
+    pub async fn create_run(&self, record: &RunRecord) -> Result<Change, Error> {
+        self.create(&self.names.run_key(&record.run), record).await
     }
 
     /// Changes a run's record.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn update_run(&self, entry: &Entry<RunRecord>, run: &RunName) -> Result<Change, Error> {
-        self.update(&self.names.run_key(run), &entry.record, entry.revision).await
+    pub async fn update_run(&self, entry: &Entry<RunRecord>) -> Result<Change, Error> {
+        self.update(&self.names.run_key(&entry.record.run), &entry.record, entry.revision).await
     }
 
     /// Creates a pass's record.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn create_pass(&self, record: &PassRecord, run: &RunName) -> Result<Change, Error> {
-        self.create(&self.names.pass_key(run, record.pass), record).await
+    pub async fn create_pass(&self, record: &PassRecord) -> Result<Change, Error> {
+        self.create(&self.names.pass_key(&record.id()), record).await
     }
 
     /// Changes a pass's record.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn update_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
-        self.update(&self.names.pass_key(run, entry.record.pass), &entry.record, entry.revision).await
+    pub async fn update_pass(&self, entry: &Entry<PassRecord>) -> Result<Change, Error> {
+        self.update(&self.names.pass_key(&entry.record.id()), &entry.record, entry.revision).await
     }
 
     /// Removes a run's record, if it is as it was read.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn remove_run(&self, entry: &Entry<RunRecord>, run: &RunName) -> Result<Change, Error> {
-        self.remove(&self.names.run_key(run), entry.revision).await
+    pub async fn remove_run(&self, entry: &Entry<RunRecord>) -> Result<Change, Error> {
+        self.remove(&self.names.run_key(&entry.record.run), entry.revision).await
     }
 
     /// Removes a pass's record, if it is as it was read. Its key stays, so that its number is not given again.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn remove_pass(&self, entry: &Entry<PassRecord>, run: &RunName) -> Result<Change, Error> {
-        self.remove(&self.names.pass_key(run, entry.record.pass), entry.revision).await
+    pub async fn remove_pass(&self, entry: &Entry<PassRecord>) -> Result<Change, Error> {
+        self.remove(&self.names.pass_key(&entry.record.id()), entry.revision).await
     }
 
     pub(crate) fn bucket(&self) -> &Bucket {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::kv::{Entry, Operation};
 use futures_util::StreamExt;
-use millstream::names::RunName;
+use millstream::names::PassId;
 use tokio::sync::watch;
 
 use crate::error::Error;
@@ -124,8 +124,7 @@ fn note(of: Of, open: &mut Open, update: &Entry) -> bool {
 
 /// Whether anything changed.
 fn apply(of: Of, open: &mut Open, record: PassRecord) -> bool {
-    let Ok(run) = record.run.parse::<RunName>() else { return false };
-    let key = (run, record.pass);
+    let key = record.id();
     let is_over = match record.state {
         PassState::Running | PassState::Paused => false,
         PassState::Cancelled => record.freed,
@@ -138,7 +137,7 @@ fn apply(of: Of, open: &mut Open, record: PassRecord) -> bool {
 }
 
 /// `pass.<run>.<n>`.
-fn key_of(key: &str) -> Option<(RunName, u32)> {
+fn key_of(key: &str) -> Option<PassId> {
     let (run, pass) = key.strip_prefix("pass.")?.rsplit_once('.')?;
-    Some((run.parse().ok()?, pass.parse().ok()?))
+    Some(PassId { run: run.parse().ok()?, pass: pass.parse().ok()? })
 }

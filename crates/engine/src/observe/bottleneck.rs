@@ -3,6 +3,8 @@
 //! The rules are few and in order; each says with its figures what was measured and what would help. Shares are of the
 //! time that all cores, or all sinks, had.
 
+use millstream::names::RunName;
+
 use serde::Serialize;
 
 use crate::model::host::{Doing, HostReport};
@@ -108,7 +110,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn of(hosts: &[HostReport], run: &str, span: Span) -> Self {
+    fn of(hosts: &[HostReport], run: &RunName, span: Span) -> Self {
         let mut fleet = Self::default();
         for host in hosts {
             match &host.doing {
@@ -123,7 +125,7 @@ impl Fleet {
                     fleet.rows_per_second += rows_per_second;
                     fleet.add_sink(span.of(recent, total));
                 }
-                Doing::Produce { run: of, recent, total } if of == run => {
+                Doing::Produce { run: of, recent, total } if *of == run.as_str() => {
                     fleet.produce = Some(*span.of(recent, total));
                 }
                 Doing::Produce { .. } => {}
@@ -174,7 +176,7 @@ impl Span {
 }
 
 /// The verdict on a run.
-pub fn verdict(hosts: &[HostReport], run: &str, span: Span, scene: &Scene) -> Verdict {
+pub fn verdict(hosts: &[HostReport], run: &RunName, span: Span, scene: &Scene) -> Verdict {
     let fleet = Fleet::of(hosts, run, span);
     let rules = [nobody, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
     rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
@@ -592,8 +594,9 @@ mod tests {
                  room; sinks store 10 %",
             ),
         ];
+        let run = "a".parse().expect("legal");
         for (hosts, scene, text) in table {
-            assert_eq!(verdict(&hosts, "a", Span::Recent, &scene).text, text);
+            assert_eq!(verdict(&hosts, &run, Span::Recent, &scene).text, text);
         }
     }
 }

@@ -1,26 +1,25 @@
 //! Where a run stands.
 
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use serde::Serialize;
 
-use crate::clickhouse::store::{Sight, Store, ViewFault};
+use crate::clickhouse::store::{Sight, ViewFault};
 use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat::{self, REPORT};
 use crate::fleet::times::RECENT;
 use crate::model::host::HostReport;
 use crate::model::record::{PassRecord, RunRecord, RunState};
 use crate::model::selection::Letters;
-use crate::nats::broker::Broker;
-use crate::nats::bucket::Records;
 use crate::observe::bottleneck::{Bottleneck, Scene, Span, Verdict, verdict};
 use crate::seal::copied::base_gone;
 use crate::seal::verify::{self, Landing};
+use crate::session::Session;
 
 /// A run and its newest pass at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
     /// The run.
-    pub run: String,
+    pub run: RunName,
     /// Its newest pass.
     pub pass: u32,
     /// Where it stands.
@@ -111,12 +110,8 @@ pub struct Status {
 ///
 /// # Errors
 /// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
-pub async fn status(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    run: &RunName,
-) -> Result<Status, Error> {
+pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
+    let Session { broker, records, store } = session;
     // Boxed: five questions at once are more than a caller's future should hold.
     let (record, pass, hosts, stream, now_ms) = tokio::try_join!(
         Box::pin(records.known_run(run)),
@@ -126,17 +121,17 @@ pub async fn status(
         Box::pin(records.server_ms()),
     )?;
     let (record, pass) = (record.record, pass.map(|entry| entry.record));
-    let number = pass.as_ref().map_or(1, |pass| pass.pass);
+    let id = run.pass(pass.as_ref().map_or(1, |pass| pass.pass));
     let mut status = begin(&record, pass.as_ref(), now_ms);
     let unsealed = pass.as_ref().is_none_or(|pass| pass.sealed.is_none());
     // Along the path of a batch: one that moves on meanwhile is counted twice, and never nowhere.
-    let workers = broker.work_progress(run, number).await?;
+    let workers = broker.work_progress(&id).await?;
     let sinks = broker.sink_progress().await?;
     let stored = match unsealed {
         true => {
             let letters = Letters::default();
-            let rows = store.raw_rows(run.as_str(), number);
-            let dead = store.dead_rows(run.as_str(), number, &letters);
+            let rows = store.raw_rows(&id);
+            let dead = store.dead_rows(&id, &letters);
             Some(tokio::try_join!(rows, dead)?)
         }
         false => None,
@@ -160,22 +155,19 @@ pub async fn status(
     }
     let sealed = pass.as_ref().and_then(|pass| pass.sealed.as_ref());
     let sight = match sealed {
-        Some(sealed) => {
-            store.sight(run.as_str(), number, sealed.rows.saturating_sub(sealed.dead), false).await?
-        }
+        Some(sealed) => store.sight(&id, sealed.rows.saturating_sub(sealed.dead), false).await?,
         None => Sight::default(),
     };
     (status.readers_see, status.readers) = (sight.sees, sight.why);
     if let Some(sealed) = sealed {
-        status.dead = store.dead_ids(run.as_str(), number, sealed.dead).await?;
+        status.dead = store.dead_ids(&id, sealed.dead).await?;
         status.dead_sealed = Some(sealed.dead).filter(|dead| *dead != status.dead);
-        status.done = store.raw_rows(run.as_str(), number).await?.min(sealed.rows);
+        status.done = store.raw_rows(&id).await?.min(sealed.rows);
         status.rows_sealed = Some(sealed.rows).filter(|rows| *rows > status.done);
     }
     if let Some((rows, _)) = stored.filter(|_| !status.is_over()) {
         // Boxed: it is seldom asked, and more than a caller's future should hold.
-        let asked =
-            Box::pin(missing(broker, records, store, (run, number), (&record, pass.as_ref()), rows, &status));
+        let asked = Box::pin(missing(session, &id, (&record, pass.as_ref()), rows, &status));
         status.missing = asked.await?;
     }
     if let (Some(covers), Some(published), Some((rows, _))) = (
@@ -184,10 +176,10 @@ pub async fn status(
         stored.filter(|_| !status.is_over()),
     ) && rows < published.ids
     {
-        let gone = base_gone(store, (run, number), covers, published.ids).await?;
+        let gone = base_gone(store, &id, covers, published.ids).await?;
         status.base_gone = gone.as_ref().map(full_hint);
     }
-    match store.view_faults(Some(run.as_str())).await {
+    match store.view_faults(Some(run)).await {
         Ok(faults) => status.view_faults = faults,
         // A reader of results may know the rest.
         Err(Error::Store { source, .. }) if source.is_denied() => {
@@ -200,7 +192,7 @@ pub async fn status(
     status.lag_rows = rows.min(status.ids.saturating_sub(status.done));
     status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
     if !status.is_over() {
-        status.stuck = verify::stuck_by(&hosts, run.as_str(), number);
+        status.stuck = verify::stuck_by(&hosts, &id);
     }
     status.stuck.extend(store.hindrances().await?);
     status.hosts = hosts;
@@ -222,14 +214,13 @@ pub async fn status(
 
 /// Ids of a published pass without a row, where nothing of it is on its way. Asked only where workers are done with it.
 async fn missing(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    (run, number): (&RunName, u32),
+    session: &Session,
+    id: &PassId,
     (record, pass): (&RunRecord, Option<&PassRecord>),
     rows: u64,
     status: &Status,
 ) -> Result<u64, Error> {
+    let Session { broker, records, store } = session;
     let covers = pass.and_then(|pass| pass.covers.as_ref());
     let published = record.published.as_ref().map(|published| published.ids);
     let wanted = covers.map_or(published, |covers| covers.ids).unwrap_or(0);
@@ -237,12 +228,12 @@ async fn missing(
     if lacking == 0 || status.pending + status.in_flight > 0 || status.state == RunState::Paused {
         return Ok(0);
     }
-    let nothing_comes = match verify::landing_now(broker, records, store, (run, number)).await? {
+    let nothing_comes = match verify::landing_now(session, id).await? {
         Landing::Over => true,
         Landing::Settled { acked } => match (covers, &record.published) {
             (None, Some(published)) => {
-                verify::is_held_by_none(broker, records, (run, number)).await?
-                    && !verify::come_again(broker, store, (run, number), published.batches, acked).await?
+                verify::is_held_by_none(broker, records, id).await?
+                    && !verify::come_again(broker, store, id, published.batches, acked).await?
             }
             _ => false,
         },
@@ -250,7 +241,7 @@ async fn missing(
     };
     // Rows may have landed between the count above and the question where they are.
     match nothing_comes {
-        true => Ok(wanted.saturating_sub(store.raw_rows(run.as_str(), number).await?)),
+        true => Ok(wanted.saturating_sub(store.raw_rows(id).await?)),
         false => Ok(0),
     }
 }
@@ -332,8 +323,8 @@ impl Status {
 
     /// What hosts do for this run.
     fn look_at_hosts(&mut self) {
-        let (run, pass) = (&self.run, self.pass);
-        let shares = self.hosts.iter().filter_map(|host| host.share_of(run, pass));
+        let pass = self.run.pass(self.pass);
+        let shares = self.hosts.iter().filter_map(|host| host.share_of(&pass));
         let (mut now, mut oldest, mut held) = (0.0, None, 0);
         let (mut asking, mut why) = (0, None);
         for share in shares {
@@ -348,7 +339,7 @@ impl Status {
         (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
         (self.asking, self.asking_why) = (asking, why);
         if !self.is_over() {
-            let at_it = self.hosts.iter().filter(|host| host.share_of(&self.run, self.pass).is_some());
+            let at_it = self.hosts.iter().filter(|host| host.share_of(&pass).is_some());
             self.builds = at_it.map(|host| host.build.clone()).filter(|build| !build.is_empty()).collect();
             self.builds.sort();
             self.builds.dedup();

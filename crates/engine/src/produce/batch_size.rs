@@ -68,7 +68,7 @@ impl Pace {
             return None;
         }
         self.next = at + EVERY;
-        let info = match broker.work_progress(run, 1).await {
+        let info = match broker.work_progress(&run.pass(1)).await {
             Ok(info) => info?,
             Err(error) => {
                 tracing::debug!(%run, error = full_cause(&error), "batches keep their size for now");

@@ -25,12 +25,12 @@ use crate::error::Error;
 use crate::fleet::times::Phases;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, Published, RunRecord, SOURCE};
-use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Records};
 use crate::produce::batch_size::Pace;
 use crate::produce::input::{Cutter, Line, Lines, Sample};
 use crate::produce::publish::{cancelled, is_cancelled, keep, open_pass, same_ids, tell};
 use crate::produce::sample::max_ids_bytes;
+use crate::session::Session;
 use crate::stop::Stop;
 
 /// Ids a batch at most, while the first of them are timed.
@@ -87,9 +87,7 @@ pub struct Followed {
 }
 
 struct Producer<'a, I> {
-    broker: &'a Broker,
-    records: &'a Records,
-    store: &'a Store,
+    session: &'a Session,
     feed: &'a Feed,
     stop: &'a Stop,
     phases: &'a Phases<2>,
@@ -117,14 +115,13 @@ struct Producer<'a, I> {
 /// [`Error::OtherIds`] when the name belongs to a run of another kind, [`Error::RunClosed`] when there are ids for one
 /// that is closed, [`Error::NoIds`] when there never were any; the broker's.
 pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
+    session: &Session,
     feed: &Feed,
     mut lines: mpsc::Receiver<Lines<I>>,
     time: impl FnOnce(Sample<I>) -> F,
     stop: &Stop,
 ) -> Result<Followed, Error> {
+    let Session { broker, records, store } = session;
     let record = open(records, store, feed).await?;
     if is_cancelled(records, &feed.run).await? {
         return Err(Error::Cancelled { run: feed.run.to_string() });
@@ -136,11 +133,11 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
         priority: feed.priority,
         rate: feed.rate,
         max_dead: feed.max_dead,
-        ..PassRecord::begin(&feed.run, 1, 1, records.server_ms().await?)
+        ..PassRecord::begin(&feed.run.pass(1), 1, records.server_ms().await?)
     };
     open_pass(broker, records, &feed.run, &begun).await?;
     let (phases, telling) = (Phases::new(), stop.child());
-    let producer = Producer::new(broker, records, store, feed, stop, &phases, &record);
+    let producer = Producer::new(session, feed, stop, &phases, &record);
     let producing = async {
         let produced = tokio::select! {
             produced = producer.produce(&mut lines, time) => produced,
@@ -169,7 +166,7 @@ enum Rest {
 /// Creates the record, or finds one of an open run.
 async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord, Error> {
     let fresh = RunRecord {
-        run: feed.run.to_string(),
+        run: feed.run.clone(),
         source: SOURCE.to_owned(),
         fingerprint: String::new(),
         batch_ids: feed.batch_ids.unwrap_or(FIRST_SIZE).clamp(1, MAX_BATCH_IDS),
@@ -182,11 +179,11 @@ async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord
     };
     if records.run(&feed.run).await?.is_none() {
         // Its numbers began at 0 in a stream that is gone; rows of them may be there.
-        if let Some(kept) = store.run_record(feed.run.as_str()).await? {
+        if let Some(kept) = store.run_record(&feed.run).await? {
             same_ids(&kept, &fresh, None)?;
-            return Err(Error::ForgottenFeed { run: kept.run });
+            return Err(Error::ForgottenFeed { run: kept.run.to_string() });
         }
-        if records.create_run(&fresh, &feed.run).await? == Change::Made {
+        if records.create_run(&fresh).await? == Change::Made {
             keep(store, &fresh).await;
             return Ok(fresh);
         }
@@ -216,9 +213,7 @@ async fn nothing_more<I>(
 
 impl<'a, I: Id> Producer<'a, I> {
     fn new(
-        broker: &'a Broker,
-        records: &'a Records,
-        store: &'a Store,
+        session: &'a Session,
         feed: &'a Feed,
         stop: &'a Stop,
         phases: &'a Phases<2>,
@@ -227,13 +222,11 @@ impl<'a, I: Id> Producer<'a, I> {
         let batch_ids = feed.batch_ids.unwrap_or(record.batch_ids);
         let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
         Self {
-            broker,
-            records,
-            store,
+            session,
             feed,
             stop,
             phases,
-            cutter: Cutter::new(batch_ids, max_ids_bytes(broker.max_payload())),
+            cutter: Cutter::new(batch_ids, max_ids_bytes(session.broker.max_payload())),
             held_since: None,
             all: record.so_far.clone().unwrap_or(nothing),
             admitted: 0,

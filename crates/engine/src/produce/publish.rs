@@ -27,6 +27,7 @@ use crate::produce::input::{Input, Survey, aside, range_in};
 use crate::produce::sample::{Choice, blind_size};
 use crate::retry::patiently;
 use crate::seal::verify::{Repair, heal};
+use crate::session::Session;
 use crate::stop::Stop;
 
 pub(crate) use batches::{Batch, Stored, look_up};
@@ -88,7 +89,7 @@ pub struct Progress {
 /// # Errors
 /// The broker's and ClickHouse's.
 pub async fn is_new(records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
-    Ok(records.run(run).await?.is_none() && store.run_record(run.as_str()).await?.is_none())
+    Ok(records.run(run).await?.is_none() && store.run_record(run).await?.is_none())
 }
 
 /// Publishes a run, or what is missing of it: killed and started again with the same words it resumes.
@@ -97,13 +98,12 @@ pub async fn is_new(records: &Records, store: &Store, run: &RunName) -> Result<b
 /// [`Error::OtherIds`] when the name belongs to other ids, [`Error::OtherBatch`] when they come in another order;
 /// [`Error::InputChanged`] when the input is no more what was surveyed: the run is then not closed; [`Error::Stopped`].
 pub async fn submit<I: Id>(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
+    session: &Session,
     submission: &Submission,
     stop: &Stop,
     progress: impl Fn(Progress),
 ) -> Result<Submitted, Error> {
+    let Session { broker, records, store } = session;
     let run = &submission.run;
     let record = tokio::select! {
         record = open_run::<I>(records, store, submission) => record?,
@@ -124,7 +124,7 @@ pub async fn submit<I: Id>(
     if before.is_none() {
         // Workers begin before all is published.
         let Submission { priority, rate, max_dead, .. } = *submission;
-        let begun = PassRecord::begin(run, 1, record.batch_ids, records.server_ms().await?);
+        let begun = PassRecord::begin(&run.pass(1), record.batch_ids, records.server_ms().await?);
         let begun = PassRecord { priority, rate, max_dead, ..begun };
         open_pass(broker, records, run, &begun).await?;
     }
@@ -175,7 +175,7 @@ pub async fn submit<I: Id>(
         Some(_) => {
             restore_passes(records, store, run, &record).await?;
             let pass = records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass);
-            Some(heal::<I>(broker, records, store, run, pass).await?)
+            Some(heal::<I>(session, &run.pass(pass)).await?)
         }
         None => None,
     };
@@ -193,7 +193,7 @@ async fn open_run<I: Id>(
     let chosen = chosen.as_ref();
     let size = batch_ids.or(chosen.map(|choice| choice.batch_ids)).unwrap_or(blind_size(survey.ids));
     let fresh = RunRecord {
-        run: run.to_string(),
+        run: run.clone(),
         source: survey.source.clone(),
         fingerprint: survey.fingerprint.clone(),
         batch_ids: size.clamp(1, MAX_BATCH_IDS),
@@ -209,14 +209,14 @@ async fn open_run<I: Id>(
     }
     // The lookup goes first so that a second start of a run does not look like a failed write to the broker.
     if records.run(run).await?.is_none() {
-        let kept = store.run_record(run.as_str()).await?;
+        let kept = store.run_record(run).await?;
         if let Some(kept) = &kept {
             let given = RunRecord { fingerprint: spelled_as::<I>(kept, survey).await?, ..fresh.clone() };
             same_ids(kept, &given, *batch_ids)?;
             tracing::warn!(%run, "NATS has forgotten the run: its record is restored from ClickHouse");
         }
         let record = kept.unwrap_or_else(|| fresh.clone());
-        if records.create_run(&record, run).await? == Change::Made {
+        if records.create_run(&record).await? == Change::Made {
             keep(store, &record).await;
             return Ok(record);
         }
@@ -232,10 +232,9 @@ async fn open_run<I: Id>(
 /// Keeps the record in ClickHouse too. A server that is full or away does not stop publishing: a sink keeps it later.
 pub(crate) async fn keep(store: &Store, record: &RunRecord) {
     if let Err(error) = store.keep_run(record).await {
-        let (run, error) = (&record.run, full_cause(&error));
         tracing::warn!(
-            run,
-            error,
+            run = %record.run,
+            error = full_cause(&error),
             "the run's record is in NATS alone for now: a sink keeps it in ClickHouse, too"
         );
     }
@@ -251,7 +250,7 @@ pub(crate) fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Optio
         false => words_of(existing),
     };
     Err(Error::OtherIds {
-        run: existing.run.clone(),
+        run: existing.run.to_string(),
         existing: described(existing, true),
         given: described(given, batch_ids.is_some()),
         goes_on,
@@ -341,16 +340,16 @@ pub(crate) async fn open_pass(
     run: &RunName,
     begun: &PassRecord,
 ) -> Result<(), Error> {
-    broker.ensure_work_consumer(run, 1).await?;
-    if records.pass(run, 1).await?.is_none() {
-        records.create_pass(begun, run).await?;
+    broker.ensure_work_consumer(&run.pass(1)).await?;
+    if records.pass(&run.pass(1)).await?.is_none() {
+        records.create_pass(begun).await?;
     }
     Ok(())
 }
 
 /// Whether somebody has cancelled the pass that a run comes with: its ids are gone, and no others come.
 pub(crate) async fn is_cancelled(records: &Records, run: &RunName) -> Result<bool, Error> {
-    let first = records.pass(run, 1).await?;
+    let first = records.pass(&run.pass(1)).await?;
     Ok(first.is_some_and(|entry| entry.record.state == PassState::Cancelled))
 }
 
@@ -383,24 +382,24 @@ async fn restore_passes(
     record: &RunRecord,
 ) -> Result<(), Error> {
     let known = records.passes_of(run).await?;
-    let passes = store.sealed_passes(run.as_str()).await?;
+    let passes = store.sealed_passes(run).await?;
     // Not the first of several, which an operator may have had forgotten.
     if known.is_empty() && passes.is_empty() {
         // Without a seal it is proven, and repaired, like any running one.
-        let begun = PassRecord::begin(run, 1, record.batch_ids, records.server_ms().await?);
-        return records.create_pass(&begun, run).await.map(drop);
+        let begun = PassRecord::begin(&run.pass(1), record.batch_ids, records.server_ms().await?);
+        return records.create_pass(&begun).await.map(drop);
     }
     // The newest first: killed after that, what readers see is known.
     for seen in passes.into_iter().rev() {
         let is_known = known.iter().any(|record| record.pass == seen.pass);
         // A row alone makes no pass; it may be false. A forgotten pass has neither.
-        if is_known || (!known.is_empty() && store.raw_rows(run.as_str(), seen.pass).await? == 0) {
+        if is_known || (!known.is_empty() && store.raw_rows(&run.pass(seen.pass)).await? == 0) {
             continue;
         }
-        let begun = PassRecord::begin(run, seen.pass, record.batch_ids, record.created_ms);
+        let begun = PassRecord::begin(&run.pass(seen.pass), record.batch_ids, record.created_ms);
         let sealed = Some(seen.sealed());
         let restored = PassRecord { state: PassState::Sealed, sealed, freed: true, ..begun };
-        records.create_pass(&restored, run).await?;
+        records.create_pass(&restored).await?;
     }
     Ok(())
 }
@@ -422,7 +421,7 @@ async fn close_run(records: &Records, run: &RunName, published: Published) -> Re
             };
         }
         entry.record.published = Some(published.clone());
-        if records.update_run(&entry, run).await? == Change::Made {
+        if records.update_run(&entry).await? == Change::Made {
             return Ok(entry.record);
         }
     }

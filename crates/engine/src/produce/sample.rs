@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use millstream::names::PassId;
 use millstream::{Id, MAX_BATCH_IDS};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -289,7 +290,7 @@ impl<'a, I: Id> Timer<'a, I> {
 /// Computes some ids of a sample as a worker does.
 pub(crate) async fn compute<I: Id>(cores: &Cores<I>, ids: Vec<I>) -> Result<(Vec<I>, Computed<I>), Error> {
     let run = "sample".parse().expect("a legal name");
-    let key = BatchKey { run, pass: 1, batch: 0, ids: ids.len() as u32 };
+    let key = BatchKey { pass: PassId { run, pass: 1 }, batch: 0, ids: ids.len() as u32 };
     // For the last time: nothing here waits before it tries an id again.
     let computed = cores.compute(&key, ids.clone(), true, false).await?;
     Ok((ids, computed))

@@ -1,6 +1,6 @@
 //! What makes a pass over some ids whole: the rows of the others, copied inside ClickHouse.
 
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 
 use crate::clickhouse::store::Store;
 use crate::error::Error;
@@ -20,24 +20,23 @@ const COPIED_AT_ONCE: u32 = 500_000;
 /// before the seal.
 pub(crate) async fn take_over(
     store: &Store,
-    run: &RunName,
-    pass: u32,
+    pass: &PassId,
     covers: &Covers,
     batch_ids: u32,
     published: &Published,
 ) -> Result<bool, Error> {
-    if store.raw_rows(run.as_str(), pass).await? < published.ids
-        && let Some(gone) = base_gone(store, (run, pass), covers, published.ids).await?
+    if store.raw_rows(pass).await? < published.ids
+        && let Some(gone) = base_gone(store, pass, covers, published.ids).await?
     {
         return Err(gone);
     }
-    check_selected(store, run, covers).await?;
+    check_selected(store, &pass.run, covers).await?;
     for piece in pieces(batch_ids, published) {
-        if store.not_computed(run.as_str(), pass, covers, piece).await? > 0 {
+        if store.not_computed(pass, covers, piece).await? > 0 {
             return Ok(false);
         }
     }
-    copy_others(store, run, pass, covers, batch_ids, published).await?;
+    copy_others(store, pass, covers, batch_ids, published).await?;
     Ok(true)
 }
 
@@ -48,13 +47,13 @@ pub(crate) async fn take_over(
 /// ClickHouse's.
 pub(crate) async fn base_gone(
     store: &Store,
-    (run, pass): (&RunName, u32),
+    pass: &PassId,
     covers: &Covers,
     ids: u64,
 ) -> Result<Option<Error>, Error> {
     let base = covers.base;
-    let rows = ids.saturating_sub(store.raw_rows(run.as_str(), base).await?);
-    Ok((rows > 0).then(|| Error::BaseGone { run: run.to_string(), pass, base, rows }))
+    let rows = ids.saturating_sub(store.raw_rows(&pass.run.pass(base)).await?);
+    Ok((rows > 0).then(|| Error::BaseGone { run: pass.run.to_string(), pass: pass.pass, base, rows }))
 }
 
 /// Copies the rows of all ids that the pass does not cover, by a selection that was checked.
@@ -63,14 +62,13 @@ pub(crate) async fn base_gone(
 /// ClickHouse's.
 pub(crate) async fn copy_others(
     store: &Store,
-    run: &RunName,
-    pass: u32,
+    pass: &PassId,
     covers: &Covers,
     batch_ids: u32,
     published: &Published,
 ) -> Result<(), Error> {
     for piece in pieces(batch_ids, published) {
-        store.take_over(run.as_str(), pass, covers, piece).await?;
+        store.take_over(pass, covers, piece).await?;
         failpoint::pass("replay-in-copy");
     }
     Ok(())
@@ -89,7 +87,7 @@ fn pieces(batch_ids: u32, published: &Published) -> impl Iterator<Item = [u32; 2
 /// [`Error::Unstable`]; ClickHouse's.
 pub(crate) async fn check_selected(store: &Store, run: &RunName, covers: &Covers) -> Result<(), Error> {
     let Some(before) = covers.selected else { return Ok(()) };
-    let after = store.selected(run.as_str(), covers).await?;
+    let after = store.selected(run, covers).await?;
     if after == before {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use millstream::Id;
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use tokio::sync::{mpsc, watch};
 
 use super::sealer::Sealer;
@@ -22,8 +22,6 @@ use crate::stop::Stop;
 
 /// How long steps under way may take once this process is to end. Each can be left anywhere.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-
-type Key = (RunName, u32);
 
 /// What changes, and ends waits.
 pub(super) struct Changes {
@@ -104,7 +102,7 @@ impl Lane {
 }
 
 struct Taken {
-    key: Key,
+    key: PassId,
     state: PassState,
     step: Step,
     place: usize,
@@ -114,7 +112,7 @@ struct Taken {
 
 pub(super) struct Drive<'a, I> {
     sealer: &'a Sealer,
-    lanes: BTreeMap<Key, Lane>,
+    lanes: BTreeMap<PassId, Lane>,
     steps: FuturesUnordered<BoxFuture<'a, Taken>>,
     room: Room,
     ids: std::marker::PhantomData<I>,
@@ -167,7 +165,7 @@ impl<'a, I: Id> Drive<'a, I> {
     fn finish_ours(&mut self) {
         let is_due =
             |lane: &Lane| lane.is_ours && lane.course.step() == Step::Finish && lane.due <= Instant::now();
-        let due: Vec<Key> =
+        let due: Vec<PassId> =
             self.lanes.iter().filter(|(_, lane)| is_due(lane)).map(|(key, _)| key.clone()).collect();
         due.iter().for_each(|key| self.start(key));
     }
@@ -177,7 +175,7 @@ impl<'a, I: Id> Drive<'a, I> {
         self.lanes.retain(|key, _| {
             let stays = open.contains_key(key);
             if !stays {
-                sealer.waits().clear(&key.0, key.1);
+                sealer.waits().clear(key);
             }
             stays
         });
@@ -188,9 +186,9 @@ impl<'a, I: Id> Drive<'a, I> {
 
     /// Passes whose workers stand elsewhere than before are looked at.
     fn compare(&mut self, standings: &HashMap<String, Standing>) {
-        let names = self.sealer.broker.names();
+        let names = self.sealer.session.broker.names();
         for (key, lane) in &mut self.lanes {
-            let standing = standings.get(&names.work_consumer(&key.0, key.1)).copied();
+            let standing = standings.get(&names.work_consumer(key)).copied();
             if standing != lane.standing {
                 lane.standing = standing;
                 lane.wake();
@@ -199,19 +197,19 @@ impl<'a, I: Id> Drive<'a, I> {
     }
 
     fn landed(&mut self, runs: &BTreeSet<RunName>) {
-        let lanes = self.lanes.iter_mut().filter(|(key, _)| runs.contains(&key.0));
+        let lanes = self.lanes.iter_mut().filter(|(key, _)| runs.contains(&key.run));
         lanes.for_each(|(_, lane)| lane.landed());
     }
 
     fn wake_run(&mut self, run: &RunName) {
-        self.lanes.iter_mut().filter(|(key, _)| key.0 == *run).for_each(|(_, lane)| lane.wake());
+        self.lanes.iter_mut().filter(|(key, _)| key.run == *run).for_each(|(_, lane)| lane.wake());
     }
 
     /// Starts the steps that are due. Returns when the next one is; those that find no room wait for a step to end.
     fn start_due(&mut self) -> Instant {
         let now = Instant::now();
         let mut next = now + IDLE;
-        let mut due: BTreeSet<(Instant, Key)> = BTreeSet::new();
+        let mut due: BTreeSet<(Instant, PassId)> = BTreeSet::new();
         for (key, lane) in &self.lanes {
             match lane.due {
                 _ if lane.carried.is_none() || lane.course.step() == Step::Rest => {}
@@ -228,7 +226,7 @@ impl<'a, I: Id> Drive<'a, I> {
     }
 
     /// Starts the step of a pass, if there is room for one of its kind.
-    fn start(&mut self, key: &Key) {
+    fn start(&mut self, key: &PassId) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         let step = lane.course.step();
         let Some(mut carried) = lane.carried.take() else { return };
@@ -240,16 +238,16 @@ impl<'a, I: Id> Drive<'a, I> {
         let (sealer, key, state) = (self.sealer, key.clone(), lane.record.state);
         self.steps.push(
             async move {
-                let taking = sealer.take::<I>(step, &key.0, key.1, &mut carried);
+                let taking = sealer.take::<I>(step, &key, &mut carried);
                 let seen = match tokio::time::timeout(step.within(), taking).await {
                     Ok(Ok(seen)) => seen,
                     Ok(Err(error)) => {
-                        tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), hint = error.hint(), "not sealed yet");
+                        tracing::warn!(run = %key.run, pass = key.pass, error = full_cause(&error), hint = error.hint(), "not sealed yet");
                         Seen::Failed
                     }
                     Err(_) => {
                         let within_s = step.within().as_secs();
-                        tracing::warn!(run = %key.0, pass = key.1, ?step, within_s, "not sealed yet: a step took too long");
+                        tracing::warn!(run = %key.run, pass = key.pass, ?step, within_s, "not sealed yet: a step took too long");
                         Seen::Failed
                     }
                 };

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use millstream::names::RunName;
-
 use crate::error::Error;
 use crate::model::moment::{length, now_ms, shown};
 use crate::model::record::{PassState, Published, RunRecord};
@@ -17,17 +15,17 @@ pub(crate) async fn refuse(
     record: &RunRecord,
     published: &Published,
 ) -> Result<(), Error> {
-    let run: RunName = record.run.parse()?;
+    let run = &record.run;
     // The end of an open run is one of its messages, and no batch. A repair of rows beyond the end removes it.
-    let end = broker.names().ids_subject(&run, published.batches);
+    let end = broker.names().ids_subject(run, published.batches);
     let has_end = record.is_open() && broker.ids_message(&end).await?.is_some();
     let messages = u64::from(published.batches) + u64::from(has_end);
-    let missing = messages.saturating_sub(broker.count_ids(&run).await?);
+    let missing = messages.saturating_sub(broker.count_ids(run).await?);
     if missing == 0 {
         return Ok(());
     }
     let stream = broker.names().ids_stream();
-    let first = records.pass(&run, 1).await?;
+    let first = records.pass(&run.pass(1)).await?;
     let cancelled = first.is_some_and(|entry| entry.record.state == PassState::Cancelled);
     let why = match broker.kept(&stream).await? {
         _ if cancelled => "its first pass was cancelled, which removes them".to_owned(),

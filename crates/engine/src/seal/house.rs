@@ -32,7 +32,7 @@ const REOPEN: Duration = Duration::from_secs(60);
 pub(super) async fn make_room(sealer: Sealer, stop: Stop) {
     let keep = async {
         loop {
-            if let Err(error) = sealer.broker.make_room().await {
+            if let Err(error) = sealer.session.broker.make_room().await {
                 tracing::warn!(error = full_cause(&error), "no room could be made in the rows stream");
             }
             tokio::time::sleep(ROOM_EVERY).await;
@@ -45,10 +45,10 @@ pub(super) async fn make_room(sealer: Sealer, stop: Stop) {
 pub(super) async fn sweep(sealer: Sealer, stop: Stop) {
     let keep = async {
         loop {
-            if let Err(error) = heartbeat::sweep(&sealer.records).await {
+            if let Err(error) = heartbeat::sweep(&sealer.session.records).await {
                 tracing::debug!(error = full_cause(&error), "records of processes that are gone stay");
             }
-            sealer.store.try_follow_views().await;
+            sealer.session.store.try_follow_views().await;
             tokio::time::sleep(SWEEP_EVERY).await;
         }
     };
@@ -68,7 +68,7 @@ pub(super) async fn survey(
                 return;
             }
             let begun = Instant::now();
-            let pause = match sealer.broker.work_standings().await {
+            let pause = match sealer.session.broker.work_standings().await {
                 Ok(found) => {
                     standings.send_if_modified(|known| {
                         let changed = *known != found;
@@ -103,7 +103,7 @@ pub(super) async fn watch_runs(sealer: Sealer, runs: mpsc::Sender<RunName>, stop
 }
 
 async fn watch_once(sealer: &Sealer, runs: &mpsc::Sender<RunName>) -> Result<(), Source> {
-    let mut updates = sealer.records.bucket().watch("run.*").await?;
+    let mut updates = sealer.session.records.bucket().watch("run.*").await?;
     while let Some(update) = updates.next().await {
         let run = update?.key.strip_prefix("run.").and_then(|run| run.parse().ok());
         // Where there are too many at once, a run is looked at a little later by itself.

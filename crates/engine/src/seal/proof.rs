@@ -1,6 +1,6 @@
 //! The proof that a pass is complete: what should be, against what is stored.
 
-use millstream::names::RunName;
+use millstream::names::PassId;
 
 use crate::clickhouse::store::{Store, Stored};
 use crate::error::Error;
@@ -22,13 +22,12 @@ impl Proof {
     /// [`Error::Store`].
     pub async fn take(
         store: &Store,
-        run: &RunName,
-        pass: u32,
+        pass: &PassId,
         published: &Published,
         may_repeat: bool,
     ) -> Result<Self, Error> {
         // Where an id may stand in two batches, one of it too many could hide that the other is missing.
-        let stored = store.stored(run.as_str(), pass, true, Some(published).filter(|_| !may_repeat)).await?;
+        let stored = store.stored(pass, true, Some(published).filter(|_| !may_repeat)).await?;
         Ok(Self { published: published.clone(), stored })
     }
 

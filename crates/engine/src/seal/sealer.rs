@@ -2,16 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::clickhouse::store::Store;
-use crate::nats::broker::Broker;
-use crate::nats::bucket::Records;
+use crate::session::Session;
 use crate::sink::{SinkCounts, Waits};
 
 #[derive(Clone)]
 pub(super) struct Sealer {
-    pub broker: Broker,
-    pub store: Store,
-    pub records: Records,
+    pub session: Session,
     pub counts: Arc<SinkCounts>,
 }
 

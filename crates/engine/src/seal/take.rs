@@ -1,7 +1,7 @@
 //! The steps to a seal on real servers: each asks or does one thing, and says what it came to.
 
 use millstream::Id;
-use millstream::names::RunName;
+use millstream::names::PassId;
 
 use super::proof::Proof;
 use super::sealer::Sealer;
@@ -78,58 +78,59 @@ impl Sealer {
     pub(super) async fn take<I: Id>(
         &self,
         step: Step,
-        run: &RunName,
-        pass: u32,
+        pass: &PassId,
         carried: &mut Carried,
     ) -> Result<Seen, Error> {
         match step {
-            Step::Read => self.read(run, pass, carried).await,
-            Step::Ask => self.ask(run, pass, carried).await,
-            Step::Count => self.count(run, pass, carried).await,
-            Step::Landing => self.landing(run, pass).await,
-            Step::Turn => self.turn(run, pass, carried).await,
-            Step::TakeOver => Box::pin(self.take_over(run, pass, carried)).await,
-            Step::Prove => self.prove(run, pass, carried).await,
-            Step::Merge => self.merge(run, pass, carried).await,
-            Step::Repair => Box::pin(self.repair::<I>(run, pass, carried)).await,
-            Step::Show => Box::pin(self.show(run, pass, carried)).await,
+            Step::Read => self.read(pass, carried).await,
+            Step::Ask => self.ask(pass, carried).await,
+            Step::Count => self.count(pass, carried).await,
+            Step::Landing => self.landing(pass).await,
+            Step::Turn => self.turn(pass, carried).await,
+            Step::TakeOver => Box::pin(self.take_over(pass, carried)).await,
+            Step::Prove => self.prove(pass, carried).await,
+            Step::Merge => self.merge(pass, carried).await,
+            Step::Repair => Box::pin(self.repair::<I>(pass, carried)).await,
+            Step::Show => Box::pin(self.show(pass, carried)).await,
             Step::Mark => match (carried.before.take(), carried.sealed.clone()) {
-                (Some(entry), Some(sealed)) => self.mark(run, entry, sealed).await,
+                (Some(entry), Some(sealed)) => self.mark(&pass.run, entry, sealed).await,
                 _ => Ok(Seen::Beaten),
             },
-            Step::Finish => self.finish(run, pass).await,
-            Step::Free => self.free(run, pass, &mut carried.is_free).await,
+            Step::Finish => self.finish(pass).await,
+            Step::Free => self.free(pass, &mut carried.is_free).await,
             Step::Rest => Ok(Seen::Finished),
         }
     }
 
     /// Notes what a person has to see to, and says it once.
-    fn tell(&self, run: &RunName, pass: u32, why: &str) {
-        if self.waits().note(run, pass, why) {
-            tracing::error!(%run, pass, why, "the pass is not sealed, and waits");
+    fn tell(&self, pass: &PassId, why: &str) {
+        if self.waits().note(pass, why) {
+            tracing::error!(run = %pass.run, pass = pass.pass, why, "the pass is not sealed, and waits");
         }
     }
 
-    async fn read(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
+    async fn read(&self, pass: &PassId, carried: &mut Carried) -> Result<Seen, Error> {
         let is_published = carried.published().is_some();
         if !is_published {
-            carried.run = Some(self.records.known_run(run).await?.record);
+            carried.run = Some(self.session.records.known_run(&pass.run).await?.record);
         }
         let Some((record, _)) = carried.published() else {
             // Until all is published nothing counts as missing, so nothing else would bring it back.
-            self.broker.ensure_work_consumer(run, pass).await?;
+            self.session.broker.ensure_work_consumer(pass).await?;
             return Ok(Seen::Publishing);
         };
         // The run's record is kept in ClickHouse from the moment it is complete: NATS is never the only truth.
         if !carried.run_kept {
-            self.store.keep_run(record).await?;
+            self.session.store.keep_run(record).await?;
         }
         carried.run_kept = true;
-        carried.before = self.records.pass(run, pass).await?;
+        carried.before = self.session.records.pass(pass).await?;
         Ok(match &carried.before {
             None => Seen::Gone,
             Some(entry) if entry.record.state != PassState::Running => Seen::Gone,
-            Some(entry) if verify::is_being_repaired(&self.records, entry).await? => Seen::BeingRepaired,
+            Some(entry) if verify::is_being_repaired(&self.session.records, entry).await? => {
+                Seen::BeingRepaired
+            }
             Some(entry) if entry.record.covers.as_ref().is_some_and(|covers| covers.ids.is_none()) => {
                 Seen::Publishing
             }
@@ -137,27 +138,27 @@ impl Sealer {
         })
     }
 
-    async fn ask(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
-        let workers = self.broker.work_progress(run, pass).await?;
+    async fn ask(&self, pass: &PassId, carried: &mut Carried) -> Result<Seen, Error> {
+        let workers = self.session.broker.work_progress(pass).await?;
         if let Some(info) = &workers {
-            self.broker.keep_ack_wait(&self.broker.names().ids_stream(), info).await?;
+            self.session.broker.keep_ack_wait(&self.session.broker.names().ids_stream(), info).await?;
         }
         let (pending, open) = workers.map_or((0, 0), |info| (info.num_pending, info.num_ack_pending));
         if pending > 0 {
             carried.hurried = false;
-            self.waits().clear(run, pass);
+            self.waits().clear(pass);
             return Ok(Seen::Computing);
         }
         if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
-            tracing::debug!(%run, pass, "all batches are computed");
+            tracing::debug!(run = %pass.run, pass = pass.pass, "all batches are computed");
             self.counts.bells.ring_computed();
         }
-        let Some(sinks) = self.broker.sink_progress().await? else {
+        let Some(sinks) = self.session.broker.sink_progress().await? else {
             // The operator deleted it: made again, it delivers what the stream holds.
-            self.broker.ensure_sink_consumer().await?;
+            self.session.broker.ensure_sink_consumer().await?;
             return Ok(Seen::Undrawn);
         };
-        let last = self.broker.last_rows(run, pass).await?.map_or(0, |last| last.sequence);
+        let last = self.session.broker.last_rows(pass).await?.map_or(0, |last| last.sequence);
         Ok(match () {
             () if last > sinks.delivered.stream_sequence => Seen::Undrawn,
             () if open > 0 => Seen::InWorkers,
@@ -166,37 +167,37 @@ impl Sealer {
         })
     }
 
-    async fn count(&self, run: &RunName, pass: u32, carried: &Carried) -> Result<Seen, Error> {
-        let rows = self.store.raw_rows(run.as_str(), pass).await?;
+    async fn count(&self, pass: &PassId, carried: &Carried) -> Result<Seen, Error> {
+        let rows = self.session.store.raw_rows(pass).await?;
         Ok(if rows >= carried.wanted() { Seen::Enough } else { Seen::Lacking })
     }
 
-    async fn landing(&self, run: &RunName, pass: u32) -> Result<Seen, Error> {
-        let landing = verify::landing(&self.broker, &self.records, &self.store, (run, pass)).await?;
+    async fn landing(&self, pass: &PassId) -> Result<Seen, Error> {
+        let landing = verify::landing(&self.session, pass).await?;
         Ok(match landing {
             Landing::Over | Landing::Settled { .. } => Seen::Landed,
             Landing::UnderWay(why) => {
-                tracing::debug!(%run, pass, why, "rows are on their way");
+                tracing::debug!(run = %pass.run, pass = pass.pass, why, "rows are on their way");
                 Seen::InSinks
             }
             Landing::Left(why) => {
-                self.tell(run, pass, &why);
+                self.tell(pass, &why);
                 Seen::Refused
             }
         })
     }
 
-    async fn take_over(&self, run: &RunName, pass: u32, carried: &Carried) -> Result<Seen, Error> {
+    async fn take_over(&self, pass: &PassId, carried: &Carried) -> Result<Seen, Error> {
         let (Some((record, published)), Some(before)) = (carried.published(), carried.before()) else {
             return Ok(Seen::Beaten);
         };
         let Some(covers) = &before.covers else { return Ok(Seen::TakenOver) };
-        match take_over(&self.store, run, pass, covers, record.batch_ids, published).await {
+        match take_over(&self.session.store, pass, covers, record.batch_ids, published).await {
             Ok(true) => Ok(Seen::TakenOver),
             Ok(false) => Ok(Seen::Incomplete),
             // A selection that is another each time, or a base that is gone: what to do is for an operator to say.
             Err(error @ (Error::BaseGone { .. } | Error::Unstable { .. } | Error::BaseValues { .. })) => {
-                self.tell(run, pass, &full_hint(&error));
+                self.tell(pass, &full_hint(&error));
                 Ok(Seen::Stuck)
             }
             Err(error) => Err(error),
@@ -204,10 +205,10 @@ impl Sealer {
     }
 
     /// Sinks that live come to a pass in an order of its own; each gives those before it time to seal it.
-    async fn turn(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
+    async fn turn(&self, pass: &PassId, carried: &mut Carried) -> Result<Seen, Error> {
         let Some((_, published)) = carried.published() else { return Ok(Seen::Beaten) };
         let turns =
-            heartbeat::sinks_before(&self.records, run, pass).await? * (1 + published.ids / IDS_A_TURN);
+            heartbeat::sinks_before(&self.session.records, pass).await? * (1 + published.ids / IDS_A_TURN);
         if carried.turns < turns {
             carried.turns += 1;
             return Ok(Seen::OthersTurn);
@@ -216,32 +217,33 @@ impl Sealer {
         Ok(Seen::OurTurn)
     }
 
-    async fn prove(&self, run: &RunName, pass: u32, carried: &mut Carried) -> Result<Seen, Error> {
+    async fn prove(&self, pass: &PassId, carried: &mut Carried) -> Result<Seen, Error> {
         let Some((_, published)) = carried.published() else { return Ok(Seen::Beaten) };
-        tracing::debug!(%run, pass, ids = published.ids, "proving");
-        let proof = Proof::take(&self.store, run, pass, published, carried.may_repeat()).await?;
+        tracing::debug!(run = %pass.run, pass = pass.pass, ids = published.ids, "proving");
+        let proof = Proof::take(&self.session.store, pass, published, carried.may_repeat()).await?;
         let Stored { batches, ids, raw_duplicates, .. } = proof.stored;
         let seen = match &proof {
             proof if proof.stored.is_moving => {
-                tracing::debug!(%run, pass, ids, "rows landed while they were counted");
+                tracing::debug!(run = %pass.run, pass = pass.pass, ids, "rows landed while they were counted");
                 Seen::Moving
             }
             proof if !proof.is_complete() => {
-                tracing::warn!(%run, pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
+                tracing::warn!(run = %pass.run, pass = pass.pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
                     raw_duplicates, "not every id has its one row");
                 Seen::Incomplete
             }
             proof if !proof.is_clean() => {
-                tracing::warn!(%run, pass, rows = raw_duplicates, "raw duplicates found, merging them away");
+                tracing::warn!(run = %pass.run, pass = pass.pass, rows = raw_duplicates, "raw duplicates found, merging them away");
                 Seen::Duplicates
             }
             proof => match proof.unproven() {
                 Some(batches) => {
+                    let run = &pass.run;
                     let why = format!(
                         "the values of {batches} batches cannot be proven: `verify {run} --values` says what is missing; `setup` of \
                          the build that computed them keeps its schema, and ALTER TABLE … ADD COLUMN brings a column back"
                     );
-                    self.tell(run, pass, &why);
+                    self.tell(pass, &why);
                     Seen::Unproven
                 }
                 None => Seen::Clean,
@@ -252,15 +254,15 @@ impl Sealer {
     }
 
     /// A merge has worked once the rows are no more than the ids, whatever the server answered.
-    async fn merge(&self, run: &RunName, pass: u32, carried: &Carried) -> Result<Seen, Error> {
+    async fn merge(&self, pass: &PassId, carried: &Carried) -> Result<Seen, Error> {
         let Some(proof) = &carried.proof else { return Ok(Seen::Beaten) };
-        match self.store.merge_away(run.as_str(), pass, proof.stored.ids).await {
+        match self.session.store.merge_away(pass, proof.stored.ids).await {
             Ok(()) => {
-                self.waits().clear(run, pass);
+                self.waits().clear(pass);
                 Ok(Seen::Merged)
             }
             Err(error @ Error::NotMerged { .. }) => {
-                self.tell(run, pass, &full_hint(&error));
+                self.tell(pass, &full_hint(&error));
                 Ok(Seen::NotMerged)
             }
             Err(error) => Err(error),
@@ -268,32 +270,33 @@ impl Sealer {
     }
 
     /// Has computed again what can be, and says what a person has to do about the rest.
-    async fn repair<I: Id>(&self, run: &RunName, pass: u32, carried: &Carried) -> Result<Seen, Error> {
+    async fn repair<I: Id>(&self, pass: &PassId, carried: &Carried) -> Result<Seen, Error> {
+        let run = &pass.run;
         if carried.is_out_of_repairs {
             let why = format!(
                 "it is still not complete after {} repairs: `verify {run}` names what is missing, `verify {run} --repair` \
                  tries again",
                 super::step::REPAIRS
             );
-            self.tell(run, pass, &why);
+            self.tell(pass, &why);
             return Ok(Seen::Stuck);
         }
-        match verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass).await {
+        match verify::heal::<I>(&self.session, pass).await {
             Ok(Repair { busy: Some(why), .. }) => {
-                tracing::debug!(%run, pass, why, "not repaired yet");
+                tracing::debug!(run = %pass.run, pass = pass.pass, why, "not repaired yet");
                 Ok(Seen::NotRepaired)
             }
             Ok(Repair { stuck: Some(why), .. }) => {
-                self.tell(run, pass, &why);
+                self.tell(pass, &why);
                 Ok(Seen::Stuck)
             }
             // Rows landed since they were counted.
             Ok(repair) if repair.is_nothing() => Ok(Seen::NotRepaired),
             Ok(repair) => {
-                told(run, pass, &repair);
-                match repair.hint(run.as_str()) {
-                    Some(hint) => self.tell(run, pass, &format!("ids of it are not in the stream: {hint}")),
-                    None => self.waits().clear(run, pass),
+                told(pass, &repair);
+                match repair.hint(pass.run.as_str()) {
+                    Some(hint) => self.tell(pass, &format!("ids of it are not in the stream: {hint}")),
+                    None => self.waits().clear(pass),
                 }
                 // What has to wait for its input again is no attempt.
                 Ok(if repair.comes_to() > 0 { Seen::Repaired } else { Seen::NotRepaired })
@@ -305,29 +308,29 @@ impl Sealer {
             }
             // What stands in the way is a person's to remove, and no repair is used up by it.
             Err(error @ (Error::Mutation { .. } | Error::NotRemoved { .. } | Error::NotMerged { .. })) => {
-                self.tell(run, pass, &full_hint(&error));
+                self.tell(pass, &full_hint(&error));
                 Ok(Seen::Stuck)
             }
             Err(error) => {
                 let why =
                     format!("{}; `verify {run} --repair`, by a user with more rights", full_hint(&error));
-                self.tell(run, pass, &why);
+                self.tell(pass, &why);
                 Ok(Seen::Repaired)
             }
         }
     }
 }
 
-fn told(run: &RunName, pass: u32, repair: &Repair) {
+fn told(pass: &PassId, repair: &Repair) {
     let Repair {
         batches_again, batches_handed_out, duplicates_merged, whole_run, ids_gone, ids_damaged, ..
     } = repair;
     if repair.comes_to() > 0 {
-        tracing::warn!(%run, pass, batches_again, batches_handed_out, whole_run, duplicates_merged,
+        tracing::warn!(run = %pass.run, pass = pass.pass, batches_again, batches_handed_out, whole_run, duplicates_merged,
             "repaired what was not complete");
     }
-    if let Some(hint) = repair.hint(run.as_str()) {
-        tracing::error!(%run, pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint,
+    if let Some(hint) = repair.hint(pass.run.as_str()) {
+        tracing::error!(run = %pass.run, pass = pass.pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint,
             "batches are missing whose ids are not in the stream");
     }
 }

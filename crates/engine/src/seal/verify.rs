@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::Id;
 use millstream::envelope::{EnvelopeFault, decode_ids};
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use serde::Serialize;
 
 use crate::clickhouse::sql::SeenPass;
@@ -26,6 +26,7 @@ use crate::nats::bucket::{Entry, Records};
 use crate::nats::quarantine::fault_of_ids;
 use crate::seal::copied::base_gone;
 use crate::seal::proof::Proof;
+use crate::session::Session;
 
 pub(crate) use landing::{Landing, come_again, is_held_by_none, landing, landing_now, open};
 pub(crate) use repair::is_being_repaired;
@@ -41,7 +42,7 @@ const LOOKS: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The run.
-    pub run: String,
+    pub run: RunName,
     /// The pass.
     pub pass: u32,
     /// Whether all of the run is published: before, nothing can be missing.
@@ -222,29 +223,23 @@ impl Report {
 ///
 /// # Errors
 /// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
-pub async fn verify<I: Id>(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    run: &RunName,
-    values: bool,
-) -> Result<Report, Error> {
+pub async fn verify<I: Id>(session: &Session, run: &RunName, values: bool) -> Result<Report, Error> {
+    let Session { records, store, .. } = session;
     let entry = records.newest_pass(run).await?;
-    let mut report = examine::<I>(broker, records, store, run, entry, values).await?;
+    let mut report = examine::<I>(session, run, entry, values).await?;
     report.stuck = stuck(records, store, run, (!report.sealed).then_some(report.pass)).await?;
     Ok(report)
 }
 
 /// The report but for what sealers wait for, of which a repair makes no use.
 async fn examine<I: Id>(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
+    session: &Session,
     run: &RunName,
     entry: Option<Entry<PassRecord>>,
     values: bool,
 ) -> Result<Report, Error> {
-    let seen = match store.sealed_passes(run.as_str()).await {
+    let Session { broker, records, store } = session;
+    let seen = match store.sealed_passes(run).await {
         // Which is said of a sealed pass below.
         Err(Error::Store { source, .. }) if source.is_missing() => Vec::new(),
         seen => seen?,
@@ -258,10 +253,10 @@ async fn examine<I: Id>(
     let sealed = pass.as_ref().and_then(|pass| pass.sealed.clone());
     let batches = record.published.as_ref().map(|published| published.batches);
     let mut walk = Walk { batches, ..Walk::default() };
-    store.each_batch(run.as_str(), number, values, |stored| walk.visit(stored)).await?;
+    store.each_batch(&run.pass(number), values, |stored| walk.visit(stored)).await?;
     let published = record.published.clone();
     let stored =
-        store.stored(run.as_str(), number, values, published.as_ref().filter(|_| !record.may_repeat)).await?;
+        store.stored(&run.pass(number), values, published.as_ref().filter(|_| !record.may_repeat)).await?;
     let batches = published.as_ref().map_or(walk.next, |published| published.batches);
     walk.skip_to(batches);
     let proof = published.clone().map(|published| Proof { published, stored });
@@ -272,12 +267,12 @@ async fn examine<I: Id>(
     }
     let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
     let sight = match is_sealed {
-        true => store.sight(run.as_str(), number, stored.ids.saturating_sub(stored.dead), true).await?,
+        true => store.sight(&run.pass(number), stored.ids.saturating_sub(stored.dead), true).await?,
         false => Sight::default(),
     };
     let seen_faults = seen::faults(&seen, &passes, published.as_ref(), Some(number).filter(|_| complete));
     let mut report = Report {
-        run: run.to_string(),
+        run: run.clone(),
         pass: number,
         published: published.is_some(),
         batches: u64::from(batches),
@@ -311,7 +306,7 @@ async fn examine<I: Id>(
         forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
         sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
         rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
-        builds: store.builds(run.as_str(), number).await?,
+        builds: store.builds(&run.pass(number)).await?,
         seen_faults,
         seen: published
             .as_ref()
@@ -319,10 +314,10 @@ async fn examine<I: Id>(
             .map(|(published, sealed)| SeenPass::of(number, published, &sealed)),
     };
     if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
-        let mut gone = base_gone(store, (run, number), covers, published.ids).await?;
+        let mut gone = base_gone(store, &run.pass(number), covers, published.ids).await?;
         // A repair removes batches that hold other values; they come from nowhere else than from there.
         if gone.is_none() && values && report.named().next().is_some() {
-            match store.check_base(run.as_str(), number, covers, published.batches).await {
+            match store.check_base(&run.pass(number), covers, published.batches).await {
                 Err(fault @ Error::BaseValues { .. }) => gone = Some(fault),
                 checked => checked?,
             }
@@ -347,7 +342,7 @@ async fn stuck(
     pass: Option<u32>,
 ) -> Result<Vec<String>, Error> {
     let mut found = match pass {
-        Some(pass) => stuck_by(&heartbeat::alive(records).await?, run.as_str(), pass),
+        Some(pass) => stuck_by(&heartbeat::alive(records).await?, &run.pass(pass)),
         None => Vec::new(),
     };
     found.extend(store.hindrances().await?);
@@ -355,9 +350,9 @@ async fn stuck(
 }
 
 /// What sealers found, each text once: several of them find the same.
-pub(crate) fn stuck_by(hosts: &[HostReport], run: &str, pass: u32) -> Vec<String> {
+pub(crate) fn stuck_by(hosts: &[HostReport], pass: &PassId) -> Vec<String> {
     let waits = hosts.iter().flat_map(HostReport::waits);
-    let of_pass = waits.filter(|wait| (wait.run.as_str(), wait.pass) == (run, pass));
+    let of_pass = waits.filter(|wait| wait.run == pass.run.as_str() && wait.pass == pass.pass);
     let mut found: Vec<String> = of_pass.map(|wait| wait.why.clone()).collect();
     found.sort_unstable();
     found.dedup();

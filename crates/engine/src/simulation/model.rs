@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream::envelope::{Rows, decode_rows};
+use millstream::names::PassId;
 use millstream::schema::Schema;
 use serde::Serialize;
 
@@ -100,7 +101,11 @@ struct Noise {
 
 /// Some ids of a batch as one worker computed them: no two workers return the same rows, and each signs its own with its build.
 pub fn encoded(batch: u32, ids: &[Range<u32>], dice: &mut Dice) -> Encoded<u64> {
-    let key = BatchKey { run: "r".parse().expect("legal"), pass: 1, batch, ids: BATCHES[batch as usize] };
+    let key = BatchKey {
+        pass: PassId { run: "r".parse().expect("legal"), pass: 1 },
+        batch,
+        ids: BATCHES[batch as usize],
+    };
     let by = dice.next();
     let schema = Arc::new(Schema::parse(&[("noise", "String")]).expect("sound"));
     let (first, later): (Vec<u32>, Vec<u32>) = ids.iter().cloned().flatten().partition(|_| !dice.one_in(4));

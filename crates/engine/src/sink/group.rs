@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millstream::envelope::{EnvelopeFault, RowBatch, Rows, decode_rows};
 use millstream::frame;
-use millstream::names::{Names, RunName};
+use millstream::names::{Names, PassId, RunName};
 
 use crate::model::rows::{MAX_INSERT_BYTES, MAX_INSERT_ROWS, Portion};
 use crate::nats::delivery::Delivery;
@@ -15,8 +15,7 @@ use crate::nats::delivery::Delivery;
 /// What rows of one INSERT have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct GroupKey {
-    pub run: RunName,
-    pub pass: u32,
+    pub pass: PassId,
     /// The fingerprint of their columns: an INSERT names its columns once.
     pub schema: u64,
 }
@@ -95,7 +94,8 @@ pub(super) fn read_rows(
     let places = rows.from..rows.from.saturating_add(rows.ids);
     let RowBatch { pass, ids, raw_bytes, schema, columns, build, rows: body, .. } = rows;
     let run = rows.run.parse::<RunName>().map_err(|_| foreign())?;
-    if !names.is_rows_subject(subject, &run, pass, portion.batch) {
+    let pass = run.pass(pass);
+    if !names.is_rows_subject(subject, &pass, portion.batch) {
         return Err(foreign());
     }
     // Behind each other in one INSERT, a body that ends early would take bytes of the next for its own.
@@ -105,5 +105,5 @@ pub(super) fn read_rows(
     let [columns, build] = [columns, build].map(|text| payload.slice_ref(text.as_bytes()));
     let body = payload.slice_ref(body);
     let rows = MessageRows { portion, places, ids: u64::from(ids), raw_bytes, columns, build, body };
-    Ok(Some((GroupKey { run, pass, schema }, rows)))
+    Ok(Some((GroupKey { pass, schema }, rows)))
 }

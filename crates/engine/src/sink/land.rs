@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use std::sync::Arc;
 
+use millstream::names::PassId;
 use millstream::schema::Schema;
 
 use super::group::{GroupKey, Item};
@@ -95,7 +96,7 @@ impl Sink {
                 },
                 () = self.stop.given_up() => return None,
             };
-            tracing::warn!(run = %key.run, pass = key.pass, error = full_cause(&error), "the table's columns cannot be asked about yet, trying again");
+            tracing::warn!(run = %key.pass.run, pass = key.pass.pass, error = full_cause(&error), "the table's columns cannot be asked about yet, trying again");
             if !self.stop.pause(pause.wait()).await {
                 return None;
             }
@@ -134,7 +135,7 @@ impl Sink {
                 subject = item.delivery.subject(),
                 build = %String::from_utf8_lossy(&item.rows.build),
                 %fault,
-                hint = format!("{}{helps}", REFUSED_HINT.replace("RUN", key.run.as_str())),
+                hint = format!("{}{helps}", REFUSED_HINT.replace("RUN", key.pass.run.as_str())),
                 "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
             );
         }
@@ -166,7 +167,7 @@ impl Landing<'_> {
         failpoint::pass("sink-before-ask");
         let asking = self.sink.phases.begin(ASKING);
         let portions = self.items.iter().map(|item| &item.rows.portion);
-        let stored = self.sink.store.ask(self.key.run.as_str(), self.key.pass, portions).await?;
+        let stored = self.sink.store.ask(&self.key.pass, portions).await?;
         drop(asking);
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
@@ -186,7 +187,7 @@ impl Landing<'_> {
             failpoint::pass("sink-after-ack");
         }
         if has_landed {
-            self.sink.counts.bells.ring_landed(&self.key.run);
+            self.sink.counts.bells.ring_landed(&self.key.pass.run);
         }
         Ok(())
     }
@@ -204,9 +205,8 @@ impl Landing<'_> {
             return Ok(());
         }
         let batches = in_ranges(doubtful.iter().map(|item| item.rows.portion.batch));
-        let GroupKey { run, pass, .. } = self.key;
-        let pass = *pass;
-        match self.sink.store.note_view_fault(run.as_str(), pass, &batches, &fault).await {
+        let PassId { run, pass } = &self.key.pass;
+        match self.sink.store.note_view_fault(&self.key.pass, &batches, &fault).await {
             // It is noted once the server answers again: until then nothing is acked.
             Err(Error::Store { source: away @ (StoreFault::Unclear(_) | StoreFault::Silent(_)), .. }) => {
                 return Err(away);
@@ -273,7 +273,7 @@ impl Landing<'_> {
     async fn wait(&mut self) -> Seen {
         let wait = self.pause.wait();
         let rows: u64 = self.items.iter().map(|item| item.rows.ids).sum();
-        tracing::warn!(run = %self.key.run, pass = self.key.pass, batches = self.items.len(), rows, fault = %self.fault,
+        tracing::warn!(run = %self.key.pass.run, pass = self.key.pass.pass, batches = self.items.len(), rows, fault = %self.fault,
             retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
     }

@@ -38,7 +38,7 @@ impl Left {
     /// Rows were handed back for this long.
     pub(super) fn note(&self, key: &GroupKey, cause: Cause, why: String, delay: Duration) {
         let until = Instant::now() + delay + LATER;
-        let kind = Kind { cause, schema: key.schema, run: key.run.to_string(), pass: key.pass };
+        let kind = Kind { cause, schema: key.schema, run: key.pass.run.to_string(), pass: key.pass.pass };
         let mut waiting = self.waiting();
         let before = waiting.get(&kind).map_or(until, |before| before.until);
         waiting.insert(kind, Waiting { until: until.max(before), why });
@@ -92,12 +92,15 @@ impl Left {
 
 #[cfg(test)]
 mod tests {
+    use millstream::names::PassId;
+
     use super::*;
 
     #[test]
     fn what_waits_is_told_until_the_table_takes_it() {
         let left = Left::default();
-        let key = |pass, schema| GroupKey { run: "a".parse().expect("a name"), pass, schema };
+        let key =
+            |pass, schema| GroupKey { pass: PassId { run: "a".parse().expect("a name"), pass }, schema };
         assert_eq!(left.told(), None);
         left.note(&key(1, 1), Cause::Columns, "no column `a`".into(), Duration::from_secs(600));
         left.note(&key(1, 1), Cause::Columns, "no column `b`".into(), Duration::from_secs(60));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use millstream::names::PassId;
 use millstream::{Id, Limits};
 use tokio::sync::mpsc;
 
@@ -51,9 +52,9 @@ impl<I: Id> Worker<I> {
             if left.is_empty() {
                 break;
             }
-            tracing::debug!(run = %key.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
+            tracing::debug!(run = %key.pass.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
             let begun = *begun.get_or_insert_with(Instant::now);
-            let _asking = self.load.asking(&(key.run.clone(), key.pass), left.len() as u64, &why);
+            let _asking = self.load.asking(&key.pass, left.len() as u64, &why);
             self.wait(self.pause(&mut pause, attempt, begun), left.len() as u32, delivery).await?;
         }
         Ok(())
@@ -74,7 +75,12 @@ impl<I: Id> Worker<I> {
     }
 
     /// Tells of a pass whose ids ask for another attempt.
-    fn say_trouble(&self, BatchKey { run, pass, .. }: &BatchKey, news: Option<bool>, why: &str) {
+    fn say_trouble(
+        &self,
+        BatchKey { pass: PassId { run, pass }, .. }: &BatchKey,
+        news: Option<bool>,
+        why: &str,
+    ) {
         match news {
             Some(true) => {
                 tracing::warn!(%run, pass, why, "many ids ask for another attempt: fewer batches of the run are drawn");
@@ -146,13 +152,12 @@ impl<I: Id> Worker<I> {
 
     /// Waits until some of `left` ids may begin; how many.
     async fn admit(&self, key: &BatchKey, left: usize, delivery: &Delivery) -> Result<usize, Error> {
-        let pass = (key.run.clone(), key.pass);
-        let rate = || self.open.borrow().get(&pass).and_then(|pass| pass.rate);
+        let rate = || self.open.borrow().get(&key.pass).and_then(|pass| pass.rate);
         // Two batches that waited for room with room in their hands would wait for each other.
         delivery.hold(None);
         let some = if rate().is_some() {
             let _paced = self.load.paced();
-            self.rates.admit(&pass, rate, left, &self.stop).await?
+            self.rates.admit(&key.pass, rate, left, &self.stop).await?
         } else {
             left
         };

@@ -63,7 +63,7 @@ impl<I: Id> Batch<I> {
         let left: Vec<I> = left.cloned().collect();
         if left.len() < ids.len() {
             let (key, left) = (&self.target.key, left.len());
-            tracing::debug!(run = %key.run, batch = key.batch, left, "rows of the batch are stored already");
+            tracing::debug!(run = %key.pass.run, batch = key.batch, left, "rows of the batch are stored already");
         }
         self.kept.lock().await.known = known;
         Ok(left)
@@ -105,7 +105,7 @@ impl<I: Id> Batch<I> {
             return Ok(Encoded::new(key, rows, schema, maker, limit));
         }
         let all = decode_ids::<I>(&self.ids).map_err(|source| Error::Message {
-            subject: broker.names().ids_subject(&key.run, key.batch),
+            subject: broker.names().ids_subject(&key.pass.run, key.batch),
             source,
         })?;
         Ok(Encoded::some(key, &all.ids, rows, schema, maker, limit))

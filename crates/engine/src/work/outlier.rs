@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use millstream::names::PassId;
 use tokio::sync::{Notify, watch};
 
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
-use crate::model::record::{Open, PassKey};
+use crate::model::record::Open;
 use crate::nats::bucket::Records;
 use crate::stop::Stop;
 use crate::work::able::Able;
@@ -52,7 +53,7 @@ impl Fate {
 /// What became of this host's ids, and what is made of that. Clones are the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Outlier {
-    passes: Arc<Mutex<BTreeMap<PassKey, Own>>>,
+    passes: Arc<Mutex<BTreeMap<PassId, Own>>>,
     doubt: Arc<Notify>,
     able: Able,
 }
@@ -73,12 +74,12 @@ impl Outlier {
         Self { passes: Arc::default(), doubt: Arc::default(), able }
     }
 
-    fn passes(&self) -> MutexGuard<'_, BTreeMap<PassKey, Own>> {
+    fn passes(&self) -> MutexGuard<'_, BTreeMap<PassId, Own>> {
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A batch of a pass came to this.
-    pub fn note(&self, key: &PassKey, ids: u64, dead: u64) {
+    pub fn note(&self, key: &PassId, ids: u64, dead: u64) {
         let mut passes = self.passes();
         let own = passes.entry(key.clone()).or_default();
         own.fate = Fate { ids: own.fate.ids + ids, dead: own.fate.dead + dead };
@@ -142,7 +143,7 @@ impl Outlier {
 const HINT: &str = "find out what is different here, and start this worker again; `dead RUN --host NAME` lists what it left, `replay RUN \
                     --dead --host NAME` computes that again";
 
-fn blame((run, _): &PassKey, own: Fate, others: Fate) -> String {
+fn blame(PassId { run, .. }: &PassId, own: Fate, others: Fate) -> String {
     format!(
         "its ids fail far more often than those of others: {} of {} here, {} of {} elsewhere, in run `{run}`",
         own.dead, own.ids, others.dead, others.ids
@@ -150,11 +151,11 @@ fn blame((run, _): &PassKey, own: Fate, others: Fate) -> String {
 }
 
 /// What became of a pass's ids in other workers, and whether there are any.
-fn fate_elsewhere(reports: &[HostReport], (run, pass): &PassKey) -> (Fate, bool) {
+fn fate_elsewhere(reports: &[HostReport], pass: &PassId) -> (Fate, bool) {
     let (mut fate, mut there) = (Fate::default(), false);
     for report in reports.iter().filter(|report| report.computes() && !report.is_own()) {
         there = true;
-        if let Some(share) = report.share_of(run.as_str(), *pass) {
+        if let Some(share) = report.share_of(pass) {
             fate = Fate { ids: fate.ids + share.ids, dead: fate.dead + share.dead };
         }
     }
@@ -199,7 +200,7 @@ mod tests {
     /// Two containers with one host name are both process 1: each took the other for itself.
     #[test]
     fn another_container_with_the_same_host_name_and_process_id_is_another_worker() {
-        let key = ("a".parse().expect("a name"), 1);
+        let key = PassId { run: "a".parse().expect("a name"), pass: 1 };
         let reports = [worker(instance(), 30, 30), worker(instance().wrapping_add(1), 100, 1)];
         assert_eq!(fate_elsewhere(&reports, &key), (Fate { ids: 100, dead: 1 }, true));
         assert_eq!(fate_elsewhere(&reports[..1], &key), (Fate::default(), false));

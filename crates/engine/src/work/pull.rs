@@ -10,10 +10,11 @@ use std::time::Duration;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::StreamExt;
+use millstream::names::PassId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::error::Source;
-use crate::model::record::{Open, PassKey, PassRecord};
+use crate::model::record::{Open, PassRecord};
 use crate::nats::answer::ANSWER_WITHIN;
 use crate::nats::broker::Broker;
 use crate::nats::delivery::{Delivery, Held};
@@ -132,7 +133,7 @@ pub(crate) async fn consume(
     stop: &Stop,
     mut deliver: impl FnMut(Drawn),
 ) {
-    let mut consumers: HashMap<PassKey, PullConsumer> = HashMap::new();
+    let mut consumers: HashMap<PassId, PullConsumer> = HashMap::new();
     let shares = Shares::default();
     while !stop.taking_stopped() {
         tokio::select! {
@@ -198,14 +199,14 @@ async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphoreP
 /// What the pass has for us now. A failure is told, and leaves the pass for its next turn; `None` without a consumer.
 async fn pull_pass(
     broker: &Broker,
-    consumers: &mut HashMap<PassKey, PullConsumer>,
+    consumers: &mut HashMap<PassId, PullConsumer>,
     shares: &Shares,
-    key: &PassKey,
+    key: &PassId,
     most: usize,
 ) -> Option<Vec<Message>> {
-    let (run, pass) = key;
+    let PassId { run, pass } = key;
     if !consumers.contains_key(key) {
-        match broker.work_consumer(run, *pass).await {
+        match broker.work_consumer(key).await {
             Ok(Some(consumer)) => drop(consumers.insert(key.clone(), consumer)),
             Ok(None) => {
                 if shares.absent(key) {

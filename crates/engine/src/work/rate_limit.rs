@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use millstream::names::PassId;
+
 use crate::error::{Error, full_cause};
 use crate::fleet::heartbeat::REPORT;
 use crate::model::host::Doing;
-use crate::model::record::PassKey;
 use crate::nats::bucket::Records;
 use crate::stop::Stop;
 
@@ -30,7 +31,7 @@ const WHOLE: f64 = 1e9;
 pub(crate) struct Rates {
     part: AtomicU64,
     /// When the next id of each pass may begin.
-    next: Mutex<HashMap<PassKey, Instant>>,
+    next: Mutex<HashMap<PassId, Instant>>,
 }
 
 /// Who computed when it was last looked.
@@ -114,7 +115,7 @@ impl Rates {
     /// [`Error::Stopped`] once no more work is taken.
     pub async fn admit(
         &self,
-        key: &PassKey,
+        key: &PassId,
         rate: impl Fn() -> Option<u32>,
         left: usize,
         stop: &Stop,
@@ -140,16 +141,16 @@ impl Rates {
         }
     }
 
-    fn next(&self) -> std::sync::MutexGuard<'_, HashMap<PassKey, Instant>> {
+    fn next(&self) -> std::sync::MutexGuard<'_, HashMap<PassId, Instant>> {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next_of(&self, key: &PassKey) -> Instant {
+    fn next_of(&self, key: &PassId) -> Instant {
         self.next().get(key).copied().unwrap_or_else(Instant::now)
     }
 
     /// Forgets passes that are over.
-    pub fn retain(&self, is_open: impl Fn(&PassKey) -> bool) {
+    pub fn retain(&self, is_open: impl Fn(&PassId) -> bool) {
         self.next().retain(|key, _| is_open(key));
     }
 }
@@ -158,8 +159,8 @@ impl Rates {
 mod tests {
     use super::*;
 
-    fn key() -> PassKey {
-        ("a".parse().expect("legal"), 1)
+    fn key() -> PassId {
+        PassId { run: "a".parse().expect("legal"), pass: 1 }
     }
 
     fn whole() -> Rates {

@@ -68,7 +68,7 @@ impl Target {
             let looks = std::mem::take(&mut level).into_iter().map(async |places| {
                 let subject = self.subject(&places);
                 let ask = || self.broker.rows_message(&subject);
-                let found = patiently(&self.key.run, &self.stop, ask).await?;
+                let found = patiently(&self.key.pass.run, &self.stop, ask).await?;
                 Ok::<_, Error>((places, subject, found))
             });
             let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
@@ -144,10 +144,11 @@ impl Target {
 
     /// The subject of the rows of these ids.
     fn subject(&self, places: &Range<u32>) -> String {
-        let (names, BatchKey { run, pass, batch, .. }) = (self.broker.names(), &self.key);
+        let names = self.broker.names();
+        let BatchKey { pass, batch, .. } = &self.key;
         match *places == (0..self.key.ids) {
-            true => names.rows_subject(run, *pass, *batch),
-            false => names.part_subject(run, *pass, *batch, places),
+            true => names.rows_subject(pass, *batch),
+            false => names.part_subject(pass, *batch, places),
         }
     }
 
@@ -210,6 +211,8 @@ mod tests {
     use millstream::envelope::{RowCut, Rows, decode_rows, encode_cut};
 
     use super::encoded::{HEADERS, Has};
+    use millstream::names::PassId;
+
     use super::*;
     use crate::compute::block::read;
     use crate::compute::{Function, Pool};
@@ -263,7 +266,7 @@ mod tests {
     }
 
     fn key(ids: u32) -> BatchKey {
-        BatchKey { run: "r".parse().expect("legal"), pass: 3, batch: 9, ids }
+        BatchKey { pass: PassId { run: "r".parse().expect("legal"), pass: 3 }, batch: 9, ids }
     }
 
     async fn encoded(ids: &[String]) -> Encoded<String> {

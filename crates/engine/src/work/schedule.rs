@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::record::{Open, PassKey, PassRecord, PassState};
+use millstream::names::PassId;
+
+use crate::model::record::{Open, PassRecord, PassState};
 use crate::model::times::Spent;
 use crate::retry::Backoff;
 
@@ -36,7 +38,7 @@ pub(crate) const LONG: Duration = Duration::from_millis(500);
 
 /// The accounts of one host. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shares(Arc<Mutex<BTreeMap<PassKey, Account>>>);
+pub(crate) struct Shares(Arc<Mutex<BTreeMap<PassId, Account>>>);
 
 #[derive(Debug)]
 struct Account {
@@ -62,7 +64,7 @@ struct Account {
 /// Which pass to draw from, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Turn {
-    pub key: PassKey,
+    pub key: PassId,
     pub record: PassRecord,
     /// Batches to draw at most, until the next pass's turn.
     pub most: usize,
@@ -74,7 +76,7 @@ pub(crate) struct Turn {
 #[derive(Debug)]
 pub(crate) struct Charge {
     shares: Shares,
-    key: PassKey,
+    key: PassId,
     seconds: f64,
     /// What part of that is given back.
     given_back: Mutex<f64>,
@@ -125,14 +127,14 @@ impl Account {
 }
 
 impl Shares {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<PassKey, Account>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<PassId, Account>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note of the passes that run now. A new one begins level with the one that is furthest behind.
     pub fn follow(&self, passes: &Open) {
         let mut accounts = self.open();
-        let running = |key: &PassKey| passes.get(key).filter(|record| record.state == PassState::Running);
+        let running = |key: &PassId| passes.get(key).filter(|record| record.state == PassState::Running);
         accounts.retain(|key, _| running(key).is_some());
         let level = least_used(&accounts);
         for (key, record) in passes.iter().filter(|(_, record)| record.state == PassState::Running) {
@@ -145,7 +147,7 @@ impl Shares {
     /// The pass whose turn it is, of those that may have something.
     pub fn next(&self, cores: usize) -> Option<Turn> {
         let (accounts, now) = (self.open(), Instant::now());
-        let mut due: Vec<(&PassKey, &Account)> =
+        let mut due: Vec<(&PassId, &Account)> =
             accounts.iter().filter(|(_, account)| account.is_due(now)).collect();
         due.sort_by(|(_, a), (_, b)| a.used.total_cmp(&b.used));
         let (key, account) = due.first()?;
@@ -172,7 +174,7 @@ impl Shares {
     }
 
     /// Takes note of a draw: how many batches it brought, and how many there are still.
-    pub fn drawn(&self, key: &PassKey, brought: usize, pending: Option<u64>) {
+    pub fn drawn(&self, key: &PassId, brought: usize, pending: Option<u64>) {
         let mut accounts = self.open();
         let level = least_used(&accounts);
         let Some(account) = accounts.get_mut(key) else { return };
@@ -194,7 +196,7 @@ impl Shares {
 
     /// Takes note that a pass has no consumer to draw from; whether it is time to say so. A pass that has just begun gets
     /// its consumer a moment after its record.
-    pub fn absent(&self, key: &PassKey) -> bool {
+    pub fn absent(&self, key: &PassId) -> bool {
         let (mut accounts, now) = (self.open(), Instant::now());
         let Some(account) = accounts.get_mut(key) else { return false };
         account.ask_again = now + account.pause.wait();
@@ -207,14 +209,14 @@ impl Shares {
     }
 
     /// Leaves a pass alone for a while, which gave no answer.
-    pub fn put_off(&self, key: &PassKey) {
+    pub fn put_off(&self, key: &PassId) {
         if let Some(account) = self.open().get_mut(key) {
             account.ask_again = Instant::now() + account.pause.wait();
         }
     }
 
     /// Charges a pass with a batch that was drawn from it.
-    pub fn charge(&self, key: &PassKey) -> Charge {
+    pub fn charge(&self, key: &PassId) -> Charge {
         let mut seconds = 0.0;
         if let Some(account) = self.open().get_mut(key) {
             seconds = account.cost();
@@ -226,7 +228,7 @@ impl Shares {
 }
 
 /// The smallest account of those that had something.
-fn least_used(accounts: &BTreeMap<PassKey, Account>) -> Option<f64> {
+fn least_used(accounts: &BTreeMap<PassId, Account>) -> Option<f64> {
     accounts.values().filter(|account| !account.empty).map(|account| account.used).min_by(f64::total_cmp)
 }
 
@@ -285,10 +287,11 @@ mod tests {
     use super::*;
     use millstream::names::RunName;
 
-    fn pass(run: &str, priority: i8) -> (PassKey, PassRecord) {
+    fn pass(run: &str, priority: i8) -> (PassId, PassRecord) {
         let name: RunName = run.parse().expect("legal");
-        let record = PassRecord { priority, ..PassRecord::begin(&name, 1, 100, 0) };
-        ((name, 1), record)
+        let pass = name.pass(1);
+        let record = PassRecord { priority, ..PassRecord::begin(&pass, 100, 0) };
+        (pass, record)
     }
 
     fn seconds(number: f64) -> Spent {
@@ -301,9 +304,9 @@ mod tests {
         for _ in 0..batches {
             let turn = shares.next(2).expect("something to draw");
             shares.drawn(&turn.key, 1, Some(1000));
-            let (charge, took) = (shares.charge(&turn.key), cost(&turn.record.run));
+            let (charge, took) = (shares.charge(&turn.key), cost(turn.record.run.as_str()));
             charge.settle(seconds(took), 100, 100);
-            *got.entry(turn.record.run).or_default() += took;
+            *got.entry(turn.record.run.to_string()).or_default() += took;
         }
         got
     }

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use millstream::names::PassId;
 use millstream::schema::{OWN_COLUMNS, Schema};
 use millstream::{frame, native};
 use millstream_engine::error::StoreFault;
@@ -35,6 +36,10 @@ struct Wire {
 const RUN: &str = "wire";
 const IDS: u32 = 120_000;
 const PASS: u32 = 1;
+
+fn pass() -> PassId {
+    PassId { run: RUN.parse().expect("legal"), pass: PASS }
+}
 /// So slow that an insert's body is long under way: the server begins to execute it after its first 256 KiB.
 const SLOW: u32 = 300_000;
 
@@ -81,7 +86,7 @@ impl Wire {
     /// Ids of the batch that are stored, as a sink asks for them.
     fn asked(&self, store: &Store) -> u64 {
         let batch = [Portion::all(0, IDS)];
-        self.runtime.block_on(store.ask(RUN, PASS, batch.iter())).expect("an answer")[0]
+        self.runtime.block_on(store.ask(&pass(), batch.iter())).expect("an answer")[0]
     }
 
     /// The batch has landed: readers may see it, and the checker does.

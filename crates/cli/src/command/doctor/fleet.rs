@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use millstream::Id;
+use millstream::names::RunName;
 use millstream_engine::compute::Function;
 use millstream_engine::fleet::heartbeat;
 use millstream_engine::model::host::{Doing, HostReport, left_hint};
@@ -96,17 +97,17 @@ pub(super) async fn check_runs(broker: &Broker, store: &Store) -> Check {
     }
 }
 
-async fn forgotten(broker: &Broker, store: &Store) -> Result<Vec<String>, Error> {
+async fn forgotten(broker: &Broker, store: &Store) -> Result<Vec<RunName>, Error> {
     // ClickHouse first: a run is recorded in NATS before it is there.
     let kept = store.kept_runs().await?;
-    let known: HashSet<String> = match !kept.is_empty() && broker.is_set_up().await? {
+    let known: HashSet<RunName> = match !kept.is_empty() && broker.is_set_up().await? {
         true => broker.records().await?.runs().await?.into_iter().map(|run| run.run).collect(),
         false => HashSet::new(),
     };
     Ok(kept.into_iter().filter(|run| !known.contains(run)).collect())
 }
 
-async fn told_forgotten(store: &Store, runs: &[String]) -> Check {
+async fn told_forgotten(store: &Store, runs: &[RunName]) -> Check {
     let mut named = Vec::new();
     let mut hint = None;
     for run in runs.iter().take(SHOWN) {
@@ -116,7 +117,7 @@ async fn told_forgotten(store: &Store, runs: &[String]) -> Check {
             Err(error) => return failed("runs", &error.into()),
         };
         named.push(format!("`{run}` ({made_of})"));
-        hint = Error::ForgottenRun { run: run.clone(), made_of }.hint();
+        hint = Error::ForgottenRun { run: run.to_string(), made_of }.hint();
     }
     if runs.len() > 1 {
         hint = Some("`produce` with the same input and --run NAME brings a run back".to_owned());

@@ -1,5 +1,7 @@
 //! Questions about what is stored of batches.
 
+use millstream::names::PassId;
+
 use super::{Tables, of_batches, of_pass};
 use crate::model::rows::Portion;
 
@@ -28,17 +30,17 @@ impl Tables {
     ///
     /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
     /// other numbers of ids: only those of one message are counted together.
-    pub fn ask(&self, run: &str, pass: u32, batches: &[u32], count: Count) -> String {
+    pub fn ask(&self, pass: &PassId, batches: &[u32], count: Count) -> String {
         format!(
             "SELECT batch, batch_ids, {} FROM {} WHERE {} GROUP BY batch, batch_ids",
             count.expression(),
             self.rows(),
-            of_batches(run, pass, batches)
+            of_batches(pass, batches)
         )
     }
 
     /// What is stored of each of these parts of batches: `(place in the list, found, whether each is another id)`.
-    pub fn ask_parts(&self, run: &str, pass: u32, parts: &[&Portion], count: Count) -> String {
+    pub fn ask_parts(&self, pass: &PassId, parts: &[&Portion], count: Count) -> String {
         let ask = |(place, part): (usize, &&Portion)| {
             let Portion { batch, of, ids } = part;
             let within = ids
@@ -48,7 +50,7 @@ impl Tables {
                 "SELECT toUInt32({place}), {} FROM {} WHERE {} AND batch = {batch} AND batch_ids = {of}{}",
                 count.expression(),
                 self.rows(),
-                of_pass(run, pass),
+                of_pass(pass),
                 within.unwrap_or_default(),
             )
         };

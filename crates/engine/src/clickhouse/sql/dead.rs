@@ -1,5 +1,7 @@
 //! SQL about dead letters.
 
+use millstream::names::PassId;
+
 use super::{Tables, of_pass, string};
 use crate::model::selection::Letters;
 
@@ -17,38 +19,33 @@ impl Letters {
 
 impl Tables {
     /// Dead letters of a pass: `(rows)`. Raw duplicates count. Granules without one are skipped by their index.
-    pub fn count_dead(&self, run: &str, pass: u32, letters: &Letters) -> String {
-        format!(
-            "SELECT count() FROM {} WHERE {} AND {}",
-            self.rows(),
-            of_pass(run, pass),
-            letters.condition()
-        )
+    pub fn count_dead(&self, pass: &PassId, letters: &Letters) -> String {
+        format!("SELECT count() FROM {} WHERE {} AND {}", self.rows(), of_pass(pass), letters.condition())
     }
 
     /// Dead letters of a pass, each id once: `(ids)`.
-    pub fn dead_ids(&self, run: &str, pass: u32) -> String {
-        format!("SELECT count() FROM {} FINAL WHERE {} AND status = 'dead'", self.rows(), of_pass(run, pass))
+    pub fn dead_ids(&self, pass: &PassId) -> String {
+        format!("SELECT count() FROM {} FINAL WHERE {} AND status = 'dead'", self.rows(), of_pass(pass))
     }
 
     /// Dead letters of a pass, in order: `(batch, id as text, error, host, build)`.
-    pub fn dead(&self, run: &str, pass: u32, letters: &Letters, limit: u64) -> String {
+    pub fn dead(&self, pass: &PassId, letters: &Letters, limit: u64) -> String {
         format!(
             "SELECT batch, toString(id), error, toString(host), toString(build) FROM {} FINAL WHERE {} AND {} \
              ORDER BY batch, id LIMIT {limit}",
             self.rows(),
-            of_pass(run, pass),
+            of_pass(pass),
             letters.condition(),
         )
     }
 
     /// Dead letters of a pass by their error, numbers in it aside: `(error, ids)`, the commonest first.
-    pub fn dead_by_error(&self, run: &str, pass: u32, letters: &Letters, limit: u64) -> String {
+    pub fn dead_by_error(&self, pass: &PassId, letters: &Letters, limit: u64) -> String {
         format!(
             "SELECT replaceRegexpAll(error, '[0-9]+', '#') AS kind, count() FROM {} FINAL \
              WHERE {} AND {} GROUP BY kind ORDER BY count() DESC, kind LIMIT {limit}",
             self.rows(),
-            of_pass(run, pass),
+            of_pass(pass),
             letters.condition(),
         )
     }

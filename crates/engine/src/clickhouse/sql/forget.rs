@@ -4,36 +4,37 @@
 
 use super::{PARTITIONS, SeenPass, Tables, millis, string};
 use millstream::Id;
+use millstream::names::{PassId, RunName};
 
 /// Removes rows, and waits until they are gone on every replica.
 pub(super) fn delete(table: &str, condition: &str) -> String {
     format!("ALTER TABLE {table} DELETE WHERE {condition} SETTINGS mutations_sync = 2")
 }
 
-fn of(run: &str, pass: Option<u32>) -> String {
+fn of(run: &RunName, pass: Option<u32>) -> String {
     let pass = pass.map(|pass| format!(" AND pass = {pass}"));
-    format!("run = {}{}", string(run), pass.unwrap_or_default())
+    format!("run = {}{}", string(run.as_str()), pass.unwrap_or_default())
 }
 
 impl Tables {
     /// Rows of a run or of one of its passes, raw duplicates counted: `(rows)`.
-    pub fn rows_of(&self, run: &str, pass: Option<u32>) -> String {
+    pub fn rows_of(&self, run: &RunName, pass: Option<u32>) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of(run, pass))
     }
 
     /// Bytes on disk of the partition that a run's rows are in: `(bytes)`.
-    pub fn bytes_beside(&self, run: &str) -> String {
+    pub fn bytes_beside(&self, run: &RunName) -> String {
         format!(
             "SELECT toUInt64(sum(bytes_on_disk)) FROM system.parts WHERE database = {} AND table = {} AND active \
              AND partition = '{}'",
             string(&self.database),
             string(&self.rows_name()),
-            run.to_owned().sip_hash() % u64::from(PARTITIONS),
+            run.to_string().sip_hash() % u64::from(PARTITIONS),
         )
     }
 
     /// Removes every row of a run or of one of its passes.
-    pub fn remove_rows(&self, run: &str, pass: Option<u32>) -> String {
+    pub fn remove_rows(&self, run: &RunName, pass: Option<u32>) -> String {
         delete(&self.rows(), &of(run, pass))
     }
 
@@ -55,17 +56,17 @@ impl Tables {
     }
 
     /// Rows of sealed passes of a run: `(rows)`.
-    pub fn count_sealed(&self, run: &str, pass: u32) -> String {
-        format!("SELECT count() FROM {} WHERE {}", self.passes(), of(run, Some(pass)))
+    pub fn count_sealed(&self, pass: &PassId) -> String {
+        format!("SELECT count() FROM {} WHERE {}", self.passes(), of(&pass.run, Some(pass.pass)))
     }
 
     /// Takes a sealed pass of a run from readers.
-    pub fn hide(&self, run: &str, pass: u32) -> String {
-        delete(&self.passes(), &of(run, Some(pass)))
+    pub fn hide(&self, pass: &PassId) -> String {
+        delete(&self.passes(), &of(&pass.run, Some(pass.pass)))
     }
 
     /// Removes a row of a sealed pass, which its moment tells from others; and counts how many there are: `(rows)`.
-    pub fn remove_seen(&self, run: &str, seen: &SeenPass) -> [String; 2] {
+    pub fn remove_seen(&self, run: &RunName, seen: &SeenPass) -> [String; 2] {
         let of_moment = format!("{} AND {} = {}", of(run, Some(seen.pass)), millis("sealed_at"), seen.at_ms);
         [
             delete(&self.passes(), &of_moment),
@@ -74,7 +75,7 @@ impl Tables {
     }
 
     /// Removes the faults of views of a run or of one of its passes.
-    pub fn forget_view_faults(&self, run: &str, pass: Option<u32>) -> String {
+    pub fn forget_view_faults(&self, run: &RunName, pass: Option<u32>) -> String {
         delete(&self.table("_view_faults"), &of(run, pass))
     }
 
@@ -84,12 +85,12 @@ impl Tables {
     }
 
     /// Records of a run: `(records)`.
-    pub fn count_runs(&self, run: &str) -> String {
+    pub fn count_runs(&self, run: &RunName) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.runs(), of(run, None))
     }
 
     /// Removes a run's record.
-    pub fn forget_run(&self, run: &str) -> String {
+    pub fn forget_run(&self, run: &RunName) -> String {
         delete(&self.runs(), &of(run, None))
     }
 }

@@ -3,6 +3,8 @@
 //! Whatever was asked for comes down to one condition on the rows of the pass before. What fulfils it is published and
 //! computed, what does not is copied: each row of the base pass does one of the two.
 
+use millstream::names::{PassId, RunName};
+
 use super::{Column, Digested, Tables, identifier, of_batches, of_pass, string};
 use crate::model::record::Covers;
 use crate::model::selection::Selection;
@@ -45,54 +47,54 @@ impl Tables {
     }
 
     /// The newest pass of a run that has rows: `(pass)`. The primary key answers it from its end.
-    pub fn newest_rows(&self, run: &str) -> String {
+    pub fn newest_rows(&self, run: &RunName) -> String {
         format!(
             "SELECT pass FROM {} WHERE run = {} ORDER BY run DESC, pass DESC LIMIT 1",
             self.rows(),
-            string(run)
+            string(run.as_str())
         )
     }
 
     /// The selected ids of the base pass: `(ids, digest)`.
-    pub fn selected(&self, run: &str, covers: &Covers) -> String {
+    pub fn selected(&self, run: &RunName, covers: &Covers) -> String {
         format!(
             "SELECT count(), sum(sipHash64(id)) FROM {} FINAL WHERE {} AND {}",
             self.rows(),
-            of_pass(run, covers.base),
+            of_pass(&covers.base_of(run)),
             covers.condition(),
         )
     }
 
     /// Batches of the base pass that have selected ids, in order: `(batch)`.
-    pub fn selected_batches(&self, run: &str, covers: &Covers) -> String {
+    pub fn selected_batches(&self, run: &RunName, covers: &Covers) -> String {
         format!(
             "SELECT DISTINCT batch FROM {} FINAL WHERE {} AND {} ORDER BY batch",
             self.rows(),
-            of_pass(run, covers.base),
+            of_pass(&covers.base_of(run)),
             covers.condition(),
         )
     }
 
     /// The selected ids of these batches, in order: `(batch, id as text)`.
-    pub fn selected_ids(&self, run: &str, covers: &Covers, batches: &[u32]) -> String {
+    pub fn selected_ids(&self, run: &RunName, covers: &Covers, batches: &[u32]) -> String {
         format!(
             "SELECT batch, toString(id) FROM {} FINAL WHERE {} AND {} ORDER BY batch, id",
             self.rows(),
-            of_batches(run, covers.base, batches),
+            of_batches(&covers.base_of(run), batches),
             covers.condition(),
         )
     }
 
     /// How many selected ids of the batches from `first` to below `end` have no row in `pass`: `(ids)`.
-    pub fn not_computed(&self, run: &str, pass: u32, covers: &Covers, [first, end]: [u32; 2]) -> String {
+    pub fn not_computed(&self, pass: &PassId, covers: &Covers, [first, end]: [u32; 2]) -> String {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
         format!(
             "SELECT count() FROM {rows} FINAL WHERE {} AND {range} AND {} AND (batch, id) NOT IN (SELECT batch, id \
              FROM {rows} WHERE {} AND {range})",
-            of_pass(run, covers.base),
+            of_pass(&covers.base_of(&pass.run)),
             covers.condition(),
-            of_pass(run, pass),
+            of_pass(pass),
         )
     }
 
@@ -101,8 +103,7 @@ impl Tables {
     /// added some.
     pub fn take_over(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         covers: &Covers,
         [first, end]: [u32; 2],
         table: &[Column],
@@ -110,15 +111,14 @@ impl Tables {
     ) -> String {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
-        let others = format!("{} AND {range} AND NOT ({})", of_pass(run, covers.base), covers.condition());
-        let lacking = format!(
-            "(batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})",
-            of_pass(run, pass)
-        );
+        let others =
+            format!("{} AND {range} AND NOT ({})", of_pass(&covers.base_of(&pass.run)), covers.condition());
+        let lacking =
+            format!("(batch, id) NOT IN (SELECT batch, id FROM {rows} WHERE {} AND {range})", of_pass(pass));
         let names = table.iter().filter(|column| column.is_insertable()).map(|column| column.name.as_str());
         let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
         let values = names.map(|name| match name {
-            "pass" => format!("toUInt32({pass})"),
+            "pass" => format!("toUInt32({})", pass.pass),
             // It goes over all that the pass takes over of a batch, whether it is copied now or was before: rows that come in
             // two copies still have one digest.
             "batch_digest" => "`$copied`".to_owned(),

@@ -1,5 +1,6 @@
 //! SQL about what tables there are, with which columns, and about the versions of the pipeline's columns.
 
+use millstream::names::{PassId, RunName};
 use millstream::schema::Schema;
 
 use super::forget::delete;
@@ -158,32 +159,36 @@ impl Tables {
     }
 
     /// The newest sealed pass of a run: `(pass)`; 0 without one.
-    pub fn newest_sealed(&self, run: &str) -> String {
-        format!("SELECT max(pass) FROM {} WHERE run = {}", self.passes(), string(run))
+    pub fn newest_sealed(&self, run: &RunName) -> String {
+        format!("SELECT max(pass) FROM {} WHERE run = {}", self.passes(), string(run.as_str()))
     }
 
     /// How many rows of a run the view gives that readers use; without `all`, whether there are any: `(0 or 1)`.
-    pub fn is_seen(&self, run: &str, all: bool) -> String {
+    pub fn is_seen(&self, run: &RunName, all: bool) -> String {
         let limit = if all { "" } else { " LIMIT 1" };
-        format!("SELECT count() FROM (SELECT 1 FROM {} WHERE run = {}{limit})", self.view(), string(run))
+        format!(
+            "SELECT count() FROM (SELECT 1 FROM {} WHERE run = {}{limit})",
+            self.view(),
+            string(run.as_str())
+        )
     }
 
     /// The builds that computed rows of a pass: `(build)`. A quarter of what it costs to count their rows.
-    pub fn build_names(&self, run: &str, pass: u32) -> String {
+    pub fn build_names(&self, pass: &PassId) -> String {
         format!(
             "SELECT toString(build) AS by FROM (SELECT DISTINCT build FROM {} WHERE {} LIMIT 100) ORDER BY by",
             self.rows(),
-            super::of_pass(run, pass),
+            super::of_pass(pass),
         )
     }
 
     /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
-    pub fn builds(&self, run: &str, pass: u32) -> String {
+    pub fn builds(&self, pass: &PassId) -> String {
         format!(
             "SELECT toString(build) AS by, sum(rows), arraySort(groupArray(toString(host))) FROM (SELECT build, host, count() AS rows \
              FROM {} WHERE {} GROUP BY build, host) GROUP BY by ORDER BY sum(rows) DESC, by LIMIT 100",
             self.rows(),
-            super::of_pass(run, pass),
+            super::of_pass(pass),
         )
     }
 }
@@ -193,7 +198,7 @@ impl Tables {
     /// Keeps a fault of a view, over batches told as ranges of a first one and the one after the last.
     pub fn insert_view_fault(
         &self,
-        (run, pass, ranges): (&str, u32, &[[u32; 2]]),
+        (pass, ranges): (&PassId, &[[u32; 2]]),
         (view, error): (&str, &str),
         at_ms: u64,
     ) -> String {
@@ -201,9 +206,10 @@ impl Tables {
             ranges.iter().map(|[first, end]| format!("range(toUInt32({first}), toUInt32({end}))")).collect();
         let batches = ranges.join(", ");
         format!(
-            "INSERT INTO {} (run, pass, batches, view, error, at) SELECT {}, {pass}, arrayFlatten([{batches}]), {}, {}, {}",
+            "INSERT INTO {} (run, pass, batches, view, error, at) SELECT {}, {}, arrayFlatten([{batches}]), {}, {}, {}",
             self.table("_view_faults"),
-            string(run),
+            string(pass.run.as_str()),
+            pass.pass,
             string(view),
             string(error),
             moment(at_ms),
@@ -211,8 +217,8 @@ impl Tables {
     }
 
     /// Faults of views, of one run or of all: `(run, pass, view, error, batches, at)`, the newest first.
-    pub fn view_faults(&self, run: Option<&str>) -> String {
-        let run = run.map(|run| format!("WHERE run = {} ", string(run)));
+    pub fn view_faults(&self, run: Option<&RunName>) -> String {
+        let run = run.map(|run| format!("WHERE run = {} ", string(run.as_str())));
         format!(
             "SELECT run, pass, view, argMax(error, at), toUInt64(length(groupUniqArrayArray(batches))), {} FROM {} {}GROUP BY \
              run, pass, view ORDER BY max(at) DESC, view LIMIT {VIEW_FAULTS}",

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use millstream::Id;
+use millstream::names::{PassId, RunName};
 use millstream::schema::Schema;
 
 use super::{Column, Covers, Tables, identifier, of_pass, string};
@@ -63,8 +64,8 @@ impl Digested {
 
 impl Tables {
     /// The schemas of a pass's rows, raw duplicates counted: `(fingerprint)`.
-    pub fn schemas_of(&self, run: &str, pass: u32) -> String {
-        format!("SELECT DISTINCT schema FROM {} WHERE {}", self.rows(), of_pass(run, pass))
+    pub fn schemas_of(&self, pass: &PassId) -> String {
+        format!("SELECT DISTINCT schema FROM {} WHERE {}", self.rows(), of_pass(pass))
     }
 
     /// The hash of a row as workers compute it, over the columns of the row's own schema.
@@ -119,23 +120,23 @@ impl Tables {
 
     /// What the proof needs of a pass: `(batches, ids, digest, dead, batches whose values are not those computed, batches whose
     /// values cannot be proven)`. Without schemas, values are not looked at.
-    pub fn proof(&self, run: &str, pass: u32, schemas: Option<&[Digested]>, rows: RowsRead) -> String {
+    pub fn proof(&self, pass: &PassId, schemas: Option<&[Digested]>, rows: RowsRead) -> String {
         let by = |what: &str| format!("toUInt64(uniqExactIf(batch, {what}))");
         format!(
             "SELECT toUInt64(uniqExact(batch)), sum(`$found`), sum(`$digest`), sum(`$dead`), {}, {} FROM ({}) SETTINGS {SETTINGS}",
             by("`$fault`"),
             by("`$unproven`"),
-            self.by_digest(rows, &of_pass(run, pass), schemas, "")
+            self.by_digest(rows, &of_pass(pass), schemas, "")
         )
     }
 
     /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest, whether its values are not those
     /// computed)`.
-    pub fn batches(&self, run: &str, pass: u32, schemas: Option<&[Digested]>) -> String {
+    pub fn batches(&self, pass: &PassId, schemas: Option<&[Digested]>) -> String {
         format!(
             "SELECT batch, sum(`$found`), max(`$expected`), sum(`$digest`), toUInt8(max(`$fault`)) FROM ({}) GROUP BY batch \
              ORDER BY batch SETTINGS {SETTINGS}",
-            self.by_digest(RowsRead::Once, &of_pass(run, pass), schemas, "")
+            self.by_digest(RowsRead::Once, &of_pass(pass), schemas, "")
         )
     }
 
@@ -143,7 +144,7 @@ impl Tables {
     /// bytes its rows are: `(batches, bytes)`.
     pub fn base_at_fault(
         &self,
-        run: &str,
+        run: &RunName,
         covers: &Covers,
         [first, end]: [u32; 2],
         table: &[Column],
@@ -152,7 +153,7 @@ impl Tables {
         let columns = table.iter().filter(|column| column.is_insertable());
         let columns: Vec<String> = columns.map(|column| identifier(&column.name)).collect();
         let bytes = format!(", sum(byteSize({})) AS `$bytes`", columns.join(", "));
-        let condition = format!("{} AND batch >= {first} AND batch < {end}", of_pass(run, covers.base));
+        let condition = format!("{} AND batch >= {first} AND batch < {end}", of_pass(&covers.base_of(run)));
         format!(
             "SELECT toUInt64(uniqExactIf(batch, `$fault`)), toUInt64(sum(`$bytes`)) FROM ({}) SETTINGS {SETTINGS}",
             self.by_digest(RowsRead::Once, &condition, Some(schemas), &bytes)

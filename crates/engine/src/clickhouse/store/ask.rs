@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use millstream::names::PassId;
+
 use super::Store;
 use crate::clickhouse::sql::Count;
 use crate::error::StoreFault;
@@ -26,15 +28,14 @@ impl Store {
     /// The fault; nothing is known then.
     pub async fn ask(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         portions: impl Iterator<Item = &Portion>,
     ) -> Result<Vec<u64>, StoreFault> {
         let portions: Vec<&Portion> = portions.collect();
-        let counted = self.count(run, pass, &portions, Count::Rows).await?;
+        let counted = self.count(pass, &portions, Count::Rows).await?;
         let (mut ids, rows): (Vec<_>, Vec<_>) = counted.into_iter().partition(|found| found.each_is_another);
         let doubtful: Vec<&Portion> = rows.into_iter().map(|found| found.of).collect();
-        ids.extend(self.count(run, pass, &doubtful, Count::Ids).await?);
+        ids.extend(self.count(pass, &doubtful, Count::Ids).await?);
         let stored: HashMap<&Portion, u64> = ids.into_iter().map(|found| (found.of, found.count)).collect();
         Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
     }
@@ -42,8 +43,7 @@ impl Store {
     /// Counts each of these portions; those of which there is nothing are left out.
     async fn count<'a>(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         portions: &[&'a Portion],
         by: Count,
     ) -> Result<Vec<Counted<'a>>, StoreFault> {
@@ -54,14 +54,14 @@ impl Store {
             let known: HashMap<(u32, u32), &Portion> =
                 batches.iter().map(|portion| ((portion.batch, portion.of), *portion)).collect();
             let batches: Vec<u32> = batches.iter().map(|portion| portion.batch).collect();
-            let question = self.tables.ask(run, pass, &batches, by);
+            let question = self.tables.ask(pass, &batches, by);
             for (batch, of, count, each) in self.answer::<(u32, u32, u64, u8)>(&question).await? {
                 let of = known.get(&(batch, of));
                 counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));
             }
         }
         for parts in parts.chunks(PARTS_ASKED) {
-            let question = self.tables.ask_parts(run, pass, parts, by);
+            let question = self.tables.ask_parts(pass, parts, by);
             for (place, count, each) in self.answer::<(u32, u64, u8)>(&question).await? {
                 let of = parts.get(place as usize);
                 counted.extend(of.map(|of| Counted { of, count, each_is_another: each == 1 }));

@@ -1,6 +1,7 @@
 //! Dead letters.
 
 use clickhouse::Row;
+use millstream::names::PassId;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
@@ -27,8 +28,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn dead_rows(&self, run: &str, pass: u32, letters: &Letters) -> Result<u64, Error> {
-        self.one("count dead letters", &self.tables.count_dead(run, pass, letters)).await
+    pub async fn dead_rows(&self, pass: &PassId, letters: &Letters) -> Result<u64, Error> {
+        self.one("count dead letters", &self.tables.count_dead(pass, letters)).await
     }
 
     /// Dead letters of a pass, each id once. Where there are as many rows as the seal counted, an index answers; else raw
@@ -36,10 +37,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn dead_ids(&self, run: &str, pass: u32, sealed: u64) -> Result<u64, Error> {
-        match self.dead_rows(run, pass, &Letters::default()).await? {
+    pub async fn dead_ids(&self, pass: &PassId, sealed: u64) -> Result<u64, Error> {
+        match self.dead_rows(pass, &Letters::default()).await? {
             rows if rows == sealed => Ok(rows),
-            _ => self.dead_distinct(run, pass).await,
+            _ => self.dead_distinct(pass).await,
         }
     }
 
@@ -47,22 +48,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn dead_distinct(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        self.one("count dead letters", &self.tables.dead_ids(run, pass)).await
+    pub async fn dead_distinct(&self, pass: &PassId) -> Result<u64, Error> {
+        self.one("count dead letters", &self.tables.dead_ids(pass)).await
     }
 
     /// Dead letters of a pass, in order.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn dead(
-        &self,
-        run: &str,
-        pass: u32,
-        letters: &Letters,
-        limit: u64,
-    ) -> Result<Vec<DeadLetter>, Error> {
-        self.all("list dead letters", &self.tables.dead(run, pass, letters, limit)).await
+    pub async fn dead(&self, pass: &PassId, letters: &Letters, limit: u64) -> Result<Vec<DeadLetter>, Error> {
+        self.all("list dead letters", &self.tables.dead(pass, letters, limit)).await
     }
 
     /// Dead letters of a pass by error: `(error, ids)`.
@@ -71,11 +66,10 @@ impl Store {
     /// [`Error::Store`].
     pub async fn dead_by_error(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         letters: &Letters,
         limit: u64,
     ) -> Result<Vec<(String, u64)>, Error> {
-        self.all("count dead letters", &self.tables.dead_by_error(run, pass, letters, limit)).await
+        self.all("count dead letters", &self.tables.dead_by_error(pass, letters, limit)).await
     }
 }

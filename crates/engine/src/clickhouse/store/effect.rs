@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use clickhouse::Row;
+use millstream::names::PassId;
 use serde::{Deserialize, Serialize};
 
 use super::{HEAL_WITHIN, Store};
@@ -67,9 +68,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotMerged`] when they are there still, whatever the server answered; [`Error::Store`].
-    pub async fn merge_away(&self, run: &str, pass: u32, ids: u64) -> Result<(), Error> {
-        let merged = self.execute("merge raw duplicates away", &self.tables.heal(run), HEAL_WITHIN).await;
-        let rows = self.raw_rows(run, pass).await?.saturating_sub(ids);
+    pub async fn merge_away(&self, pass: &PassId, ids: u64) -> Result<(), Error> {
+        let merged =
+            self.execute("merge raw duplicates away", &self.tables.heal(&pass.run), HEAL_WITHIN).await;
+        let rows = self.raw_rows(pass).await?.saturating_sub(ids);
         let table = self.tables.rows();
         match merged {
             _ if rows == 0 => Ok(()),
@@ -85,9 +87,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Mutation`], [`Error::NotRemoved`]; [`Error::Store`].
-    pub async fn remove_batches(&self, run: &str, pass: u32, batches: &[u32]) -> Result<(), Error> {
-        let statement = self.tables.remove_batches(run, pass, batches);
-        let left = self.tables.count_batches(run, pass, batches);
+    pub async fn remove_batches(&self, pass: &PassId, batches: &[u32]) -> Result<(), Error> {
+        let statement = self.tables.remove_batches(pass, batches);
+        let left = self.tables.count_batches(pass, batches);
         self.remove("remove the rows of wrong batches", &statement, &left).await
     }
 

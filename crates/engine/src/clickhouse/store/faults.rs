@@ -5,6 +5,7 @@
 //! would bring the rows twice to those that did. So it is written down, with a statement that fills the view.
 
 use clickhouse::Row;
+use millstream::names::{PassId, RunName};
 use serde::{Deserialize, Serialize};
 
 use super::{HEAL_WITHIN, Store};
@@ -40,8 +41,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn note_view_fault(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         ranges: &[[u32; 2]],
         fault: &StoreFault,
     ) -> Result<Vec<String>, Error> {
@@ -65,7 +65,7 @@ impl Store {
         }
         for (view, error) in &views {
             for ranges in ranges.chunks(RANGES) {
-                let statement = self.tables.insert_view_fault((run, pass, ranges), (view, error), now_ms());
+                let statement = self.tables.insert_view_fault((pass, ranges), (view, error), now_ms());
                 self.write("keep a fault of a view", &statement).await?;
             }
         }
@@ -76,7 +76,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn view_faults(&self, run: Option<&str>) -> Result<Vec<ViewFault>, Error> {
+    pub async fn view_faults(&self, run: Option<&RunName>) -> Result<Vec<ViewFault>, Error> {
         match self.answer(&self.tables.view_faults(run)).await {
             // Without such a table none was kept.
             Err(fault) if fault.is_missing() => Ok(Vec::new()),
@@ -120,7 +120,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn forget_view_faults(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
+    pub async fn forget_view_faults(&self, run: &RunName, pass: Option<u32>) -> Result<(), Error> {
         let faults = self.view_faults(Some(run)).await?;
         if !faults.iter().any(|fault| pass.is_none_or(|pass| pass == fault.pass)) {
             return Ok(());

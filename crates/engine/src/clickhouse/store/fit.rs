@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use millstream::names::PassId;
 use millstream::schema::Schema;
 
 use super::{Change, Found, Plan, Store};
@@ -49,9 +50,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(super) async fn digested(&self, run: &str, pass: u32, found: &Found) -> Result<Vec<Digested>, Error> {
-        let there: Vec<u64> =
-            self.long("look up the schemas of rows", &self.tables.schemas_of(run, pass)).await?;
+    pub(super) async fn digested(&self, pass: &PassId, found: &Found) -> Result<Vec<Digested>, Error> {
+        let there: Vec<u64> = self.long("look up the schemas of rows", &self.tables.schemas_of(pass)).await?;
         let own = self.tables.schema();
         let mut known = vec![own.clone()];
         if there.iter().any(|fingerprint| *fingerprint != own.fingerprint()) {

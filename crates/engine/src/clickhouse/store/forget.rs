@@ -1,5 +1,7 @@
 //! Removing a run, or one pass of it.
 
+use millstream::names::RunName;
+
 use super::Store;
 use crate::clickhouse::sql::SeenPass;
 use crate::error::Error;
@@ -9,7 +11,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn rows_of(&self, run: &str, pass: Option<u32>) -> Result<u64, Error> {
+    pub async fn rows_of(&self, run: &RunName, pass: Option<u32>) -> Result<u64, Error> {
         self.one("count rows", &self.tables.rows_of(run, pass)).await
     }
 
@@ -17,7 +19,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn bytes_beside(&self, run: &str) -> Result<u64, Error> {
+    pub async fn bytes_beside(&self, run: &RunName) -> Result<u64, Error> {
         self.one("look at the size of the rows", &self.tables.bytes_beside(run)).await
     }
 
@@ -25,7 +27,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Mutation`], [`Error::NotRemoved`]; [`Error::Store`].
-    pub async fn remove_rows(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
+    pub async fn remove_rows(&self, run: &RunName, pass: Option<u32>) -> Result<(), Error> {
         let (statement, left) = (self.tables.remove_rows(run, pass), self.tables.rows_of(run, pass));
         self.remove("remove rows", &statement, &left).await
     }
@@ -35,12 +37,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn hide(&self, run: &str, pass: Option<u32>) -> Result<(), Error> {
+    pub async fn hide(&self, run: &RunName, pass: Option<u32>) -> Result<(), Error> {
         let passes = self.sealed_passes(run).await?;
         for SeenPass { pass: sealed, .. } in
             passes.iter().filter(|seen| pass.is_none_or(|pass| pass == seen.pass))
         {
-            let (statement, left) = (self.tables.hide(run, *sealed), self.tables.count_sealed(run, *sealed));
+            let sealed = run.pass(*sealed);
+            let (statement, left) = (self.tables.hide(&sealed), self.tables.count_sealed(&sealed));
             self.remove("take a pass from readers", &statement, &left).await?;
         }
         Ok(())
@@ -50,7 +53,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn remove_seen(&self, run: &str, seen: &SeenPass) -> Result<(), Error> {
+    pub async fn remove_seen(&self, run: &RunName, seen: &SeenPass) -> Result<(), Error> {
         let [statement, left] = self.tables.remove_seen(run, seen);
         self.remove("remove a false row of a sealed pass", &statement, &left).await
     }
@@ -59,7 +62,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn forget_run(&self, run: &str) -> Result<(), Error> {
+    pub async fn forget_run(&self, run: &RunName) -> Result<(), Error> {
         let (statement, left) = (self.tables.forget_run(run), self.tables.count_runs(run));
         self.remove("remove the run's record", &statement, &left).await
     }

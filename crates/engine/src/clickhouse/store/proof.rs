@@ -1,5 +1,7 @@
 //! What is stored of a pass: counted, and proven value by value.
 
+use millstream::names::PassId;
+
 use super::{PROOF_WITHIN, Store, store_fault, within};
 use crate::clickhouse::sql::{Digested, RowsRead};
 use crate::error::Error;
@@ -79,8 +81,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn raw_rows(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        self.one("count rows", &self.tables.raw_count(run, pass)).await
+    pub async fn raw_rows(&self, pass: &PassId) -> Result<u64, Error> {
+        self.one("count rows", &self.tables.raw_count(pass)).await
     }
 
     /// The first of so many batches of a pass that lack rows.
@@ -89,12 +91,11 @@ impl Store {
     /// [`Error::Store`].
     pub(crate) async fn lacking_batches(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         batches: u32,
         most: usize,
     ) -> Result<Vec<u32>, Error> {
-        self.all("find batches that lack rows", &self.tables.lacking_batches(run, pass, batches, most)).await
+        self.all("find batches that lack rows", &self.tables.lacking_batches(pass, batches, most)).await
     }
 
     /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
@@ -107,28 +108,27 @@ impl Store {
     /// [`Error::Store`].
     pub async fn stored(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         values: bool,
         published: Option<&Published>,
     ) -> Result<Stored, Error> {
-        let mut digested = self.digested_if(values, run, pass).await?;
-        let before = self.raw_rows(run, pass).await?;
+        let mut digested = self.digested_if(values, pass).await?;
+        let before = self.raw_rows(pass).await?;
         let mut found = None;
         if let Some(published) = published.filter(|published| values && published.ids == before) {
-            let raw = self.prove(run, pass, digested.as_deref(), RowsRead::All).await?;
+            let raw = self.prove(pass, digested.as_deref(), RowsRead::All).await?;
             if raw.is_all_of(published) {
                 found = Some(raw);
             } else {
                 // Rows of a second build may have landed since it was asked which there are.
-                digested = self.digested_if(values, run, pass).await?;
+                digested = self.digested_if(values, pass).await?;
             }
         }
         let found = match found {
             Some(found) => found,
-            None => self.prove(run, pass, digested.as_deref(), RowsRead::Once).await?,
+            None => self.prove(pass, digested.as_deref(), RowsRead::Once).await?,
         };
-        let after = self.raw_rows(run, pass).await?;
+        let after = self.raw_rows(pass).await?;
         let Proven { batches, ids, digest, dead, values: found_values } = found;
         let (raw_duplicates, is_moving) = (duplicates(before, ids, after), before != after);
         let values = values.then_some(found_values);
@@ -136,21 +136,20 @@ impl Store {
     }
 
     /// The schemas of a pass's rows, where values are looked at.
-    async fn digested_if(&self, values: bool, run: &str, pass: u32) -> Result<Option<Vec<Digested>>, Error> {
+    async fn digested_if(&self, values: bool, pass: &PassId) -> Result<Option<Vec<Digested>>, Error> {
         Ok(match values {
-            true => Some(self.digested(run, pass, &self.look().await?).await?),
+            true => Some(self.digested(pass, &self.look().await?).await?),
             false => None,
         })
     }
 
     async fn prove(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         digested: Option<&[Digested]>,
         rows: RowsRead,
     ) -> Result<Proven, Error> {
-        let question = self.tables.proof(run, pass, digested, rows);
+        let question = self.tables.proof(pass, digested, rows);
         let proof = self.client.query_raw(&question).fetch_one::<(u64, u64, u64, u64, u64, u64)>();
         let (batches, ids, digest, dead, at_fault, unproven) =
             within(PROOF_WITHIN, proof).await.map_err(|fault| self.failed("prove a pass", fault))?;
@@ -161,8 +160,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn repeated_ids(&self, run: &str, pass: u32) -> Result<u64, Error> {
-        let query = self.client.query_raw(&self.tables.repeated(run, pass)).fetch_one::<u64>();
+    pub async fn repeated_ids(&self, pass: &PassId) -> Result<u64, Error> {
+        let query = self.client.query_raw(&self.tables.repeated(pass)).fetch_one::<u64>();
         within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
     }
 
@@ -172,15 +171,14 @@ impl Store {
     /// [`Error::Store`].
     pub async fn each_batch(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         values: bool,
         mut each: impl FnMut(StoredBatch),
     ) -> Result<(), Error> {
         let doing = "list the batches of a pass";
         let failed = |fault| self.failed(doing, fault);
-        let digested = self.digested_if(values, run, pass).await?;
-        let question = self.tables.batches(run, pass, digested.as_deref());
+        let digested = self.digested_if(values, pass).await?;
+        let question = self.tables.batches(pass, digested.as_deref());
         let cursor = self.client.query_raw(&question).fetch::<(u32, u64, u32, u64, u8)>();
         let mut cursor = cursor.map_err(|error| failed(store_fault(error, PROOF_WITHIN)))?;
         while let Some((batch, ids, expected, digest, fault)) =

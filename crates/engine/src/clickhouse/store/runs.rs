@@ -1,6 +1,7 @@
 //! Records of runs and passes as ClickHouse keeps them: NATS is never the only truth.
 
 use clickhouse::Row;
+use millstream::names::RunName;
 use serde::Deserialize;
 
 use super::Store;
@@ -30,7 +31,7 @@ pub(crate) fn insert_prefix(database: &str, pipeline: &str) -> String {
 }
 
 impl KeptRun {
-    fn record(self, run: &str) -> RunRecord {
+    fn record(self, run: &RunName) -> RunRecord {
         let published = Published {
             batches: self.batches,
             ids: self.ids,
@@ -59,7 +60,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn run_record(&self, run: &str) -> Result<Option<RunRecord>, Error> {
+    pub async fn run_record(&self, run: &RunName) -> Result<Option<RunRecord>, Error> {
         let kept: Vec<KeptRun> = self.all("look up a run", &self.tables.run_record(run)).await?;
         Ok(kept.into_iter().next().map(|kept| kept.record(run)))
     }
@@ -96,10 +97,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn kept_runs(&self) -> Result<Vec<String>, Error> {
-        match self.answer(&self.tables.kept_runs()).await {
+    pub async fn kept_runs(&self) -> Result<Vec<RunName>, Error> {
+        match self.answer::<String>(&self.tables.kept_runs()).await {
             Err(fault) if fault.is_missing() => Ok(Vec::new()),
-            answer => answer.map_err(|fault| self.failed("look up runs", fault)),
+            answer => {
+                let names = answer.map_err(|fault| self.failed("look up runs", fault))?;
+                Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+            }
         }
     }
 
@@ -107,7 +111,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn sealed_passes(&self, run: &str) -> Result<Vec<SeenPass>, Error> {
+    pub async fn sealed_passes(&self, run: &RunName) -> Result<Vec<SeenPass>, Error> {
         self.all("look up sealed passes", &self.tables.sealed_passes(run)).await
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clickhouse::{RowOwned, RowRead};
+use millstream::names::{PassId, RunName};
 
 use super::{Found, PROOF_WITHIN, Store};
 use crate::clickhouse::sql::{Column, Digested};
@@ -37,7 +38,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn newest_rows(&self, run: &str) -> Result<u32, Error> {
+    pub async fn newest_rows(&self, run: &RunName) -> Result<u32, Error> {
         let found: Vec<u32> = self.all("look for rows of passes", &self.tables.newest_rows(run)).await?;
         Ok(found.first().copied().unwrap_or_default())
     }
@@ -46,7 +47,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn selected(&self, run: &str, covers: &Covers) -> Result<IdDigest, Error> {
+    pub async fn selected(&self, run: &RunName, covers: &Covers) -> Result<IdDigest, Error> {
         let question = self.tables.selected(run, covers);
         let found: Vec<(u64, u64)> = self.long("count the ids selected", &question).await?;
         let (ids, digest) = found.first().copied().unwrap_or_default();
@@ -57,7 +58,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn selected_batches(&self, run: &str, covers: &Covers) -> Result<Vec<u32>, Error> {
+    pub async fn selected_batches(&self, run: &RunName, covers: &Covers) -> Result<Vec<u32>, Error> {
         self.long("list batches with selected ids", &self.tables.selected_batches(run, covers)).await
     }
 
@@ -67,7 +68,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn selected_ids(
         &self,
-        run: &str,
+        run: &RunName,
         covers: &Covers,
         batches: &[u32],
     ) -> Result<Vec<(u32, String)>, Error> {
@@ -78,14 +79,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn not_computed(
-        &self,
-        run: &str,
-        pass: u32,
-        covers: &Covers,
-        range: [u32; 2],
-    ) -> Result<u64, Error> {
-        let question = self.tables.not_computed(run, pass, covers, range);
+    pub async fn not_computed(&self, pass: &PassId, covers: &Covers, range: [u32; 2]) -> Result<u64, Error> {
+        let question = self.tables.not_computed(pass, covers, range);
         let found: Vec<u64> = self.long("count ids that are not computed yet", &question).await?;
         Ok(found.first().copied().unwrap_or_default())
     }
@@ -96,21 +91,15 @@ impl Store {
     /// # Errors
     /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`]; that the same is being
     /// done for another process is one too.
-    pub async fn take_over(
-        &self,
-        run: &str,
-        pass: u32,
-        covers: &Covers,
-        range: [u32; 2],
-    ) -> Result<(), Error> {
+    pub async fn take_over(&self, pass: &PassId, covers: &Covers, range: [u32; 2]) -> Result<(), Error> {
         let found = self.look().await?;
-        let digested = self.digested(run, covers.base, &found).await?;
+        let digested = self.digested(&covers.base_of(&pass.run), &found).await?;
         let mut left = vec![range];
         while let Some([first, end]) = left.pop() {
-            let bytes = self.prove_base((run, pass, covers), [first, end], &found, &digested).await?;
+            let bytes = self.prove_base((pass, covers), [first, end], &found, &digested).await?;
             match pieces([first, end], bytes) {
                 pieces if pieces.len() > 1 => left.extend(pieces.into_iter().rev()),
-                _ => self.copy(run, pass, covers, [first, end], found.rows(), &digested).await?,
+                _ => self.copy(pass, covers, [first, end], found.rows(), &digested).await?,
             }
         }
         Ok(())
@@ -120,41 +109,44 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`].
-    pub async fn check_base(&self, run: &str, pass: u32, covers: &Covers, batches: u32) -> Result<(), Error> {
+    pub async fn check_base(&self, pass: &PassId, covers: &Covers, batches: u32) -> Result<(), Error> {
         let found = self.look().await?;
-        let digested = self.digested(run, covers.base, &found).await?;
-        self.prove_base((run, pass, covers), [0, batches], &found, &digested).await.map(drop)
+        let digested = self.digested(&covers.base_of(&pass.run), &found).await?;
+        self.prove_base((pass, covers), [0, batches], &found, &digested).await.map(drop)
     }
 
     /// Proves the values of the base's batches from the first to below the second; how many bytes their rows are.
     async fn prove_base(
         &self,
-        (run, pass, covers): (&str, u32, &Covers),
+        (pass, covers): (&PassId, &Covers),
         range: [u32; 2],
         found: &Found,
         digested: &[Digested],
     ) -> Result<u64, Error> {
-        let question = self.tables.base_at_fault(run, covers, range, found.rows(), digested);
+        let question = self.tables.base_at_fault(&pass.run, covers, range, found.rows(), digested);
         let proven: Vec<(u64, u64)> =
             self.long("prove the values that are to be taken over", &question).await?;
         match proven.first().copied().unwrap_or_default() {
             (0, bytes) => Ok(bytes),
-            (batches, _) => Err(Error::BaseValues { run: run.to_owned(), pass, base: covers.base, batches }),
+            (batches, _) => {
+                let PassId { run, pass } = pass;
+                Err(Error::BaseValues { run: run.to_string(), pass: *pass, base: covers.base, batches })
+            }
         }
     }
 
     async fn copy(
         &self,
-        run: &str,
-        pass: u32,
+        pass: &PassId,
         covers: &Covers,
         range: [u32; 2],
         table: &[Column],
         digested: &[Digested],
     ) -> Result<(), Error> {
-        let statement = self.tables.take_over(run, pass, covers, range, table, digested);
+        let statement = self.tables.take_over(pass, covers, range, table, digested);
         // Of two that copy the same at once, the server refuses the second: code 216.
-        let id = format!("millstream-copy-{}-{run}-{pass}-{}", self.tables.view(), range[0]);
+        let PassId { run, pass: number } = pass;
+        let id = format!("millstream-copy-{}-{run}-{number}-{}", self.tables.view(), range[0]);
         let mut query = self.client.query_raw(&statement).with_setting("query_id", id);
         for (name, value) in self.insert_settings.iter() {
             query = query.with_setting(*name, *value);
@@ -164,7 +156,7 @@ impl Store {
             && (fault.view().is_some() || !matches!(fault, StoreFault::Exception { .. }))
         {
             // What was copied may be there by then: copied once more it comes to nothing, for the view either.
-            self.note_view_fault(run, pass, &[range], fault).await?;
+            self.note_view_fault(pass, &[range], fault).await?;
         }
         copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millstream::names::PassId;
 use serde_json::Value;
 
 use super::users::answered;
@@ -20,7 +21,7 @@ impl Store {
     /// # Errors
     /// [`Error::Summary`] with ClickHouse's own words; [`Error::Store`].
     pub async fn check_summary(&self) -> Result<(), Error> {
-        let Some(query) = self.tables.summary("", 0) else { return Ok(()) };
+        let Some(query) = self.tables.empty_summary() else { return Ok(()) };
         let query = self.in_database().await?.query_raw(&describe_query(&query));
         let asked = answered(query, ANSWER_WITHIN, "TSV", &mut drop).await;
         asked.map_err(|source| Error::Summary { source })
@@ -30,8 +31,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Summary`]; an answer that is larger than a record may be is one too. [`Error::Store`].
-    pub async fn summary(&self, run: &str, pass: u32) -> Result<Option<Vec<Value>>, Error> {
-        let Some(query) = self.tables.summary(run, pass) else { return Ok(None) };
+    pub async fn summary(&self, pass: &PassId) -> Result<Option<Vec<Value>>, Error> {
+        let Some(query) = self.tables.summary(pass) else { return Ok(None) };
         let query = self.in_database().await?.query_raw(&query);
         let query = query.with_setting(TIME_LIMIT, SUMMARY_LIMIT.as_secs().to_string());
         let mut answer = Vec::new();

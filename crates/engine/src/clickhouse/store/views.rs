@@ -10,6 +10,8 @@ use super::{ANSWER_WITHIN, PROOF_WITHIN, Store, within};
 use crate::clickhouse::sql::{Tables, View};
 use crate::error::{Error, StoreFault, full_cause};
 
+use millstream::names::PassId;
+
 /// Whether readers see a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Sight {
@@ -130,7 +132,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn sight(&self, run: &str, pass: u32, ok: u64, all: bool) -> Result<Sight, Error> {
+    pub async fn sight(&self, pass: &PassId, ok: u64, all: bool) -> Result<Sight, Error> {
         let found = self.look().await?;
         let hidden = |why: String| Ok(Sight { why: Some(why), ..Sight::default() });
         let lacking = self.tables.all_names().into_iter().filter(|name| !found.has(name));
@@ -139,16 +141,17 @@ impl Store {
         if is_missing(&self.tables.view()) || is_missing(&self.tables.passes()) {
             return hidden(missing(&lacking));
         }
-        let newest: u32 = self.one("look up sealed passes", &self.tables.newest_sealed(run)).await?;
-        if newest != pass {
+        let newest: u32 = self.one("look up sealed passes", &self.tables.newest_sealed(&pass.run)).await?;
+        if newest != pass.pass {
             let passes = self.tables.passes();
+            let run = &pass.run;
             return hidden(match newest {
                 0 => format!("{passes} has no row of it; `verify {run} --repair` brings it back"),
                 newest => format!("{passes} says that pass {newest} is the newest sealed one"),
             });
         }
         if ok > 0 {
-            let seen = self.client.query_raw(&self.tables.is_seen(run, all)).fetch_one::<u64>();
+            let seen = self.client.query_raw(&self.tables.is_seen(&pass.run, all)).fetch_one::<u64>();
             match within(PROOF_WITHIN, seen).await {
                 Ok(0) => return hidden(format!("view {} gives no row of it", self.tables.view())),
                 Ok(seen) if all && seen != ok => {
@@ -189,8 +192,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn build_names(&self, run: &str, pass: u32) -> Result<Vec<String>, Error> {
-        let asked = self.client.query_raw(&self.tables.build_names(run, pass)).fetch_all();
+    pub async fn build_names(&self, pass: &PassId) -> Result<Vec<String>, Error> {
+        let asked = self.client.query_raw(&self.tables.build_names(pass)).fetch_all();
         within(PROOF_WITHIN, asked).await.map_err(|fault| self.failed("look up the builds of a pass", fault))
     }
 
@@ -198,8 +201,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn builds(&self, run: &str, pass: u32) -> Result<Vec<BuildRows>, Error> {
-        let asked = self.client.query_raw(&self.tables.builds(run, pass)).fetch_all();
+    pub async fn builds(&self, pass: &PassId) -> Result<Vec<BuildRows>, Error> {
+        let asked = self.client.query_raw(&self.tables.builds(pass)).fetch_all();
         within(PROOF_WITHIN, asked).await.map_err(|fault| self.failed("count rows by build", fault))
     }
 }

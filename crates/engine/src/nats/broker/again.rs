@@ -3,7 +3,7 @@
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
 use millstream::envelope::{Rows, decode_rows};
-use millstream::names::RunName;
+use millstream::names::PassId;
 
 use super::Broker;
 use crate::error::{Error, broker};
@@ -35,8 +35,8 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn last_rows(&self, run: &RunName, pass: u32) -> Result<Option<RowsMessage>, Error> {
-        let found = self.last_message(self.names.rows_stream(), &self.names.pass_rows(run, pass)).await?;
+    pub async fn last_rows(&self, pass: &PassId) -> Result<Option<RowsMessage>, Error> {
+        let found = self.last_message(self.names.rows_stream(), &self.names.pass_rows(pass)).await?;
         Ok(found.map(RowsMessage::from))
     }
 
@@ -44,22 +44,15 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn rows_of_batch(
-        &self,
-        run: &RunName,
-        pass: u32,
-        batch: u32,
-    ) -> Result<Vec<RowsMessage>, Error> {
-        let (mut messages, mut left) = (Vec::new(), vec![self.names.rows_subject(run, pass, batch)]);
+    pub async fn rows_of_batch(&self, pass: &PassId, batch: u32) -> Result<Vec<RowsMessage>, Error> {
+        let (mut messages, mut left) = (Vec::new(), vec![self.names.rows_subject(pass, batch)]);
         while let Some(subject) = left.pop() {
             let Some(message) = self.last_message(self.names.rows_stream(), &subject).await? else {
                 return Ok(Vec::new());
             };
             match decode_rows(&message.payload) {
                 Ok(Rows::Cut(cut)) => {
-                    left.extend(
-                        cut.ranges().map(|places| self.names.part_subject(run, pass, batch, &places)),
-                    );
+                    left.extend(cut.ranges().map(|places| self.names.part_subject(pass, batch, &places)));
                 }
                 Ok(Rows::Batch(_)) | Err(_) => messages.push(message.into()),
             }

@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsum
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{ErrorCode, context};
 use futures_util::StreamExt;
-use millstream::names::RunName;
+use millstream::names::PassId;
 
 use super::Broker;
 use crate::error::{Error, broker};
@@ -83,8 +83,8 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn ensure_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        let config = pull::Config { filter_subject: self.names.run_ids(run), ..self.work_config(run, pass) };
+    pub async fn ensure_work_consumer(&self, pass: &PassId) -> Result<(), Error> {
+        let config = pull::Config { filter_subject: self.names.run_ids(&pass.run), ..self.work_config(pass) };
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
@@ -92,9 +92,9 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn ensure_replay_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        let filter_subject = self.names.replay_ids(run, pass);
-        let config = pull::Config { filter_subject, ..self.work_config(run, pass) };
+    pub async fn ensure_replay_consumer(&self, pass: &PassId) -> Result<(), Error> {
+        let filter_subject = self.names.replay_ids(pass);
+        let config = pull::Config { filter_subject, ..self.work_config(pass) };
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
@@ -102,22 +102,17 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn replace_work_consumer(
-        &self,
-        run: &RunName,
-        pass: u32,
-        batches: Option<&[u32]>,
-    ) -> Result<(), Error> {
-        self.remove_work_consumer(run, pass).await?;
-        let Some(batches) = batches else { return self.ensure_work_consumer(run, pass).await };
-        let filter_subjects = batches.iter().map(|batch| self.names.ids_subject(run, *batch)).collect();
-        let config = pull::Config { filter_subjects, ..self.work_config(run, pass) };
+    pub async fn replace_work_consumer(&self, pass: &PassId, batches: Option<&[u32]>) -> Result<(), Error> {
+        self.remove_work_consumer(pass).await?;
+        let Some(batches) = batches else { return self.ensure_work_consumer(pass).await };
+        let filter_subjects = batches.iter().map(|batch| self.names.ids_subject(&pass.run, *batch)).collect();
+        let config = pull::Config { filter_subjects, ..self.work_config(pass) };
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
-    fn work_config(&self, run: &RunName, pass: u32) -> pull::Config {
+    fn work_config(&self, pass: &PassId) -> pull::Config {
         pull::Config {
-            durable_name: Some(self.names.work_consumer(run, pass)),
+            durable_name: Some(self.names.work_consumer(pass)),
             ack_wait: WORK_ACK_WAIT,
             deliver_policy: DeliverPolicy::All,
             ..durable()
@@ -132,8 +127,7 @@ impl Broker {
     pub async fn reclaim(&self, passes: &[PassRecord]) -> Result<(), Error> {
         let mut consumers = vec![(self.names.rows_stream(), self.names.sink_consumer())];
         for pass in passes.iter().filter(|pass| pass.state == PassState::Running) {
-            consumers
-                .push((self.names.ids_stream(), self.names.work_consumer(&pass.run.parse()?, pass.pass)));
+            consumers.push((self.names.ids_stream(), self.names.work_consumer(&pass.id())));
         }
         let shortened = self.shorten(&consumers).await;
         if !matches!(shortened, Ok(0)) {
@@ -238,8 +232,8 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn work_progress(&self, run: &RunName, pass: u32) -> Result<Option<consumer::Info>, Error> {
-        self.consumer_info(&self.names.ids_stream(), &self.names.work_consumer(run, pass)).await
+    pub async fn work_progress(&self, pass: &PassId) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.ids_stream(), &self.names.work_consumer(pass)).await
     }
 
     /// Where the sinks stand, over all passes.
@@ -251,12 +245,8 @@ impl Broker {
     }
 
     /// The consumer to pull a pass's batches from; `None` when it does not exist.
-    pub(crate) async fn work_consumer(
-        &self,
-        run: &RunName,
-        pass: u32,
-    ) -> Result<Option<PullConsumer>, Error> {
-        self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
+    pub(crate) async fn work_consumer(&self, pass: &PassId) -> Result<Option<PullConsumer>, Error> {
+        self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(pass)).await
     }
 
     /// The consumer to pull rows from. The shared one is made again if somebody deleted it, and delivers whatever the stream
@@ -271,7 +261,7 @@ impl Broker {
     pub(crate) fn drawn_consumer_name(&self, drawn: &Drawn) -> String {
         match drawn {
             Drawn::Shared => self.names.sink_consumer(),
-            Drawn::Pass(run, pass) => self.names.rebuild_consumer(run, *pass),
+            Drawn::Pass(pass) => self.names.rebuild_consumer(pass),
         }
     }
 
@@ -280,11 +270,11 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn make_rebuild_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        self.remove_rebuild_consumer(run, pass).await?;
+    pub async fn make_rebuild_consumer(&self, pass: &PassId) -> Result<(), Error> {
+        self.remove_rebuild_consumer(pass).await?;
         let config = pull::Config {
-            durable_name: Some(self.names.rebuild_consumer(run, pass)),
-            filter_subject: self.names.pass_rows(run, pass),
+            durable_name: Some(self.names.rebuild_consumer(pass)),
+            filter_subject: self.names.pass_rows(pass),
             ack_wait: SINK_ACK_WAIT,
             // Of a rebuild that was killed.
             inactive_threshold: FORGOTTEN_AFTER,
@@ -297,16 +287,16 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn rebuild_progress(&self, run: &RunName, pass: u32) -> Result<Option<consumer::Info>, Error> {
-        self.consumer_info(&self.names.rows_stream(), &self.names.rebuild_consumer(run, pass)).await
+    pub async fn rebuild_progress(&self, pass: &PassId) -> Result<Option<consumer::Info>, Error> {
+        self.consumer_info(&self.names.rows_stream(), &self.names.rebuild_consumer(pass)).await
     }
 
     /// Removes the consumer of a rebuild.
     ///
     /// # Errors
     /// The broker's; that it is gone already is none.
-    pub async fn remove_rebuild_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        self.remove_consumer(self.names.rows_stream(), self.names.rebuild_consumer(run, pass)).await
+    pub async fn remove_rebuild_consumer(&self, pass: &PassId) -> Result<(), Error> {
+        self.remove_consumer(self.names.rows_stream(), self.names.rebuild_consumer(pass)).await
     }
 
     async fn pull_consumer(&self, stream: String, name: String) -> Result<Option<PullConsumer>, Error> {
@@ -322,8 +312,8 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's; that it is gone already is none.
-    pub async fn remove_work_consumer(&self, run: &RunName, pass: u32) -> Result<(), Error> {
-        self.remove_consumer(self.names.ids_stream(), self.names.work_consumer(run, pass)).await
+    pub async fn remove_work_consumer(&self, pass: &PassId) -> Result<(), Error> {
+        self.remove_consumer(self.names.ids_stream(), self.names.work_consumer(pass)).await
     }
 
     async fn remove_consumer(&self, stream: String, name: String) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
-use millstream::names::{RunName, batch_of};
+use millstream::names::{PassId, RunName, batch_of};
 
 use super::Broker;
 use crate::environment::Environment;
@@ -147,10 +147,10 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn purge_sealed(&self, run: &RunName, pass: u32) -> Result<(), Error> {
+    pub async fn purge_sealed(&self, pass: &PassId) -> Result<(), Error> {
         match self.kept(&self.names.rows_stream()).await? {
             Some(kept) if kept.max_age.is_zero() => {
-                self.purge_rows(self.names.pass_rows(run, pass)).await.map(drop)
+                self.purge_rows(self.names.pass_rows(pass)).await.map(drop)
             }
             _ => Ok(()),
         }

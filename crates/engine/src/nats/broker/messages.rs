@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::{ConsumerErrorKind, LastRawMessageErrorKind, 
 use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use millstream::envelope::EnvelopeFault;
-use millstream::names::{RunName, batch_of};
+use millstream::names::{PassId, RunName, batch_of};
 
 use super::Broker;
 use crate::error::{Error, broker};
@@ -41,10 +41,10 @@ impl Broker {
     /// # Errors
     /// The broker's. It can be called again at any time.
     pub(crate) async fn free_ids(&self, run: &RunName, pass: &PassRecord) -> Result<u64, Error> {
-        self.remove_work_consumer(run, pass.pass).await?;
+        self.remove_work_consumer(&run.pass(pass.pass)).await?;
         let names = self.names();
         match (&pass.covers, pass.pass) {
-            (Some(_), _) => self.purge_ids(names.replay_ids(run, pass.pass)).await,
+            (Some(_), _) => self.purge_ids(names.replay_ids(&run.pass(pass.pass))).await,
             (None, 1) => self.purge_ids(names.run_ids(run)).await,
             (None, _) => Ok(0),
         }
@@ -146,10 +146,10 @@ impl Broker {
     ///
     /// # Errors
     /// The broker's.
-    pub async fn purge_batch(&self, run: &RunName, pass: u32, batch: u32) -> Result<(), Error> {
+    pub async fn purge_batch(&self, pass: &PassId, batch: u32) -> Result<(), Error> {
         // Parts first: a cut without them has them computed again; nobody would look for parts without a cut.
-        self.purge_rows(self.names.batch_parts(run, pass, batch)).await?;
-        self.purge_rows(self.names.rows_subject(run, pass, batch)).await.map(drop)
+        self.purge_rows(self.names.batch_parts(pass, batch)).await?;
+        self.purge_rows(self.names.rows_subject(pass, batch)).await.map(drop)
     }
 
     /// Removes what the ids stream holds under this subject.

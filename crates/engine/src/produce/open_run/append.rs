@@ -46,7 +46,7 @@ impl<I: Id> Producer<'_, I> {
             self.note().await?;
         }
         if self.feed.batch_ids.is_none()
-            && let Some(size) = self.pace.look(self.broker, &self.feed.run, &self.all).await
+            && let Some(size) = self.pace.look(&self.session.broker, &self.feed.run, &self.all).await
         {
             self.cutter.resize(size);
         }
@@ -57,14 +57,16 @@ impl<I: Id> Producer<'_, I> {
     /// has ended.
     async fn store(&mut self, message: Bytes) -> Result<bool, Error> {
         let (run, number) = (&self.feed.run, self.all.batches);
-        let subject = self.broker.names().ids_subject(run, number);
+        let subject = self.session.broker.names().ids_subject(run, number);
         loop {
             failpoint::pass("follow-before-publish");
-            let written = self.broker.write_once(&subject, message.clone(), self.stop).await?;
+            let written = self.session.broker.write_once(&subject, message.clone(), self.stop).await?;
             if written == Written::First {
                 return Ok(true);
             }
-            let found = self.patiently(|| look_up::<I>(self.broker, run, &subject, number, &message)).await?;
+            let found = self
+                .patiently(|| look_up::<I>(&self.session.broker, run, &subject, number, &message))
+                .await?;
             match found {
                 // Stored by an attempt whose answer was lost; or by another producer, and the very same.
                 Stored::Same => return Ok(true),
@@ -98,13 +100,14 @@ impl<I: Id> Producer<'_, I> {
         }
         // Twice at a time, so that it is said a few times only.
         let most = ids.next_power_of_two().min(MAX_BATCH_IDS);
-        let (records, run) = (self.records, &self.feed.run);
-        while let Some(mut entry) = self.patiently(|| records.pass(run, 1)).await? {
+        let records = &self.session.records;
+        let first = self.feed.run.pass(1);
+        while let Some(mut entry) = self.patiently(|| records.pass(&first)).await? {
             if entry.record.batch_ids >= most {
                 break;
             }
             entry.record.batch_ids = most;
-            if self.patiently(|| records.update_pass(&entry, run)).await? == Change::Made {
+            if self.patiently(|| records.update_pass(&entry)).await? == Change::Made {
                 break;
             }
         }
@@ -115,9 +118,9 @@ impl<I: Id> Producer<'_, I> {
     /// Counts what the stream holds beyond what the record says.
     pub(super) async fn catch_up(&mut self) -> Result<(), Error> {
         let run = &self.feed.run;
-        let end = self.broker.last_batch(run).await?.map_or(0, |last| last.saturating_add(1));
+        let end = self.session.broker.last_batch(run).await?.map_or(0, |last| last.saturating_add(1));
         let mut read = stream::iter(self.all.batches..end)
-            .map(|batch| read_back::<I>(self.broker, run, batch))
+            .map(|batch| read_back::<I>(&self.session.broker, run, batch))
             .buffered(READ_AT_ONCE);
         while let Some(found) = read.try_next().await? {
             match found {
@@ -147,7 +150,7 @@ impl<I: Id> Producer<'_, I> {
     /// says already, if another was faster.
     pub(super) async fn close(&mut self) -> Result<Published, Error> {
         let run = &self.feed.run;
-        if self.all.batches == 0 && self.patiently(|| self.broker.last_batch(run)).await?.is_none() {
+        if self.all.batches == 0 && self.patiently(|| self.session.broker.last_batch(run)).await?.is_none() {
             return Err(Error::NoIds { input: SOURCE.to_owned() });
         }
         while !self.ended {
@@ -166,17 +169,18 @@ impl<I: Id> Producer<'_, I> {
             })
             .await?;
         failpoint::pass("follow-closed");
-        keep(self.store, &record).await;
+        keep(&self.session.store, &record).await;
         Ok(record.published.unwrap_or(all))
     }
 
     /// Changes the run's record until it needs no change, and returns it.
     async fn change(&self, mut change: impl FnMut(&mut RunRecord) -> bool) -> Result<RunRecord, Error> {
-        let (records, run) = (self.records, &self.feed.run);
+        let records = &self.session.records;
+        let run = &self.feed.run;
         loop {
             let mut entry: Entry<RunRecord> = self.patiently(|| records.known_run(run)).await?;
             if !change(&mut entry.record)
-                || self.patiently(|| records.update_run(&entry, run)).await? == Change::Made
+                || self.patiently(|| records.update_run(&entry)).await? == Change::Made
             {
                 return Ok(entry.record);
             }

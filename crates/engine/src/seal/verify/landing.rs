@@ -7,7 +7,7 @@
 
 use async_nats::jetstream::consumer::Info;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use millstream::names::RunName;
+use millstream::names::PassId;
 
 use super::LOOKS;
 use crate::clickhouse::store::Store;
@@ -17,6 +17,7 @@ use crate::model::host::Cause;
 use crate::model::moment::since_1970_ms;
 use crate::nats::broker::{Broker, RowsMessage};
 use crate::nats::bucket::Records;
+use crate::session::Session;
 
 /// A message that is older than this has been drawn by a sink whose report says so; or that sink is gone, and its report no
 /// longer counts.
@@ -44,48 +45,38 @@ pub(crate) enum Landing {
 ///
 /// # Errors
 /// The broker's and ClickHouse's.
-pub(crate) async fn landing(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    (run, pass): (&RunName, u32),
-) -> Result<Landing, Error> {
+pub(crate) async fn landing(session: &Session, pass: &PassId) -> Result<Landing, Error> {
+    let Session { broker, records, .. } = session;
     broker.ensure_sink_consumer().await?;
-    let landing = landing_now(broker, records, store, (run, pass)).await?;
+    let landing = landing_now(session, pass).await?;
     // One that has drawn rows since its last report says so in the next.
-    if matches!(landing, Landing::Settled { .. })
-        && heartbeat::holds_soon(records, (run.as_str(), pass)).await?
-    {
+    if matches!(landing, Landing::Settled { .. }) && heartbeat::holds_soon(records, pass).await? {
         return Ok(Landing::UnderWay("a sink has drawn rows of it".into()));
     }
     Ok(landing)
 }
 
 /// The same for a command that changes nothing.
-pub(crate) async fn landing_now(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    (run, pass): (&RunName, u32),
-) -> Result<Landing, Error> {
+pub(crate) async fn landing_now(session: &Session, pass: &PassId) -> Result<Landing, Error> {
+    let Session { broker, records, store } = session;
     let Some(sinks) = broker.sink_progress().await? else { return Ok(Landing::Over) };
     let open = open(&sinks);
     if open == 0 {
         return Ok(Landing::Over);
     }
-    let Some(last) = broker.last_rows(run, pass).await? else { return Ok(Landing::Over) };
+    let Some(last) = broker.last_rows(pass).await? else { return Ok(Landing::Over) };
     if last.sequence <= sinks.ack_floor.stream_sequence {
         return Ok(Landing::Over);
     }
     let hosts = heartbeat::alive(records).await?;
-    if let Some(left) = hosts.iter().find_map(|host| host.left_of(run.as_str(), pass)) {
+    if let Some(left) = hosts.iter().find_map(|host| host.left_of(pass)) {
         let what = match left.cause {
             Cause::Refused => "ClickHouse refuses rows of it",
             Cause::Columns => "the table does not take rows of it",
         };
         return Ok(Landing::Left(format!("{what}: {}", left.why)));
     }
-    let is_held = hosts.iter().any(|host| host.holds(run.as_str(), pass));
+    let is_held = hosts.iter().any(|host| host.holds(pass));
     if is_held
         || last.sequence > sinks.delivered.stream_sequence
         || may_be_inserted(records, store, &last).await?
@@ -103,11 +94,11 @@ pub(crate) async fn landing_now(
 pub(crate) async fn is_held_by_none(
     broker: &Broker,
     records: &Records,
-    (run, pass): (&RunName, u32),
+    pass: &PassId,
 ) -> Result<bool, Error> {
     let Some(sinks) = broker.sink_progress().await? else { return Ok(true) };
     let drawn_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
-    heartbeat::none_holds(records, (run.as_str(), pass), drawn_ms).await
+    heartbeat::none_holds(records, pass, drawn_ms).await
 }
 
 /// Whether rows that the table lacks come again: the stream has them, and they need not have been acked, as where the sink that
@@ -118,23 +109,23 @@ pub(crate) async fn is_held_by_none(
 pub(crate) async fn come_again(
     broker: &Broker,
     store: &Store,
-    (run, pass): (&RunName, u32),
+    pass: &PassId,
     batches: u32,
     acked: u64,
 ) -> Result<bool, Error> {
-    let lacking = store.lacking_batches(run.as_str(), pass, batches, LOOKS).await?;
-    Ok(!not_acked(broker, (run, pass), lacking, acked).await?.is_empty())
+    let lacking = store.lacking_batches(pass, batches, LOOKS).await?;
+    Ok(!not_acked(broker, pass, lacking, acked).await?.is_empty())
 }
 
 /// Those of some batches whose messages the stream holds, and which need not have been acked.
 pub(super) async fn not_acked(
     broker: &Broker,
-    (run, pass): (&RunName, u32),
+    pass: &PassId,
     batches: Vec<u32>,
     acked: u64,
 ) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
     let looks = batches.into_iter().map(|batch| async move {
-        let messages = broker.rows_of_batch(run, pass, batch).await?;
+        let messages = broker.rows_of_batch(pass, batch).await?;
         Ok::<_, Error>((batch, messages))
     });
     let looks: Vec<_> = looks.collect();

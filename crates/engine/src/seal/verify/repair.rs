@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use millstream::Id;
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use serde::Serialize;
 
 use super::landing::{not_acked, open};
@@ -16,6 +16,7 @@ use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Change, Entry, Records};
+use crate::session::Session;
 
 /// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
 const LEASE: Duration = Duration::from_secs(30);
@@ -94,14 +95,9 @@ impl Repair {
 ///
 /// # Errors
 /// As of [`verify`](super::verify()) and [`repair`].
-pub async fn heal<I: Id>(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    run: &RunName,
-    pass: u32,
-) -> Result<Repair, Error> {
-    let entry = records.pass(run, pass).await?;
+pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Error> {
+    let Session { records, .. } = session;
+    let entry = records.pass(pass).await?;
     let state = entry.as_ref().map_or(PassState::Running, |entry| entry.record.state);
     if let Some(entry) = &entry
         && is_being_repaired(records, entry).await?
@@ -109,11 +105,11 @@ pub async fn heal<I: Id>(
         return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
     }
     // Before the walk over all that is stored, which costs more than the question.
-    if let Err(repair) = at_rest((broker, records, store), run, pass, state, Unstored::Wait).await? {
+    if let Err(repair) = at_rest(session, pass, state, Unstored::Wait).await? {
         return Ok(repair);
     }
-    let report = examine::<I>(broker, records, store, run, entry, true).await?;
-    repair(broker, records, store, &report, Unstored::Wait).await
+    let report = examine::<I>(session, &pass.run, entry, true).await?;
+    repair(session, &report, Unstored::Wait).await
 }
 
 /// Heals what a report found. Batches are computed again by whatever workers run; sinks seal the pass anew.
@@ -124,14 +120,10 @@ pub async fn heal<I: Id>(
 ///
 /// # Errors
 /// The broker's and ClickHouse's. It can be called again at any time.
-pub async fn repair(
-    broker: &Broker,
-    records: &Records,
-    store: &Store,
-    report: &Report,
-    unstored: Unstored,
-) -> Result<Repair, Error> {
-    let run: RunName = report.run.parse()?;
+pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> Result<Repair, Error> {
+    let Session { broker, records, store } = session;
+    let run = &report.run;
+    let pass = run.pass(report.pass);
     let mut repair = Repair::default();
     if report.forgetting {
         let stuck =
@@ -139,7 +131,7 @@ pub async fn repair(
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
     for fault in &report.seen_faults {
-        match seen::mend(records, store, &run, fault).await {
+        match seen::mend(records, store, run, fault).await {
             Ok(true) => repair.seen_mended.push(fault.pass),
             Ok(false) => {}
             // What is lost is repaired all the same.
@@ -153,7 +145,7 @@ pub async fn repair(
         // Its views, and its row among the sealed passes. All rows are there, so nothing is computed.
         store.setup().await?;
         if let Some(right) = &report.seen {
-            seen::show(store, run.as_str(), right).await?;
+            seen::show(store, run, right).await?;
         }
         return Ok(Repair { shown_again: true, ..repair });
     }
@@ -161,7 +153,7 @@ pub async fn repair(
         return Ok(repair);
     }
     if report.raw_duplicates > 0 {
-        store.merge_away(run.as_str(), report.pass, report.rows).await?;
+        store.merge_away(&pass, report.rows).await?;
         repair.duplicates_merged = report.raw_duplicates;
     }
     if !report.published {
@@ -170,13 +162,13 @@ pub async fn repair(
     if let Some(gone) = &report.base_gone {
         return Ok(Repair { stuck: Some(gone.clone()), ..repair });
     }
-    let acked = match at_rest((broker, records, store), &run, report.pass, report.state, unstored).await? {
+    let acked = match at_rest(session, &pass, report.state, unstored).await? {
         Ok(acked) => acked,
         Err(Repair { busy, stuck, .. }) => return Ok(Repair { busy, stuck, ..repair }),
     };
     let lacking = report.missing.iter().chain(&report.short).copied().collect();
     let unstored = match acked {
-        Some(acked) => not_acked(broker, (&run, report.pass), lacking, acked).await?,
+        Some(acked) => not_acked(broker, &pass, lacking, acked).await?,
         None => Vec::new(),
     };
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
@@ -194,23 +186,23 @@ pub async fn repair(
         return Ok(repair);
     }
     let faster = |repair| Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
-    let Some(claim) = claim(records, &run, report).await? else { return faster(repair) };
+    let Some(claim) = claim(records, run, report).await? else { return faster(repair) };
     failpoint::pass("repair-after-claim");
-    if !holds(records, &run, report.pass, claim).await? {
+    if !holds(records, &pass, claim).await? {
         return faster(repair);
     }
-    remove_wrong(broker, store, &run, report, &wrong).await?;
-    if !holds(records, &run, report.pass, claim).await? {
+    remove_wrong(broker, store, run, report, &wrong).await?;
+    if !holds(records, &pass, claim).await? {
         return faster(repair);
     }
-    compute_again(broker, &run, report, &again, &mut repair).await?;
+    compute_again(broker, run, report, &again, &mut repair).await?;
     for (_, messages) in unstored {
         for message in messages {
             broker.hand_out_again(message).await?;
         }
         repair.batches_handed_out += 1;
     }
-    release(records, &run, report.pass, claim).await?;
+    release(records, &pass, claim).await?;
     Ok(repair)
 }
 
@@ -229,19 +221,19 @@ pub(crate) async fn is_being_repaired(records: &Records, entry: &Entry<PassRecor
 /// Whether nothing of a pass is under way, so that what is not stored counts as lost: the sequence up to which all its messages
 /// are acked, where others may not be; else what a repair comes to.
 async fn at_rest(
-    (broker, records, store): (&Broker, &Records, &Store),
-    run: &RunName,
-    pass: u32,
+    session: &Session,
+    pass: &PassId,
     state: PassState,
     unstored: Unstored,
 ) -> Result<Result<Option<u64>, Repair>, Error> {
+    let Session { broker, .. } = session;
     let busy = |why: String| Ok(Err(Repair { busy: Some(why), ..Repair::default() }));
     if matches!(state, PassState::Paused | PassState::Cancelled) {
         return busy(format!("the pass is {state}"));
     }
     // Nobody draws from what is left of a sealed pass's consumer.
     if state != PassState::Sealed {
-        let computing = broker.work_progress(run, pass).await?.map_or(0, |info| open(&info));
+        let computing = broker.work_progress(pass).await?.map_or(0, |info| open(&info));
         if computing > 0 {
             return busy(format!("{computing} batches are still to be computed"));
         }
@@ -249,11 +241,12 @@ async fn at_rest(
     if unstored == Unstored::Recompute {
         return Ok(Ok(None));
     }
-    match landing(broker, records, store, (run, pass)).await? {
+    match landing(session, pass).await? {
         Landing::Over => Ok(Ok(None)),
         Landing::Settled { acked } => Ok(Ok(Some(acked))),
         Landing::UnderWay(why) => busy(why),
         Landing::Left(why) => {
+            let run = &pass.run;
             let stuck = format!(
                 "{why}. They come again by themselves, and are stored once the table takes them; if the build is at fault: deploy \
                  a mended one to the workers, then `verify {run} --repair --recompute`"
@@ -268,7 +261,7 @@ async fn at_rest(
 async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Option<u64>, Error> {
     // Unlike any other: seeded by the system for each value.
     let claim = RandomState::new().hash_one(now_ms());
-    let change = match records.pass(run, report.pass).await? {
+    let change = match records.pass(&run.pass(report.pass)).await? {
         Some(mut entry) => {
             if Some(entry.revision) != report.revision || is_being_repaired(records, &entry).await? {
                 return Ok(None);
@@ -278,30 +271,28 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Opti
             entry.record.sealed = None;
             (entry.record.freed, entry.record.announced) = (false, false);
             entry.record.repair = Some(claim);
-            records.update_pass(&entry, run).await?
+            records.update_pass(&entry).await?
         }
         None => {
             let batch_ids = records.known_run(run).await?.record.batch_ids;
-            let begun = PassRecord::begin(run, report.pass, batch_ids, records.server_ms().await?);
-            records.create_pass(&PassRecord { repair: Some(claim), ..begun }, run).await?
+            let begun = PassRecord::begin(&run.pass(report.pass), batch_ids, records.server_ms().await?);
+            records.create_pass(&PassRecord { repair: Some(claim), ..begun }).await?
         }
     };
     Ok((change == Change::Made).then_some(claim))
 }
 
 /// Whether the claim still holds.
-async fn holds(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<bool, Error> {
-    let entry = records.pass(run, pass).await?;
+async fn holds(records: &Records, pass: &PassId, claim: u64) -> Result<bool, Error> {
+    let entry = records.pass(pass).await?;
     Ok(entry.is_some_and(|entry| entry.record.repair == Some(claim)))
 }
 
 /// Lets go of the pass.
-async fn release(records: &Records, run: &RunName, pass: u32, claim: u64) -> Result<(), Error> {
-    while let Some(mut entry) =
-        records.pass(run, pass).await?.filter(|entry| entry.record.repair == Some(claim))
-    {
+async fn release(records: &Records, pass: &PassId, claim: u64) -> Result<(), Error> {
+    while let Some(mut entry) = records.pass(pass).await?.filter(|entry| entry.record.repair == Some(claim)) {
         entry.record.repair = None;
-        if records.update_pass(&entry, run).await? == Change::Made {
+        if records.update_pass(&entry).await? == Change::Made {
             break;
         }
     }
@@ -319,11 +310,11 @@ async fn remove_wrong(
     if wrong.is_empty() {
         return Ok(());
     }
-    store.remove_batches(run.as_str(), report.pass, wrong).await?;
+    store.remove_batches(&run.pass(report.pass), wrong).await?;
     for batch in wrong.iter().filter(|batch| report.is_beyond(**batch)) {
         // Whoever published it is not the producer.
         broker.purge_ids(broker.names().ids_subject(run, *batch)).await?;
-        broker.purge_batch(run, report.pass, *batch).await?;
+        broker.purge_batch(&run.pass(report.pass), *batch).await?;
     }
     Ok(())
 }
@@ -345,23 +336,23 @@ async fn compute_again(
     if report.computes.is_some() {
         // Its ids alone: the sealer brings the other rows from the pass before.
         repair.batches_again = again.len() as u64;
-        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+        broker.purge_rows(broker.names().pass_rows(&run.pass(report.pass))).await?;
         failpoint::pass("repair-before-consumer");
-        broker.remove_work_consumer(run, report.pass).await?;
-        return broker.ensure_replay_consumer(run, report.pass).await;
+        broker.remove_work_consumer(&run.pass(report.pass)).await?;
+        return broker.ensure_replay_consumer(&run.pass(report.pass)).await;
     }
     if repair.whole_run {
         repair.batches_again = report.batches;
-        broker.purge_rows(broker.names().pass_rows(run, report.pass)).await?;
+        broker.purge_rows(broker.names().pass_rows(&run.pass(report.pass))).await?;
     } else {
         repair.batches_again = again.len() as u64;
         for batch in again {
-            broker.purge_batch(run, report.pass, *batch).await?;
+            broker.purge_batch(&run.pass(report.pass), *batch).await?;
         }
     }
     failpoint::pass("repair-before-consumer");
     let listed = (!repair.whole_run).then_some(again);
-    broker.replace_work_consumer(run, report.pass, listed).await?;
+    broker.replace_work_consumer(&run.pass(report.pass), listed).await?;
     failpoint::pass("repair-after-consumer");
     Ok(())
 }

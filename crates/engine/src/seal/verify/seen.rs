@@ -93,16 +93,16 @@ pub(super) async fn mend(
 ) -> Result<bool, Error> {
     let passes = records.passes_of(run).await?;
     let published = records.known_run(run).await?.record.published;
-    let seen = store.sealed_passes(run.as_str()).await?;
+    let seen = store.sealed_passes(run).await?;
     if !faults(&seen, &passes, published.as_ref(), None).contains(fault) {
         return Ok(false);
     }
     let is_recorded = passes.iter().any(|record| record.pass == fault.pass);
-    if !is_recorded && store.raw_rows(run.as_str(), fault.pass).await? > 0 {
+    if !is_recorded && store.raw_rows(&run.pass(fault.pass)).await? > 0 {
         return Ok(false);
     }
     tracing::warn!(%run, pass = fault.pass, why = fault.why, "the pass's row among the sealed passes is mended");
-    let (run, found) = (run.as_str(), &fault.found);
+    let found = &fault.found;
     if let Some(right) = &fault.right {
         show(store, run, right).await?;
         // Of two rows of one moment readers have the one that was written last.
@@ -119,7 +119,7 @@ pub(super) async fn mend(
 ///
 /// # Errors
 /// ClickHouse's.
-pub(super) async fn show(store: &Store, run: &str, right: &SeenPass) -> Result<(), Error> {
+pub(super) async fn show(store: &Store, run: &RunName, right: &SeenPass) -> Result<(), Error> {
     store.write("make a sealed pass visible again", &store.tables().insert_pass(run, right)).await
 }
 
@@ -134,7 +134,7 @@ mod tests {
         let published = Published { batches: 3, ids: 30, digest: 7, dropped_repeats: 0, at_ms: 1 };
         let (summary, summary_fault, builds) = (None, None, vec!["1".to_owned()]);
         let sealed = Sealed { rows: 30, dead: 2, repeated_ids: 0, at_ms: 5, summary, summary_fault, builds };
-        let running = |pass| PassRecord::begin(&run, pass, 10, 0);
+        let running = |pass| PassRecord::begin(&run.pass(pass), 10, 0);
         let first = PassRecord { state: PassState::Sealed, sealed: Some(sealed.clone()), ..running(1) };
         let right = SeenPass::of(1, &published, &sealed);
         let found = |row: &SeenPass, passes: &[PassRecord], complete| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream::Id;
 use millstream::envelope::{RowBatch, RowCut, encode_cut, encode_rows};
+use millstream::names::PassId;
 use millstream::schema::Schema;
 
 use crate::compute::block::{Head, Packed, pack};
@@ -222,7 +223,7 @@ impl<I: Id> Encoded<I> {
     /// A cut into these parts, which follow each other.
     fn cut_into(&self, parts: Vec<Range<u32>>) -> Message {
         let from = parts.first().map_or(0, |part| part.start);
-        let BatchKey { run, pass, batch, .. } = &self.key;
+        let BatchKey { pass: PassId { run, pass }, batch, .. } = &self.key;
         let ids = parts.iter().map(|part| part.len() as u32).collect();
         let cut = RowCut { run: run.as_str(), pass: *pass, batch: *batch, from, parts: ids };
         Message { bytes: encode_cut(&cut).into(), parts, too_large: false }
@@ -233,8 +234,8 @@ impl<I: Id> Encoded<I> {
         let ids = self.ids(places);
         let text = |id: Option<&I>| id.filter(|_| !whole).map(ToString::to_string).unwrap_or_default();
         encode_rows(&RowBatch {
-            run: self.key.run.as_str(),
-            pass: self.key.pass,
+            run: self.key.pass.run.as_str(),
+            pass: self.key.pass.pass,
             batch: self.key.batch,
             batch_ids: self.key.ids,
             from: places.start,
