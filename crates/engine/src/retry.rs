@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn waits_grow_to_the_limit_and_begin_anew() {
-        let (first, most) = (Duration::from_millis(100), Duration::from_secs(1));
+        let first = Duration::from_millis(100);
+        let most = Duration::from_secs(1);
         let mut backoff = Backoff::new(first, most);
         let waits: Vec<Duration> = (0..20).map(|_| backoff.wait()).collect();
         assert!(waits[0] <= first && waits[0] >= first / 2, "{waits:?}");

@@ -190,7 +190,8 @@ impl World {
         if !self.troubled || !self.dice.one_in(8) {
             return;
         }
-        let (which, pause) = (self.dice.below(3) as usize, self.now + 1 + self.dice.below(300));
+        let which = self.dice.below(3) as usize;
+        let pause = self.now + 1 + self.dice.below(300);
         match self.dice.below(6) {
             0 => {
                 self.note(|| format!("worker {which} dies"));
@@ -244,7 +245,8 @@ impl World {
 
     /// What no message has of a batch that comes again, as [`crate::work::rows_message`] finds it.
     fn look(&mut self, batch: u32) -> Vec<Range<u32>> {
-        let (mut known, mut left) = (Known::default(), Known::nothing(BATCHES[batch as usize]).open);
+        let mut known = Known::default();
+        let mut left = Known::nothing(BATCHES[batch as usize]).open;
         while let Some(ids) = left.pop() {
             let found = self.stream.rows(&Place { batch, ids: ids.clone() }).cloned();
             self.tally.looks += u64::from(found.is_some());
@@ -430,9 +432,10 @@ impl World {
         if self.sinks[which].slept_at >= group.since {
             self.allow_doubles_of_lost(group);
         }
-        let (query, seen) = match self.troubled {
-            true => self.store.insert(&group.items, self.now, &mut self.dice),
-            false => self.store.insert_well(&group.items, self.now),
+        let (query, seen) = if self.troubled {
+            self.store.insert(&group.items, self.now, &mut self.dice)
+        } else {
+            self.store.insert_well(&group.items, self.now)
         };
         self.tally.inserts_unclear += u64::from(seen == Seen::Failed(Class::Unclear));
         let stored = group.items.iter().all(|item| self.store.holds(item));

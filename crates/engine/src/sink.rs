@@ -179,17 +179,22 @@ pub async fn sink(
 impl Sink {
     /// Keeps the fleet told of what this process does.
     fn tell(self: &Arc<Self>, records: Records) {
-        let (this, stop) = (self.clone(), self.stop.clone());
+        let this = self.clone();
+        let stop = self.stop.clone();
         self.stop.spawn(async move {
-            let (mut recent, mut rows) = (Recent::new(), Recent::new());
+            let mut recent = Recent::new();
+            let mut rows = Recent::new();
             let look = || {
                 let seconds = this.phases.seconds();
                 let stored = this.counts.rows.load(Ordering::Relaxed) as f64;
                 let ([more], within) = rows.note([stored]);
-                let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
-                let (left, left_passes) = (this.counts.left.told(), this.counts.left.passes());
+                let total = seconds.into();
+                let recent = recent.note(seconds).0.into();
+                let left = this.counts.left.told();
+                let left_passes = this.counts.left.passes();
                 let holds = passes_of(this.open().iter());
-                let (rows_per_second, waits) = (more / within, this.counts.waits.told());
+                let rows_per_second = more / within;
+                let waits = this.counts.waits.told();
                 Doing::Sink { recent, total, rows_per_second, left, left_passes, holds, waits }
             };
             heartbeat::report(&records, this.store.tables().build(), &stop, look).await;
@@ -392,7 +397,8 @@ mod tests {
     /// With `max_payload` above `held_bytes`, as README advises for large rows, one large message stopped all sinks.
     #[test]
     fn a_sink_has_room_for_the_largest_message() {
-        let (usual, large) = (SinkPlan::default().held_bytes, 64 << 20);
+        let usual = SinkPlan::default().held_bytes;
+        let large = 64 << 20;
         assert_eq!(held_at_most(usual, 8 << 20), usual);
         assert_eq!(held_at_most(usual, large), large + MESSAGE_OVERHEAD);
     }

@@ -29,7 +29,8 @@ struct All {
 
 impl Default for Stop {
     fn default() -> Self {
-        let (taking, working) = (CancellationToken::new(), CancellationToken::new());
+        let taking = CancellationToken::new();
+        let working = CancellationToken::new();
         let has_panicked = AtomicBool::new(false);
         let all = Arc::new(All { has_panicked, taking: taking.clone(), working: working.clone() });
         Self { taking, working, tasks: TaskTracker::new(), all }
@@ -132,7 +133,8 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_panics_ends_everything() {
         let stop = Stop::new();
-        let (part, sibling) = (stop.child(), stop.child());
+        let part = stop.child();
+        let sibling = stop.child();
         part.spawn(async { panic!("on purpose") });
         tokio::join!(stop.given_up(), sibling.given_up());
         assert!(stop.has_panicked() && sibling.has_panicked() && sibling.taking_stopped());

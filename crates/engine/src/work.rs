@@ -109,7 +109,8 @@ pub async fn work<I: Id>(
     let records = broker.records().await?;
     let open = pass_watch::follow(&records, stop).await?;
     let WorkPlan { threads, place, limits, .. } = plan.clone();
-    let (load, rates) = (Arc::new(WorkLoad::new(threads)), Arc::<Rates>::default());
+    let load = Arc::new(WorkLoad::new(threads));
+    let rates = Arc::<Rates>::default();
     let schema = function.spec().schema.clone();
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
     let cores = Arc::new(Cores::start(function, threads, place, limits, counts.clone(), load.clone())?);
@@ -117,13 +118,19 @@ pub async fn work<I: Id>(
     // It reads a file of every process of this host.
     drop(tokio::task::spawn_blocking(end_orphans));
     reap(stop);
-    let (slots, waiting) = (Slots::new(plan.threads), Semaphore::new(WAITING));
+    let slots = Slots::new(plan.threads);
+    let waiting = Semaphore::new(WAITING);
     let told = (load.clone(), able.clone());
     tell(records.clone(), maker.clone(), open.clone(), told, slots.clone(), rates.clone(), stop);
-    let (proving, proven, stopping) = (cores.clone(), able.clone(), stop.clone());
+    let proving = cores.clone();
+    let proven = able.clone();
+    let stopping = stop.clone();
     stop.spawn(async move { proven.keep(&proving, &stopping).await });
     let outlier = Outlier::new(able.clone());
-    let (judged, others, passes, stopping) = (outlier.clone(), records.clone(), open.clone(), stop.clone());
+    let judged = outlier.clone();
+    let others = records.clone();
+    let passes = open.clone();
+    let stopping = stop.clone();
     stop.spawn(async move {
         judged.judge(&others, &passes, &stopping).await;
     });
@@ -184,7 +191,8 @@ fn tell(
     rates: Arc<Rates>,
     stop: &Stop,
 ) {
-    let (sampling, stopping) = (load.clone(), stop.clone());
+    let sampling = load.clone();
+    let stopping = stop.clone();
     stop.spawn(async move {
         while !stopping.taking_stopped() {
             sampling.sample(slots.free());
@@ -195,7 +203,9 @@ fn tell(
         }
     });
     let own = (records.host_key("work", &host_name(), std::process::id()), load.cores());
-    let (followed, passes, stopping) = (records.clone(), open.clone(), stop.clone());
+    let followed = records.clone();
+    let passes = open.clone();
+    let stopping = stop.clone();
     stop.spawn(async move {
         let limited = || {
             let passes = passes.borrow();
@@ -204,14 +214,17 @@ fn tell(
         };
         rates.follow(&followed, own, limited, &stopping).await;
     });
-    let (begun, stopping) = (Instant::now(), stop.clone());
+    let begun = Instant::now();
+    let stopping = stop.clone();
     stop.spawn(async move {
         let mut recent = Recent::new();
         let look = || {
             let sums = load.sums(begun.elapsed());
             let runs = load.shares(&open.borrow());
-            let (total, recent) = (CoreTimes::from(sums), CoreTimes::from(recent.note(sums).0));
-            let (unable, returned) = (able.why(), able.returns());
+            let total = CoreTimes::from(sums);
+            let recent = CoreTimes::from(recent.note(sums).0);
+            let unable = able.why();
+            let returned = able.returns();
             Doing::Work { cores: load.cores(), recent, total, runs, unable, returned }
         };
         heartbeat::report(&records, &maker.build, &stopping, look).await;
@@ -259,7 +272,8 @@ impl<I: Id> Worker<I> {
                 delivery.nak(NOT_HERE).await;
             }
             Err(error) => {
-                let (hint, error) = (error.hint().unwrap_or_default(), full_cause(&error));
+                let hint = error.hint().unwrap_or_default();
+                let error = full_cause(&error);
                 tracing::error!(subject = delivery.subject(), error, hint, "the batch is set back for 60 s");
                 delivery.nak(SET_BACK).await;
             }
@@ -288,7 +302,8 @@ impl<I: Id> Worker<I> {
         }
         let computed = CancellationToken::new();
         let storing = async {
-            let (mut left, mut _kept) = (taken.ids, None);
+            let mut left = taken.ids;
+            let mut _kept = None;
             while self.early_is_due(&computed, &results).await {
                 let News { ids, .. } = self.store(&batch, &taken).await?;
                 left -= ids;
@@ -420,7 +435,8 @@ impl<I: Id> Worker<I> {
 
     /// The ids of a batch; `None` where an open run ends.
     fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<Option<(BatchKey, Vec<I>)>, Error> {
-        let (subject, payload) = (delivery.subject(), delivery.payload());
+        let subject = delivery.subject();
+        let payload = delivery.payload();
         if batch_of(subject).is_some_and(|batch| is_end(payload, pass.run.as_str(), batch)) {
             return Ok(None);
         }

@@ -508,7 +508,8 @@ mod tests {
 
     /// What is outside of quotes, as ClickHouse reads them: a backslash escapes, a doubled quote does not end.
     fn outside_quotes(sql: &str) -> String {
-        let (mut outside, mut within) = (String::new(), None);
+        let mut outside = String::new();
+        let mut within = None;
         let mut symbols = sql.chars().peekable();
         while let Some(symbol) = symbols.next() {
             match within {

@@ -61,7 +61,8 @@ pub(crate) fn pack<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Ro
 
 /// How large these rows are, with and without compression, beside what a block costs however many rows it has.
 pub(crate) fn sizes<I: Id>(schema: &Schema, ids: &[I], rows: &Rows) -> (u64, u64) {
-    let (mut raw, mut frames) = (Vec::new(), Vec::new());
+    let mut raw = Vec::new();
+    let mut frames = Vec::new();
     Columns::of(schema).write_native(schema, &mut raw);
     let names = raw.len();
     raw.clear();
@@ -75,7 +76,8 @@ pub(crate) fn sizes<I: Id>(schema: &Schema, ids: &[I], rows: &Rows) -> (u64, u64
 
 fn write<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Rows, out: &mut Vec<u8>) {
     let Head { key, maker, computed_ms } = head;
-    let (count, statuses) = (ids.len(), statuses(rows));
+    let count = ids.len();
+    let statuses = statuses(rows);
     let digest = digest(schema, ids, &statuses, rows);
     native::begin_block(out, OWN_COLUMNS.len() + schema.columns().len(), count);
     for (name, kind) in OWN_COLUMNS {
@@ -168,10 +170,12 @@ pub(crate) mod read {
         }
         assert!(frames.is_empty(), "{} bytes after the last frame", frames.len());
         let rest = &mut &raw[..];
-        let (columns, rows) = (varint(rest), varint(rest));
+        let columns = varint(rest);
+        let rows = varint(rest);
         let mut found = HashMap::new();
         for _ in 0..columns {
-            let (name, kind) = (text(rest), text(rest));
+            let name = text(rest);
+            let kind = text(rest);
             let values = values(rest, std::str::from_utf8(&kind).expect("a type"), rows);
             found.insert(String::from_utf8(name).expect("a name"), values);
         }
@@ -214,7 +218,8 @@ pub(crate) mod read {
     }
 
     fn varint(rest: &mut &[u8]) -> usize {
-        let (mut value, mut shift) = (0, 0);
+        let mut value = 0;
+        let mut shift = 0;
         loop {
             let byte = *rest.split_off_first().expect("a byte");
             value |= usize::from(byte & 0x7f) << shift;

@@ -196,7 +196,8 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let witness = sender.clone();
     tell_panics(move |panic| witness.answer(&Answer::Panicked(panic)));
     let leaks = watch_leaks();
-    let (mut bytes, mut numbers) = (Vec::new(), 0..);
+    let mut bytes = Vec::new();
+    let mut numbers = 0..;
     for (kind, body) in frames {
         if kind == wire::FORGET {
             sender.answer(&Answer::Forgotten);
@@ -229,7 +230,8 @@ fn watch_leaks() -> Arc<Leaks> {
 
 /// Has a thread of its own say every second that this process is alive, while there is something in hand.
 fn beat(sender: &Sender, busy: &Arc<AtomicBool>) -> io::Result<()> {
-    let (sender, busy) = (sender.clone(), busy.clone());
+    let sender = sender.clone();
+    let busy = busy.clone();
     let mut beat = Vec::new();
     frame(wire::BEAT, &[], &mut beat);
     let thread = std::thread::Builder::new().name("beat".into()).spawn(move || {
@@ -283,7 +285,8 @@ fn watch<I: Id>(
     frame(wire::BEAT, &[], &mut beat);
     let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
         loop {
-            let (begun, mut busy) = (Instant::now(), 0);
+            let begun = Instant::now();
+            let mut busy = 0;
             for _ in 0..LOOKS_TOLD {
                 std::thread::sleep(LOOK);
                 let overdue = watch.look(pool.hands(), LOOK);
@@ -295,9 +298,10 @@ fn watch<I: Id>(
                 busy += pool.hands().iter().filter(|hand| hand.is_busy()).count() as u32;
             }
             let looks = f64::from(LOOKS_TOLD);
-            match started.load(Ordering::Relaxed) {
-                true => sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks))),
-                false => sender.send(&beat),
+            if started.load(Ordering::Relaxed) {
+                sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks)))
+            } else {
+                sender.send(&beat)
             }
         }
     });
@@ -321,7 +325,8 @@ fn take_orders<I: Id>(pool: &Pool<I>, frames: Receiver<(u8, Vec<u8>)>, sender: &
         let off = Off::default();
         let switch = off.0.clone();
         orders.insert(number, off);
-        let (sender, open) = (sender.clone(), open.clone());
+        let sender = sender.clone();
+        let open = open.clone();
         let over = move || drop(open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number));
         // Read on the pool too: unpacking a large batch is work.
         pool.spawn(move |shared| {
@@ -357,7 +362,9 @@ fn incoming(
 ) -> io::Result<Receiver<(u8, Vec<u8>)>> {
     let (sender, receiver) = sync_channel(AHEAD);
     std::thread::Builder::new().name("frames".into()).spawn(move || {
-        let (mut from, mut bytes, mut chunk) = (socket.stream, Vec::new(), vec![0; 64 << 10]);
+        let mut from = socket.stream;
+        let mut bytes = Vec::new();
+        let mut chunk = vec![0; 64 << 10];
         loop {
             match from.read(&mut chunk) {
                 Ok(read) if read > 0 => bytes.extend_from_slice(&chunk[..read]),

@@ -36,7 +36,8 @@ pub(super) struct ChildLink {
 
 impl ChildLink {
     pub fn new(process: Process, to: OwnedWriteHalf) -> Self {
-        let (base, printing) = (process.resident(), Printing::default());
+        let base = process.resident();
+        let printing = Printing::default();
         Self { process, to, base, sent: 0, computed: 0, panicked: None, printing, is_behind: false }
     }
 

@@ -55,8 +55,10 @@ impl<I: Id> Computed<I> {
     /// A piece of an order over these ids.
     pub(super) fn of(ids: &[I], piece: Piece) -> Self {
         let Piece { from, count, rows, again: asking, spent } = piece;
-        let (mut rest, mut next) = (&ids[from as usize..(from + count) as usize], from);
-        let (mut ids, mut again) = (Vec::with_capacity(rest.len()), Vec::new());
+        let mut rest = &ids[from as usize..(from + count) as usize];
+        let mut next = from;
+        let mut ids = Vec::with_capacity(rest.len());
+        let mut again = Vec::new();
         for (place, reason) in asking {
             let (before, from_it) = rest.split_at((place - next) as usize);
             ids.extend_from_slice(before);

@@ -67,9 +67,11 @@ impl<I: Id> Cores<I> {
         let kind = match place {
             Place::Here => Kind::Here(Pool::start(function, threads)?, OnceCell::new()),
             Place::PoolProcess(path) => {
-                let (pipeline, start_within) = (function.spec().name, limits.start_within);
+                let pipeline = function.spec().name;
+                let start_within = limits.start_within;
                 let program = Program { path, pipeline, start_within };
-                let (counted, pool_load) = (counts.clone(), load.clone());
+                let counted = counts.clone();
+                let pool_load = load.clone();
                 let got_going = Arc::<AtomicBool>::default();
                 let going = got_going.clone();
                 Kind::PoolProcess(Box::new(Processes {
@@ -164,7 +166,8 @@ impl<I: Id> Processes<I> {
         if suspect || self.isolate {
             return self.alone.compute(key, ids, last, results).await;
         }
-        let (mut left, mut silent) = (ids, 0);
+        let mut left = ids;
+        let mut silent = 0;
         while !left.is_empty() {
             let Leftover { left: rest, suspect } = self.pool.compute(key, left, last, results).await?;
             left = rest;

@@ -43,7 +43,8 @@ impl<'a, I> IdQueue<'a, I> {
     pub fn new(ids: &'a [I], results: &'a Results<I>, children: usize) -> Self {
         let size = ids.len().div_ceil(children * LOTS_PER_CHILD).clamp(1, LOT);
         let queue = (0..ids.len()).step_by(size).map(|start| start..ids.len().min(start + size));
-        let (waiting, left) = (Mutex::new(queue.rev().collect()), AtomicUsize::new(ids.len()));
+        let waiting = Mutex::new(queue.rev().collect());
+        let left = AtomicUsize::new(ids.len());
         Self { ids, results, waiting, left, busy: AtomicUsize::new(0), given_back: Notify::new() }
     }
 

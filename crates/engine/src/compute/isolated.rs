@@ -88,7 +88,8 @@ impl<I: Id> Isolated<I> {
         got_going: Arc<AtomicBool>,
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
-        let (seats, idle) = (Semaphore::new(threads), Mutex::default());
+        let seats = Semaphore::new(threads);
+        let idle = Mutex::default();
         Self {
             program,
             limits,
@@ -176,7 +177,8 @@ impl<I: Id> Isolated<I> {
                 Some(child) => child,
                 None => self.start().await?,
             };
-            let (begun, before) = (Instant::now(), chunk.start);
+            let begun = Instant::now();
+            let before = chunk.start;
             let end = self.grind(&mut child, key, queue, &mut chunk, &mut part).await;
             part.computed.spent.computing += begun.elapsed();
             if matches!(end, End::Done) {
@@ -184,7 +186,8 @@ impl<I: Id> Isolated<I> {
                 continue;
             }
             killed = if chunk.start > before { 0 } else { killed };
-            let (others, id) = (child.computed, &queue.ids[chunk.start]);
+            let others = child.computed;
+            let id = &queue.ids[chunk.start];
             let verdict = self.verdict(child, key, id, end).await;
             let reason = match verdict {
                 // What it has become by many ids is not the fault of the last one, which a fresh process will tell.

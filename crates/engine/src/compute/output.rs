@@ -77,7 +77,8 @@ impl Output {
     /// What is in the pipe now. The runtime may know of it later than of what was written elsewhere after it: this asks the
     /// system.
     pub fn there(&mut self) -> Vec<Said> {
-        let (mut said, mut left) = (Vec::new(), THERE_AT_ONCE);
+        let mut said = Vec::new();
+        let mut left = THERE_AT_ONCE;
         while left > 0 && !self.ended {
             self.chunk.resize(READ_AT_ONCE, 0);
             match nix::unistd::read(self.from.as_fd(), &mut self.chunk) {
@@ -117,10 +118,7 @@ impl Output {
 
     /// A line that was begun and not ended.
     pub fn rest(&mut self) -> Vec<Said> {
-        match self.line.is_empty() {
-            true => Vec::new(),
-            false => self.take(b"\n"),
-        }
+        if self.line.is_empty() { Vec::new() } else { self.take(b"\n") }
     }
 
     fn take(&mut self, bytes: &[u8]) -> Vec<Said> {

@@ -62,7 +62,8 @@ impl<I> PieceSlot<I> {
     pub fn begin(&self, shares: Arc<Shares<I>>, places: Range<u32>, schema: Arc<Schema>, process: u32) {
         self.looks.store(0, Ordering::Relaxed);
         let at_once = if places.len() as u32 > SHORT { AT_ONCE as u32 } else { 1 };
-        let (done, begun) = (none(&schema, &places), Instant::now());
+        let done = none(&schema, &places);
+        let begun = Instant::now();
         *self.open() = Some(Open { shares, done, left: places, at_once, begun, schema, process });
     }
 
@@ -126,7 +127,8 @@ impl<I> Open<I> {
             return;
         }
         end_a_copy(self.process);
-        let (next, now) = (self.done.from + self.done.count, Instant::now());
+        let next = self.done.from + self.done.count;
+        let now = Instant::now();
         let mut done =
             std::mem::replace(&mut self.done, none(&self.schema, &(next..self.left.end.max(next))));
         // By the piece, not by the id: a look at the clock costs as much as a light id.

@@ -93,7 +93,8 @@ impl<I: Id> Pool<I> {
         let queue = Queue { entries: VecDeque::new(), up: 0, closed: false };
         let hands = (0..threads).map(|_| Hand::default()).collect();
         let slots = (0..threads).map(|_| PieceSlot::default()).collect();
-        let (queue, changed) = (Mutex::new(queue), Condvar::new());
+        let queue = Mutex::new(queue);
+        let changed = Condvar::new();
         let shared = Arc::new(Shared { function, hands, slots, queue, changed });
         let looping = shared.clone();
         pool.spawn_broadcast(move |thread| {
@@ -250,7 +251,9 @@ impl<I: Id> Shared<I> {
 
     /// Computes these ids of an order.
     fn grind(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
-        let (hand, slot, order) = (&self.hands[thread], &self.slots[thread], &shares.order);
+        let hand = &self.hands[thread];
+        let slot = &self.slots[thread];
+        let order = &shares.order;
         hand.take(order.number);
         slot.begin(shares.clone(), places, self.function.spec().schema.clone(), process);
         self.function.typed.grind(hand, slot, order);
@@ -304,7 +307,8 @@ mod tests {
         let (sender, receiver) = channel();
         let function = Function::of(Arc::new(Lasting(Mutex::new(receiver)))).expect("sound");
         let pool = Pool::start(function.clone(), threads).expect("threads");
-        let (results, shared) = (Arc::<Results<u64>>::default(), pool.shared());
+        let results = Arc::<Results<u64>>::default();
+        let shared = pool.shared();
         let watching = async {
             let mut watch = Watch::new(threads, None, None);
             while results.answered() < ids - waiting {

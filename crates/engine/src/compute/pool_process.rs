@@ -148,7 +148,8 @@ impl<I: Id> PoolProcess<I> {
         let number = self.orders.fetch_add(1, Ordering::Relaxed) + 1;
         let frame = encode_order(number, &ids, last);
         let (answer, answered) = oneshot::channel();
-        let (missing, covered) = (ids.len(), Vec::new());
+        let missing = ids.len();
+        let covered = Vec::new();
         let order = Order { key: key.clone(), ids, results: results.clone(), covered, missing, answer };
         let (_waiting, sender) = self.place(number, order).await?;
         // A process that has just died takes nothing any more; its reader says so to everybody who waits.
@@ -416,7 +417,8 @@ impl<I: Id> Order<I> {
         covered.sort_unstable_by_key(|places| places.start);
         let end = self.ids.len() as u32;
         covered.push(end..end);
-        let (mut left, mut next) = (Vec::new(), 0);
+        let mut left = Vec::new();
+        let mut next = 0;
         for places in covered {
             left.extend_from_slice(&self.ids[next as usize..places.start as usize]);
             next = places.end;
@@ -454,7 +456,8 @@ mod tests {
     fn what_no_piece_covers_is_left() {
         let (answer, _) = oneshot::channel::<Leftover<u64>>();
         let key = BatchKey { pass: PassId { run: "r".parse().expect("legal"), pass: 1 }, batch: 0, ids: 10 };
-        let (ids, results) = ((100..110).collect(), Arc::default());
+        let ids = (100..110).collect();
+        let results = Arc::default();
         let order = Order { key, ids, results, covered: vec![6..8, 1..4], missing: 5, answer };
         assert_eq!(order.left(), [100, 104, 105, 108, 109]);
     }

@@ -148,7 +148,8 @@ impl Process {
 
     /// Waits until it says that it computes this pipeline, and that it is ready to.
     async fn hello(&mut self, program: &Program) -> Result<(), Source> {
-        let (begun, mut met) = (Instant::now(), false);
+        let begun = Instant::now();
+        let mut met = false;
         loop {
             match self.next().await {
                 News::Frame(kind, body) => match Answer::read(kind, &body)? {
@@ -197,10 +198,7 @@ impl Process {
             }
             // By chance, where there is both: a flood of lines must not hold up answers.
             let frame = tokio::select! {
-                said = self.output.next() => match said.is_empty() {
-                    true => continue,
-                    false => return News::Printed(said),
-                },
+                said = self.output.next() => if said.is_empty() { continue } else { return News::Printed(said) },
                 frame = self.frames.next() => frame,
                 _ = self.look.tick() => return self.look(),
             };

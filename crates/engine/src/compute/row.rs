@@ -57,7 +57,8 @@ impl Rows {
     }
 
     fn write<R: Serialize>(&mut self, schema: &Schema, row: &R) {
-        let (rows, before) = (self.count(), self.bytes());
+        let rows = self.count();
+        let before = self.bytes();
         match self.columns.push(schema, row) {
             Ok(()) if self.bytes() - before <= MAX_ROW => {}
             Ok(()) => {
@@ -92,7 +93,8 @@ impl Rows {
 
     /// Copies the rows at these places.
     pub fn slice(&self, places: Range<usize>) -> Self {
-        let (start, end) = (places.start as u32, places.end as u32);
+        let start = places.start as u32;
+        let end = places.end as u32;
         let dead = self.dead.iter().filter(|(at, _)| (start..end).contains(at));
         let dead = dead.map(|(at, reason)| (at - start, reason.clone())).collect();
         Self { columns: self.columns.slice(places), dead, writing: Default::default() }
@@ -105,7 +107,8 @@ impl Rows {
             reasons[*at as usize] = Some(reason);
         }
         let dead = (0..).zip(order).filter_map(|(new, old)| Some((new, reasons[*old as usize]?.to_owned())));
-        let (columns, dead) = (self.columns.reordered(order), dead.collect());
+        let columns = self.columns.reordered(order);
+        let dead = dead.collect();
         Self { columns, dead, writing: Default::default() }
     }
 

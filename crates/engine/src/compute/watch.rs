@@ -77,7 +77,8 @@ impl Watch {
     pub fn look(&mut self, hands: &[Hand], step: Duration) -> Vec<Overdue> {
         let mut overdue = Vec::new();
         for (hand, (seen, age)) in hands.iter().zip(&mut self.seen) {
-            let (order, begun) = (hand.order.load(Ordering::Relaxed), hand.begun.load(Ordering::Relaxed));
+            let order = hand.order.load(Ordering::Relaxed);
+            let begun = hand.begun.load(Ordering::Relaxed);
             if order == 0 || begun != *seen {
                 (*seen, *age) = (begun, Duration::ZERO);
                 continue;

@@ -126,7 +126,8 @@ impl Forget<'_> {
 
     /// Consumers first, so that nothing is computed of what is being removed.
     async fn remove_messages(&self, forgotten: &mut Forgotten) -> Result<(), Error> {
-        let (names, run) = (self.session.broker.names(), self.run);
+        let names = self.session.broker.names();
+        let run = self.run;
         let passes = match self.pass {
             Some(pass) => pass..pass + 1,
             None => 1..self.session.records.next_pass(run).await?,
@@ -149,7 +150,8 @@ impl Forget<'_> {
 
     /// A sink may have had some of the rows in its hands: until none is there, they are removed again.
     async fn remove_rows(&self, forgotten: &mut Forgotten) -> Result<(), Error> {
-        let (run, pass) = (self.run, self.pass);
+        let run = self.run;
+        let pass = self.pass;
         let before = self.session.store.bytes_beside(run).await?;
         for _ in 0..SWEEPS {
             let rows = self.session.store.rows_of(run, pass).await?;

@@ -69,7 +69,8 @@ pub async fn rebuild(
     let Some(published) = record.published.clone() else {
         return Err(Error::NotPublished { run: run.to_string() });
     };
-    let (record, published) = (&record, &published);
+    let record = &record;
+    let published = &published;
     let rebuild = Rebuild { session, run, record, published, plan, stop };
     let chain = rebuild.chain(pass).await?;
     let mut rebuilt = Rebuilt { pass: chain[0].0.pass, rows: 0, inserted: 0, passes: Vec::new() };
@@ -143,7 +144,8 @@ impl Rebuild<'_> {
     async fn sink(&self, pass: u32) -> Result<(), Error> {
         let broker = &self.session.broker;
         broker.make_rebuild_consumer(&self.run.pass(pass)).await?;
-        let (counts, stage) = (Arc::new(SinkCounts::default()), self.stop.child());
+        let counts = Arc::new(SinkCounts::default());
+        let stage = self.stop.child();
         let watch = async {
             while !stage.taking_stopped() {
                 let open = broker.rebuild_progress(&self.run.pass(pass)).await;
@@ -193,7 +195,9 @@ impl Rebuild<'_> {
             Some(kept) => why(&kept, pass, now_ms()),
             None => "there is no such stream any more".to_owned(),
         };
-        let (run, pass, batches) = (self.run.to_string(), pass.pass, self.published.batches);
+        let run = self.run.to_string();
+        let pass = pass.pass;
+        let batches = self.published.batches;
         Err(Error::RowsGone {
             run,
             pass,

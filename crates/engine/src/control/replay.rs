@@ -126,7 +126,8 @@ impl Replay<'_> {
         record: &RunRecord,
         published: &Published,
     ) -> Result<Covers, Error> {
-        let (run, selection) = (self.run.to_string(), selection.clone());
+        let run = self.run.to_string();
+        let selection = selection.clone();
         let ranges = match &selection {
             Selection::Letters(_) => Vec::new(),
             Selection::Where(condition) => {

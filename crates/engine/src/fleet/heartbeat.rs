@@ -26,14 +26,19 @@ const GONE: Duration = Duration::from_secs(600);
 
 /// Reports what `look` says until taking stops, then takes the record away.
 pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look: impl FnMut() -> Doing) {
-    let (host, pid, started_ms) = (host_name(), std::process::id(), now_ms());
-    let (mut key, mut pause) = (None, FIRST_REPORT);
+    let host = host_name();
+    let pid = std::process::id();
+    let started_ms = now_ms();
+    let mut key = None;
+    let mut pause = FIRST_REPORT;
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = REPORT,
             () = stop.no_more_taking() => break,
         }
-        let (host, build, doing) = (host.clone(), build.to_owned(), look());
+        let host = host.clone();
+        let build = build.to_owned();
+        let doing = look();
         let report = HostReport { host, pid, instance: instance(), started_ms, build, doing };
         let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &report.host, pid));
         if let Err(error) = records.put_host(key, &report).await {
@@ -114,7 +119,8 @@ pub(crate) async fn holds_soon(records: &Records, pass: &PassId) -> Result<bool,
         let sinks = reports.into_iter().filter(|(_, entry)| is_sink(&entry.record) && is_alive(entry));
         Ok::<HashMap<_, _>, Error>(sinks.collect())
     };
-    let (first, begun) = (sinks().await?, Instant::now());
+    let first = sinks().await?;
+    let begun = Instant::now();
     loop {
         let now = sinks().await?;
         if now.values().any(|entry| entry.record.holds(pass)) {

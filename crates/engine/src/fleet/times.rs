@@ -265,20 +265,19 @@ impl WorkLoad {
         let number = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
         let all = elapsed.as_secs_f64() * self.cores as f64;
         let seconds = |nanos: &AtomicU64| number(nanos) / 1e9;
-        let (computing, encoding) = (seconds(&self.computing), seconds(&self.encoding));
+        let computing = seconds(&self.computing);
+        let encoding = seconds(&self.encoding);
         // Without a watch (a pool in this very process) what was measured piece by piece has to do.
-        let busy = match self.watched.load(Ordering::Relaxed) {
-            true => seconds(&self.busy) + seconds(&self.alone),
-            false => computing + encoding,
+        let busy = if self.watched.load(Ordering::Relaxed) {
+            seconds(&self.busy) + seconds(&self.alone)
+        } else {
+            computing + encoding
         };
         let busy = busy.min(all);
         let encoding = busy * encoding / (computing + encoding).max(f64::MIN_POSITIVE);
         let idle = self.idle.each_ref().map(number);
         let samples: f64 = idle.iter().sum();
-        let part = |which: usize| match samples > 0.0 {
-            true => (all - busy) * idle[which] / samples,
-            false => 0.0,
-        };
+        let part = |which: usize| if samples > 0.0 { (all - busy) * idle[which] / samples } else { 0.0 };
         let ids = all - busy - part(ROOM) - part(RATE) - part(SILENT);
         [busy - encoding, encoding, ids, part(ROOM), part(RATE), part(SILENT)]
     }
@@ -444,7 +443,8 @@ mod tests {
         let load = WorkLoad::new(1);
         let key = PassId { run: "a".parse().expect("legal"), pass: 1 };
         let held = |load: &WorkLoad| load.shares(&Open::new()).first().map(|share| (share.held, share.ids));
-        let (first, second) = (load.take(&key), load.take(&key));
+        let first = load.take(&key);
+        let second = load.take(&key);
         assert_eq!(held(&load), Some((2, 0)));
         first.stored(7, 0);
         drop(first);

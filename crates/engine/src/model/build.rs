@@ -27,7 +27,9 @@ pub fn of_this_program(version: &str) -> String {
 }
 
 fn hash_of(path: &str) -> io::Result<u64> {
-    let (mut file, mut piece, mut hasher) = (File::open(path)?, vec![0; PIECE], XxHash64::with_seed(0));
+    let mut file = File::open(path)?;
+    let mut piece = vec![0; PIECE];
+    let mut hasher = XxHash64::with_seed(0);
     loop {
         match file.read(&mut piece)? {
             0 => return Ok(hasher.finish()),

@@ -193,7 +193,8 @@ impl Broker {
                 Ok(Err(error)) => match error.kind() {
                     PublishErrorKind::WrongLastSequence => return Ok(Written::Already),
                     PublishErrorKind::MaxPayloadExceeded => {
-                        let (subject, limit) = (subject.to_owned(), self.max_payload());
+                        let subject = subject.to_owned();
+                        let limit = self.max_payload();
                         return Err(Error::TooLarge { subject, bytes: bytes.len(), limit });
                     }
                     _ => full_cause(&error),

@@ -69,7 +69,8 @@ impl Records {
     /// When the broker does not answer.
     pub(crate) async fn server_ms(&self) -> Result<u64, Error> {
         let doing = format!("ask for the time of bucket `{}`", self.bucket.name);
-        let (subject, nothing) = (format!("STREAM.INFO.{}", self.bucket.stream_name), json!({}));
+        let subject = format!("STREAM.INFO.{}", self.bucket.stream_name);
+        let nothing = json!({});
         let mut patience = Patience::new();
         loop {
             let asked = self.jetstream.request::<_, _, Response<Clock>>(subject.clone(), &nothing);

@@ -47,7 +47,8 @@ impl Held {
         let open = Open { replies: HashMap::new(), next: 0, last_tick: Instant::now(), woke: None };
         let held =
             Self { shared: Arc::new(Shared { open: Mutex::new(open), dropped: AtomicU64::new(0) }), broker };
-        let (ticking, stopping) = (held.clone(), stop.clone());
+        let ticking = held.clone();
+        let stopping = stop.clone();
         stop.spawn(async move {
             while stopping.pause(PROGRESS_STEP).await {
                 if stopping.taking_stopped() && ticking.open().replies.is_empty() {

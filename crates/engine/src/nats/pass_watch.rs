@@ -51,7 +51,8 @@ async fn follow_of(of: Of, records: &Records, stop: &Stop) -> Result<watch::Rece
         apply(of, &mut open, record);
     }
     let (sender, receiver) = watch::channel(open);
-    let (records, stopping) = (records.clone(), stop.clone());
+    let records = records.clone();
+    let stopping = stop.clone();
     stop.spawn(async move {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !stopping.taking_stopped() {

@@ -272,8 +272,10 @@ fn retry(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
 }
 
 fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
-    let (room, storing) = (fleet.cores(fleet.work.waiting_for_room), fleet.storing());
-    let (pile, busy) = (fleet.pile_seconds(scene), fleet.cores(fleet.work.computing + fleet.work.encoding));
+    let room = fleet.cores(fleet.work.waiting_for_room);
+    let storing = fleet.storing();
+    let pile = fleet.pile_seconds(scene);
+    let busy = fleet.cores(fleet.work.computing + fleet.work.encoding);
     let text = if room >= WAITS && storing >= STORES {
         format!(
             "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for room; a faster ClickHouse will \
@@ -322,23 +324,25 @@ fn compute(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
         return None;
     }
     let hosts = counted(fleet.hosts, "host");
-    let (cores, busy) = (counted(fleet.cores, "core"), percent(busy));
-    Some(match encoding > computing {
-        false => Verdict {
-            bottleneck: Bottleneck::Compute,
-            text: format!(
-                "compute-bound: {hosts} with {cores} {} {busy} busy; adding hosts will help",
-                if fleet.hosts == 1 { "is" } else { "are" }
-            ),
-        },
-        true => Verdict {
+    let cores = counted(fleet.cores, "core");
+    let busy = percent(busy);
+    Some(if encoding > computing {
+        Verdict {
             bottleneck: Bottleneck::Encode,
             text: format!(
                 "encode-bound: of the time of {cores}, {busy} busy, {} goes into writing and compressing rows; smaller rows or more \
                  hosts will help",
                 percent(fleet.cores(encoding))
             ),
-        },
+        }
+    } else {
+        Verdict {
+            bottleneck: Bottleneck::Compute,
+            text: format!(
+                "compute-bound: {hosts} with {cores} {} {busy} busy; adding hosts will help",
+                if fleet.hosts == 1 { "is" } else { "are" }
+            ),
+        }
     })
 }
 
@@ -351,21 +355,18 @@ fn input(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let times = fleet.produce.filter(|_| scene.publishing || scene.ended);
     if let Some(ProduceTimes { all, reading, waiting_for_broker }) = times {
         let of = |part: f64| percent(part / all.max(f64::MIN_POSITIVE));
-        let (bottleneck, why) = match reading >= waiting_for_broker {
-            true => {
-                let why = format!(
-                    "the producer spends {} waiting for its input; a faster input will help",
-                    of(reading)
-                );
-                (Bottleneck::Input, why)
-            }
-            false => {
-                let why = format!(
-                    "the producer spends {} waiting for NATS; look at the disk and network of NATS",
-                    of(waiting_for_broker)
-                );
-                (Bottleneck::Broker, why)
-            }
+        let (bottleneck, why) = if reading >= waiting_for_broker {
+            let why = format!(
+                "the producer spends {} waiting for its input; a faster input will help",
+                of(reading)
+            );
+            (Bottleneck::Input, why)
+        } else {
+            let why = format!(
+                "the producer spends {} waiting for NATS; look at the disk and network of NATS",
+                of(waiting_for_broker)
+            );
+            (Bottleneck::Broker, why)
         };
         return Some(Verdict {
             bottleneck,
@@ -445,7 +446,9 @@ mod tests {
     }
 
     fn worker(cores: usize, recent: CoreTimes) -> HostReport {
-        let (total, runs, returned) = (CoreTimes::default(), Vec::new(), Default::default());
+        let total = CoreTimes::default();
+        let runs = Vec::new();
+        let returned = Default::default();
         report(Doing::Work { cores, recent, total, runs, unable: None, returned })
     }
 

@@ -120,21 +120,21 @@ pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
         Box::pin(broker.rows_stream_size()),
         Box::pin(records.server_ms()),
     )?;
-    let (record, pass) = (record.record, pass.map(|entry| entry.record));
+    let record = record.record;
+    let pass = pass.map(|entry| entry.record);
     let id = run.pass(pass.as_ref().map_or(1, |pass| pass.pass));
     let mut status = begin(&record, pass.as_ref(), now_ms);
     let unsealed = pass.as_ref().is_none_or(|pass| pass.sealed.is_none());
     // Along the path of a batch: one that moves on meanwhile is counted twice, and never nowhere.
     let workers = broker.work_progress(&id).await?;
     let sinks = broker.sink_progress().await?;
-    let stored = match unsealed {
-        true => {
-            let letters = Letters::default();
-            let rows = store.raw_rows(&id);
-            let dead = store.dead_rows(&id, &letters);
-            Some(tokio::try_join!(rows, dead)?)
-        }
-        false => None,
+    let stored = if unsealed {
+        let letters = Letters::default();
+        let rows = store.raw_rows(&id);
+        let dead = store.dead_rows(&id, &letters);
+        Some(tokio::try_join!(rows, dead)?)
+    } else {
+        None
     };
     if let Some(info) = workers {
         status.in_flight = info.num_ack_pending as u64;
@@ -240,10 +240,7 @@ async fn missing(
         Landing::UnderWay(_) | Landing::Left(_) => false,
     };
     // Rows may have landed between the count above and the question where they are.
-    match nothing_comes {
-        true => Ok(wanted.saturating_sub(store.raw_rows(id).await?)),
-        false => Ok(0),
-    }
+    if nothing_comes { Ok(wanted.saturating_sub(store.raw_rows(id).await?)) } else { Ok(0) }
 }
 
 fn begin(record: &RunRecord, pass: Option<&PassRecord>, now_ms: u64) -> Status {
@@ -325,8 +322,11 @@ impl Status {
     fn look_at_hosts(&mut self) {
         let pass = self.run.pass(self.pass);
         let shares = self.hosts.iter().filter_map(|host| host.share_of(&pass));
-        let (mut now, mut oldest, mut held) = (0.0, None, 0);
-        let (mut asking, mut why) = (0, None);
+        let mut now = 0.0;
+        let mut oldest = None;
+        let mut held = 0;
+        let mut asking = 0;
+        let mut why = None;
         for share in shares {
             now += share.ids_per_second;
             held += share.held as u64;

@@ -49,10 +49,12 @@ pub async fn tune<I: Id>(
     stop: &Stop,
     mut measured: impl FnMut(Measured),
 ) -> Result<(), Error> {
-    let (all_threads, sizes) = (thread_counts(plan.threads), sizes(sample.len()));
+    let all_threads = thread_counts(plan.threads);
+    let sizes = sizes(sample.len());
     let each = time / (all_threads.len() * sizes.len()) as u32;
     for threads in all_threads {
-        let (counts, place) = (Arc::<WorkCounts>::default(), plan.place.clone());
+        let counts = Arc::<WorkCounts>::default();
+        let place = plan.place.clone();
         let load = Arc::new(WorkLoad::new(threads));
         let cores = Cores::start(function.clone(), threads, place, plan.limits, counts, load)?;
         cores.ready().await?;
@@ -78,8 +80,11 @@ async fn measure<I: Id>(
     mut sample: Sample<I>,
     time: Duration,
 ) -> Result<Option<Measured>, Error> {
-    let (begun, at_once) = (Instant::now(), Slots::new(threads).batches(batch_ids));
-    let (mut ids, mut batches, mut last) = (0, 0, begun);
+    let begun = Instant::now();
+    let at_once = Slots::new(threads).batches(batch_ids);
+    let mut ids = 0;
+    let mut batches = 0;
+    let mut last = begun;
     let mut flights = FuturesUnordered::new();
     loop {
         while flights.len() < at_once {

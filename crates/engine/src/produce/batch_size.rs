@@ -75,8 +75,10 @@ impl Pace {
                 return None;
             }
         };
-        let (pending, held) = (info.num_pending, info.num_ack_pending as u64);
-        let (batches, ids) = (u64::from(published.batches), published.ids);
+        let pending = info.num_pending;
+        let held = info.num_ack_pending as u64;
+        let batches = u64::from(published.batches);
+        let ids = published.ids;
         let now = Look { at, pending, held, batches, ids };
         let size = self.judge(&now)?;
         tracing::info!(%run, ids = size, "batches are of another size from now on: ids cost more or less than before");

@@ -136,7 +136,8 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
         ..PassRecord::begin(&feed.run.pass(1), 1, records.server_ms().await?)
     };
     open_pass(broker, records, &feed.run, &begun).await?;
-    let (phases, telling) = (Phases::new(), stop.child());
+    let phases = Phases::new();
+    let telling = stop.child();
     let producer = Producer::new(session, feed, stop, &phases, &record);
     let producing = async {
         let produced = tokio::select! {
@@ -350,15 +351,15 @@ impl<'a, I: Id> Producer<'a, I> {
     /// Closes the run, or says that it is open.
     async fn finish(&mut self, ended: bool) -> Result<End, Error> {
         if self.not_taken > 0 {
-            let (published, not_taken) = (self.close().await?, self.not_taken);
+            let published = self.close().await?;
+            let not_taken = self.not_taken;
             return Ok(End::ClosedElsewhere { published, not_taken });
         }
-        match ended {
-            true => Ok(End::Closed(self.close().await?)),
-            false => {
-                self.note().await?;
-                Ok(End::Open(self.all.clone()))
-            }
+        if ended {
+            Ok(End::Closed(self.close().await?))
+        } else {
+            self.note().await?;
+            Ok(End::Open(self.all.clone()))
         }
     }
 }

@@ -117,7 +117,8 @@ pub async fn submit<I: Id>(
         && is_whole(broker, run, published).await?
     {
         restore_passes(records, store, run, &record).await?;
-        let (found, published) = (u64::from(published.batches), published.clone());
+        let found = u64::from(published.batches);
+        let published = published.clone();
         return Ok(Submitted { record, published, written: 0, found, repair: None });
     }
     failpoint::pass("produce-after-record");
@@ -129,7 +130,8 @@ pub async fn submit<I: Id>(
         open_pass(broker, records, run, &begun).await?;
     }
     let mut tally = Tally::default();
-    let (phases, telling) = (Phases::new(), stop.child());
+    let phases = Phases::new();
+    let telling = stop.child();
     let publishing = Box::pin(async {
         let mut plan = plan::<I>(broker, submission, record.batch_ids, before.is_some(), stop).await?;
         tally = std::mem::take(&mut plan.tally);
@@ -245,9 +247,10 @@ pub(crate) fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Optio
     if existing.fingerprint == given.fingerprint && !other_batch {
         return Ok(());
     }
-    let goes_on = match other_batch && existing.fingerprint == given.fingerprint {
-        true => format!("the same without --batch, or with --batch {},", existing.batch_ids),
-        false => words_of(existing),
+    let goes_on = if other_batch && existing.fingerprint == given.fingerprint {
+        format!("the same without --batch, or with --batch {},", existing.batch_ids)
+    } else {
+        words_of(existing)
     };
     Err(Error::OtherIds {
         run: existing.run.to_string(),
@@ -272,7 +275,8 @@ fn words_of(record: &RunRecord) -> String {
 /// The fingerprint of what was surveyed, as the run's record would spell it: a range says by its ends which ids it holds, and a
 /// list of the very same ids by their digest. A long range takes a while, and only where there are as many ids in both.
 async fn spelled_as<I: Id>(record: &RunRecord, survey: &Survey) -> Result<String, Error> {
-    let (of_record, given) = (&record.fingerprint, &survey.fingerprint);
+    let of_record = &record.fingerprint;
+    let given = &survey.fingerprint;
     let (range, list) = match (range_in(of_record), range_in(given)) {
         (Some(range), None) => (range, given),
         (None, Some(range)) => (range, of_record),
@@ -358,7 +362,8 @@ pub(crate) async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, s
     let mut recent = Recent::new();
     let look = || {
         let seconds = phases.seconds();
-        let (total, recent) = (seconds.into(), recent.note(seconds).0.into());
+        let total = seconds.into();
+        let recent = recent.note(seconds).0.into();
         Doing::Produce { run: run.to_string(), recent, total }
     };
     heartbeat::report(records, &build::of_this_program(""), stop, look).await;

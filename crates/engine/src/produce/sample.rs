@@ -101,7 +101,8 @@ impl Limits {
     /// The size for ids that cost this much.
     pub fn choose(&self, timing: &Timing) -> Choice {
         let host_nanos = TARGET.as_nanos() as u64 * self.threads as u64;
-        let (time, others) = ((host_nanos / timing.id_nanos.max(1), Bound::Time), self.beside_time(timing));
+        let time = (host_nanos / timing.id_nanos.max(1), Bound::Time);
+        let others = self.beside_time(timing);
         let (most, bound) = if others.0 < time.0 { others } else { time };
         let batch_ids = rounded_down(most.max(1)) as u32;
         Choice { batch_ids, threads: self.threads, bound, timing: Some(*timing), untimed: None }
@@ -151,7 +152,8 @@ pub async fn choose<I: Id>(
     }
     // No more than this host has: what runs beside each other on one core would be timed together.
     let threads = plan.threads.min(usable_cores());
-    let (counts, place) = (Arc::<WorkCounts>::default(), plan.place.clone());
+    let counts = Arc::<WorkCounts>::default();
+    let place = plan.place.clone();
     let load = Arc::new(WorkLoad::new(threads));
     let cores = Cores::start(function.clone(), threads, place, plan.limits, counts, load)?;
     let timed = tokio::select! {
@@ -207,7 +209,9 @@ impl<'a, I: Id> Timer<'a, I> {
         self.cores.ready().await?;
         self.warm_up().await?;
         self.begun = Instant::now();
-        let (cores, mut piece, mut largest) = (self.cores, 1, 1);
+        let cores = self.cores;
+        let mut piece = 1;
+        let mut largest = 1;
         let mut flights = FuturesUnordered::new();
         loop {
             while flights.len() < self.threads * 2 {
@@ -382,7 +386,8 @@ mod tests {
         let pipeline = Arc::new(Costly { cost, seen: Mutex::default() });
         let function = Function::of(pipeline.clone()).expect("sound");
         let (survey, sample) = Input::Range { first: 1, last: ids }.survey::<u64>().expect("sound");
-        let (place, limits) = (Place::Here, millstream::Limits::DEFAULT);
+        let place = Place::Here;
+        let limits = millstream::Limits::DEFAULT;
         let plan = WorkPlan { threads: usable_cores(), place, limits, drain: Duration::ZERO };
         let limits = Limits { ids: survey.ids, threads: 2, max_payload: 8 << 20 };
         let choice = choose(&function, &plan, sample, &limits, &Stop::new()).await.expect("chosen");

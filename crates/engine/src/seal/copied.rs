@@ -76,7 +76,8 @@ pub(crate) async fn copy_others(
 
 /// The batches of a run in pieces that one copy takes, from the first to below the second of each pair.
 fn pieces(batch_ids: u32, published: &Published) -> impl Iterator<Item = [u32; 2]> {
-    let (step, batches) = ((COPIED_AT_ONCE / batch_ids.max(1)).max(1), published.batches);
+    let step = (COPIED_AT_ONCE / batch_ids.max(1)).max(1);
+    let batches = published.batches;
     let firsts = (0..batches).step_by(step as usize);
     firsts.map(move |first| [first, first.saturating_add(step).min(batches)])
 }
@@ -91,6 +92,7 @@ pub(crate) async fn check_selected(store: &Store, run: &RunName, covers: &Covers
     if after == before {
         return Ok(());
     }
-    let (run, selection) = (run.to_string(), covers.selection.clone());
+    let run = run.to_string();
+    let selection = covers.selection.clone();
     Err(Error::Unstable { run, selection, before: before.ids, after: after.ids })
 }

@@ -235,7 +235,9 @@ impl<'a, I: Id> Drive<'a, I> {
             return;
         };
         carried.is_out_of_repairs = lane.course.is_out_of_repairs();
-        let (sealer, key, state) = (self.sealer, key.clone(), lane.record.state);
+        let sealer = self.sealer;
+        let key = key.clone();
+        let state = lane.record.state;
         self.steps.push(
             async move {
                 let taking = sealer.take::<I>(step, &key, &mut carried);

@@ -32,7 +32,8 @@ pub(crate) async fn refuse(
         Some(kept) => why(&kept, record.created_ms, published.at_ms, now_ms()),
         None => "there is no such stream any more".to_owned(),
     };
-    let (run, batches) = (run.to_string(), published.batches);
+    let run = run.to_string();
+    let batches = published.batches;
     Err(Error::IdsGone { run, stream, missing, batches, why, cancelled })
 }
 

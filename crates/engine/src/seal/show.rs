@@ -23,7 +23,9 @@ impl Sealer {
         let may_repeat = carried.may_repeat();
         let repeated_ids = if may_repeat { self.session.store.repeated_ids(pass).await? } else { 0 };
         // By the one clock: of two rows of a pass, readers have the later.
-        let (rows, dead, at_ms) = (stored.ids, stored.dead, self.session.records.server_ms().await?);
+        let rows = stored.ids;
+        let dead = stored.dead;
+        let at_ms = self.session.records.server_ms().await?;
         let sealed = Sealed { rows, dead, repeated_ids, at_ms, summary, summary_fault, builds };
         // What readers are about to see they see through views that have the columns of today.
         self.session.store.try_follow_views().await;
@@ -49,7 +51,9 @@ impl Sealer {
         mut entry: Entry<PassRecord>,
         sealed: Sealed,
     ) -> Result<Seen, Error> {
-        let (pass, rows, dead) = (entry.record.pass, sealed.rows, sealed.dead);
+        let pass = entry.record.pass;
+        let rows = sealed.rows;
+        let dead = sealed.dead;
         entry.record.state = PassState::Sealed;
         entry.record.sealed = Some(sealed);
         (entry.record.repair, entry.record.unsealed) = (None, false);

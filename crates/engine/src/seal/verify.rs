@@ -266,9 +266,10 @@ async fn examine<I: Id>(
         find_wrong::<I>(broker, run, &mut walk).await?;
     }
     let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
-    let sight = match is_sealed {
-        true => store.sight(&run.pass(number), stored.ids.saturating_sub(stored.dead), true).await?,
-        false => Sight::default(),
+    let sight = if is_sealed {
+        store.sight(&run.pass(number), stored.ids.saturating_sub(stored.dead), true).await?
+    } else {
+        Sight::default()
     };
     let seen_faults = seen::faults(&seen, &passes, published.as_ref(), Some(number).filter(|_| complete));
     let mut report = Report {

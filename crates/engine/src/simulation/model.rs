@@ -224,9 +224,10 @@ impl Stream {
         let Rows::Batch(message) = decode_rows(self.rows(&place)?).expect("our own message") else {
             return None;
         };
-        let portion = match message.is_whole() {
-            true => Portion::all(message.batch, message.batch_ids),
-            false => Portion::between(message.batch, message.batch_ids, message.first, message.last),
+        let portion = if message.is_whole() {
+            Portion::all(message.batch, message.batch_ids)
+        } else {
+            Portion::between(message.batch, message.batch_ids, message.first, message.last)
         };
         let rows = read_back(&place, message.rows);
         Some(Arrived { place, delivery, portion, rows })
@@ -356,7 +357,8 @@ impl Store {
     /// Whatever may become of an insert, and whatever may be said of it; with the insert's number.
     pub fn insert(&mut self, items: &[Arrived], now: u64, dice: &mut Dice) -> (u64, Seen) {
         let unclear = Seen::Failed(Class::Unclear);
-        let (some, late) = (dice.below(items.len() as u64 + 1) as usize, now + dice.below(INSERT_FOR));
+        let some = dice.below(items.len() as u64 + 1) as usize;
+        let late = now + dice.below(INSERT_FOR);
         let said = if dice.one_in(2) { Seen::Accepted } else { unclear };
         match dice.below(10) {
             0..=2 => (self.start(items, Some(now), now), Seen::Accepted),

@@ -190,9 +190,10 @@ impl World {
     fn check(&self) -> Result<(), String> {
         for (at, pass) in self.passes.iter().enumerate() {
             let is_sealed = pass.state == PassState::Sealed;
-            let is_right = match is_sealed {
-                true => pass.shown && pass.announced > 0 && pass.is_complete(),
-                false => !pass.shown && pass.announced == 0,
+            let is_right = if is_sealed {
+                pass.shown && pass.announced > 0 && pass.is_complete()
+            } else {
+                !pass.shown && pass.announced == 0
             };
             if !is_right || pass.consumer || (is_sealed && pass.has(&[Batch::InStream])) {
                 return Err(format!("pass {at} is not as it should be in the end"));
@@ -203,7 +204,8 @@ impl World {
 
     /// A long proof of another pass holds no small one up.
     fn are_small_ones_soon(&mut self) -> Result<(), String> {
-        let (now, troubled) = (self.now, self.troubled);
+        let now = self.now;
+        let troubled = self.troubled;
         for (at, pass) in self.passes.iter_mut().enumerate().filter(|(at, _)| *at != LARGE) {
             let waits = !troubled && pass.state == PassState::Running && pass.is_complete();
             let since = *pass.complete_since.get_or_insert(now);
@@ -220,7 +222,8 @@ impl World {
         if !self.dice.one_in(12) {
             return;
         }
-        let (which, at) = (self.dice.below(SEALERS as u64) as usize, self.dice.below(PASSES as u64) as usize);
+        let which = self.dice.below(SEALERS as u64) as usize;
+        let at = self.dice.below(PASSES as u64) as usize;
         match self.dice.below(6) {
             0 => {
                 self.note(format!("sealer {which} is killed"));
@@ -285,7 +288,8 @@ impl World {
 
     /// The watch on the records, a little late.
     fn follow(&mut self, which: usize, at: usize) {
-        let (state, is_over) = (self.passes[at].state, self.passes[at].is_over());
+        let state = self.passes[at].state;
+        let is_over = self.passes[at].is_over();
         if self.dice.one_in(2) {
             return;
         }
@@ -308,7 +312,8 @@ impl World {
     }
 
     fn start(&mut self, which: usize, at: usize) {
-        let (now, troubled) = (self.now, self.troubled);
+        let now = self.now;
+        let troubled = self.troubled;
         let sealer = &mut self.sealers[which];
         let Some(lane) = &mut sealer.lanes[at] else { return };
         let step = lane.course.step();
@@ -370,7 +375,8 @@ impl World {
     }
 
     fn have_effect(&mut self, at: usize, step: Step, before: &mut u64) -> Result<Seen, String> {
-        let (merges_stopped, mutations_stuck) = (self.merges_stopped, self.mutations_stuck);
+        let merges_stopped = self.merges_stopped;
+        let mutations_stuck = self.mutations_stuck;
         let pass = &mut self.passes[at];
         let is_open = pass.state == PassState::Running;
         Ok(match step {

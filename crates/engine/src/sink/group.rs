@@ -87,9 +87,10 @@ pub(super) fn read_rows(
 ) -> Result<Option<(GroupKey, MessageRows)>, EnvelopeFault> {
     let Rows::Batch(rows) = decode_rows(payload)? else { return Ok(None) };
     let foreign = || EnvelopeFault::Foreign { length: payload.len() };
-    let portion = match rows.is_whole() {
-        true => Portion::all(rows.batch, rows.batch_ids),
-        false => Portion::between(rows.batch, rows.batch_ids, rows.first, rows.last),
+    let portion = if rows.is_whole() {
+        Portion::all(rows.batch, rows.batch_ids)
+    } else {
+        Portion::between(rows.batch, rows.batch_ids, rows.first, rows.last)
     };
     let places = rows.from..rows.from.saturating_add(rows.ids);
     let RowBatch { pass, ids, raw_bytes, schema, columns, build, rows: body, .. } = rows;

@@ -236,7 +236,8 @@ impl Landing<'_> {
         failpoint::pass("sink-before-insert");
         let inserted = store.insert_rows(&self.query_id, &self.schema, self.wider, &bodies).await;
         failpoint::pass("sink-after-insert");
-        let (took_ms, done) = (begun.elapsed().as_millis() as u64, inserted.is_ok());
+        let took_ms = begun.elapsed().as_millis() as u64;
+        let done = inserted.is_ok();
         tracing::debug!(query_id = self.query_id, batches = bodies.len(), took_ms, done, "insert");
         let Err(fault) = inserted else {
             (self.fault, self.failed) = (unconfirmed(), None);

@@ -29,7 +29,8 @@ const REMEMBERED: usize = 256;
 /// Why it cannot: [`Error::Child`], [`Error::Start`], [`Error::Pool`].
 pub async fn prove<I: Id>(function: &Function<I>, plan: &WorkPlan) -> Result<(), Error> {
     let WorkPlan { threads, place, limits, .. } = plan.clone();
-    let (counts, load) = (Arc::<WorkCounts>::default(), Arc::new(WorkLoad::new(threads)));
+    let counts = Arc::<WorkCounts>::default();
+    let load = Arc::new(WorkLoad::new(threads));
     Cores::start(function.clone(), threads, place, limits, counts, load)?.ready().await
 }
 
@@ -135,8 +136,9 @@ impl Able {
     }
 
     fn say(&self, error: &Error, wait: Duration) {
-        let (hint, error, again_in) =
-            (error.hint().unwrap_or_default(), full_cause(error), wait.as_secs_f32());
+        let hint = error.hint().unwrap_or_default();
+        let error = full_cause(error);
+        let again_in = wait.as_secs_f32();
         tracing::error!(
             error,
             hint,

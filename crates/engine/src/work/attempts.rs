@@ -36,7 +36,8 @@ impl<I: Id> Worker<I> {
     ) -> Result<(), Error> {
         let mut pause = Backoff::new(self.limits.first_pause, self.limits.longest_pause);
         let suspect = self.is_suspect(delivery).await;
-        let (mut left, mut begun) = (ids, None);
+        let mut left = ids;
+        let mut begun = None;
         for attempt in 1.. {
             let last = self.is_last(attempt, begun);
             match pass.rate {
@@ -70,7 +71,8 @@ impl<I: Id> Worker<I> {
     /// How long until the next attempt: once their number is used up, the last is at the end of their time.
     fn pause(&self, pause: &mut Backoff, attempt: u32, begun: Instant) -> Duration {
         let Limits { attempts, retry_for, first_pause, .. } = self.limits;
-        let (pause, rest) = (pause.wait(), retry_for.saturating_sub(begun.elapsed()));
+        let pause = pause.wait();
+        let rest = retry_for.saturating_sub(begun.elapsed());
         if attempt + 1 < attempts { pause } else { pause.min(rest.max(first_pause)) }
     }
 

@@ -62,7 +62,8 @@ impl<I: Id> Batch<I> {
         let left = known.open.iter().flat_map(|places| &ids[places.start as usize..places.end as usize]);
         let left: Vec<I> = left.cloned().collect();
         if left.len() < ids.len() {
-            let (key, left) = (&self.target.key, left.len());
+            let key = &self.target.key;
+            let left = left.len();
             tracing::debug!(run = %key.pass.run, batch = key.batch, left, "rows of the batch are stored already");
         }
         self.kept.lock().await.known = known;
@@ -100,7 +101,9 @@ impl<I: Id> Batch<I> {
     /// Rows of the batch, whole or some of them, as messages are made of them.
     fn encode(&self, rows: Computed<I>) -> Result<Encoded<I>, Error> {
         let Target { key, schema, maker, broker, .. } = &self.target;
-        let (schema, maker, limit) = (schema.clone(), maker.clone(), broker.max_payload());
+        let schema = schema.clone();
+        let maker = maker.clone();
+        let limit = broker.max_payload();
         if rows.ids.len() == key.ids as usize {
             return Ok(Encoded::new(key, rows, schema, maker, limit));
         }

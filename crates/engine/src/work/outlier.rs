@@ -110,7 +110,8 @@ impl Outlier {
     async fn is_decided(&self, records: &Records, open: &watch::Receiver<Open>) -> bool {
         self.passes().retain(|key, _| open.borrow().contains_key(key));
         let Ok(reports) = heartbeat::alive(records).await else { return false };
-        let (mut why, mut waiting) = (None, false);
+        let mut why = None;
+        let mut waiting = false;
         for (key, own) in self.passes().iter_mut() {
             let Some(since) = own.doubtful else { continue };
             let (others, there) = fate_elsewhere(&reports, key);
@@ -152,7 +153,8 @@ fn blame(PassId { run, .. }: &PassId, own: Fate, others: Fate) -> String {
 
 /// What became of a pass's ids in other workers, and whether there are any.
 fn fate_elsewhere(reports: &[HostReport], pass: &PassId) -> (Fate, bool) {
-    let (mut fate, mut there) = (Fate::default(), false);
+    let mut fate = Fate::default();
+    let mut there = false;
     for report in reports.iter().filter(|report| report.computes() && !report.is_own()) {
         there = true;
         if let Some(share) = report.share_of(pass) {
@@ -193,7 +195,8 @@ mod tests {
             unable: None,
             returned: BTreeMap::new(),
         };
-        let (host, pid) = (host_name(), std::process::id());
+        let host = host_name();
+        let pid = std::process::id();
         HostReport { host, pid, instance, started_ms: 0, build: String::new(), doing }
     }
 

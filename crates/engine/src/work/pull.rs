@@ -105,7 +105,8 @@ impl Slots {
 
     /// Takes room for more batches where it is free.
     fn more(&self, batch_ids: u32, ahead: bool, most: usize, permits: &mut Vec<OwnedSemaphorePermit>) {
-        let (cost, beside) = (self.cost(batch_ids), if ahead { 0 } else { self.beside() });
+        let cost = self.cost(batch_ids);
+        let beside = if ahead { 0 } else { self.beside() };
         while permits.len() < most.min(MAX_PULL)
             && self.room.available_permits() as u32 >= cost + beside
             && let Ok(another) = self.room.clone().try_acquire_many_owned(cost)
@@ -168,7 +169,8 @@ pub(crate) async fn consume(
         let pending = pulled.last().and_then(|message| Some(message.info().ok()?.pending));
         shares.drawn(&choice.key, pulled.len(), pending);
         for (message, permit) in pulled.into_iter().zip(permits) {
-            let (delivery, charge) = (held.take(message, permit), shares.charge(&choice.key));
+            let delivery = held.take(message, permit);
+            let charge = shares.charge(&choice.key);
             deliver(Drawn { pass: choice.record.clone(), delivery, charge });
         }
     }
@@ -182,10 +184,7 @@ async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphoreP
             continue;
         };
         let batch_ids = choice.record.batch_ids;
-        let permit = match choice.ahead {
-            true => slots.one(batch_ids).await,
-            false => slots.one_now(batch_ids).await,
-        };
+        let permit = if choice.ahead { slots.one(batch_ids).await } else { slots.one_now(batch_ids).await };
         // Others may have been done meanwhile, and it may be another's turn.
         let Some(now) = shares.next(slots.cores as usize) else { continue };
         if now.key == choice.key && now.ahead == choice.ahead {
@@ -276,7 +275,8 @@ mod tests {
         let _running = slots.one_now(10_000).await;
         assert!(waits(slots.one_now(10_000)).await);
         assert!(!waits(slots.one(10_000)).await, "another pass may be ahead");
-        let (looking, other) = (slots.one_now(10_000), slots.one(1));
+        let looking = slots.one_now(10_000);
+        let other = slots.one(1);
         tokio::pin!(looking);
         assert!(futures_util::poll!(looking.as_mut()).is_pending());
         assert!(!waits(other).await, "another attempt of an id needs not all of the room");

@@ -123,10 +123,8 @@ impl Rates {
         loop {
             let Some(rate) = rate() else { return Ok(left) };
             let own = self.own(rate);
-            let wait = match own > 0.0 {
-                true => self.next_of(key).saturating_duration_since(Instant::now()),
-                false => LOOK,
-            };
+            let wait =
+                if own > 0.0 { self.next_of(key).saturating_duration_since(Instant::now()) } else { LOOK };
             if wait.is_zero() {
                 let portion = ((own * PORTION) as usize).clamp(1, left.max(1));
                 let pause = Duration::from_secs_f64(portion as f64 / own);
@@ -171,7 +169,8 @@ mod tests {
 
     #[tokio::test]
     async fn portions_come_at_the_rate() {
-        let (rates, stop) = (whole(), Stop::new());
+        let rates = whole();
+        let stop = Stop::new();
         let admit = async |rate, left| rates.admit(&key(), || rate, left, &stop).await.expect("goes on");
         assert_eq!(admit(Some(100), 1000).await, 25);
         assert_eq!(admit(Some(100), 10).await, 10, "no more than are left");
@@ -180,19 +179,23 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_hears_that_the_limit_is_gone() {
-        let (rates, stop, limit) = (Rates::default(), Stop::new(), Mutex::new(Some(1)));
+        let rates = Rates::default();
+        let stop = Stop::new();
+        let limit = Mutex::new(Some(1));
         let rate = || *limit.lock().expect("no panic");
-        let (key, lift) = (key(), async {
+        let key = key();
+        let lift = async {
             tokio::time::sleep(LOOK / 2).await;
             *limit.lock().expect("no panic") = None;
-        });
+        };
         let (admitted, ()) = tokio::join!(rates.admit(&key, rate, 1000, &stop), lift);
         assert_eq!(admitted.expect("goes on"), 1000);
     }
 
     #[tokio::test]
     async fn without_a_part_nothing_is_admitted() {
-        let (rates, stop) = (Rates::default(), Stop::new());
+        let rates = Rates::default();
+        let stop = Stop::new();
         let key = key();
         let waiting = rates.admit(&key, || Some(1000), 10, &stop);
         assert!(tokio::time::timeout(LOOK * 2, waiting).await.is_err());

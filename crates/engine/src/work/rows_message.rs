@@ -63,7 +63,8 @@ impl Target {
     /// # Errors
     /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.
     pub async fn look(&self) -> Result<Known, Error> {
-        let (mut known, mut level) = (Known::default(), Known::nothing(self.key.ids).open);
+        let mut known = Known::default();
+        let mut level = Known::nothing(self.key.ids).open;
         while !level.is_empty() {
             let looks = std::mem::take(&mut level).into_iter().map(async |places| {
                 let subject = self.subject(&places);
@@ -129,7 +130,8 @@ impl Target {
         stored: &mut Stored<I>,
     ) -> Message {
         let under_way = self.load.packing();
-        let (packer, wanted) = (rows.clone(), places.clone());
+        let packer = rows.clone();
+        let wanted = places.clone();
         // Megabytes are compressed: not for a thread that does I/O.
         let packed = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
@@ -146,9 +148,10 @@ impl Target {
     fn subject(&self, places: &Range<u32>) -> String {
         let names = self.broker.names();
         let BatchKey { pass, batch, .. } = &self.key;
-        match *places == (0..self.key.ids) {
-            true => names.rows_subject(pass, *batch),
-            false => names.part_subject(pass, *batch, places),
+        if *places == (0..self.key.ids) {
+            names.rows_subject(pass, *batch)
+        } else {
+            names.part_subject(pass, *batch, places)
         }
     }
 
@@ -159,7 +162,8 @@ impl Target {
         message: Message,
         known: &mut Known,
     ) -> Result<Vec<Range<u32>>, Error> {
-        let (subject, whole) = (self.subject(places), *places == (0..self.key.ids));
+        let subject = self.subject(places);
+        let whole = *places == (0..self.key.ids);
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
             if self.broker.write_once(&subject, message.bytes.clone(), &self.stop).await? == Written::First {
@@ -238,9 +242,10 @@ mod tests {
         type Row = Noise;
 
         fn compute(&self, id: &String) -> Outcome<Noise> {
-            match id.ends_with("05") && self.again.lock().expect("no panic").insert(id.clone()) {
-                true => Err(Failure::retry("later")),
-                false => Ok(Noise { noise: noise(noise_of(id)) }),
+            if id.ends_with("05") && self.again.lock().expect("no panic").insert(id.clone()) {
+                Err(Failure::retry("later"))
+            } else {
+                Ok(Noise { noise: noise(noise_of(id)) })
             }
         }
     }
@@ -289,7 +294,8 @@ mod tests {
     /// Every message that is stored of a batch, by the places of its ids.
     fn messages(rows: &Encoded<String>) -> BTreeMap<(u32, u32), Vec<u8>> {
         let all = 0..rows.ids_in_all();
-        let (mut left, mut messages) = (vec![all], BTreeMap::new());
+        let mut left = vec![all];
+        let mut messages = BTreeMap::new();
         while let Some(places) = left.pop() {
             let message = rows.message(&places);
             left.extend(parts_of(&message.bytes, &places).expect("sound"));
@@ -302,7 +308,8 @@ mod tests {
     fn read_back(frames: &[u8]) -> BTreeMap<String, (u8, String)> {
         let (rows, columns) = read::block(frames);
         let row = |row| {
-            let (id, status) = (columns["id"].text(row), columns["status"].number(row) as u8);
+            let id = columns["id"].text(row);
+            let status = columns["status"].number(row) as u8;
             let noise = columns["noise"].text(row);
             let wanted = if status == STATUS_DEAD { 0 } else { noise_of(&id) };
             assert_eq!(noise.len(), wanted, "{id}");
@@ -316,7 +323,8 @@ mod tests {
         let ids = numbers(500);
         let rows = encoded(&ids).await;
         let mut found = BTreeMap::new();
-        let (mut cuts, mut next) = (0, 0);
+        let mut cuts = 0;
+        let mut next = 0;
         for ((start, end), message) in messages(&rows) {
             assert!(message.len() <= MAX_PAYLOAD - HEADERS, "{start}..{end}: {}", message.len());
             let part = match decode_rows(&message).expect("sound") {
@@ -400,7 +408,8 @@ mod tests {
 
     /// As [`Target::look`] finds them.
     fn open_places(stream: &Stored, ids: u32) -> Vec<Range<u32>> {
-        let (mut known, mut left) = (Known::default(), Known::nothing(ids).open);
+        let mut known = Known::default();
+        let mut left = Known::nothing(ids).open;
         while let Some(places) = left.pop() {
             let found = stream.get(&(places.start, places.end)).map(|found| found.clone().into());
             left.extend(known.note(places, "", found).expect("our own messages"));
@@ -427,7 +436,8 @@ mod tests {
         let all: Vec<u64> = (0..u64::from(IDS)).map(|id| id * 3).collect();
         let mut cut_again = 0;
         for seed in 0..400 {
-            let (mut dice, mut stream) = (crate::simulation::Dice::new(seed), Stored::new());
+            let mut dice = crate::simulation::Dice::new(seed);
+            let mut stream = Stored::new();
             let mut workers: Vec<(Vec<u64>, Vec<Range<u32>>)> =
                 vec![(Vec::new(), Known::nothing(IDS).open); 3];
             for turn in 0..60 {

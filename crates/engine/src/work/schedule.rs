@@ -146,7 +146,8 @@ impl Shares {
 
     /// The pass whose turn it is, of those that may have something.
     pub fn next(&self, cores: usize) -> Option<Turn> {
-        let (accounts, now) = (self.open(), Instant::now());
+        let accounts = self.open();
+        let now = Instant::now();
         let mut due: Vec<(&PassId, &Account)> =
             accounts.iter().filter(|(_, account)| account.is_due(now)).collect();
         due.sort_by(|(_, a), (_, b)| a.used.total_cmp(&b.used));
@@ -197,7 +198,8 @@ impl Shares {
     /// Takes note that a pass has no consumer to draw from; whether it is time to say so. A pass that has just begun gets
     /// its consumer a moment after its record.
     pub fn absent(&self, key: &PassId) -> bool {
-        let (mut accounts, now) = (self.open(), Instant::now());
+        let mut accounts = self.open();
+        let now = Instant::now();
         let Some(account) = accounts.get_mut(key) else { return false };
         account.ask_again = now + account.pause.wait();
         let since = *account.absent.get_or_insert(now);
@@ -304,7 +306,8 @@ mod tests {
         for _ in 0..batches {
             let turn = shares.next(2).expect("something to draw");
             shares.drawn(&turn.key, 1, Some(1000));
-            let (charge, took) = (shares.charge(&turn.key), cost(turn.record.run.as_str()));
+            let charge = shares.charge(&turn.key);
+            let took = cost(turn.record.run.as_str());
             charge.settle(seconds(took), 100, 100);
             *got.entry(turn.record.run.to_string()).or_default() += took;
         }

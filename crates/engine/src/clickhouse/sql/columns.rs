@@ -45,7 +45,8 @@ fn bare(kind: &str) -> &str {
 }
 
 fn wider(theirs: &str, ours: &str) -> bool {
-    let (to, from) = (Type::of(theirs), Type::of(ours));
+    let to = Type::of(theirs);
+    let from = Type::of(ours);
     match (to.name, from.name) {
         _ if theirs == ours => true,
         ("Nullable", "Nullable") => holds(to.only(), from.only()),
@@ -154,7 +155,11 @@ impl<'a> Type<'a> {
 
 /// Splits at the commas that stand in no bracket and no quote.
 fn split(text: &str) -> Vec<&str> {
-    let (mut parts, mut begin, mut depth, mut quote, mut escaped) = (Vec::new(), 0, 0, None, false);
+    let mut parts = Vec::new();
+    let mut begin = 0;
+    let mut depth = 0;
+    let mut quote = None;
+    let mut escaped = false;
     for (at, symbol) in text.char_indices() {
         match quote {
             Some(_) if escaped => escaped = false,

@@ -41,7 +41,8 @@ impl Tables {
     /// Mutations of our tables that are not done, the oldest first: `(table, id, command, parts, running, reason)`.
     pub fn mutations(&self) -> String {
         let names: Vec<String> = self.all_names().iter().map(|name| string(name)).collect();
-        let (database, names) = (string(&self.database), names.join(", "));
+        let database = string(&self.database);
+        let names = names.join(", ");
         format!(
             "SELECT table, mutation_id, substring(command, 1, 200), toInt64(parts_to_do), ifNull((SELECT count() FROM system.merges AS m \
              WHERE m.database = {database} AND m.table IN ({names})), 0), substring(latest_fail_reason, 1, 600) FROM system.mutations \

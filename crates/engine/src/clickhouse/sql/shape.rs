@@ -235,7 +235,9 @@ impl Tables {
     ) -> String {
         let seen: Vec<String> = seen
             .map(|(run, pass, view, at_ms)| {
-                let (run, view, at) = (string(run), string(view), moment(at_ms));
+                let run = string(run);
+                let view = string(view);
+                let at = moment(at_ms);
                 format!("run = {run} AND pass = {pass} AND view = {view} AND at <= {at}")
             })
             .collect();

@@ -61,7 +61,8 @@ impl Tables {
     pub fn make_view(&self, view: View, table: &[Column], in_place: bool) -> String {
         let columns: Vec<String> =
             self.view_columns(view, table).iter().map(|column| identifier(&column.name)).collect();
-        let (columns, rows) = (columns.join(", "), self.rows());
+        let columns = columns.join(", ");
+        let rows = self.rows();
         let create = if in_place { "CREATE OR REPLACE VIEW" } else { "CREATE VIEW IF NOT EXISTS" };
         // Raw duplicates appear when a paused sink wakes, even after the seal: only FINAL hides them at any moment.
         let which = match view {

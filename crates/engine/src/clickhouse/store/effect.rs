@@ -118,7 +118,9 @@ impl Store {
 
     /// Resolves when a mutation of our tables fails again and again, or is not worked on.
     async fn until_stuck(&self) -> StuckMutation {
-        let (mut fails, mut still, mut before) = (0, 0, Vec::new());
+        let mut fails = 0;
+        let mut still = 0;
+        let mut before = Vec::new();
         loop {
             tokio::time::sleep(LOOK).await;
             // Without an answer, or the right to ask, the mutation itself says how it ends.

@@ -28,7 +28,8 @@ impl Store {
     /// # Errors
     /// [`Error::Mutation`], [`Error::NotRemoved`]; [`Error::Store`].
     pub async fn remove_rows(&self, run: &RunName, pass: Option<u32>) -> Result<(), Error> {
-        let (statement, left) = (self.tables.remove_rows(run, pass), self.tables.rows_of(run, pass));
+        let statement = self.tables.remove_rows(run, pass);
+        let left = self.tables.rows_of(run, pass);
         self.remove("remove rows", &statement, &left).await
     }
 
@@ -43,7 +44,8 @@ impl Store {
             passes.iter().filter(|seen| pass.is_none_or(|pass| pass == seen.pass))
         {
             let sealed = run.pass(*sealed);
-            let (statement, left) = (self.tables.hide(&sealed), self.tables.count_sealed(&sealed));
+            let statement = self.tables.hide(&sealed);
+            let left = self.tables.count_sealed(&sealed);
             self.remove("take a pass from readers", &statement, &left).await?;
         }
         Ok(())
@@ -63,7 +65,8 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn forget_run(&self, run: &RunName) -> Result<(), Error> {
-        let (statement, left) = (self.tables.forget_run(run), self.tables.count_runs(run));
+        let statement = self.tables.forget_run(run);
+        let left = self.tables.count_runs(run);
         self.remove("remove the run's record", &statement, &left).await
     }
 }

@@ -130,17 +130,15 @@ impl Store {
         };
         let after = self.raw_rows(pass).await?;
         let Proven { batches, ids, digest, dead, values: found_values } = found;
-        let (raw_duplicates, is_moving) = (duplicates(before, ids, after), before != after);
+        let raw_duplicates = duplicates(before, ids, after);
+        let is_moving = before != after;
         let values = values.then_some(found_values);
         Ok(Stored { batches, ids, digest, dead, raw_duplicates, is_moving, values })
     }
 
     /// The schemas of a pass's rows, where values are looked at.
     async fn digested_if(&self, values: bool, pass: &PassId) -> Result<Option<Vec<Digested>>, Error> {
-        Ok(match values {
-            true => Some(self.digested(pass, &self.look().await?).await?),
-            false => None,
-        })
+        Ok(if values { Some(self.digested(pass, &self.look().await?).await?) } else { None })
     }
 
     async fn prove(

@@ -37,7 +37,8 @@ impl Store {
         let tables = self.tables.of_pipeline(pipeline);
         let kept: Vec<Kept> = self.all("look up tables", &tables.things()).await?;
         let environment = &self.address.environment;
-        let (mut ours, mut unmarked) = (Vec::new(), Vec::new());
+        let mut ours = Vec::new();
+        let mut unmarked = Vec::new();
         for Kept { name, engine, comment, rows, bytes } in kept {
             let name = tables.full_name(&name);
             let is_view = engine == "View";

@@ -45,9 +45,10 @@ pub async fn belongings(broker: &Broker, store: &Store) -> Result<Belongings, Er
     unmarked.extend(others);
     // Without the bucket there is no word of processes, and they cannot work.
     let bucket = broker.bucket_stream();
-    let processes = match streams.iter().any(|stream| stream.holder == bucket) {
-        true => heartbeat::alive(&broker.records().await?).await?,
-        false => Vec::new(),
+    let processes = if streams.iter().any(|stream| stream.holder == bucket) {
+        heartbeat::alive(&broker.records().await?).await?
+    } else {
+        Vec::new()
     };
     Ok(Belongings {
         rows: things.iter().map(|thing| thing.rows).max().unwrap_or(0),

@@ -45,7 +45,8 @@ impl Broker {
     /// # Errors
     /// The broker's.
     pub async fn rows_of_batch(&self, pass: &PassId, batch: u32) -> Result<Vec<RowsMessage>, Error> {
-        let (mut messages, mut left) = (Vec::new(), vec![self.names.rows_subject(pass, batch)]);
+        let mut messages = Vec::new();
+        let mut left = vec![self.names.rows_subject(pass, batch)];
         while let Some(subject) = left.pop() {
             let Some(message) = self.last_message(self.names.rows_stream(), &subject).await? else {
                 return Ok(Vec::new());

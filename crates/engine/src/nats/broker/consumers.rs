@@ -51,7 +51,8 @@ impl Broker {
         let doing = format!("list the consumers of stream `{}`", self.names.ids_stream());
         let stream = self.jetstream.get_stream_no_info(self.names.ids_stream());
         let stream = within(&doing, stream).await?.map_err(broker(&doing))?;
-        let (mut consumers, mut standings) = (stream.consumers(), HashMap::new());
+        let mut consumers = stream.consumers();
+        let mut standings = HashMap::new();
         while let Some(info) = within(&doing, consumers.next()).await? {
             let info = info.map_err(broker(&doing))?;
             let standing = Standing {

@@ -93,7 +93,8 @@ impl Broker {
         let bucket = self.bucket_stream();
         let names =
             [bucket.clone(), self.names.aside_stream(), self.names.rows_stream(), self.names.ids_stream()];
-        let (mut found, mut unmarked) = (Vec::new(), Vec::new());
+        let mut found = Vec::new();
+        let mut unmarked = Vec::new();
         for name in names {
             let Some(info) = self.stream_info(&name).await? else { continue };
             if name != bucket && !Environment::is_marked(&info.config.metadata) {

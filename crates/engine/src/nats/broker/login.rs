@@ -116,9 +116,10 @@ fn secrets(text: &str) -> std::io::Result<Secrets> {
     let bad = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let mut lines = text.lines().map(str::trim);
     let mut after = |marker: &str| lines.by_ref().skip_while(|line| *line != marker).nth(1);
-    let (jwt, seed) = match text.contains(JWT) {
-        true => (after(JWT).map(str::to_owned), after(SEED)),
-        false => (None, lines.find(|line| !line.is_empty() && !line.starts_with('#'))),
+    let (jwt, seed) = if text.contains(JWT) {
+        (after(JWT).map(str::to_owned), after(SEED))
+    } else {
+        (None, lines.find(|line| !line.is_empty() && !line.starts_with('#')))
     };
     let seed = seed.ok_or_else(|| bad("there is no nkey seed in it"))?;
     let pair = KeyPair::from_seed(seed).map_err(|error| bad(&format!("its nkey seed is none: {error}")))?;

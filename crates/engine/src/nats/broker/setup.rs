@@ -187,7 +187,8 @@ impl Broker {
 
     /// Both streams, halved together until the server has room for both, if that is allowed.
     async fn ensure_streams(&self, limits: &StreamLimits) -> Result<(), Error> {
-        let (mut ids_bytes, mut rows_bytes) = (limits.ids_bytes, limits.rows_bytes);
+        let mut ids_bytes = limits.ids_bytes;
+        let mut rows_bytes = limits.rows_bytes;
         loop {
             let mut ids =
                 self.stream_config(self.names.ids_stream(), self.names.all_ids(), limits.ids_age, limits);

@@ -158,11 +158,13 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(text).expect("written");
         let shared = Arc::new(file.try_clone().expect("a second handle"));
-        let (mut first, mut all) = (Blocks::see(shared.clone()), Vec::new());
+        let mut first = Blocks::see(shared.clone());
+        let mut all = Vec::new();
         first.read_to_end(&mut all).expect("read");
         assert_eq!(all, text);
         change(&mut file);
-        let (mut second, mut all) = (Blocks::check(shared, Arc::new(first.into_seen())), Vec::new());
+        let mut second = Blocks::check(shared, Arc::new(first.into_seen()));
+        let mut all = Vec::new();
         second.read_to_end(&mut all)?;
         Ok(all)
     }

@@ -56,7 +56,8 @@ impl<I: Id> Producer<'_, I> {
     /// Stores a message under the next number. `false` when another producer's is there: it is counted then, or the run
     /// has ended.
     async fn store(&mut self, message: Bytes) -> Result<bool, Error> {
-        let (run, number) = (&self.feed.run, self.all.batches);
+        let run = &self.feed.run;
+        let number = self.all.batches;
         let subject = self.session.broker.names().ids_subject(run, number);
         loop {
             failpoint::pass("follow-before-publish");

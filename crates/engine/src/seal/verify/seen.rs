@@ -132,7 +132,9 @@ mod tests {
     fn a_row_that_its_record_does_not_bear_out_is_named() {
         let run: RunName = "a".parse().expect("legal");
         let published = Published { batches: 3, ids: 30, digest: 7, dropped_repeats: 0, at_ms: 1 };
-        let (summary, summary_fault, builds) = (None, None, vec!["1".to_owned()]);
+        let summary = None;
+        let summary_fault = None;
+        let builds = vec!["1".to_owned()];
         let sealed = Sealed { rows: 30, dead: 2, repeated_ids: 0, at_ms: 5, summary, summary_fault, builds };
         let running = |pass| PassRecord::begin(&run.pass(pass), 10, 0);
         let first = PassRecord { state: PassState::Sealed, sealed: Some(sealed.clone()), ..running(1) };

@@ -71,9 +71,11 @@ impl<I: Id> Encoded<I> {
         max_payload: usize,
     ) -> Self {
         let (ids, rows) = in_order(computed);
-        let (columns, computed_ms) = (schema.to_text(), now_ms());
+        let columns = schema.to_text();
+        let computed_ms = now_ms();
         let all = 0..key.ids;
-        let (places, before) = (vec![all], vec![0, key.ids]);
+        let places = vec![all];
+        let before = vec![0, key.ids];
         let key = key.clone();
         Self { key, ids, rows, schema, columns, maker, computed_ms, max_payload, places, before }
     }
@@ -122,7 +124,8 @@ impl<I: Id> Encoded<I> {
     /// What it has of these places, in order.
     fn within(&self, places: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
         let first = self.places.partition_point(|own| own.end <= places.start);
-        let (start, end) = (places.start, places.end);
+        let start = places.start;
+        let end = places.end;
         let own = self.places[first..].iter().take_while(move |own| own.start < end);
         own.map(move |own| own.start.max(start)..own.end.min(end))
     }
@@ -160,7 +163,8 @@ impl<I: Id> Encoded<I> {
             done.truncate(most.max(1));
             done.sort_unstable_by_key(|own| own.start);
         }
-        let (mut parts, mut next) = (Vec::new(), places.start);
+        let mut parts = Vec::new();
+        let mut next = places.start;
         for own in done {
             parts.extend((next < own.start).then_some(next..own.start));
             next = own.end;
@@ -176,7 +180,8 @@ impl<I: Id> Encoded<I> {
 
     /// The rows of the ids at these places; where they are too large, a cut; where there is but one, a dead letter.
     pub(crate) fn message(&self, places: &Range<u32>) -> Message {
-        let (ids, range) = (self.ids(places), self.rows_at(places));
+        let ids = self.ids(places);
+        let range = self.rows_at(places);
         let some = (range != (0..self.ids.len())).then(|| self.rows.slice(range));
         let rows = some.as_ref().unwrap_or(&self.rows);
         let raw_bytes = rows.bytes() as u64;
