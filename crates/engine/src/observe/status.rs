@@ -1,14 +1,15 @@
 //! Where a run stands.
 
+use async_nats::jetstream::consumer;
 use millstream::names::{PassId, RunName};
 use serde::Serialize;
 
-use crate::clickhouse::store::{Sight, ViewFault};
+use crate::clickhouse::store::{Store, ViewFault};
 use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat::{self, REPORT};
 use crate::fleet::times::RECENT;
 use crate::model::host::HostReport;
-use crate::model::record::{PassRecord, RunRecord, RunState};
+use crate::model::record::{PassRecord, RunRecord, RunState, Sealed};
 use crate::model::selection::Letters;
 use crate::observe::bottleneck::{Bottleneck, Scene, Span, Verdict, verdict};
 use crate::seal::copied::base_gone;
@@ -124,73 +125,17 @@ pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
     let pass = pass.map(|entry| entry.record);
     let id = run.pass(pass.as_ref().map_or(1, |pass| pass.pass));
     let mut status = begin(&record, pass.as_ref(), now_ms);
-    let unsealed = pass.as_ref().is_none_or(|pass| pass.sealed.is_none());
     // Along the path of a batch: one that moves on meanwhile is counted twice, and never nowhere.
-    let workers = broker.work_progress(&id).await?;
-    let sinks = broker.sink_progress().await?;
-    let stored = if unsealed {
-        let letters = Letters::default();
-        let rows = store.raw_rows(&id);
-        let dead = store.dead_rows(&id, &letters);
-        Some(tokio::try_join!(rows, dead)?)
-    } else {
-        None
-    };
-    if let Some(info) = workers {
-        status.in_flight = info.num_ack_pending as u64;
-        // Where an open run has ended, the last message holds no batch.
-        let has_end = record.is_open() && record.published.is_some();
-        status.pending = info.num_pending.saturating_sub(u64::from(has_end));
-        status.redelivered = info.num_redelivered as u64;
+    if let Some(workers) = broker.work_progress(&id).await? {
+        status.note_workers(&workers, &record);
     }
-    status.to_store = sinks.map_or(0, |info| verify::open(&info));
-    if let Some((rows, dead)) = stored {
-        // Raw duplicates, which only FINAL would fold, must not show as more than all.
-        if record.is_open() && record.published.is_none() {
-            // What there will be nobody knows.
-            status.ids = rows;
-        }
-        status.done = rows.min(status.ids);
-        status.dead = dead;
+    status.to_store = broker.sink_progress().await?.map_or(0, |sinks| verify::open(&sinks));
+    match pass.as_ref().and_then(|pass| pass.sealed.as_ref()) {
+        Some(sealed) => status.look_at_sealed(store, &id, sealed).await?,
+        None => status.look_at_stored(session, &id, (&record, pass.as_ref())).await?,
     }
-    let sealed = pass.as_ref().and_then(|pass| pass.sealed.as_ref());
-    let sight = match sealed {
-        Some(sealed) => store.sight(&id, sealed.rows.saturating_sub(sealed.dead), false).await?,
-        None => Sight::default(),
-    };
-    (status.readers_see, status.readers) = (sight.sees, sight.why);
-    if let Some(sealed) = sealed {
-        status.dead = store.dead_ids(&id, sealed.dead).await?;
-        status.dead_sealed = Some(sealed.dead).filter(|dead| *dead != status.dead);
-        status.done = store.raw_rows(&id).await?.min(sealed.rows);
-        status.rows_sealed = Some(sealed.rows).filter(|rows| *rows > status.done);
-    }
-    if let Some((rows, _)) = stored.filter(|_| !status.is_over()) {
-        // Boxed: it is seldom asked, and more than a caller's future should hold.
-        let asked = Box::pin(missing(session, &id, (&record, pass.as_ref()), rows, &status));
-        status.missing = asked.await?;
-    }
-    if let (Some(covers), Some(published), Some((rows, _))) = (
-        pass.as_ref().and_then(|pass| pass.covers.as_ref()),
-        record.published.as_ref(),
-        stored.filter(|_| !status.is_over()),
-    ) && rows < published.ids
-    {
-        let gone = base_gone(store, &id, covers, published.ids).await?;
-        status.base_gone = gone.as_ref().map(full_hint);
-    }
-    match store.view_faults(Some(run)).await {
-        Ok(faults) => status.view_faults = faults,
-        // A reader of results may know the rest.
-        Err(Error::Store { source, .. }) if source.is_denied() => {
-            status.view_faults_unknown = Some(source.to_string());
-        }
-        Err(error) => return Err(error),
-    }
-    // The batches are of all runs: what this one lacks bounds what of them is its own.
-    let rows = status.to_store * status.ids.div_ceil(status.batches.max(1));
-    status.lag_rows = rows.min(status.ids.saturating_sub(status.done));
-    status.lag_bytes = status.to_store * stream.1 / stream.0.max(1);
+    status.look_at_views(store, run).await?;
+    status.note_lag(stream);
     if !status.is_over() {
         status.stuck = verify::stuck_by(&hosts, &id);
     }
@@ -198,14 +143,7 @@ pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
     status.hosts = hosts;
     status.look_at_hosts();
     status.rate();
-    if matches!(status.state, RunState::Publishing | RunState::Running) {
-        let found = verdict(&status.hosts, &status.run, Span::Recent, &status.scene());
-        // What processes did lately was not for this run yet.
-        let is_early = status.seconds < (REPORT * RECENT as u32).as_secs_f64();
-        status.verdict = Some(found).filter(|found| {
-            !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing)
-        });
-    }
+    status.judge();
     if record.is_open() && record.published.is_none() {
         (status.eta_seconds, status.eta_range_seconds) = (None, None);
     }
@@ -297,6 +235,92 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>, now_ms: u64) -> Status {
 }
 
 impl Status {
+    /// Where the workers of the pass stand.
+    fn note_workers(&mut self, workers: &consumer::Info, record: &RunRecord) {
+        self.in_flight = workers.num_ack_pending as u64;
+        // Where an open run has ended, the last message holds no batch.
+        let has_end = record.is_open() && record.published.is_some();
+        self.pending = workers.num_pending.saturating_sub(u64::from(has_end));
+        self.redelivered = workers.num_redelivered as u64;
+    }
+
+    /// What is stored of a pass that is sealed, and whether readers see it.
+    async fn look_at_sealed(&mut self, store: &Store, id: &PassId, sealed: &Sealed) -> Result<(), Error> {
+        let sight = store.sight(id, sealed.rows.saturating_sub(sealed.dead), false).await?;
+        (self.readers_see, self.readers) = (sight.sees, sight.why);
+        self.dead = store.dead_ids(id, sealed.dead).await?;
+        self.dead_sealed = Some(sealed.dead).filter(|dead| *dead != self.dead);
+        self.done = store.raw_rows(id).await?.min(sealed.rows);
+        self.rows_sealed = Some(sealed.rows).filter(|rows| *rows > self.done);
+        Ok(())
+    }
+
+    /// What is stored of a pass that is not sealed, and what it lacks for good.
+    async fn look_at_stored(
+        &mut self,
+        session: &Session,
+        id: &PassId,
+        (record, pass): (&RunRecord, Option<&PassRecord>),
+    ) -> Result<(), Error> {
+        let store = &session.store;
+        let letters = Letters::default();
+        let (rows, dead) = tokio::try_join!(store.raw_rows(id), store.dead_rows(id, &letters))?;
+        if record.is_open() && record.published.is_none() {
+            // How many there will be is not known.
+            self.ids = rows;
+        }
+        // Raw duplicates, which only FINAL would fold, must not show as more than all.
+        self.done = rows.min(self.ids);
+        self.dead = dead;
+        if self.is_over() {
+            return Ok(());
+        }
+        // Boxed: it is seldom asked, and more than a caller's future should hold.
+        let missing = Box::pin(missing(session, id, (record, pass), rows, self)).await?;
+        self.missing = missing;
+        let covers = pass.and_then(|pass| pass.covers.as_ref());
+        if let (Some(covers), Some(published)) = (covers, &record.published)
+            && rows < published.ids
+        {
+            let gone = base_gone(store, id, covers, published.ids).await?;
+            self.base_gone = gone.as_ref().map(full_hint);
+        }
+        Ok(())
+    }
+
+    /// Materialized views that lack rows of the run.
+    async fn look_at_views(&mut self, store: &Store, run: &RunName) -> Result<(), Error> {
+        match store.view_faults(Some(run)).await {
+            Ok(faults) => self.view_faults = faults,
+            // A reader of results may know the rest.
+            Err(Error::Store { source, .. }) if source.is_denied() => {
+                self.view_faults_unknown = Some(source.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// How far sinks are behind, from the `(messages, bytes)` of the rows stream.
+    fn note_lag(&mut self, (messages, bytes): (u64, u64)) {
+        // The batches are of all runs: what this one lacks bounds what of them is its own.
+        let rows = self.to_store * self.ids.div_ceil(self.batches.max(1));
+        self.lag_rows = rows.min(self.ids.saturating_sub(self.done));
+        self.lag_bytes = self.to_store * bytes / messages.max(1);
+    }
+
+    /// What limits the run, while it goes on.
+    fn judge(&mut self) {
+        if !matches!(self.state, RunState::Publishing | RunState::Running) {
+            return;
+        }
+        let found = verdict(&self.hosts, &self.run, Span::Recent, &self.scene());
+        // What processes did lately was not for this run yet.
+        let is_early = self.seconds < (REPORT * RECENT as u32).as_secs_f64();
+        let is_told = !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing);
+        self.verdict = is_told.then_some(found);
+    }
+
     fn rate(&mut self) {
         if self.done == 0 || self.seconds <= 0.0 {
             return;

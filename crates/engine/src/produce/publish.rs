@@ -129,11 +129,46 @@ pub async fn submit<I: Id>(
         let begun = PassRecord { priority, rate, max_dead, ..begun };
         open_pass(broker, records, run, &begun).await?;
     }
-    let mut tally = Tally::default();
+    let tally = publish::<I>(session, submission, &record, stop, progress).await?;
+    if let Some(now) = tally.other_than(&submission.survey) {
+        return Err(not_surveyed(submission, now));
+    }
+    let Tally { written, found, .. } = tally;
+    let published = tally.published(&record)?;
+    failpoint::pass("produce-before-close");
+    // A broker that is away is waited for until somebody says not to: the same words close the run later.
+    let record = tokio::select! {
+        record = patiently(run, stop, || close_run(records, run, published.clone())) => record?,
+        () = stop.no_more_taking() => return Err(Error::Stopped),
+    };
+    failpoint::pass("produce-after-close");
+    keep(store, &record).await;
+    let repair = if before.is_some() {
+        restore_passes(records, store, run, &record).await?;
+        let pass = records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass);
+        Some(heal::<I>(session, &run.pass(pass)).await?)
+    } else {
+        None
+    };
+    Ok(Submitted { record, published, written, found, repair })
+}
+
+/// Publishes the batches that the stream lacks, and tells the fleet of it; what that came to.
+async fn publish<I: Id>(
+    session: &Session,
+    submission: &Submission,
+    record: &RunRecord,
+    stop: &Stop,
+    progress: impl Fn(Progress),
+) -> Result<Tally, Error> {
+    let Session { broker, records, .. } = session;
+    let run = &submission.run;
+    let is_again = record.published.is_some();
     let phases = Phases::new();
     let telling = stop.child();
+    let mut tally = Tally::default();
     let publishing = Box::pin(async {
-        let mut plan = plan::<I>(broker, submission, record.batch_ids, before.is_some(), stop).await?;
+        let mut plan = plan::<I>(broker, submission, record.batch_ids, is_again, stop).await?;
         tally = std::mem::take(&mut plan.tally);
         publish_batches(broker, submission, record.batch_ids, plan, &phases, stop, |batch, written| {
             tally.add(batch, written);
@@ -150,38 +185,18 @@ pub async fn submit<I: Id>(
         published
     };
     let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &telling));
-    if matches!(published, Err(Error::Cancelled { .. })) {
-        // What was on its way when the run was cancelled.
-        broker.purge_ids(broker.names().run_ids(run)).await?;
-    }
     match published {
+        Ok(()) => Ok(tally),
+        Err(cancelled @ Error::Cancelled { .. }) => {
+            // What was on its way when the run was cancelled.
+            broker.purge_ids(broker.names().run_ids(run)).await?;
+            Err(cancelled)
+        }
         Err(Error::Input { source, .. }) if ReadFault::of(&source) == Some(&ReadFault::Changed) => {
-            return Err(changed::<I>(submission).await);
+            Err(changed::<I>(submission).await)
         }
-        published => published?,
+        Err(error) => Err(error),
     }
-    if let Some(now) = tally.other_than(&submission.survey) {
-        return Err(not_surveyed(submission, now));
-    }
-    let Tally { written, found, .. } = tally;
-    let published = tally.published(&record)?;
-    failpoint::pass("produce-before-close");
-    // A broker that is away is waited for until somebody says not to: the same words close the run later.
-    let record = tokio::select! {
-        record = patiently(run, stop, || close_run(records, run, published.clone())) => record?,
-        () = stop.no_more_taking() => return Err(Error::Stopped),
-    };
-    failpoint::pass("produce-after-close");
-    keep(store, &record).await;
-    let repair = match before {
-        Some(_) => {
-            restore_passes(records, store, run, &record).await?;
-            let pass = records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass);
-            Some(heal::<I>(session, &run.pass(pass)).await?)
-        }
-        None => None,
-    };
-    Ok(Submitted { record, published, written, found, repair })
 }
 
 /// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has

@@ -15,12 +15,12 @@ use millstream::names::{PassId, RunName};
 use serde::Serialize;
 
 use crate::clickhouse::sql::SeenPass;
-use crate::clickhouse::store::{BuildRows, Sight, Store, StoredBatch};
+use crate::clickhouse::store::{BuildRows, Sight, Store, Stored, StoredBatch};
 use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
 use crate::model::id_digest::IdDigest;
-use crate::model::record::{PassRecord, PassState};
+use crate::model::record::{Covers, PassRecord, PassState, Published, RunRecord};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Entry, Records};
 use crate::nats::quarantine::fault_of_ids;
@@ -239,97 +239,144 @@ async fn examine<I: Id>(
     values: bool,
 ) -> Result<Report, Error> {
     let Session { broker, records, store } = session;
-    let seen = match store.sealed_passes(run).await {
+    let shown = match store.sealed_passes(run).await {
         // Which is said of a sealed pass below.
         Err(Error::Store { source, .. }) if source.is_missing() => Vec::new(),
-        seen => seen?,
+        shown => shown?,
     };
     let record = records.known_run(run).await?.record;
     let passes = records.passes_of(run).await?;
     let revision = entry.as_ref().map(|entry| entry.revision);
     let pass = entry.map(|entry| entry.record);
-    let covers = pass.as_ref().and_then(|pass| pass.covers.clone());
-    let number = pass.as_ref().map_or(1, |pass| pass.pass);
-    let sealed = pass.as_ref().and_then(|pass| pass.sealed.clone());
-    let batches = record.published.as_ref().map(|published| published.batches);
-    let mut walk = Walk { batches, ..Walk::default() };
-    store.each_batch(&run.pass(number), values, |stored| walk.visit(stored)).await?;
-    let published = record.published.clone();
-    let stored =
-        store.stored(&run.pass(number), values, published.as_ref().filter(|_| !record.may_repeat)).await?;
-    let batches = published.as_ref().map_or(walk.next, |published| published.batches);
-    walk.skip_to(batches);
-    let proof = published.clone().map(|published| Proof { published, stored });
+    let id = run.pass(pass.as_ref().map_or(1, |pass| pass.pass));
+    let (walk, stored) = walk::<I>(session, &id, &record, values).await?;
+    let proof = record.published.clone().map(|published| Proof { published, stored });
     let complete = proof.as_ref().is_some_and(Proof::is_complete);
-    let counts_agree = walk.missing.count + walk.short.count + walk.wrong.count == 0;
-    if proof.is_some() && !complete && counts_agree {
-        find_wrong::<I>(broker, run, &mut walk).await?;
-    }
-    let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
-    let sight = if is_sealed {
-        store.sight(&run.pass(number), stored.ids.saturating_sub(stored.dead), true).await?
+    let sight = if pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed) {
+        store.sight(&id, stored.ids.saturating_sub(stored.dead), true).await?
     } else {
         Sight::default()
     };
-    let seen_faults = seen::faults(&seen, &passes, published.as_ref(), Some(number).filter(|_| complete));
-    let mut report = Report {
-        run: run.clone(),
-        pass: number,
-        published: published.is_some(),
-        batches: u64::from(batches),
-        ids: published.as_ref().map_or(record.expected_ids.unwrap_or(0), |published| published.ids),
-        rows: stored.ids,
-        missing_batches: walk.missing.count,
-        short_batches: walk.short.count,
-        wrong_batches: walk.wrong.count,
-        values_at_fault: stored.values.map(|values| values.at_fault),
-        values_unproven: stored.values.map(|values| values.unproven),
-        raw_duplicates: stored.raw_duplicates,
-        dead: stored.dead,
-        dead_sealed: sealed.as_ref().filter(|_| is_sealed).map(|sealed| sealed.dead),
-        repeated_ids: sealed.as_ref().map_or(0, |sealed| sealed.repeated_ids),
-        digest_matches: published.as_ref().is_some_and(|published| published.digest == stored.digest),
-        sealed: is_sealed,
-        state: pass.as_ref().map_or(PassState::Running, |pass| pass.state),
-        complete,
-        missing: walk.missing.first,
-        short: walk.short.first,
-        wrong: walk.wrong.first,
-        ids_gone: walk.ids_gone.first,
-        ids_damaged: walk.ids_damaged.first,
-        revision,
-        computes: covers.as_ref().map(|covers| covers.ids.unwrap_or(0)),
-        base_gone: None,
-        readers_see: sight.sees,
-        readers: sight.why,
-        view_lags: sight.lags,
-        stuck: Vec::new(),
-        forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
-        sealed_at_ms: sealed.as_ref().map(|sealed| sealed.at_ms),
-        rows_sealed: sealed.as_ref().map(|sealed| sealed.rows),
-        builds: store.builds(&run.pass(number)).await?,
-        seen_faults,
-        seen: published
-            .as_ref()
-            .zip(sealed)
-            .map(|(published, sealed)| SeenPass::of(number, published, &sealed)),
-    };
-    if let (Some(covers), Some(published), false) = (&covers, &published, complete) {
-        let mut gone = base_gone(store, &run.pass(number), covers, published.ids).await?;
-        // A repair removes batches that hold other values; they come from nowhere else than from there.
-        if gone.is_none() && values && report.named().next().is_some() {
-            match store.check_base(&run.pass(number), covers, published.batches).await {
-                Err(fault @ Error::BaseValues { .. }) => gone = Some(fault),
-                checked => checked?,
-            }
-        }
-        report.base_gone = gone.as_ref().map(full_hint);
-    }
+    let proven = Some(id.pass).filter(|_| complete);
+    let seen_faults = seen::faults(&shown, &passes, record.published.as_ref(), proven);
+    let builds = store.builds(&id).await?;
+    let examined =
+        Examined { id, record, revision, pass, walk, stored, complete, sight, seen_faults, builds };
+    let base_gone = if complete { None } else { examined.base_gone(store, values).await? };
+    let mut report = examined.report();
+    report.base_gone = base_gone.as_ref().map(full_hint);
     // A pass over some ids has messages of its own for them.
     if report.published && report.computes.is_none() {
         look_at_ids::<I>(broker, run, &mut report).await?;
     }
     Ok(report)
+}
+
+/// Goes through what is stored of a pass, batch by batch, and counts all of it.
+async fn walk<I: Id>(
+    Session { broker, store, .. }: &Session,
+    id: &PassId,
+    record: &RunRecord,
+    values: bool,
+) -> Result<(Walk, Stored), Error> {
+    let published = record.published.as_ref();
+    let batches = published.map(|published| published.batches);
+    let mut walk = Walk { batches, ..Walk::default() };
+    store.each_batch(id, values, |stored| walk.visit(stored)).await?;
+    let stored = store.stored(id, values, published.filter(|_| !record.may_repeat)).await?;
+    walk.skip_to(batches.unwrap_or(walk.next));
+    let is_whole = |published: &Published| Proof { published: published.clone(), stored }.is_complete();
+    let counts_agree = walk.missing.count + walk.short.count + walk.wrong.count == 0;
+    if counts_agree && published.is_some_and(|published| !is_whole(published)) {
+        find_wrong::<I>(broker, &id.run, &mut walk).await?;
+    }
+    Ok((walk, stored))
+}
+
+/// What a report is made of, as both servers told it.
+struct Examined {
+    id: PassId,
+    record: RunRecord,
+    revision: Option<u64>,
+    pass: Option<PassRecord>,
+    walk: Walk,
+    stored: Stored,
+    complete: bool,
+    sight: Sight,
+    seen_faults: Vec<SeenFault>,
+    builds: Vec<BuildRows>,
+}
+
+impl Examined {
+    fn covers(&self) -> Option<&Covers> {
+        self.pass.as_ref()?.covers.as_ref()
+    }
+
+    /// Why the rows that the pass takes over cannot be had, where they cannot.
+    async fn base_gone(&self, store: &Store, values: bool) -> Result<Option<Error>, Error> {
+        let (Some(covers), Some(published)) = (self.covers(), &self.record.published) else {
+            return Ok(None);
+        };
+        if let Some(gone) = base_gone(store, &self.id, covers, published.ids).await? {
+            return Ok(Some(gone));
+        }
+        // A repair removes batches that hold other values; they come from nowhere else than from there.
+        let Walk { missing, short, wrong, .. } = &self.walk;
+        if values && missing.count + short.count + wrong.count > 0 {
+            return match store.check_base(&self.id, covers, published.batches).await {
+                Err(fault @ Error::BaseValues { .. }) => Ok(Some(fault)),
+                checked => checked.map(|()| None),
+            };
+        }
+        Ok(None)
+    }
+
+    fn report(self) -> Report {
+        let Self { id, record, pass, walk, stored, complete, .. } = self;
+        let published = record.published.as_ref();
+        let sealed = pass.as_ref().and_then(|pass| pass.sealed.as_ref());
+        let is_sealed = pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed);
+        let covers = pass.as_ref().and_then(|pass| pass.covers.as_ref());
+        Report {
+            run: id.run,
+            pass: id.pass,
+            published: published.is_some(),
+            batches: u64::from(published.map_or(walk.next, |published| published.batches)),
+            ids: published.map_or(record.expected_ids.unwrap_or(0), |published| published.ids),
+            rows: stored.ids,
+            missing_batches: walk.missing.count,
+            short_batches: walk.short.count,
+            wrong_batches: walk.wrong.count,
+            values_at_fault: stored.values.map(|values| values.at_fault),
+            values_unproven: stored.values.map(|values| values.unproven),
+            raw_duplicates: stored.raw_duplicates,
+            dead: stored.dead,
+            dead_sealed: sealed.filter(|_| is_sealed).map(|sealed| sealed.dead),
+            repeated_ids: sealed.map_or(0, |sealed| sealed.repeated_ids),
+            digest_matches: published.is_some_and(|published| published.digest == stored.digest),
+            sealed: is_sealed,
+            state: pass.as_ref().map_or(PassState::Running, |pass| pass.state),
+            complete,
+            missing: walk.missing.first,
+            short: walk.short.first,
+            wrong: walk.wrong.first,
+            ids_gone: walk.ids_gone.first,
+            ids_damaged: walk.ids_damaged.first,
+            revision: self.revision,
+            computes: covers.map(|covers| covers.ids.unwrap_or(0)),
+            base_gone: None,
+            readers_see: self.sight.sees,
+            readers: self.sight.why,
+            view_lags: self.sight.lags,
+            stuck: Vec::new(),
+            forgetting: pass.as_ref().is_some_and(|pass| pass.forgetting),
+            sealed_at_ms: sealed.map(|sealed| sealed.at_ms),
+            rows_sealed: sealed.map(|sealed| sealed.rows),
+            builds: self.builds,
+            seen_faults: self.seen_faults,
+            seen: published.zip(sealed).map(|(published, sealed)| SeenPass::of(id.pass, published, sealed)),
+        }
+    }
 }
 
 /// What keeps a pass that is not sealed from its seal, as sealers found it, and mutations of our tables that cannot end.

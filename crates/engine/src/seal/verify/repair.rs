@@ -14,7 +14,7 @@ use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState};
-use crate::nats::broker::Broker;
+use crate::nats::broker::{Broker, RowsMessage};
 use crate::nats::bucket::{Change, Entry, Records};
 use crate::session::Session;
 
@@ -130,17 +130,7 @@ pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> R
             format!("it is being forgotten, and some of it may be gone: `forget {run}` finishes that");
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
-    for fault in &report.seen_faults {
-        match seen::mend(records, store, run, fault).await {
-            Ok(true) => repair.seen_mended.push(fault.pass),
-            Ok(false) => {}
-            // What is lost is repaired all the same.
-            Err(error) => {
-                tracing::warn!(%run, pass = fault.pass, error = full_cause(&error), hint = error.hint(),
-                "the pass's row among the sealed passes stays as it is")
-            }
-        }
-    }
+    repair.seen_mended = mend_seen(session, report).await;
     if report.is_shown_badly() && report.is_clean() {
         // Its views, and its row among the sealed passes. All rows are there, so nothing is computed.
         store.setup().await?;
@@ -166,44 +156,99 @@ pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> R
         Ok(acked) => acked,
         Err(Repair { busy, stuck, .. }) => return Ok(Repair { busy, stuck, ..repair }),
     };
-    let lacking = report.missing.iter().chain(&report.short).copied().collect();
-    let unstored = match acked {
-        Some(acked) => not_acked(broker, &pass, lacking, acked).await?,
-        None => Vec::new(),
-    };
+    let todo = Todo::of(broker, &pass, report, acked).await?;
     (repair.ids_gone, repair.ids_damaged) = (report.ids_gone.clone(), report.ids_damaged.clone());
-    let is_unstored = |batch: &u32| unstored.iter().any(|(unstored, _)| unstored == batch);
-    let mut again: Vec<u32> =
-        report.named().filter(|batch| report.has_ids(*batch) && !is_unstored(batch)).collect();
-    if !unstored.is_empty() && report.needs_all_again() {
-        // That would remove them. The rest is for the next repair.
-        again.clear();
-    }
-    // The rows of a wrong batch are all there is of it while its ids are not.
-    let wrong = report.wrong.iter().copied();
-    let wrong: Vec<u32> = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
-    if again.is_empty() && wrong.is_empty() && unstored.is_empty() {
+    if todo.is_nothing() {
         return Ok(repair);
     }
-    let faster = |repair| Ok(Repair { busy: Some("another repair was faster".into()), ..repair });
-    let Some(claim) = claim(records, run, report).await? else { return faster(repair) };
+    if !carry_out(session, report, todo, &mut repair).await? {
+        repair.busy = Some("another repair was faster".into());
+    }
+    Ok(repair)
+}
+
+/// Mends rows among the sealed passes that are false; the passes whose row was.
+async fn mend_seen(Session { records, store, .. }: &Session, report: &Report) -> Vec<u32> {
+    let run = &report.run;
+    let mut mended = Vec::new();
+    for fault in &report.seen_faults {
+        match seen::mend(records, store, run, fault).await {
+            Ok(true) => mended.push(fault.pass),
+            Ok(false) => {}
+            // What is lost is repaired all the same.
+            Err(error) => {
+                tracing::warn!(%run, pass = fault.pass, error = full_cause(&error), hint = error.hint(),
+                "the pass's row among the sealed passes stays as it is")
+            }
+        }
+    }
+    mended
+}
+
+/// What a repair does about batches.
+struct Todo {
+    /// Batches that are computed again.
+    again: Vec<u32>,
+    /// Batches whose rows are removed first.
+    wrong: Vec<u32>,
+    /// Batches whose rows the stream has, which no sink stored: they are handed out again.
+    unstored: Vec<(u32, Vec<RowsMessage>)>,
+}
+
+impl Todo {
+    /// What is to be done about what a report found. `acked` is up to where sinks have acked, where that is known to be all.
+    async fn of(broker: &Broker, pass: &PassId, report: &Report, acked: Option<u64>) -> Result<Self, Error> {
+        let lacking = report.missing.iter().chain(&report.short).copied().collect();
+        let unstored = match acked {
+            Some(acked) => not_acked(broker, pass, lacking, acked).await?,
+            None => Vec::new(),
+        };
+        let is_unstored = |batch: &u32| unstored.iter().any(|(unstored, _)| unstored == batch);
+        let mut again: Vec<u32> =
+            report.named().filter(|batch| report.has_ids(*batch) && !is_unstored(batch)).collect();
+        if !unstored.is_empty() && report.needs_all_again() {
+            // That would remove them. The rest is for the next repair.
+            again.clear();
+        }
+        // The rows of a wrong batch are all there is of it while its ids are not.
+        let wrong = report.wrong.iter().copied();
+        let wrong = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
+        Ok(Self { again, wrong, unstored })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.again.is_empty() && self.wrong.is_empty() && self.unstored.is_empty()
+    }
+}
+
+/// Does it, under a claim on the pass's record; `false` where another repair has it, or took it over.
+async fn carry_out(
+    session: &Session,
+    report: &Report,
+    todo: Todo,
+    repair: &mut Repair,
+) -> Result<bool, Error> {
+    let Session { broker, records, store } = session;
+    let run = &report.run;
+    let pass = run.pass(report.pass);
+    let Some(claim) = claim(records, run, report).await? else { return Ok(false) };
     failpoint::pass("repair-after-claim");
     if !holds(records, &pass, claim).await? {
-        return faster(repair);
+        return Ok(false);
     }
-    remove_wrong(broker, store, run, report, &wrong).await?;
+    remove_wrong(broker, store, run, report, &todo.wrong).await?;
     if !holds(records, &pass, claim).await? {
-        return faster(repair);
+        return Ok(false);
     }
-    compute_again(broker, run, report, &again, &mut repair).await?;
-    for (_, messages) in unstored {
+    compute_again(broker, run, report, &todo.again, repair).await?;
+    for (_, messages) in todo.unstored {
         for message in messages {
             broker.hand_out_again(message).await?;
         }
         repair.batches_handed_out += 1;
     }
     release(records, &pass, claim).await?;
-    Ok(repair)
+    Ok(true)
 }
 
 /// Whether somebody has claimed this pass for a repair, and may be at it still.
