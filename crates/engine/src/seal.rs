@@ -30,7 +30,7 @@ use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::nats::broker::Broker;
 use crate::nats::pass_watch;
-use crate::sink::SinkCounts;
+use crate::sink::SinkState;
 use crate::stop::Stop;
 use drive::{Changes, Drive};
 pub use proof::Proof;
@@ -41,7 +41,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Changes of runs that are remembered while steps are chosen.
 const RUNS_AT_ONCE: usize = 1024;
 
-/// Seals passes as they complete, until taking stops. The sink that has the same `counts` is told when a pass's workers are done,
+/// Seals passes as they complete, until taking stops. The sink that has the same `state` is told when a pass's workers are done,
 /// so that its last rows do not wait for more, and tells when they have landed; what keeps passes from their seal is noted there.
 ///
 /// # Errors
@@ -49,12 +49,12 @@ const RUNS_AT_ONCE: usize = 1024;
 pub async fn seal_passes<I: Id>(
     broker: &Broker,
     store: &Store,
-    counts: Arc<SinkCounts>,
+    state: Arc<SinkState>,
     stop: &Stop,
 ) -> Result<(), Error> {
     let records = broker.records().await?;
     let open = pass_watch::follow_to_seal(&records, stop).await?;
-    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, counts };
+    let sealer = Sealer { broker: broker.clone(), store: store.clone(), records, state };
     let (told, standings) = watch::channel(HashMap::new());
     let (named, runs) = mpsc::channel(RUNS_AT_ONCE);
     stop.spawn(house::make_room(sealer.clone(), stop.clone()));

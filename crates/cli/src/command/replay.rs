@@ -25,7 +25,8 @@ pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyho
                 let stop = stop.clone();
                 move |_| stop.give_up()
             });
-            match begin::<I>(&broker, &records, &store, &run, selection.as_ref(), &stop).await {
+            let (selection, metrics) = (selection.as_ref(), &context.metrics);
+            match begin::<I>(&broker, &records, &store, &run, selection, metrics, &stop).await {
                 Ok(replayed) => {
                     report(run.as_str(), &replayed, args.json);
                     Ok(Ended::Well)

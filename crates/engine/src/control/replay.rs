@@ -18,11 +18,14 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::model::record::{Covers, PassRecord, PassState, Published, RunRecord};
 use crate::model::selection::Selection;
-use crate::nats::broker::{Broker, Written};
+use crate::nats::broker::{Broker, Writing, Written};
 use crate::nats::bucket::{Change, Records};
 use crate::seal::copied::check_selected;
 use crate::seal::gone::refuse;
 use crate::stop::Stop;
+use crate::telemetry::labels::Origin;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::TraceContext;
 
 /// Batches whose selected ids are read at once, and ids that those may have together.
 const READ_AT_ONCE: (u32, u32) = (64, 500_000);
@@ -49,6 +52,7 @@ struct Replay<'a> {
     store: &'a Store,
     run: &'a RunName,
     selection: Option<&'a Selection>,
+    metrics: &'a Metrics,
     stop: &'a Stop,
 }
 
@@ -63,13 +67,14 @@ pub async fn replay<I: Id>(
     store: &Store,
     run: &RunName,
     selection: Option<&Selection>,
+    metrics: &Metrics,
     stop: &Stop,
 ) -> Result<Replayed, Error> {
     let record = records.known_run(run).await?.record;
     let Some(published) = &record.published else {
         return Err(Error::NotPublished { run: run.to_string() });
     };
-    let replay = Replay { broker, records, store, run, selection, stop };
+    let replay = Replay { broker, records, store, run, selection, metrics, stop };
     let PassRecord { pass, covers, .. } = replay.open(&record, published).await?;
     failpoint::pass("replay-after-record");
     match covers {
@@ -183,7 +188,7 @@ impl Replay<'_> {
 
     /// Publishes the selected ids of some batches; how many there are.
     async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
-        let Self { broker, run, stop, .. } = self;
+        let Self { broker, run, metrics, stop, .. } = self;
         let found = self.store.selected_ids(run.as_str(), covers, batches).await?;
         let mut flights = FuturesUnordered::new();
         for batch in found.chunk_by(|a, b| a.0 == b.0) {
@@ -193,9 +198,16 @@ impl Replay<'_> {
                 ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
             let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
             let subject = broker.names().replay_subject(run, pass, number);
-            flights.push(async move { broker.write_once(&subject, bytes, stop).await });
+            let count = ids.len() as u64;
+            flights.push(async move {
+                let writing = Writing { trace: Some(TraceContext::begin()), metrics, stop };
+                let written = broker.write_once(&subject, bytes, writing).await?;
+                let origin = if written == Written::First { Origin::Published } else { Origin::Found };
+                metrics.published(origin, count, 0);
+                Ok::<_, Error>(())
+            });
             if flights.len() >= IN_FLIGHT {
-                let _written: Option<Written> = flights.next().await.transpose()?;
+                flights.next().await.transpose()?;
             }
         }
         while flights.next().await.transpose()?.is_some() {}

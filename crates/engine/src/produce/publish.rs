@@ -20,15 +20,17 @@ use crate::model::host::Doing;
 use crate::model::input_fault::ReadFault;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord};
-use crate::nats::broker::Broker;
+use crate::nats::broker::{Broker, Written};
 use crate::nats::bucket::{Change, Records};
 use crate::produce::input::{Input, Survey, aside, described as listed, range_in};
 use crate::produce::sample::{Choice, blind_size};
 use crate::retry::patiently;
 use crate::seal::verify::{Repair, heal};
 use crate::stop::Stop;
+use crate::telemetry::labels::Origin;
+use crate::telemetry::metrics::Metrics;
 
-pub(crate) use batches::{Batch, Stored, digest, look_up};
+pub(crate) use batches::{Batch, Stored, digest, look_up, publish_span};
 use batches::{Tally, publish_batches};
 use held::plan;
 
@@ -56,6 +58,8 @@ pub struct Submission {
     pub max_dead: Option<u64>,
     /// Ids a second that the whole fleet begins at most.
     pub rate: Option<u32>,
+    /// Where it is counted what is published.
+    pub metrics: Metrics,
 }
 
 /// How publishing came out.
@@ -134,6 +138,7 @@ pub async fn submit<I: Id>(
         tally = std::mem::take(&mut plan.tally);
         publish_batches(broker, submission, record.batch_ids, plan, &phases, stop, |batch, written| {
             tally.add(batch, written);
+            submission.metrics.published(origin(written), batch.ids, batch.repeats);
             progress(Progress { batches: tally.written + tally.found, ids: tally.ids });
         })
         .await
@@ -179,6 +184,14 @@ pub async fn submit<I: Id>(
         None => None,
     };
     Ok(Submitted { record, published, written, found, repair })
+}
+
+/// How a batch came to be in the stream, as it is counted.
+fn origin(written: Written) -> Origin {
+    match written {
+        Written::First => Origin::Published,
+        Written::Already => Origin::Found,
+    }
 }
 
 /// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has

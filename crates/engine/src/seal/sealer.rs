@@ -5,19 +5,25 @@ use std::sync::Arc;
 use crate::clickhouse::store::Store;
 use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;
-use crate::sink::{SinkCounts, Waits};
+use crate::sink::{SinkState, Waits};
+use crate::telemetry::metrics::Metrics;
 
 #[derive(Clone)]
 pub(super) struct Sealer {
     pub broker: Broker,
     pub store: Store,
     pub records: Records,
-    pub counts: Arc<SinkCounts>,
+    pub state: Arc<SinkState>,
 }
 
 impl Sealer {
     /// What keeps passes from their seal.
     pub fn waits(&self) -> &Waits {
-        &self.counts.waits
+        &self.state.waits
+    }
+
+    /// Where it is counted what this sealer does.
+    pub fn metrics(&self) -> &Metrics {
+        &self.state.metrics
     }
 }

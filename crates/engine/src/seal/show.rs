@@ -57,6 +57,7 @@ impl Sealer {
             return self.take_back_if_cancelled(run, pass).await.map(|()| Seen::Beaten);
         }
         self.waits().clear(run, pass);
+        self.metrics().sealed(rows);
         tracing::info!(%run, pass, ids = rows, dead, "sealed");
         Ok(Seen::Marked)
     }

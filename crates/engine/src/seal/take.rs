@@ -150,7 +150,7 @@ impl Sealer {
         }
         if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
             tracing::debug!(%run, pass, "all batches are computed");
-            self.counts.bells.ring_computed();
+            self.state.bells.ring_computed();
         }
         let Some(sinks) = self.broker.sink_progress().await? else {
             // The operator deleted it: made again, it delivers what the stream holds.
@@ -291,6 +291,9 @@ impl Sealer {
             Ok(repair) if repair.is_nothing() => Ok(Seen::NotRepaired),
             Ok(repair) => {
                 told(run, pass, &repair);
+                if repair.comes_to() > 0 {
+                    self.metrics().repaired(repair.batches_again + repair.batches_handed_out);
+                }
                 match repair.hint(run.as_str()) {
                     Some(hint) => self.tell(run, pass, &format!("ids of it are not in the stream: {hint}")),
                     None => self.waits().clear(run, pass),
