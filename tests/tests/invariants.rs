@@ -16,15 +16,14 @@ use millstream::names::RunName;
 use millstream::schema::Schema;
 use millstream::{Id, Limits, Outcome, Pipeline, check};
 use millstream_engine::compute::{BatchKey, Function, Maker, Place, Pool};
-use millstream_engine::model::counts::WorkCounts;
 use millstream_engine::model::rows::MAX_INSERT_ROWS;
-use millstream_engine::nats::broker::Written;
+use millstream_engine::nats::broker::{Writing, Written};
 use millstream_engine::nats::bucket::Records;
 use millstream_engine::seal::seal_passes;
-use millstream_engine::sink::{SinkCounts, SinkPlan, sink};
+use millstream_engine::sink::{SinkPlan, SinkState, sink};
 use millstream_engine::work::{WorkPlan, rows_message, work};
 use millstream_engine::{
-    Broker, Environment, Error, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+    Broker, Environment, Error, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
 };
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};
@@ -115,8 +114,9 @@ impl Scene {
 
     /// What the one way of writing to a stream came to; left alone it never gives up.
     async fn write(&self, subject: &str, bytes: Vec<u8>) -> Written {
-        let stop = Stop::new();
-        let write = self.broker.write_once(subject, bytes.into(), &stop);
+        let (metrics, stop) = (Metrics::default(), Stop::new());
+        let writing = Writing { trace: None, metrics: &metrics, stop: &stop };
+        let write = self.broker.write_once(subject, bytes.into(), writing);
         tokio::time::timeout(SOON, write).await.expect("an answer").expect("written")
     }
 
@@ -155,11 +155,12 @@ impl Scene {
     }
 
     /// The sink alone: nobody seals.
-    fn start_sink(&self, plan: SinkPlan) -> (Service, Arc<SinkCounts>) {
-        let counts = Arc::new(SinkCounts::default());
-        let (broker, store, counted) = (self.broker.clone(), self.store.clone(), counts.clone());
-        let service = Service::start(|stop| async move { sink(&broker, &store, plan, counted, &stop).await });
-        (service, counts)
+    fn start_sink(&self, plan: SinkPlan) -> (Service, Metrics) {
+        let metrics = Metrics::default();
+        let state = Arc::new(SinkState::counted_by(metrics.clone()));
+        let (broker, store) = (self.broker.clone(), self.store.clone());
+        let service = Service::start(|stop| async move { sink(&broker, &store, plan, state, &stop).await });
+        (service, metrics)
     }
 
     fn start_sealer(&self) -> Service {
@@ -219,14 +220,14 @@ impl Drop for Service {
 }
 
 /// A worker host in this process.
-fn start_work(broker: &Broker, pipeline: Signed, threads: usize) -> (Service, Arc<WorkCounts>) {
-    let counts = Arc::new(WorkCounts::default());
-    let (broker, counted) = (broker.clone(), counts.clone());
+fn start_work(broker: &Broker, pipeline: Signed, threads: usize) -> (Service, Metrics) {
+    let metrics = Metrics::default();
+    let (broker, counted) = (broker.clone(), metrics.clone());
     let function = Function::of(Arc::new(pipeline)).expect("sound");
     let plan = WorkPlan { threads, drain: SOON, place: Place::Here, limits: Limits::DEFAULT };
     let service =
         Service::start(|stop| async move { Box::pin(work(function, &broker, &plan, counted, &stop)).await });
-    (service, counts)
+    (service, metrics)
 }
 
 fn servers(program: &str) -> (Host, Up) {
@@ -369,7 +370,7 @@ async fn first_writer_wins_after_the_seal() {
     scene.host.call(&["produce", "--ids", "0..4", "--run", "a", "--batch", "1"]).expect(0);
     let (asleep, awake) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (sleeping, woken) = (asleep.clone(), awake.clone());
-    let (late, late_counts) = start_work(
+    let (late, late_metrics) = start_work(
         &scene.broker,
         Signed::new(666, move |_| {
             sleeping.fetch_add(1, Ordering::SeqCst);
@@ -391,7 +392,7 @@ async fn first_writer_wins_after_the_seal() {
     let answer = "SELECT id, squared FROM millstream.trial ORDER BY id FORMAT CSV";
     assert_eq!(scene.up.ask(answer), "0,1\n1,1\n2,1\n3,1\n");
     awake.store(true, Ordering::SeqCst);
-    wait_until("the late batch published", SOON, || match late_counts.batches.load(Ordering::Relaxed) {
+    wait_until("the late batch published", SOON, || match late_metrics.work_counts().batches {
         0 => Err("not yet".into()),
         _ => Ok(()),
     });
@@ -417,10 +418,10 @@ async fn ask_before_ack() {
     let staged = scene.stage("a", 0..20, 1000).await;
     scene.insert("earlier", &staged[..10]).await;
     scene.make_redelivered(20);
-    let (sink, counts) = scene.start_sink(SinkPlan::default());
+    let (sink, metrics) = scene.start_sink(SinkPlan::default());
     scene.wait_acked(20);
     sink.end().await;
-    assert_eq!(counts.redelivered.load(Ordering::Relaxed), 20);
+    assert_eq!(metrics.sink_counts().redelivered, 20);
     assert_eq!(scene.raw_rows(), 20_000);
     let inserted = scene.proxy.inserts()[1..].iter().flat_map(wire::Request::rows).collect::<Vec<_>>();
     let batches: BTreeSet<u32> = inserted.iter().map(|row| row.batch).collect();
@@ -458,10 +459,10 @@ async fn ask_before_ack_when_the_reply_is_lost() {
         scene.hold_merges();
         scene.stage("a", 0..8, 50_000).await;
         scene.proxy.inserts_meet(&[fate]);
-        let (sink, counts) = scene.start_sink(SinkPlan::default());
+        let (sink, metrics) = scene.start_sink(SinkPlan::default());
         scene.wait_acked(8);
         sink.end().await;
-        assert_eq!(counts.failed_inserts.load(Ordering::Relaxed), 1);
+        assert_eq!(metrics.sink_counts().failed_inserts, 1);
         assert_eq!(scene.raw_rows(), 400_000, "{fate:?}");
         let seen = scene.proxy.seen();
         let insert = seen.iter().position(wire::Request::inserts_rows).expect("an insert");
@@ -549,12 +550,12 @@ async fn own_the_bytes() {
     scene.stage("a", 0..10, 10_000).await;
     let fates = [Fate::TooManyParts, Fate::CutBody, Fate::TooManyParts, Fate::CutBody, Fate::LoseAnswer];
     scene.proxy.inserts_meet(&fates);
-    let (sink, counts) = scene.start_sink(SinkPlan::default());
+    let (sink, metrics) = scene.start_sink(SinkPlan::default());
     scene.wait_acked(10);
     sink.end().await;
     assert_eq!(scene.raw_rows(), 100_000);
     let inserts = scene.proxy.inserts();
-    assert_eq!((inserts.len(), counts.failed_inserts.load(Ordering::Relaxed)), (5, 5));
+    assert_eq!((inserts.len(), metrics.sink_counts().failed_inserts), (5, 5));
     assert!(inserts.iter().all(|insert| insert.body == inserts[0].body), "tried again with other bytes");
 }
 
@@ -728,7 +729,7 @@ async fn progress_outside_the_pool() {
             std::thread::sleep(ACK_WAIT + ACK_WAIT / 4);
         }
     });
-    let (service, counts) = start_work(&scene.broker, busy, 1);
+    let (service, metrics) = start_work(&scene.broker, busy, 1);
     wait_until("both batches held", SOON, || match scene.nats.consumer("trial_ids", "work-a-1") {
         Consumer { open: 2, .. } => Ok(()),
         consumer => Err(format!("{consumer:?}")),
@@ -737,7 +738,7 @@ async fn progress_outside_the_pool() {
     wait_until("both batches computed", SOON, || {
         let stolen = scene.nats.pull("trial_ids", "work-a-1");
         assert!(stolen.is_none(), "a held batch was delivered again after {:?}: {stolen:?}", begun.elapsed());
-        match counts.batches.load(Ordering::Relaxed) {
+        match metrics.work_counts().batches {
             computed @ 0..2 => Err(format!("{computed}")),
             _ => Ok(()),
         }
@@ -746,7 +747,7 @@ async fn progress_outside_the_pool() {
     service.end().await;
     let consumer = scene.nats.consumer("trial_ids", "work-a-1");
     assert_eq!((consumer.delivered, consumer.open, consumer.redelivered), (2, 0, 0));
-    assert_eq!(counts.redelivered.load(Ordering::Relaxed), 0);
+    assert_eq!(metrics.work_counts().redelivered, 0);
     for (stream, durable) in [("trial_ids", "work-a-1"), ("trial_rows", "sink")] {
         let config =
             scene.nats.api(&format!("CONSUMER.INFO.{stream}.{durable}"), &json!({}))["config"].clone();

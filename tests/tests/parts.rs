@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use millstream::names::RunName;
 use millstream::{Id, Limits, Pipeline, check};
 use millstream_engine::compute::{Function, Place};
-use millstream_engine::model::counts::WorkCounts;
 use millstream_engine::model::record::PassState;
 use millstream_engine::nats::bucket::Records;
 use millstream_engine::produce::input::Input;
@@ -27,7 +26,7 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, sink};
 use millstream_engine::work::{WorkPlan, work};
 use millstream_engine::{
-    Broker, Environment, Error, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+    Broker, Environment, Error, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
 };
 use serde_json::{Value, json};
 use tests::nats::Nats;
@@ -43,8 +42,8 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 async fn rows_larger_than_a_message_land_in_parts() {
     let mut scene = Scene::new().await;
     scene.publish::<u64>("a", range(0, 179), 90).await;
-    let (worker, counts) = scene.start_work(&scene.broker, Bulky::<u64>::new(1));
-    wait_done(&counts, 2);
+    let (worker, metrics) = scene.start_work(&scene.broker, Bulky::<u64>::new(1));
+    wait_done(&metrics, 2);
     let subjects = scene.subjects();
     let cuts = subjects.iter().filter(|subject| subject.split('.').count() == 5).count();
     assert_eq!(cuts, 2, "each batch is cut: {subjects:?}");
@@ -57,7 +56,7 @@ async fn rows_larger_than_a_message_land_in_parts() {
         scene.up.ask("SELECT id, error FROM millstream.bulky_dead ORDER BY id FORMAT CSV"),
         [77, 177].map(dead_letter).concat()
     );
-    assert_eq!(counts.dead.load(Ordering::Relaxed), 2);
+    assert_eq!(metrics.work_counts().dead, 2);
     wait_until("rows removed behind the seal", SOON, || match scene.nats.messages("bulky_rows") {
         0 => Ok(()),
         found => Err(format!("{found} messages")),
@@ -84,8 +83,8 @@ async fn parts_of_string_ids_are_asked_about_by_their_first_and_last() {
     let path = scene.host.path().join("ids.txt");
     fs::write(&path, ids.join("\n")).expect("a file");
     scene.publish::<String>("a", Input::lines(fs::File::open(path).expect("it is there"), "ids"), 72).await;
-    let (worker, counts) = scene.start_work(&scene.broker, Bulky::<String>::new(1));
-    wait_done(&counts, 1);
+    let (worker, metrics) = scene.start_work(&scene.broker, Bulky::<String>::new(1));
+    wait_done(&metrics, 1);
     scene.proxy.inserts_meet(&[Fate::LoseAnswer]);
     let sink = scene.start_sink_of::<String>(SinkPlan::default());
     // A sealer tells the sink to wait no longer, and it must have all parts by then.
@@ -116,8 +115,8 @@ async fn a_worker_that_dies_between_two_parts_and_another_that_returns_other_row
     drop(dying);
     let before = scene.subjects();
     assert!((2..10).contains(&before.len()), "the cut and some parts: {before:?}");
-    let (worker, counts) = scene.start_work(&scene.broker, Bulky::<u64>::new(2));
-    wait_done(&counts, 1);
+    let (worker, metrics) = scene.start_work(&scene.broker, Bulky::<u64>::new(2));
+    wait_done(&metrics, 1);
     let after = scene.subjects();
     assert!(after.len() > before.len() && before.iter().all(|subject| after.contains(subject)), "{after:?}");
     let sink = scene.start_sink();
@@ -134,8 +133,8 @@ async fn a_worker_that_dies_between_two_parts_and_another_that_returns_other_row
 async fn a_sink_that_is_killed_between_two_parts() {
     let mut scene = Scene::new().await;
     scene.publish::<u64>("a", range(200, 679), 120).await;
-    let (worker, counts) = scene.start_work(&scene.broker, Bulky::<u64>::new(0));
-    wait_done(&counts, 4);
+    let (worker, metrics) = scene.start_work(&scene.broker, Bulky::<u64>::new(0));
+    wait_done(&metrics, 4);
     let (pid, inserts) = (Arc::new(AtomicU32::new(0)), AtomicU32::new(0));
     let (victim, clickhouse) = (pid.clone(), scene.up.clickhouse.clone());
     scene.proxy.rule(move |request| {
@@ -212,6 +211,7 @@ impl Scene {
             priority: 0,
             rate: None,
             max_dead: None,
+            metrics: Metrics::default(),
         };
         let stop = Stop::new();
         let session = self.session::<I>().await;
@@ -226,16 +226,17 @@ impl Scene {
         Session::open(self.broker.clone(), self.store::<I>().await).await.expect("bucket")
     }
 
-    fn start_work<I: Id>(&self, broker: &Broker, pipeline: Bulky<I>) -> (Service, Arc<WorkCounts>) {
-        let counts = Arc::new(WorkCounts::default());
-        let (broker, counted) = (broker.clone(), counts.clone());
+    fn start_work<I: Id>(&self, broker: &Broker, pipeline: Bulky<I>) -> (Service, Metrics) {
+        let metrics = Metrics::default();
+        let broker = broker.clone();
+        let counted = metrics.clone();
         let function = Function::of(Arc::new(pipeline)).expect("sound");
         let plan = WorkPlan { threads: 2, drain: SOON, place: Place::Here, limits: Limits::DEFAULT };
         let service =
             Service::start(
                 |stop| async move { Box::pin(work(function, &broker, &plan, counted, &stop)).await },
             );
-        (service, counts)
+        (service, metrics)
     }
 
     fn start_sink(&self) -> Service {
@@ -340,8 +341,8 @@ fn make_consumer(nats: &mut Nats, stream: &str, durable: &str, filter: &str) {
     assert!(answer["error"].is_null(), "{answer}");
 }
 
-fn wait_done(counts: &WorkCounts, batches: u64) {
-    wait_until("batches computed", SOON, || match counts.batches.load(Ordering::Relaxed) {
+fn wait_done(metrics: &Metrics, batches: u64) {
+    wait_until("batches computed", SOON, || match metrics.work_counts().batches {
         found if found >= batches => Ok(()),
         found => Err(format!("{found} of {batches}")),
     });

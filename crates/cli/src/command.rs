@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 use millstream::names::{NameFault, RunName};
 use millstream::{Id, Spec};
-use millstream_engine::Stop;
 use millstream_engine::compute::{AnyFunction, Function};
+use millstream_engine::{Metrics, Stop};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Cli, Command};
@@ -41,6 +41,8 @@ pub(crate) struct Context {
     pub spec: Arc<Spec>,
     pub config: Config,
     pub progress: Progress,
+    /// Where this process counts what it does.
+    pub metrics: Metrics,
     /// What a command on the same servers begins with.
     pub typed: String,
     signals: Signals,
@@ -95,7 +97,7 @@ impl Context {
             if quiet && cli.options.log.is_none() && config.log == "info" { "warn" } else { &config.log };
         crate::logs::start(filter, &progress.lines().clone());
         let typed = cli.options.typed();
-        Ok(Self { spec, config, progress, typed, signals: Signals::default() })
+        Ok(Self { spec, config, progress, metrics: Metrics::default(), typed, signals: Signals::default() })
     }
 
     /// Runs the command to its end.

@@ -2,7 +2,8 @@
 //!
 //! The modules are rooms, and each uses those above it only (`tests/layers.rs` holds them to it):
 //!
-//! - [`model`]: data that all speak of; beside it what all need: [`error`], [`stop`], `retry`, [`failpoint`], [`Environment`].
+//! - [`model`]: data that all speak of; beside it what all need: [`error`], [`stop`], `retry`, [`failpoint`], [`telemetry`],
+//!   [`Environment`].
 //! - [`nats`] and [`clickhouse`]: all that is asked of the servers, with every time limit.
 //! - [`fleet`]: what each process tells of itself.
 //! - [`compute`]: the pool of processes that runs the user's function.
@@ -32,6 +33,7 @@ pub mod session;
 mod simulation;
 pub mod sink;
 pub mod stop;
+pub mod telemetry;
 pub mod work;
 
 pub use clickhouse::store::{Store, StoreAddress};
@@ -40,3 +42,4 @@ pub use error::Error;
 pub use nats::broker::{Broker, NatsAddress, StreamLimits};
 pub use session::Session;
 pub use stop::Stop;
+pub use telemetry::metrics::Metrics;

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use crate::error::Error;
 use crate::nats::pass_watch;
 use crate::session::Session;
-use crate::sink::SinkCounts;
+use crate::sink::SinkState;
 use crate::stop::Stop;
 use drive::{Changes, Drive};
 pub use proof::Proof;
@@ -40,14 +40,14 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Changes of runs that are remembered while steps are chosen.
 const RUNS_AT_ONCE: usize = 1024;
 
-/// Seals passes as they complete, until taking stops. The sink that has the same `counts` is told when a pass's workers are done,
+/// Seals passes as they complete, until taking stops. The sink that has the same `state` is told when a pass's workers are done,
 /// so that its last rows do not wait for more, and tells when they have landed; what keeps passes from their seal is noted there.
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; afterwards failures are waited out.
-pub async fn seal_passes<I: Id>(session: Session, counts: Arc<SinkCounts>, stop: &Stop) -> Result<(), Error> {
+pub async fn seal_passes<I: Id>(session: Session, state: Arc<SinkState>, stop: &Stop) -> Result<(), Error> {
     let open = pass_watch::follow_to_seal(&session.records, stop).await?;
-    let sealer = Sealer { session, counts };
+    let sealer = Sealer { session, state };
     let (told, standings) = watch::channel(HashMap::new());
     let (named, runs) = mpsc::channel(RUNS_AT_ONCE);
     stop.spawn(house::make_room(sealer.clone(), stop.clone()));

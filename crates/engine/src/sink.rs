@@ -8,11 +8,12 @@ mod group;
 mod land;
 mod left;
 mod schemas;
+mod state;
 pub(crate) mod step;
 mod waits;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,10 +35,11 @@ use crate::nats::delivery::Held;
 use crate::nats::quarantine::set_aside;
 use crate::retry::Backoff;
 use crate::stop::Stop;
-use bells::Bells;
+use crate::telemetry::labels::Stage;
 use group::{Group, GroupKey, Item, read_rows};
 pub use left::Left;
 use schemas::Schemas;
+pub use state::SinkState;
 pub use waits::Waits;
 
 /// A message's subject, reply and headers beside its payload.
@@ -83,35 +85,12 @@ impl Default for SinkPlan {
     }
 }
 
-/// What a sink did, counted since its start.
-#[derive(Debug, Default)]
-pub struct SinkCounts {
-    /// Rows confirmed by ClickHouse.
-    pub rows: AtomicU64,
-    /// Batches acked.
-    pub batches: AtomicU64,
-    /// Inserts made.
-    pub inserts: AtomicU64,
-    /// Inserts that failed or whose outcome was unknown.
-    pub failed_inserts: AtomicU64,
-    /// Arrivals after the first.
-    pub redelivered: AtomicU64,
-    /// Messages that are no batch of ours, kept apart.
-    pub set_aside: AtomicU64,
-    /// Rows that the table does not take, and why.
-    pub left: Left,
-    /// Passes that the sealer beside the sink cannot seal, and why.
-    pub waits: Waits,
-    /// What it and that sealer tell each other.
-    pub(crate) bells: Bells,
-}
-
 struct Sink {
     broker: Broker,
     store: Store,
     plan: SinkPlan,
     held: Held,
-    counts: Arc<SinkCounts>,
+    state: Arc<SinkState>,
     stop: Stop,
     inserts: Semaphore,
     /// What the table says of the columns that rows came with.
@@ -136,7 +115,7 @@ pub async fn sink(
     broker: &Broker,
     store: &Store,
     plan: SinkPlan,
-    counts: Arc<SinkCounts>,
+    state: Arc<SinkState>,
     stop: &Stop,
 ) -> Result<(), Error> {
     let missing = || Error::Broker {
@@ -147,8 +126,8 @@ pub async fn sink(
     let sink = Arc::new(Sink {
         broker: broker.clone(),
         store: store.clone(),
-        held: Held::start(broker.clone(), stop),
-        counts,
+        held: Held::start(broker.clone(), Stage::Sink, state.metrics.clone(), stop),
+        state,
         stop: stop.clone(),
         inserts: Semaphore::new(plan.inserts),
         schemas: Schemas::default(),
@@ -186,15 +165,15 @@ impl Sink {
             let mut rows = Recent::new();
             let look = || {
                 let seconds = this.phases.seconds();
-                let stored = this.counts.rows.load(Ordering::Relaxed) as f64;
+                let stored = this.state.metrics.sink_counts().rows as f64;
                 let ([more], within) = rows.note([stored]);
                 let total = seconds.into();
                 let recent = recent.note(seconds).0.into();
-                let left = this.counts.left.told();
-                let left_passes = this.counts.left.passes();
+                let left = this.state.left.told();
+                let left_passes = this.state.left.passes();
                 let holds = passes_of(this.open().iter());
                 let rows_per_second = more / within;
-                let waits = this.counts.waits.told();
+                let waits = this.state.waits.told();
                 Doing::Sink { recent, total, rows_per_second, left, left_passes, holds, waits }
             };
             heartbeat::report(&records, this.store.tables().build(), &stop, look).await;
@@ -287,7 +266,7 @@ impl Sink {
         loop {
             let message = tokio::select! {
                 message = tokio::time::timeout(ANSWER_WITHIN, messages.next()) => message?,
-                () = self.counts.bells.computed() => {
+                () = self.state.bells.computed() => {
                     self.flush(groups, |_| true);
                     continue;
                 }
@@ -323,11 +302,8 @@ impl Sink {
             Ok(Some(read)) => read,
             // There are no rows in it: its parts are messages of their own.
             Ok(None) => return delivery.ack().await,
-            Err(fault) => return set_aside(&self.broker, delivery, &fault, &self.counts.set_aside).await,
+            Err(fault) => return set_aside(&self.broker, delivery, &fault).await,
         };
-        if delivery.deliveries() > 1 {
-            self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
-        }
         if !self.open().insert(delivery.subject().to_owned()) {
             return delivery.leave();
         }
@@ -353,10 +329,12 @@ impl Sink {
             return;
         }
         let this = self.clone();
+        this.state.metrics.group_waits();
         self.stop.spawn(async move {
             let subjects: Vec<String> =
                 group.items.iter().map(|item| item.delivery.subject().to_owned()).collect();
             let slot = this.inserts.acquire().await;
+            this.state.metrics.group_begins();
             this.land(&key, group.items).await;
             drop(slot);
             let mut open = this.open();

@@ -13,7 +13,6 @@ pub mod rows_message;
 pub(crate) mod schedule;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -23,6 +22,7 @@ use millstream::schema::Schema;
 use millstream::{Id, Limits};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 pub use able::prove;
 pub use plan::WorkPlan;
@@ -34,7 +34,6 @@ use crate::failpoint;
 use crate::fleet::heartbeat;
 use crate::fleet::times::{InHand, Recent, SAMPLE, WorkLoad};
 use crate::model::build;
-use crate::model::counts::WorkCounts;
 use crate::model::host::{Doing, host_name};
 use crate::model::record::{Open, PassRecord, PassState};
 use crate::model::times::CoreTimes;
@@ -44,6 +43,8 @@ use crate::nats::delivery::{Delivery, Held};
 use crate::nats::pass_watch;
 use crate::nats::quarantine::set_aside;
 use crate::stop::Stop;
+use crate::telemetry::labels::{Stage, Unfinished};
+use crate::telemetry::metrics::Metrics;
 use crate::work::able::Able;
 use crate::work::batch::{Batch, News};
 use crate::work::outlier::Outlier;
@@ -88,7 +89,7 @@ struct Worker<I> {
     /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
     waiting: Semaphore,
     broker: Broker,
-    counts: Arc<WorkCounts>,
+    metrics: Metrics,
     load: Arc<WorkLoad>,
     rates: Arc<Rates>,
     open: watch::Receiver<Open>,
@@ -103,7 +104,7 @@ pub async fn work<I: Id>(
     function: Function<I>,
     broker: &Broker,
     plan: &WorkPlan,
-    counts: Arc<WorkCounts>,
+    metrics: Metrics,
     stop: &Stop,
 ) -> Result<(), Error> {
     let records = broker.records().await?;
@@ -113,15 +114,17 @@ pub async fn work<I: Id>(
     let rates = Arc::<Rates>::default();
     let schema = function.spec().schema.clone();
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
-    let cores = Arc::new(Cores::start(function, threads, place, limits, counts.clone(), load.clone())?);
+    let cores = Arc::new(Cores::start(function, threads, place, limits, metrics.clone(), load.clone())?);
     let able = Able::new();
     // It reads a file of every process of this host.
     drop(tokio::task::spawn_blocking(end_orphans));
     reap(stop);
     let slots = Slots::new(plan.threads);
     let waiting = Semaphore::new(WAITING);
+    metrics.working(threads);
+    sample_idle(load.clone(), slots.clone(), metrics.clone(), stop);
     let told = (load.clone(), able.clone());
-    tell(records.clone(), maker.clone(), open.clone(), told, slots.clone(), rates.clone(), stop);
+    tell(records.clone(), maker.clone(), open.clone(), told, rates.clone(), stop);
     let proving = cores.clone();
     let proven = able.clone();
     let stopping = stop.clone();
@@ -134,7 +137,7 @@ pub async fn work<I: Id>(
     stop.spawn(async move {
         judged.judge(&others, &passes, &stopping).await;
     });
-    let held = Held::start(broker.clone(), stop);
+    let held = Held::start(broker.clone(), Stage::Worker, metrics.clone(), stop);
     let worker = Arc::new(Worker {
         cores,
         able: able.clone(),
@@ -146,7 +149,7 @@ pub async fn work<I: Id>(
         slots: slots.clone(),
         waiting,
         broker: broker.clone(),
-        counts,
+        metrics,
         load,
         rates,
         open: open.clone(),
@@ -154,14 +157,26 @@ pub async fn work<I: Id>(
     });
     tracing::info!(threads = plan.threads, "working");
     consume(broker, &able, open, &slots, &held, stop, |drawn| {
-        let worker = worker.clone();
-        stop.spawn(async move { Box::pin(worker.handle(drawn)).await });
+        let (worker, span) = (worker.clone(), span_of(&drawn));
+        stop.spawn(async move { Box::pin(worker.handle(drawn)).await }.instrument(span));
     })
     .await;
     tracing::info!(held = held.count(), "taking no more batches, finishing what is held");
     stop.finished(plan.drain).await;
     broker.flush().await;
     Ok(())
+}
+
+/// The span of a delivery, by which its log lines are found.
+fn span_of(Drawn { pass, delivery, .. }: &Drawn) -> tracing::Span {
+    tracing::info_span!(
+        "delivery",
+        run = %pass.run,
+        pass = pass.pass,
+        batch = batch_of(delivery.subject()),
+        delivery = delivery.deliveries(),
+        trace_id = %delivery.trace().trace_id()
+    )
 }
 
 /// Waits for processes whose parents are gone, where this one is the first of its container and they come to it.
@@ -181,27 +196,30 @@ fn reap(stop: &Stop) {
     });
 }
 
+/// Looks again and again what cores without ids wait for, until taking stops.
+fn sample_idle(load: Arc<WorkLoad>, slots: Slots, metrics: Metrics, stop: &Stop) {
+    let stopping = stop.clone();
+    stop.spawn(async move {
+        let mut last = Instant::now();
+        while stopping.rest(SAMPLE).await {
+            let since = last.elapsed();
+            last = Instant::now();
+            for (waits_for, cores) in load.sample(slots.free()) {
+                metrics.idled(waits_for, since * cores as u32);
+            }
+        }
+    });
+}
+
 /// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
 fn tell(
     records: Records,
     maker: Arc<Maker>,
     open: watch::Receiver<Open>,
     (load, able): (Arc<WorkLoad>, Able),
-    slots: Slots,
     rates: Arc<Rates>,
     stop: &Stop,
 ) {
-    let sampling = load.clone();
-    let stopping = stop.clone();
-    stop.spawn(async move {
-        while !stopping.taking_stopped() {
-            sampling.sample(slots.free());
-            tokio::select! {
-                () = tokio::time::sleep(SAMPLE) => {}
-                () = stopping.no_more_taking() => {}
-            }
-        }
-    });
     let own = (records.host_key("work", &host_name(), std::process::id()), load.cores());
     let followed = records.clone();
     let passes = open.clone();
@@ -235,14 +253,14 @@ impl<I: Id> Worker<I> {
     /// Ends the delivery: with an ack once the rows are stored, else with a nak that says when to come again.
     async fn handle(&self, drawn: Drawn) {
         let Drawn { pass, delivery, charge } = drawn;
-        if delivery.deliveries() > 1 {
-            self.counts.redelivered.fetch_add(1, Ordering::Relaxed);
-        }
         let outcome = match self.read(&pass, &delivery) {
             Ok(None) => Ok(()),
             Ok(Some((key, ids))) => Box::pin(self.process(&pass, &key, ids, &delivery, charge)).await,
             Err(error) => Err(error),
         };
+        if let Err(error) = &outcome {
+            self.metrics.unfinished(reason(error));
+        }
         match outcome {
             Ok(()) => {
                 failpoint::pass("work-before-ack");
@@ -251,7 +269,7 @@ impl<I: Id> Worker<I> {
             }
             Err(Error::Stopped) => delivery.nak(Duration::ZERO).await,
             Err(Error::Message { subject, source }) if subject == delivery.subject() => {
-                set_aside(&self.broker, delivery, &source, &self.counts.set_aside).await;
+                set_aside(&self.broker, delivery, &source).await;
             }
             // These ids are sound. What is stored for them is for a sink to set aside; the batch is repaired then, which
             // waits until no delivery of the pass is open.
@@ -290,7 +308,7 @@ impl<I: Id> Worker<I> {
         charge: Charge,
     ) -> Result<(), Error> {
         let results = self.cores.results();
-        let batch = Batch::new(self.target(key), results.clone(), delivery.payload().clone());
+        let batch = Batch::new(self.target(key, delivery), results.clone(), delivery.payload().clone());
         let mut taken = Taken { key, ids: ids.len() as u32, charge, in_hand: self.in_hand(key) };
         failpoint::pass("work-before-compute");
         if delivery.deliveries() > 1 {
@@ -320,6 +338,7 @@ impl<I: Id> Worker<I> {
         }
         .fuse();
         let mut storing = std::pin::pin!(storing);
+        let begun = Instant::now();
         let outcome = tokio::select! {
             outcome = self.compute(pass, key, ids, &results, delivery, &taken.charge) => Some(outcome),
             stored = storing.as_mut() => return stored,
@@ -327,6 +346,7 @@ impl<I: Id> Worker<I> {
             () = self.unwanted(key) => None,
         };
         computed.cancel();
+        let computing = begun.elapsed();
         // A store under way is finished: nothing else has the rows that it carries.
         tokio::select! {
             stored = storing.as_mut() => stored?,
@@ -334,7 +354,7 @@ impl<I: Id> Worker<I> {
         }
         failpoint::pass("work-before-publish");
         match outcome {
-            Some(Ok(())) => {}
+            Some(Ok(())) => self.metrics.computed(computing),
             Some(Err(error)) => {
                 // What is done stays done, whatever keeps this host from the rest.
                 self.store(&batch, &taken).await?;
@@ -343,18 +363,20 @@ impl<I: Id> Worker<I> {
             None => return Err(self.leave(&batch, &taken).await),
         }
         self.store(&batch, &taken).await?;
-        self.counts.batches.fetch_add(1, Ordering::Relaxed);
+        self.metrics.finished();
         Ok(())
     }
 
-    fn target(&self, key: &BatchKey) -> Target {
-        let Self { broker, schema, maker, load, stop, .. } = self;
+    fn target(&self, key: &BatchKey, delivery: &Delivery) -> Target {
+        let Self { broker, schema, maker, load, metrics, stop, .. } = self;
         Target {
             broker: broker.clone(),
             key: key.clone(),
             schema: schema.clone(),
             maker: maker.clone(),
             load: load.clone(),
+            metrics: metrics.clone(),
+            trace: delivery.trace(),
             stop: stop.clone(),
         }
     }
@@ -389,8 +411,7 @@ impl<I: Id> Worker<I> {
         taken.charge.settle(spent, ids, taken.ids);
         taken.in_hand.stored(ids, dead);
         self.outlier.note(&taken.key.pass, u64::from(ids), u64::from(dead));
-        self.counts.ids.fetch_add(u64::from(ids), Ordering::Relaxed);
-        self.counts.dead.fetch_add(u64::from(dead), Ordering::Relaxed);
+        self.metrics.stored(ids, dead, spent);
         Ok(news)
     }
 
@@ -452,5 +473,15 @@ impl<I: Id> Worker<I> {
             return Err(malformed(EnvelopeFault::Foreign { length: payload.len() }));
         }
         Ok(Some((key, ids)))
+    }
+}
+
+/// Why a batch is not finished, as it is counted.
+fn reason(error: &Error) -> Unfinished {
+    match error {
+        Error::Stopped => Unfinished::Stopped,
+        Error::Message { .. } => Unfinished::Unreadable,
+        error if error.is_the_hosts() => Unfinished::Host,
+        _ => Unfinished::Failed,
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 12] = [
     &["model"],
     &["error", "failpoint"],
-    &["environment", "stop"],
+    &["environment", "stop", "telemetry"],
     &["retry"],
     &["nats", "clickhouse"],
     &["session"],

@@ -1,16 +1,14 @@
 //! Debian's `clickhouse-server` 18.16.1: old, but a real server in a real process, on a free loopback port.
 //!
-//! It is fetched with apt-get into a directory of the user's cache and never installed as a service. The product wants a
-//! later server, and is not bent for this one: its tables are the suite's own, with types that it knows, and a front
-//! before it takes away the one setting of every INSERT that it would refuse.
+//! It is fetched with apt-get into a directory of the user's cache and never installed as a service. The product needs
+//! ClickHouse 24.8 and does not talk to this one: tables, inserts and questions are the suite's own, with types that it knows.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use tests::{SOON, wait_until};
@@ -55,9 +53,6 @@ const PACKAGES: [&str; 31] = [
 /// How long the server may take to answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// What the product says in every INSERT's address since servers convert types, and this one refuses.
-const UNKNOWN_SETTING: &str = "&input_format_native_allow_types_conversion=0";
-
 /// The tables and views of pipeline `trial` that the scenarios touch, as far as this server knows their types. Merges of its
 /// own would hide raw duplicates before they are counted.
 const TABLES: [&str; 5] = [
@@ -79,8 +74,6 @@ pub struct OldClickHouse {
     dir: PathBuf,
     programs: PathBuf,
     port: u16,
-    /// Where the product finds it.
-    front: String,
     child: Option<Child>,
 }
 
@@ -92,7 +85,7 @@ impl OldClickHouse {
         fs::create_dir_all(dir).expect("a directory");
         fs::write(dir.join("config.xml"), config(dir, port)).expect("a configuration file");
         fs::write(dir.join("users.xml"), USERS).expect("a configuration file");
-        let mut server = Self { dir: dir.to_owned(), programs, port, front: front(port), child: None };
+        let mut server = Self { dir: dir.to_owned(), programs, port, child: None };
         server.launch();
         for statement in TABLES {
             server.ask(statement);
@@ -100,9 +93,9 @@ impl OldClickHouse {
         server
     }
 
-    /// The address at which the product can talk to it.
+    /// Its address.
     pub fn url(&self) -> String {
-        format!("http://{}", self.front)
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// What it answers, asked over plain HTTP.
@@ -144,16 +137,25 @@ impl OldClickHouse {
         self.dir.join("clickhouse-server.log")
     }
 
-    fn post(&self, query: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        write!(stream, "POST / HTTP/1.0\r\nContent-Length: {}\r\n\r\n{query}", query.len())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        match answer.split_once("\r\n\r\n") {
-            Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
-            _ => Err(std::io::Error::other(answer)),
-        }
+    fn post(&self, query: &str) -> io::Result<String> {
+        post(&format!("127.0.0.1:{}", self.port), "/", query.as_bytes())
+    }
+}
+
+/// What a server, or a proxy before one, answers to a POST request.
+///
+/// # Errors
+/// What it says, where it refuses; why there is no answer.
+pub fn post(address: &str, path: &str, body: &[u8]) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    write!(stream, "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    stream.write_all(body)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+        _ => Err(io::Error::other(answer)),
     }
 }
 
@@ -163,45 +165,6 @@ impl Drop for OldClickHouse {
             child.kill().expect("it can be killed");
             child.wait().expect("it ends");
         }
-    }
-}
-
-/// Stands before the server for as long as this process lives, and takes [`UNKNOWN_SETTING`] out of what clients send; the
-/// `host:port` of it.
-fn front(port: u16) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
-    thread::spawn(move || {
-        for client in listener.incoming().map_while(Result::ok) {
-            // A connection that cannot be made is closed, as it would be without a front.
-            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-            let (Ok(from_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { continue };
-            thread::spawn(move || pass_on(from_client, to_server, without_setting));
-            thread::spawn(move || pass_on(server, client, <[u8]>::to_vec));
-        }
-    });
-    address
-}
-
-/// Passes on what comes until one side ends, then ends the other.
-fn pass_on(mut from: TcpStream, mut to: TcpStream, change: fn(&[u8]) -> Vec<u8>) {
-    let mut piece = vec![0; 64 << 10];
-    while let Ok(read @ 1..) = from.read(&mut piece) {
-        if to.write_all(&change(&piece[..read])).is_err() {
-            break;
-        }
-    }
-    // Gone already is as good.
-    drop(to.shutdown(Shutdown::Both));
-    drop(from.shutdown(Shutdown::Both));
-}
-
-/// The head of a request comes in one piece: the client writes it at once.
-fn without_setting(bytes: &[u8]) -> Vec<u8> {
-    let setting = UNKNOWN_SETTING.as_bytes();
-    match bytes.windows(setting.len()).position(|window| window == setting) {
-        Some(at) => [&bytes[..at], &bytes[at + setting.len()..]].concat(),
-        None => bytes.to_vec(),
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) async fn follow<I: Id>(
             .into());
         }
     };
-    let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate, max_dead };
+    let metrics = context.metrics.clone();
+    let feed_of = Feed { run, batch_ids, linger: args.linger, priority, rate, max_dead, metrics };
     context
         .on_servers(Holder::Maker, |servers| async move {
             let session = session::set_up(&servers, &context.spec, &context.config, "produce").await?;

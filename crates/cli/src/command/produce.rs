@@ -149,7 +149,9 @@ pub(super) async fn publish<I: Id>(
     let Words { run, batch_ids, priority, rate, max_dead, .. } = words.clone();
     let max_dead = max_dead.map(|most| most.of(ids.survey.ids));
     let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
-    let submission = Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate, max_dead };
+    let metrics = context.metrics.clone();
+    let submission =
+        Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate, max_dead, metrics };
     let submitted = submit::<I>(session, &submission, stop, progress).await?;
     Ok((submitted, chosen))
 }

@@ -24,7 +24,8 @@ pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyho
                 let stop = stop.clone();
                 move |_| stop.give_up()
             });
-            match begin::<I>(&session, &run, selection.as_ref(), &stop).await {
+            let metrics = &context.metrics;
+            match begin::<I>(&session, &run, selection.as_ref(), metrics, &stop).await {
                 Ok(replayed) => {
                     report(run.as_str(), &replayed, args.json);
                     Ok(Ended::Well)

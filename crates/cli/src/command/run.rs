@@ -9,11 +9,10 @@ use millstream::Id;
 use millstream::names::RunName;
 use millstream_engine::compute::Function;
 use millstream_engine::control::max_dead::watch_dead;
-use millstream_engine::model::counts::WorkCounts;
 use millstream_engine::model::host::since;
 use millstream_engine::observe::status::{Status, status};
 use millstream_engine::seal::seal_passes;
-use millstream_engine::sink::{SinkCounts, sink};
+use millstream_engine::sink::{SinkState, sink};
 use millstream_engine::work::work;
 use millstream_engine::{Error, Session, Stop};
 use tokio::task::JoinSet;
@@ -131,15 +130,18 @@ fn start_stages<I: Id>(
     let mut stages = JoinSet::new();
     let (function, plan) = (function.clone(), context.config.work.clone());
     let (broker, stage) = (session.broker.clone(), stop.child());
-    stages.spawn(async move { work(function, &broker, &plan, Arc::<WorkCounts>::default(), &stage).await });
+    let metrics = context.metrics.clone();
+    stages.spawn(async move { work(function, &broker, &plan, metrics, &stage).await });
     let (broker, store, plan, stage) =
         (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
-    let counts = Arc::<SinkCounts>::default();
-    let noted = counts.clone();
-    stages.spawn(async move { sink(&broker, &store, plan, counts, &stage).await });
-    let (sealing, stage) = (session.clone(), stop.child());
-    stages.spawn(async move { seal_passes::<I>(sealing, noted, &stage).await });
-    let (limiting, stage) = (session.clone(), stop.child());
+    let state = Arc::new(SinkState::counted_by(context.metrics.clone()));
+    let shared = state.clone();
+    stages.spawn(async move { sink(&broker, &store, plan, state, &stage).await });
+    let sealing = session.clone();
+    let stage = stop.child();
+    stages.spawn(async move { seal_passes::<I>(sealing, shared, &stage).await });
+    let limiting = session.clone();
+    let stage = stop.child();
     stages.spawn(async move { watch_dead(&limiting, &stage).await });
     stages
 }

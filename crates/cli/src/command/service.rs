@@ -8,9 +8,9 @@ use millstream::Id;
 use millstream_engine::Stop;
 use millstream_engine::compute::Function;
 use millstream_engine::control::max_dead::watch_dead;
-use millstream_engine::model::counts::WorkCounts;
+use millstream_engine::model::counts::{SinkCounts, WorkCounts};
 use millstream_engine::seal::seal_passes;
-use millstream_engine::sink::SinkCounts;
+use millstream_engine::sink::SinkState;
 
 use super::{Context, Signal};
 use crate::session::{self, Holder};
@@ -24,13 +24,10 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
         .on_servers(Holder::Service, |servers| async move {
             let session = session::set_up(&servers, &context.spec, &context.config, "work").await?;
             let (stop, how) = stop_on_signal(context);
-            let counts = Arc::new(WorkCounts::default());
-            let counted = counts.clone();
+            let (metrics, counted) = (context.metrics.clone(), context.metrics.clone());
             report(&stop, move || {
-                let WorkCounts { batches, ids, dead, redelivered, set_aside, slow, alone, ended } = &*counted;
-                let [batches, ids, dead, redelivered, set_aside, slow, alone, ended] =
-                    [batches, ids, dead, redelivered, set_aside, slow, alone, ended]
-                        .map(|count| count.load(Ordering::Relaxed));
+                let WorkCounts { batches, ids, dead, redelivered, set_aside, slow, isolated, crashed } =
+                    counted.work_counts();
                 tracing::info!(
                     batches,
                     ids,
@@ -38,14 +35,13 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
                     redelivered,
                     set_aside,
                     slow,
-                    alone,
-                    ended,
+                    isolated,
+                    crashed,
                     "computed so far"
                 );
-                batches
             });
             let (function, plan) = (function.clone(), &context.config.work);
-            millstream_engine::work::work(function, &session.broker, plan, counts, &stop).await?;
+            millstream_engine::work::work(function, &session.broker, plan, metrics, &stop).await?;
             check_sound(&stop)?;
             Ok(how.ended())
         })
@@ -57,21 +53,25 @@ pub(super) async fn sink<I: Id>(context: &Context) -> anyhow::Result<Ended> {
         .on_servers(Holder::Service, |servers| async move {
             let session = session::set_up(&servers, &context.spec, &context.config, "sink").await?;
             let (stop, how) = stop_on_signal(context);
-            let counts = Arc::new(SinkCounts::default());
-            let counted = counts.clone();
+            let state = Arc::new(SinkState::counted_by(context.metrics.clone()));
+            let counted = context.metrics.clone();
             report(&stop, move || {
-                let SinkCounts { rows, batches, inserts, failed_inserts, redelivered, set_aside, .. } =
-                    &*counted;
-                let [rows, batches, inserts, failed, redelivered, set_aside] =
-                    [rows, batches, inserts, failed_inserts, redelivered, set_aside]
-                        .map(|count| count.load(Ordering::Relaxed));
-                tracing::info!(rows, batches, inserts, failed, redelivered, set_aside, "stored so far");
-                batches
+                let SinkCounts { rows, messages, inserts, failed_inserts, redelivered, set_aside } =
+                    counted.sink_counts();
+                tracing::info!(
+                    rows,
+                    messages,
+                    inserts,
+                    failed = failed_inserts,
+                    redelivered,
+                    set_aside,
+                    "stored so far"
+                );
             });
             let sealing = stop.child();
-            let sealer = seal_passes::<I>(session.clone(), counts.clone(), &sealing);
+            let sealer = seal_passes::<I>(session.clone(), state.clone(), &sealing);
             let plan = context.config.sink.clone();
-            let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, counts, &stop);
+            let sink = millstream_engine::sink::sink(&session.broker, &session.store, plan, state, &stop);
             let dead = watch_dead(&session, &stop);
             let both = async { tokio::try_join!(sink, sealer, dead) };
             Box::pin(both).await?;
@@ -110,16 +110,13 @@ fn stop_on_signal(context: &Context) -> (Stop, How) {
     (stop, How(how))
 }
 
-/// Says every half minute what was done, when anything was.
-fn report(stop: &Stop, counts: impl Fn() -> u64 + Send + 'static) {
+/// Says every half minute, and in the end, what was done.
+fn report(stop: &Stop, say: impl Fn() + Send + 'static) {
     let stopping = stop.clone();
     stop.spawn(async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(REPORT) => counts(),
-                () = stopping.no_more_taking() => break,
-            };
+        while stopping.rest(REPORT).await {
+            say();
         }
-        counts();
+        say();
     });
 }

@@ -31,33 +31,32 @@ pub use views::View;
 /// table, and hundreds of runs do not make hundreds of partitions.
 const PARTITIONS: u32 = 16;
 
+/// Settings by name, each with its value.
+pub type Settings = &'static [(&'static str, &'static str)];
+
 /// Settings of our MergeTree tables: an acked batch survives power loss; deduplication of inserts, which loses rows, stays
-/// off. The last two keep merges from taking the cores while a run computes (figures in `benches/README.md`): statistics for
-/// the query planner, of every column at every merge, help no question over this sorting key; and as parts are large and
-/// hardly overlap, they are merged by sixteen, not by five, so each row is written anew half as often.
-const TABLE_SETTINGS: [(&str, &str); 7] = [
+/// off.
+const TABLE_SETTINGS: [(&str, &str); 5] = [
     ("fsync_after_insert", "1"),
     ("fsync_part_directory", "1"),
     ("min_rows_to_fsync_after_merge", "1"),
     ("min_compressed_bytes_to_fsync_after_merge", "1"),
     ("non_replicated_deduplication_window", "0"),
-    ("auto_statistics_types", "''"),
-    ("merge_selector_base", "16"),
 ];
 
-/// Names of settings that [`Tables::create`] uses where the server knows them.
-pub fn wanted_table_settings() -> impl Iterator<Item = &'static str> {
-    TABLE_SETTINGS.iter().map(|(name, _)| *name)
-}
+/// More of them, which ClickHouse 24.8 need not know. A server refuses a statement with a setting that it does not know, so each
+/// goes to servers that list it. They keep merges from taking the cores while a run computes (figures in `benches/README.md`):
+/// statistics for the query planner, of every column at every merge, help no question over this sorting key; and as parts are
+/// large and hardly overlap, they are merged by sixteen, not by five, so each row is written anew half as often.
+pub const NEWER_TABLE_SETTINGS: Settings = &[("auto_statistics_types", "''"), ("merge_selector_base", "16")];
 
 /// Settings of every INSERT: one block, one part, no buffering in the server, no tokens (**no-dedup-tokens**).
 ///
 /// They also hold for what materialized views of the operator's write in the same INSERT, so none of them limits how many
 /// partitions a block may touch: ours touch one, because they carry one run, and a view's may touch many.
-pub const INSERT_SETTINGS: [(&str, &str); 13] = [
+pub const INSERT_SETTINGS: Settings = &[
     ("async_insert", "0"),
     ("insert_deduplicate", "0"),
-    ("deduplicate_insert", "disable"),
     ("input_format_parallel_parsing", "0"),
     ("max_threads", "1"),
     ("max_insert_threads", "1"),
@@ -73,6 +72,9 @@ pub const INSERT_SETTINGS: [(&str, &str); 13] = [
     // Such a view has no place for rows, and would keep all others from theirs.
     ("ignore_materialized_views_with_dropped_target_table", "1"),
 ];
+
+/// One more of them: what `insert_deduplicate` says, as ClickHouse spells it since 26.2. It goes to servers that list it.
+pub const NEWER_INSERT_SETTINGS: Settings = &[("deduplicate_insert", "disable")];
 
 /// The setting that ends an INSERT which hangs.
 pub const TIME_LIMIT: &str = "max_execution_time";
@@ -203,13 +205,10 @@ impl Tables {
         self.columns.iter().map(|column| format!(", {}", identifier(&column.name))).collect()
     }
 
-    /// Statements that create the tables that are missing. `known` are the table settings that the server has.
-    pub fn create(&self, known: &[String]) -> Vec<String> {
-        let settings: String = TABLE_SETTINGS
-            .iter()
-            .filter(|(name, _)| known.iter().any(|known| known == name))
-            .map(|(name, value)| format!(", {name} = {value}"))
-            .collect();
+    /// Statements that create the tables that are missing. `newer` are those of [`NEWER_TABLE_SETTINGS`] that the server has.
+    pub fn create(&self, newer: &[(&str, &str)]) -> Vec<String> {
+        let settings = TABLE_SETTINGS.iter().chain(newer);
+        let settings: String = settings.map(|(name, value)| format!(", {name} = {value}")).collect();
         let columns: Vec<String> = self
             .row_columns()
             .iter()
@@ -384,8 +383,8 @@ impl Tables {
     /// ids, digest, dropped_repeats, published_ms)`.
     pub fn run_record(&self, run: &RunName) -> String {
         format!(
-            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, {}, batches, ids, digest, \
-             dropped_repeats, {} FROM {} FINAL WHERE run = {}",
+            "SELECT source, fingerprint, batch_ids, expected_ids, may_repeat, {} AS created_ms, batches, ids, digest, \
+             dropped_repeats, {} AS published_ms FROM {} FINAL WHERE run = {}",
             millis("created_at"),
             millis("published_at"),
             self.runs(),
@@ -396,7 +395,8 @@ impl Tables {
     /// Sealed passes of a run, in order: [`SeenPass`].
     pub fn sealed_passes(&self, run: &RunName) -> String {
         format!(
-            "SELECT pass, batches, ids, rows, dead, digest, repeated_ids, builds, {} FROM {} FINAL WHERE run = {} ORDER BY pass",
+            "SELECT pass, batches, ids, rows, dead, digest, repeated_ids, builds, {} AS at_ms FROM {} FINAL WHERE run = {} \
+             ORDER BY pass",
             millis("sealed_at"),
             self.passes(),
             string(run.as_str())
@@ -404,9 +404,9 @@ impl Tables {
     }
 }
 
-/// Which of `names` the server has in `table`, one of `settings` and `merge_tree_settings`: `(name)`.
-pub fn known_settings<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let names = names.map(string).collect::<Vec<_>>().join(", ");
+/// Which of these settings the server has in `table`, one of `settings` and `merge_tree_settings`: `(name)`.
+pub fn known_settings(table: &str, settings: &[(&str, &str)]) -> String {
+    let names = settings.iter().map(|(name, _)| string(name)).collect::<Vec<_>>().join(", ");
     format!("SELECT name FROM system.{table} WHERE name IN ({names})")
 }
 
@@ -457,15 +457,14 @@ fn of_batches(pass: &PassId, batches: &[u32]) -> String {
     format!("{} AND batch IN ({list})", of_pass(pass))
 }
 
-/// A moment as text, in seconds since 1970: a `DateTime64` column reads it, and so does what stands for one on a server
-/// that has neither that type nor its functions. With fewer than ten digits of seconds it would be read as a date.
+/// A moment, as a `DateTime64(3)`.
 fn moment(since_1970_ms: u64) -> String {
-    format!("'{:010}.{:03}'", since_1970_ms / 1000, since_1970_ms % 1000)
+    format!("fromUnixTimestamp64Milli(toInt64({since_1970_ms}), 'UTC')")
 }
 
-/// A moment that was written so, in milliseconds since 1970.
+/// A moment in milliseconds since 1970.
 fn millis(column: &str) -> String {
-    format!("toUInt64(round(toFloat64({column}) * 1000))")
+    format!("toUInt64(toUnixTimestamp64Milli({column}))")
 }
 
 /// A table or view with its database, in backticks.
@@ -490,13 +489,6 @@ mod tests {
     use crate::model::rows::Portion;
     use crate::model::selection::Letters;
     use crate::model::selection::Selection;
-
-    #[test]
-    fn a_moment_has_ten_digits_of_seconds() {
-        // `'0.000'` is refused: CANNOT_PARSE_DATETIME.
-        assert_eq!(moment(0), "'0000000000.000'");
-        assert_eq!(moment(1_795_621_875_015), "'1795621875.015'");
-    }
 
     #[test]
     fn quotes_cannot_be_left() {
@@ -645,7 +637,7 @@ mod tests {
         ];
         let views = View::ALL.map(|view| tables.make_view(view, &columns, true));
         let server = [
-            known_settings("settings", [text, text].into_iter()),
+            known_settings("settings", &[(text, "1"), (text, "2")]),
             databases(text),
             kill(text),
             running(text),

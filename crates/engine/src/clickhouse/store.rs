@@ -27,7 +27,9 @@ use millstream::Spec;
 use millstream::names::check_database;
 use millstream::schema::Schema;
 
-use crate::clickhouse::sql::{self, Column, INSERT_SETTINGS, TIME_LIMIT, Tables, View};
+use crate::clickhouse::sql::{
+    self, Column, INSERT_SETTINGS, NEWER_INSERT_SETTINGS, Settings, TIME_LIMIT, Tables, View,
+};
 use crate::environment::Environment;
 use crate::error::{Error, PUSHING, StoreFault, full_cause};
 use crate::failpoint;
@@ -93,18 +95,14 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects, and learns which settings the server has.
+    /// Connects, and learns which of the newer settings the server has.
     ///
     /// # Errors
     /// [`Error::Name`] for a database whose name is none; [`Error::Store`] when the server does not answer, or not to
     /// this user.
     pub async fn connect(spec: &Spec, address: StoreAddress) -> Result<Self, Error> {
         check_database(&address.environment.database)?;
-        let mut client = Client::default()
-            .with_url(&address.url)
-            .with_compression(Compression::None)
-            // Plain RowBinary: every SELECT of ours spells its types, and old servers know nothing else.
-            .with_validation(false);
+        let mut client = Client::default().with_url(&address.url).with_compression(Compression::None);
         if !address.user.is_empty() {
             client = client.with_user(&address.user).with_password(&address.password);
         }
@@ -116,11 +114,21 @@ impl Store {
             feeds_views: Arc::default(),
             tried: Arc::default(),
         };
-        let names = INSERT_SETTINGS.iter().map(|(name, _)| *name);
-        let known: Vec<String> = store.all("connect", &sql::known_settings("settings", names)).await?;
-        let is_known = |name: &str| known.iter().any(|known| known == name);
-        store.insert_settings = INSERT_SETTINGS.into_iter().filter(|(name, _)| is_known(name)).collect();
+        let newer = store.known_settings("connect", "settings", NEWER_INSERT_SETTINGS).await?;
+        store.insert_settings = INSERT_SETTINGS.iter().copied().chain(newer).collect();
         Ok(store)
+    }
+
+    /// Those of some settings that the server has.
+    async fn known_settings(
+        &self,
+        doing: &str,
+        table: &str,
+        wanted: Settings,
+    ) -> Result<Vec<(&'static str, &'static str)>, Error> {
+        let known: Vec<String> = self.all(doing, &sql::known_settings(table, wanted)).await?;
+        let is_known = |name: &str| known.iter().any(|known| known == name);
+        Ok(wanted.iter().copied().filter(|(name, _)| is_known(name)).collect())
     }
 
     /// The statements about this pipeline's tables.

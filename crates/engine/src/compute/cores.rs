@@ -17,7 +17,7 @@ use super::process::Program;
 use super::results::Results;
 use crate::error::Error;
 use crate::fleet::times::Load;
-use crate::model::counts::WorkCounts;
+use crate::telemetry::metrics::Metrics;
 
 /// Ids are computed alone once so many pools in a row that had them gave no sign any more.
 const SILENT_POOLS: u32 = 2;
@@ -60,7 +60,7 @@ impl<I: Id> Cores<I> {
         threads: usize,
         place: Place,
         limits: Limits,
-        counts: Arc<WorkCounts>,
+        metrics: Metrics,
         load: Load,
     ) -> Result<Self, Error> {
         let schema = function.spec().schema.clone();
@@ -70,7 +70,7 @@ impl<I: Id> Cores<I> {
                 let pipeline = function.spec().name;
                 let start_within = limits.start_within;
                 let program = Program { path, pipeline, start_within };
-                let counted = counts.clone();
+                let counted = metrics.clone();
                 let pool_load = load.clone();
                 let got_going = Arc::<AtomicBool>::default();
                 let going = got_going.clone();
@@ -84,7 +84,7 @@ impl<I: Id> Cores<I> {
                         pool_load,
                         going,
                     ),
-                    alone: Isolated::new(program, threads, limits, schema.clone(), counts, got_going),
+                    alone: Isolated::new(program, threads, limits, schema.clone(), metrics, got_going),
                     isolate: limits.isolate,
                 }))
             }

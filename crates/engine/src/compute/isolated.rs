@@ -26,7 +26,7 @@ use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::results::Results;
 use super::row::gave_up;
 use crate::error::Error;
-use crate::model::counts::WorkCounts;
+use crate::telemetry::metrics::Metrics;
 
 /// Ids sent to a child and not answered: few enough that they always fit its socket, with ids of 4 KiB.
 const AHEAD: usize = 8;
@@ -51,7 +51,7 @@ pub(super) struct Isolated<I> {
     /// What one child may take, with what an id may.
     memory: u64,
     schema: Arc<Schema>,
-    counts: Arc<WorkCounts>,
+    metrics: Metrics,
     /// One child a core, over all batches.
     seats: Semaphore,
     threads: usize,
@@ -84,7 +84,7 @@ impl<I: Id> Isolated<I> {
         threads: usize,
         limits: Limits,
         schema: Arc<Schema>,
-        counts: Arc<WorkCounts>,
+        metrics: Metrics,
         got_going: Arc<AtomicBool>,
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
@@ -95,7 +95,7 @@ impl<I: Id> Isolated<I> {
             limits,
             memory,
             schema,
-            counts,
+            metrics,
             seats,
             threads,
             idle,
@@ -113,7 +113,7 @@ impl<I: Id> Isolated<I> {
         last: bool,
         results: &Results<I>,
     ) -> Result<(), Error> {
-        self.counts.alone.fetch_add(1, Ordering::Relaxed);
+        self.metrics.isolated();
         let queue = IdQueue::new(&ids, results, self.threads);
         let lane = || self.lane(key, &queue, last);
         let mut lanes: FuturesUnordered<_> = (0..queue.count().min(self.threads)).map(|_| lane()).collect();
@@ -206,7 +206,7 @@ impl<I: Id> Isolated<I> {
                 }
             };
             killed = 0;
-            self.counts.ended.fetch_add(1, Ordering::Relaxed);
+            self.metrics.id_crashed();
             let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
             tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it is a dead letter");
             part.dead(id, &reason);
@@ -318,7 +318,7 @@ impl<I: Id> Isolated<I> {
         flight.age.grow();
         let (age, Limits { soft, hard, .. }) = (flight.age.time, self.limits);
         if soft.is_some_and(|soft| age >= soft) && !std::mem::replace(&mut flight.told, true) {
-            self.counts.slow.fetch_add(1, Ordering::Relaxed);
+            self.metrics.id_is_slow();
             slow(key, id);
         }
         if let Some(hard) = hard.filter(|hard| age >= *hard) {

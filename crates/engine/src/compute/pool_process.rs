@@ -25,7 +25,7 @@ use super::protocol::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode
 use super::results::Results;
 use crate::error::Error;
 use crate::fleet::times::Load;
-use crate::model::counts::WorkCounts;
+use crate::telemetry::metrics::Metrics;
 
 /// The process's memory is looked at every so many looks.
 const LOOKS_AT_MEMORY: u32 = 10;
@@ -72,7 +72,7 @@ struct Shared<I> {
     off: Mutex<Vec<u64>>,
     call_off: Notify,
     schema: Arc<Schema>,
-    counts: Arc<WorkCounts>,
+    metrics: Metrics,
     load: Load,
     got_going: Arc<AtomicBool>,
 }
@@ -115,7 +115,7 @@ pub(super) struct PoolProcess<I> {
     schema: Arc<Schema>,
     threads: usize,
     limits: Limits,
-    counts: Arc<WorkCounts>,
+    metrics: Metrics,
     load: Load,
     /// Whether a process has computed its first id.
     got_going: Arc<AtomicBool>,
@@ -129,12 +129,12 @@ impl<I: Id> PoolProcess<I> {
         schema: Arc<Schema>,
         threads: usize,
         limits: Limits,
-        counts: Arc<WorkCounts>,
+        metrics: Metrics,
         load: Load,
         got_going: Arc<AtomicBool>,
     ) -> Self {
         let live = tokio::sync::Mutex::default();
-        Self { program, schema, threads, limits, counts, load, got_going, live, orders: AtomicU64::new(0) }
+        Self { program, schema, threads, limits, metrics, load, got_going, live, orders: AtomicU64::new(0) }
     }
 
     /// Computes ids, and puts each piece down as it is done.
@@ -199,7 +199,7 @@ impl<I: Id> PoolProcess<I> {
             off: Mutex::default(),
             call_off: Notify::new(),
             schema: self.schema.clone(),
-            counts: self.counts.clone(),
+            metrics: self.metrics.clone(),
             load: self.load.clone(),
             got_going: self.got_going.clone(),
         });
@@ -383,7 +383,7 @@ impl<I: Id> Shared<I> {
     }
 
     fn warn(&self, frame: &OverdueFrame) {
-        self.counts.slow.fetch_add(1, Ordering::Relaxed);
+        self.metrics.id_is_slow();
         if let Some(order) = self.open().as_ref().and_then(|orders| orders.get(&frame.order))
             && let Some(id) = order.ids.get(frame.at as usize)
         {

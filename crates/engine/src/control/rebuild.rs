@@ -6,7 +6,6 @@
 //! Readers see the result once all is proven. Killed at any point, the same words do it again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer;
@@ -24,7 +23,7 @@ use crate::nats::broker::Kept;
 use crate::seal::Proof;
 use crate::seal::copied::{check_selected, copy_others};
 use crate::session::Session;
-use crate::sink::{SinkCounts, SinkPlan, sink};
+use crate::sink::{SinkPlan, SinkState, sink};
 use crate::stop::Stop;
 
 /// How often it is looked whether all rows are drawn.
@@ -144,7 +143,7 @@ impl Rebuild<'_> {
     async fn sink(&self, pass: u32) -> Result<(), Error> {
         let broker = &self.session.broker;
         broker.make_rebuild_consumer(&self.run.pass(pass)).await?;
-        let counts = Arc::new(SinkCounts::default());
+        let state = Arc::new(SinkState::default());
         let stage = self.stop.child();
         let watch = async {
             while !stage.taking_stopped() {
@@ -152,7 +151,7 @@ impl Rebuild<'_> {
                 // A server that does not answer now is asked again: the sink waits for it too.
                 let is_drawn = matches!(open, Ok(open) if open.as_ref().is_none_or(is_drawn));
                 // Rows that the table does not take come again and again: the operator has to do something first.
-                if is_drawn || !counts.left.faults().is_empty() {
+                if is_drawn || !state.left.faults().is_empty() {
                     stage.stop_taking();
                 }
                 tokio::select! {
@@ -162,15 +161,16 @@ impl Rebuild<'_> {
             }
         };
         let plan = SinkPlan { drawn: Drawn::Pass(self.run.pass(pass)), ..self.plan.clone() };
-        let sinking = Box::pin(sink(broker, &self.session.store, plan, counts.clone(), &stage));
+        let sinking = Box::pin(sink(broker, &self.session.store, plan, state.clone(), &stage));
         let (sunk, ()) = tokio::join!(sinking, watch);
         sunk?;
-        let faults = counts.left.faults();
+        let faults = state.left.faults();
         if !faults.is_empty() {
             broker.remove_rebuild_consumer(&self.run.pass(pass)).await?;
             return Err(Error::RowsLeft { run: self.run.to_string(), pass, faults });
         }
-        tracing::info!(pass, batches = counts.batches.load(Ordering::Relaxed), "inserted from the stream");
+        let messages = state.metrics.sink_counts().messages;
+        tracing::info!(pass, messages, "inserted from the stream");
         if self.stop.taking_stopped() {
             return Err(Error::Stopped);
         }

@@ -17,12 +17,15 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::model::record::{Covers, PassRecord, PassState, Published, RunRecord};
 use crate::model::selection::Selection;
-use crate::nats::broker::Written;
+use crate::nats::broker::{Writing, Written};
 use crate::nats::bucket::Change;
 use crate::seal::copied::check_selected;
 use crate::seal::gone::refuse;
 use crate::session::Session;
 use crate::stop::Stop;
+use crate::telemetry::labels::Origin;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::TraceContext;
 
 /// Batches whose selected ids are read at once, and ids that those may have together.
 const READ_AT_ONCE: (u32, u32) = (64, 500_000);
@@ -47,6 +50,7 @@ struct Replay<'a> {
     session: &'a Session,
     run: &'a RunName,
     selection: Option<&'a Selection>,
+    metrics: &'a Metrics,
     stop: &'a Stop,
 }
 
@@ -59,6 +63,7 @@ pub async fn replay<I: Id>(
     session: &Session,
     run: &RunName,
     selection: Option<&Selection>,
+    metrics: &Metrics,
     stop: &Stop,
 ) -> Result<Replayed, Error> {
     let Session { broker, records, .. } = session;
@@ -66,7 +71,7 @@ pub async fn replay<I: Id>(
     let Some(published) = &record.published else {
         return Err(Error::NotPublished { run: run.to_string() });
     };
-    let replay = Replay { session, run, selection, stop };
+    let replay = Replay { session, run, selection, metrics, stop };
     let PassRecord { pass, covers, .. } = replay.open(&record, published).await?;
     failpoint::pass("replay-after-record");
     match covers {
@@ -182,7 +187,7 @@ impl Replay<'_> {
 
     /// Publishes the selected ids of some batches; how many there are.
     async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
-        let Self { session: Session { broker, .. }, run, stop, .. } = self;
+        let Self { session: Session { broker, .. }, run, metrics, stop, .. } = self;
         let found = self.session.store.selected_ids(run, covers, batches).await?;
         let mut flights = FuturesUnordered::new();
         for batch in found.chunk_by(|a, b| a.0 == b.0) {
@@ -192,9 +197,16 @@ impl Replay<'_> {
                 ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
             let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
             let subject = broker.names().replay_subject(&run.pass(pass), number);
-            flights.push(async move { broker.write_once(&subject, bytes, stop).await });
+            let count = ids.len() as u64;
+            flights.push(async move {
+                let writing = Writing { trace: Some(TraceContext::begin()), metrics, stop };
+                let written = broker.write_once(&subject, bytes, writing).await?;
+                let origin = if written == Written::First { Origin::Published } else { Origin::Found };
+                metrics.published(origin, count, 0);
+                Ok::<_, Error>(())
+            });
             if flights.len() >= IN_FLIGHT {
-                let _written: Option<Written> = flights.next().await.transpose()?;
+                flights.next().await.transpose()?;
             }
         }
         while flights.next().await.transpose()?.is_some() {}

@@ -13,6 +13,7 @@ use millstream::names::PassId;
 use crate::model::times::{RunShare, Spent, difference};
 
 use crate::model::record::Open;
+use crate::telemetry::labels::WaitsFor;
 
 /// How often it is sampled what idle cores wait for.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
@@ -244,8 +245,8 @@ impl WorkLoad {
     }
 
     /// Notes what cores without ids wait for at this moment, when batches could be drawn for `free` cores: rows on
-    /// their way keep nobody waiting who has room for another batch.
-    pub(crate) fn sample(&self, free: usize) {
+    /// their way keep nobody waiting who has room for another batch. Returns how many cores wait for what.
+    pub(crate) fn sample(&self, free: usize) -> [(WaitsFor, usize); 3] {
         let occupied = self.occupied.load(Ordering::Relaxed).min(self.cores);
         let idle = self.cores - occupied;
         if self.silent.load(Ordering::Relaxed) {
@@ -255,9 +256,13 @@ impl WorkLoad {
             0 => 0,
             _ => idle.saturating_sub(free),
         };
-        let otherwise = if self.paced.load(Ordering::Relaxed) > 0 { RATE } else { IDS };
-        self.idle[ROOM].fetch_add(for_room as u64, Ordering::Relaxed);
-        self.idle[otherwise].fetch_add((idle - for_room) as u64, Ordering::Relaxed);
+        let is_paced = self.paced.load(Ordering::Relaxed) > 0;
+        let for_rate = if is_paced { idle - for_room } else { 0 };
+        let for_ids = idle - for_room - for_rate;
+        for (which, cores) in [(IDS, for_ids), (ROOM, for_room), (RATE, for_rate)] {
+            self.idle[which].fetch_add(cores as u64, Ordering::Relaxed);
+        }
+        [(WaitsFor::Ids, for_ids), (WaitsFor::Room, for_room), (WaitsFor::Rate, for_rate)]
     }
 
     /// Where the cores' time went in `elapsed`: the parts of [`CoreTimes`].

@@ -29,6 +29,9 @@ use crate::nats::answer::{ANSWER_WITHIN, within};
 use crate::nats::bucket::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
+use crate::telemetry::labels::{Stream, Unconfirmed};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::{HEADER, TraceContext};
 
 pub use again::RowsMessage;
 pub use consumers::Standing;
@@ -68,6 +71,17 @@ pub enum Written {
     First,
     /// The subject already held a message.
     Already,
+}
+
+/// What a message is written with, beside its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Writing<'a> {
+    /// The place in the batch's trace, for the message's header.
+    pub trace: Option<TraceContext>,
+    /// Where it is counted.
+    pub metrics: &'a Metrics,
+    /// What ends the attempts.
+    pub stop: &'a Stop,
 }
 
 /// A connection to NATS, for one pipeline.
@@ -180,28 +194,42 @@ impl Broker {
     ///
     /// # Errors
     /// [`Error::TooLarge`], which no retry can heal; [`Error::Stopped`] when work is given up.
-    pub async fn write_once(&self, subject: &str, bytes: Bytes, stop: &Stop) -> Result<Written, Error> {
+    pub async fn write_once(
+        &self,
+        subject: &str,
+        bytes: Bytes,
+        writing: Writing<'_>,
+    ) -> Result<Written, Error> {
+        let Writing { metrics, stop, .. } = writing;
+        let stream = if self.names.is_of_rows(subject) { Stream::Rows } else { Stream::Ids };
+        let (begun, size) = (Instant::now(), bytes.len());
+        let written = |written| {
+            metrics.wrote(stream, written == Written::First, size, begun.elapsed());
+            Ok(written)
+        };
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
         loop {
             if stop.is_given_up() {
                 return Err(Error::Stopped);
             }
-            let message = PublishMessage::build().payload(bytes.clone()).expected_last_subject_sequence(0);
+            let message = once(bytes.clone(), writing.trace);
             let attempt = async { self.jetstream.send_publish(subject.to_owned(), message).await?.await };
-            let error = match tokio::time::timeout(ANSWER_WITHIN * 2, attempt).await {
-                Ok(Ok(_)) => return Ok(Written::First),
+            let (error, reason) = match tokio::time::timeout(ANSWER_WITHIN * 2, attempt).await {
+                Ok(Ok(_)) => return written(Written::First),
                 Ok(Err(error)) => match error.kind() {
-                    PublishErrorKind::WrongLastSequence => return Ok(Written::Already),
+                    PublishErrorKind::WrongLastSequence => return written(Written::Already),
                     PublishErrorKind::MaxPayloadExceeded => {
                         let subject = subject.to_owned();
                         let limit = self.max_payload();
-                        return Err(Error::TooLarge { subject, bytes: bytes.len(), limit });
+                        return Err(Error::TooLarge { subject, bytes: size, limit });
                     }
-                    _ => full_cause(&error),
+                    PublishErrorKind::TimedOut => (full_cause(&error), Unconfirmed::NoAnswer),
+                    _ => (full_cause(&error), Unconfirmed::Refused),
                 },
-                Err(_) => "no answer".to_owned(),
+                Err(_) => ("no answer".to_owned(), Unconfirmed::NoAnswer),
             };
-            if error.contains(FULL) && self.grow(subject, bytes.len()).await {
+            metrics.not_confirmed(stream, if error.contains(FULL) { Unconfirmed::Full } else { reason });
+            if error.contains(FULL) && self.grow(subject, size).await {
                 continue;
             }
             let wait = backoff.wait();
@@ -237,6 +265,15 @@ impl Broker {
         if !matches!(tokio::time::timeout(ANSWER_WITHIN, round_trip).await, Ok(Ok(_))) {
             tracing::warn!("the last acks may be lost: those batches will be delivered again");
         }
+    }
+}
+
+/// A message that is stored only under a subject that holds none.
+fn once(payload: Bytes, trace: Option<TraceContext>) -> PublishMessage {
+    let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
+    match trace {
+        Some(trace) => message.header(HEADER, trace.to_string()),
+        None => message,
     }
 }
 

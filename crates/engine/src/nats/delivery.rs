@@ -12,6 +12,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::nats::broker::Broker;
 use crate::stop::Stop;
+use crate::telemetry::labels::{End, Stage};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::TraceContext;
 
 /// How often progress is reported for everything held: a quarter of the shortest `ack_wait`.
 const PROGRESS: Duration = Duration::from_secs(15);
@@ -23,6 +26,8 @@ const PAUSED: Duration = Duration::from_secs(40);
 pub struct Held {
     shared: Arc<Shared>,
     broker: Broker,
+    stage: Stage,
+    metrics: Metrics,
 }
 
 #[derive(Debug)]
@@ -43,10 +48,10 @@ impl Held {
     /// Starts the ticker, which runs until work is given up or nothing is held after taking stopped.
     ///
     /// It lives outside the pool: **progress-outside-the-pool** is what keeps a busy host from causing redeliveries.
-    pub fn start(broker: Broker, stop: &Stop) -> Self {
+    pub fn start(broker: Broker, stage: Stage, metrics: Metrics, stop: &Stop) -> Self {
         let open = Open { replies: HashMap::new(), next: 0, last_tick: Instant::now(), woke: None };
-        let held =
-            Self { shared: Arc::new(Shared { open: Mutex::new(open), dropped: AtomicU64::new(0) }), broker };
+        let shared = Arc::new(Shared { open: Mutex::new(open), dropped: AtomicU64::new(0) });
+        let held = Self { shared, broker, stage, metrics };
         let ticking = held.clone();
         let stopping = stop.clone();
         stop.spawn(async move {
@@ -75,13 +80,16 @@ impl Held {
         }
         drop(open);
         let deliveries = message.info().map_or(1, |info| info.delivered);
+        self.metrics.arrived(self.stage, deliveries, message.payload.len());
+        let sent = TraceContext::of(message.headers.as_ref());
         Delivery {
             message: Box::new(message),
             deliveries,
             received: Instant::now(),
+            trace: sent.map_or_else(TraceContext::begin, TraceContext::next),
             key,
             held: self.clone(),
-            ended: false,
+            end: End::Dropped,
             room: Mutex::new(Some(permit)),
         }
     }
@@ -106,6 +114,7 @@ impl Held {
         for reply in due {
             let progress = self.broker.client().publish(reply, Bytes::from(AckKind::Progress));
             if !matches!(tokio::time::timeout(PROGRESS_STEP, progress).await, Ok(Ok(()))) {
+                self.metrics.progress_failed(self.stage);
                 tracing::warn!("progress could not be reported: held batches may be delivered again");
                 break;
             }
@@ -135,9 +144,11 @@ pub struct Delivery {
     message: Box<Message>,
     deliveries: i64,
     received: Instant,
+    trace: TraceContext,
     key: u64,
     held: Held,
-    ended: bool,
+    /// How it ends; dropped, unless something else is said before.
+    end: End,
     room: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
@@ -167,6 +178,16 @@ impl Delivery {
         self.received
     }
 
+    /// Its place in the trace of the batch, which the message's header names. A message without one begins a trace.
+    pub fn trace(&self) -> TraceContext {
+        self.trace
+    }
+
+    /// The message was put into quarantine.
+    pub(crate) fn is_set_aside(&self) {
+        self.held.metrics.set_aside(self.held.stage);
+    }
+
     /// Replaces the room that the delivery takes up: none while it waits without needing any.
     pub fn hold(&self, room: Option<OwnedSemaphorePermit>) {
         *self.room() = room;
@@ -187,22 +208,22 @@ impl Delivery {
 
     /// The result is durable: the batch is done.
     pub async fn ack(self) {
-        self.end(AckKind::Ack).await;
+        self.end(AckKind::Ack, End::Acked).await;
     }
 
     /// The batch is handed back, to be delivered again after `delay`.
     pub async fn nak(self, delay: Duration) {
-        self.end(AckKind::Nak((!delay.is_zero()).then_some(delay))).await;
+        self.end(AckKind::Nak((!delay.is_zero()).then_some(delay)), End::HandedBack).await;
     }
 
     /// Another delivery of the same message is in our hands and will be ended: this one needs no end.
     pub fn leave(mut self) {
-        self.ended = true;
+        self.end = End::Left;
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place where a delivery is ended")]
-    async fn end(mut self, kind: AckKind) {
-        self.ended = true;
+    async fn end(mut self, kind: AckKind, end: End) {
+        self.end = end;
         // Queued, not sent: should the connection break now, the batch comes again and is found done.
         let acked = tokio::time::timeout(Duration::from_secs(5), self.message.ack_with(kind)).await;
         if !matches!(acked, Ok(Ok(()))) {
@@ -217,7 +238,8 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.held.open().replies.remove(&self.key);
-        if !self.ended {
+        self.held.metrics.ended(self.held.stage, self.end, self.payload().len(), self.received.elapsed());
+        if self.end == End::Dropped {
             let dropped = self.held.shared.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::warn!(subject = self.subject(), dropped, "a delivery was left without an ack or a nak");
         }

@@ -3,7 +3,6 @@
 //! Nothing is dropped for being unreadable: a person can look at what came. The batch that it should have been is
 //! repaired like one that never came.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use millstream::Id;
@@ -24,7 +23,7 @@ const NOT_KEPT: &str = "`setup` makes the stream for it; this user needs the rig
 
 /// Ends the delivery of a message that cannot be read. It is acked only once a copy is stored; a later build's message,
 /// or one of which no copy can be made, is handed back.
-pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault, counted: &AtomicU64) {
+pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {
         tracing::error!(subject, %fault, hint = NEWER, "the message is set back for 60 s");
@@ -34,7 +33,7 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
     let stray = Stray { subject: &subject, stream: &stream, sequence, fault, payload: delivery.payload() };
     match broker.keep_aside(&stray).await {
         Ok(()) => {
-            counted.fetch_add(1, Ordering::Relaxed);
+            delivery.is_set_aside();
             let kept_in = broker.names().aside_stream();
             tracing::error!(subject, %fault, kept_in, hint = KEPT, "the message is no batch, and is set aside");
             delivery.ack().await;

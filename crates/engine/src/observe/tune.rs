@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use crate::compute::{Cores, Function};
 use crate::error::Error;
 use crate::fleet::times::WorkLoad;
-use crate::model::counts::WorkCounts;
 use crate::produce::input::Sample;
 use crate::produce::sample::compute;
 use crate::stop::Stop;
+use crate::telemetry::metrics::Metrics;
 use crate::work::WorkPlan;
 use crate::work::pull::Slots;
 
@@ -53,10 +53,9 @@ pub async fn tune<I: Id>(
     let sizes = sizes(sample.len());
     let each = time / (all_threads.len() * sizes.len()) as u32;
     for threads in all_threads {
-        let counts = Arc::<WorkCounts>::default();
         let place = plan.place.clone();
         let load = Arc::new(WorkLoad::new(threads));
-        let cores = Cores::start(function.clone(), threads, place, plan.limits, counts, load)?;
+        let cores = Cores::start(function.clone(), threads, place, plan.limits, Metrics::default(), load)?;
         cores.ready().await?;
         for batch_ids in &sizes {
             let one = measure(&cores, threads, *batch_ids, sample.clone(), each);

@@ -32,6 +32,7 @@ use crate::produce::publish::{cancelled, is_cancelled, keep, open_pass, same_ids
 use crate::produce::sample::max_ids_bytes;
 use crate::session::Session;
 use crate::stop::Stop;
+use crate::telemetry::metrics::Metrics;
 
 /// Ids a batch at most, while the first of them are timed.
 const FIRST_SIZE: u32 = 256;
@@ -53,6 +54,8 @@ pub struct Feed {
     pub max_dead: Option<u64>,
     /// Ids a second that the whole fleet begins at most.
     pub rate: Option<u32>,
+    /// Where it is counted what is published.
+    pub metrics: Metrics,
 }
 
 /// Where following a feed ended.
@@ -334,6 +337,7 @@ impl<'a, I: Id> Producer<'a, I> {
 
     fn refuse(&mut self, number: u64, fault: String) {
         self.bad += 1;
+        self.feed.metrics.bad_line();
         if self.first_bad.len() < NAMED {
             tracing::warn!(run = %self.feed.run, line = number, fault, "a line holds no id, and is passed over");
             self.first_bad.push((number, fault));

@@ -21,7 +21,7 @@ use crate::model::id_digest::IdDigest;
 use crate::model::input_fault::ReadFault;
 use crate::model::moment::now_ms;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord};
-use crate::nats::broker::Broker;
+use crate::nats::broker::{Broker, Written};
 use crate::nats::bucket::{Change, Records};
 use crate::produce::input::{Input, Survey, aside, range_in};
 use crate::produce::sample::{Choice, blind_size};
@@ -29,8 +29,10 @@ use crate::retry::patiently;
 use crate::seal::verify::{Repair, heal};
 use crate::session::Session;
 use crate::stop::Stop;
+use crate::telemetry::labels::Origin;
+use crate::telemetry::metrics::Metrics;
 
-pub(crate) use batches::{Batch, Stored, look_up};
+pub(crate) use batches::{Batch, Stored, look_up, publish_span};
 use batches::{Tally, publish_batches};
 use held::plan;
 
@@ -58,6 +60,8 @@ pub struct Submission {
     pub max_dead: Option<u64>,
     /// Ids a second that the whole fleet begins at most.
     pub rate: Option<u32>,
+    /// Where it is counted what is published.
+    pub metrics: Metrics,
 }
 
 /// How publishing came out.
@@ -172,6 +176,7 @@ async fn publish<I: Id>(
         tally = std::mem::take(&mut plan.tally);
         publish_batches(broker, submission, record.batch_ids, plan, &phases, stop, |batch, written| {
             tally.add(batch, written);
+            submission.metrics.published(origin(written), batch.ids.ids, batch.repeats.ids);
             progress(Progress { batches: tally.written + tally.found, ids: tally.ids.ids });
         })
         .await
@@ -196,6 +201,14 @@ async fn publish<I: Id>(
             Err(changed::<I>(submission).await)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// How a batch came to be in the stream, as it is counted.
+fn origin(written: Written) -> Origin {
+    match written {
+        Written::First => Origin::Published,
+        Written::Already => Origin::Found,
     }
 }
 

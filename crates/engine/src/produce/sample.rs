@@ -18,11 +18,11 @@ use tokio::time::Instant;
 use crate::compute::{BatchKey, Computed, Cores, Function, block, usable_cores};
 use crate::error::{Error, full_cause};
 use crate::fleet::times::WorkLoad;
-use crate::model::counts::WorkCounts;
 use crate::model::record::Timing;
 use crate::model::rows::MAX_INSERT_BYTES;
 use crate::produce::input::Sample;
 use crate::stop::Stop;
+use crate::telemetry::metrics::Metrics;
 use crate::work::WorkPlan;
 
 /// How long one host should work on a batch: long against what a batch costs beside its ids, short against a run.
@@ -152,10 +152,10 @@ pub async fn choose<I: Id>(
     }
     // No more than this host has: what runs beside each other on one core would be timed together.
     let threads = plan.threads.min(usable_cores());
-    let counts = Arc::<WorkCounts>::default();
-    let place = plan.place.clone();
     let load = Arc::new(WorkLoad::new(threads));
-    let cores = Cores::start(function.clone(), threads, place, plan.limits, counts, load)?;
+    // What a sample does is no work of this process: it is counted apart.
+    let metrics = Metrics::default();
+    let cores = Cores::start(function.clone(), threads, plan.place.clone(), plan.limits, metrics, load)?;
     let timed = tokio::select! {
         timed = Timer::new(&cores, threads, sample).time(limits) => timed,
         () = stop.no_more_taking() => return Err(Error::Stopped),

@@ -143,7 +143,7 @@ impl<'a, I: Id> Drive<'a, I> {
                     Err(_) => break,
                 },
                 Some(run) = seen.runs.recv() => self.wake_run(&run),
-                runs = self.sealer.counts.bells.landed() => self.landed(&runs),
+                runs = self.sealer.state.bells.landed() => self.landed(&runs),
                 Ok(()) = seen.standings.changed() => self.compare(&seen.standings.borrow_and_update()),
                 () = tokio::time::sleep_until(next.into()) => {}
             }
@@ -182,6 +182,8 @@ impl<'a, I: Id> Drive<'a, I> {
         for (key, record) in open {
             self.lanes.entry(key.clone()).or_insert_with(|| Lane::new(record)).follow(record);
         }
+        sealer.metrics().following(self.lanes.len());
+        sealer.metrics().waiting(sealer.waits().count());
     }
 
     /// Passes whose workers stand elsewhere than before are looked at.
@@ -240,6 +242,7 @@ impl<'a, I: Id> Drive<'a, I> {
         let state = lane.record.state;
         self.steps.push(
             async move {
+                let begun = Instant::now();
                 let taking = sealer.take::<I>(step, &key, &mut carried);
                 let seen = match tokio::time::timeout(step.within(), taking).await {
                     Ok(Ok(seen)) => seen,
@@ -253,6 +256,9 @@ impl<'a, I: Id> Drive<'a, I> {
                         Seen::Failed
                     }
                 };
+                if let Some(step) = step.label() {
+                    sealer.metrics().step_taken(step, seen == Seen::Failed, begun.elapsed());
+                }
                 Taken { key, state, step, place, carried, seen }
             }
             .boxed(),
@@ -262,6 +268,7 @@ impl<'a, I: Id> Drive<'a, I> {
     fn took(&mut self, taken: Taken) {
         let Taken { key, state, step, place, carried, seen } = taken;
         self.room.leave(place);
+        self.sealer.metrics().waiting(self.sealer.waits().count());
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         lane.carried = Some(carried);
         if seen == Seen::Marked {

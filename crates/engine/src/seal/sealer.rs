@@ -3,17 +3,23 @@
 use std::sync::Arc;
 
 use crate::session::Session;
-use crate::sink::{SinkCounts, Waits};
+use crate::sink::{SinkState, Waits};
+use crate::telemetry::metrics::Metrics;
 
 #[derive(Clone)]
 pub(super) struct Sealer {
     pub session: Session,
-    pub counts: Arc<SinkCounts>,
+    pub state: Arc<SinkState>,
 }
 
 impl Sealer {
     /// What keeps passes from their seal.
     pub fn waits(&self) -> &Waits {
-        &self.counts.waits
+        &self.state.waits
+    }
+
+    /// Where it is counted what this sealer does.
+    pub fn metrics(&self) -> &Metrics {
+        &self.state.metrics
     }
 }

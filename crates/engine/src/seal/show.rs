@@ -61,6 +61,7 @@ impl Sealer {
             return self.take_back_if_cancelled(&run.pass(pass)).await.map(|()| Seen::Beaten);
         }
         self.waits().clear(&run.pass(pass));
+        self.metrics().sealed(rows);
         tracing::info!(%run, pass, ids = rows, dead, "sealed");
         Ok(Seen::Marked)
     }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::model::record::PassState;
+use crate::telemetry::labels::SealStep;
 
 /// The pause before a step whose wait ends with a change that is seen (of the record, of the workers' consumer): the step is
 /// taken then, and after this long in case the change was not seen.
@@ -164,6 +165,26 @@ impl Step {
     /// Whether it may read or write all rows of a pass: of such steps a process takes few at once.
     pub(crate) fn is_heavy(self) -> bool {
         matches!(self, Self::TakeOver | Self::Prove | Self::Merge | Self::Repair | Self::Show | Self::Free)
+    }
+
+    /// The step as metrics name it; `None` where there is none to be taken.
+    pub(crate) fn label(self) -> Option<SealStep> {
+        Some(match self {
+            Self::Read => SealStep::Read,
+            Self::Ask => SealStep::Ask,
+            Self::Count => SealStep::Count,
+            Self::Landing => SealStep::Landing,
+            Self::Turn => SealStep::Turn,
+            Self::TakeOver => SealStep::TakeOver,
+            Self::Prove => SealStep::Prove,
+            Self::Merge => SealStep::Merge,
+            Self::Repair => SealStep::Repair,
+            Self::Show => SealStep::Show,
+            Self::Mark => SealStep::Mark,
+            Self::Finish => SealStep::Finish,
+            Self::Free => SealStep::Free,
+            Self::Rest => return None,
+        })
     }
 
     /// Whether its wait ends with a change of the records or of the workers' consumer, or with rows that land.

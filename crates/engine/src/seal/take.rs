@@ -151,7 +151,7 @@ impl Sealer {
         }
         if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
             tracing::debug!(run = %pass.run, pass = pass.pass, "all batches are computed");
-            self.counts.bells.ring_computed();
+            self.state.bells.ring_computed();
         }
         let Some(sinks) = self.session.broker.sink_progress().await? else {
             // The operator deleted it: made again, it delivers what the stream holds.
@@ -294,6 +294,9 @@ impl Sealer {
             Ok(repair) if repair.is_nothing() => Ok(Seen::NotRepaired),
             Ok(repair) => {
                 told(pass, &repair);
+                if repair.comes_to() > 0 {
+                    self.metrics().repaired(repair.batches_again + repair.batches_handed_out);
+                }
                 match repair.hint(pass.run.as_str()) {
                     Some(hint) => self.tell(pass, &format!("ids of it are not in the stream: {hint}")),
                     None => self.waits().clear(pass),

@@ -1,12 +1,13 @@
 //! Landing one group: ask, insert what is not there, ask, ack what landed, again with the rest.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use std::sync::Arc;
-
+use bytes::Bytes;
 use millstream::names::PassId;
 use millstream::schema::Schema;
+use tracing::{Instrument, Level, Span, field};
 
 use super::group::{GroupKey, Item};
 use super::schemas::Known;
@@ -17,12 +18,16 @@ use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::model::host::{Cause, REFUSED_HINT};
 use crate::retry::Backoff;
+use crate::telemetry::labels::NotTaken;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Rows that the table does not take come again after this at the latest.
 const LEFT_AT_MOST: Duration = Duration::from_secs(600);
+
+/// Traces that an insert's span lists at most.
+const TRACES: usize = 32;
 
 /// A group on its way into ClickHouse.
 struct Landing<'a> {
@@ -54,7 +59,7 @@ impl Sink {
             (_, Fit::Unfit(faults)) => return self.leave(key, items, faults).await,
             (None, _) => return self.leave(key, items, &[]).await,
         };
-        self.counts.left.fits(key.schema);
+        self.state.left.fits(key.schema);
         let pause = Backoff::new(PAUSE.0, PAUSE.1);
         let wider = fit == Fit::Wider;
         let mut landing = Landing {
@@ -112,7 +117,8 @@ impl Sink {
             SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)
         };
         let longest = items.iter().map(delay).max().unwrap_or_default();
-        self.counts.left.note(key, Cause::Columns, why, longest);
+        self.state.left.note(key, Cause::Columns, why, longest);
+        self.state.metrics.not_taken(NotTaken::Columns, items.len());
         for item in items {
             let delay = delay(&item);
             item.delivery.nak(delay).await;
@@ -124,8 +130,9 @@ impl Sink {
         let drops = fault.constraint().map(|name| self.store.tables().drop_constraint(name));
         let helps = drops
             .map_or_else(String::new, |drops| format!("; `{drops}` takes that constraint from the table"));
+        self.state.metrics.not_taken(NotTaken::Refused, items.len());
         for item in &items {
-            self.counts.left.note(
+            self.state.left.note(
                 key,
                 Cause::Refused,
                 format!("{}: {fault}{helps}", of_build(item)),
@@ -165,10 +172,11 @@ impl Landing<'_> {
     /// Acks what is stored.
     async fn settle(&mut self) -> Result<(), StoreFault> {
         failpoint::pass("sink-before-ask");
-        let asking = self.sink.phases.begin(ASKING);
+        let (asking, begun) = (self.sink.phases.begin(ASKING), Instant::now());
         let portions = self.items.iter().map(|item| &item.rows.portion);
         let stored = self.sink.store.ask(&self.key.pass, portions).await?;
         drop(asking);
+        self.sink.state.metrics.asked(begun.elapsed());
         failpoint::pass("sink-after-ask");
         let mut stored = stored.into_iter();
         let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.rows.ids, stored));
@@ -181,13 +189,12 @@ impl Landing<'_> {
         }
         let has_landed = !landed.is_empty();
         for item in landed {
-            self.sink.counts.rows.fetch_add(item.rows.ids, Ordering::Relaxed);
-            self.sink.counts.batches.fetch_add(1, Ordering::Relaxed);
+            self.sink.state.metrics.confirmed(item.rows.ids);
             item.delivery.ack().await;
             failpoint::pass("sink-after-ack");
         }
         if has_landed {
-            self.sink.counts.bells.ring_landed(&self.key.pass.run);
+            self.sink.state.bells.ring_landed(&self.key.pass.run);
         }
         Ok(())
     }
@@ -213,6 +220,7 @@ impl Landing<'_> {
             }
             Ok(views) if views.is_empty() => {}
             Ok(views) => {
+                self.sink.state.metrics.views_lack_rows(views.len());
                 tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
                 "materialized views on the rows table may lack these rows")
@@ -226,27 +234,52 @@ impl Landing<'_> {
 
     /// An insert under way is never dropped: what became of it would not be known.
     async fn insert(&mut self) -> Seen {
-        let Sink { name, attempts, counts, store, phases, .. } = self.sink;
+        let Sink { name, attempts, state, store, phases, .. } = self.sink;
         let _inserting = phases.begin(INSERTING);
         self.query_id = format!("{name}-{}", attempts.fetch_add(1, Ordering::Relaxed));
         // From the same bytes as before, if there was a before (**own-the-bytes**).
-        let bodies: Vec<_> = self.items.iter().map(|item| item.rows.body.clone()).collect();
-        counts.inserts.fetch_add(1, Ordering::Relaxed);
+        let bodies: Vec<Bytes> = self.items.iter().map(|item| item.rows.body.clone()).collect();
+        let (rows, bytes) = (self.rows(), bodies.iter().map(|body| body.len() as u64).sum());
         let begun = Instant::now();
         failpoint::pass("sink-before-insert");
-        let inserted = store.insert_rows(&self.query_id, &self.schema, self.wider, &bodies).await;
+        let inserting = async {
+            let inserted = store.insert_rows(&self.query_id, &self.schema, self.wider, &bodies).await;
+            let (took_ms, done) = (begun.elapsed().as_millis() as u64, inserted.is_ok());
+            tracing::debug!(took_ms, done, "insert");
+            inserted
+        };
+        let inserted = inserting.instrument(self.span(rows, bytes)).await;
         failpoint::pass("sink-after-insert");
-        let took_ms = begun.elapsed().as_millis() as u64;
-        let done = inserted.is_ok();
-        tracing::debug!(query_id = self.query_id, batches = bodies.len(), took_ms, done, "insert");
         let Err(fault) = inserted else {
+            state.metrics.inserted(rows, bytes, begun.elapsed());
             (self.fault, self.failed) = (unconfirmed(), None);
             return Seen::Accepted;
         };
-        counts.failed_inserts.fetch_add(1, Ordering::Relaxed);
         let class = fault.class();
+        state.metrics.insert_failed(class, begun.elapsed());
         (self.fault, self.failed) = (fault.clone(), Some(fault));
         Seen::Failed(class)
+    }
+
+    /// The span of the insert that `query_id` names. At level debug it lists the traces of its batches, as far as a line has
+    /// room for them.
+    fn span(&self, rows: u64, bytes: u64) -> Span {
+        let PassId { run, pass } = &self.key.pass;
+        let table = self.sink.store.tables().rows();
+        let messages = self.items.len();
+        let span = tracing::info_span!(
+            "insert", %run, pass, table, messages, rows, bytes, query_id = self.query_id, traces = field::Empty
+        );
+        if tracing::enabled!(Level::DEBUG) {
+            let traces =
+                self.items.iter().take(TRACES).map(|item| item.delivery.trace().trace_id().to_string());
+            span.record("traces", traces.collect::<Vec<_>>().join(","));
+        }
+        span
+    }
+
+    fn rows(&self) -> u64 {
+        self.items.iter().map(|item| item.rows.ids).sum()
     }
 
     /// Returns when an insert of unknown outcome is over, or when work is given up.
@@ -273,7 +306,7 @@ impl Landing<'_> {
 
     async fn wait(&mut self) -> Seen {
         let wait = self.pause.wait();
-        let rows: u64 = self.items.iter().map(|item| item.rows.ids).sum();
+        let rows = self.rows();
         tracing::warn!(run = %self.key.pass.run, pass = self.key.pass.pass, batches = self.items.len(), rows, fault = %self.fault,
             retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }

@@ -27,6 +27,11 @@ impl Waits {
         self.waits().remove(pass);
     }
 
+    /// How many passes wait.
+    pub(crate) fn count(&self) -> usize {
+        self.waits().len()
+    }
+
     /// The first of the passes that wait.
     pub fn told(&self) -> Vec<WaitingPass> {
         let waits = self.waits();

@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use crate::compute::{Cores, Function};
 use crate::error::{Error, full_cause};
 use crate::fleet::times::WorkLoad;
-use crate::model::counts::WorkCounts;
 use crate::retry::Backoff;
 use crate::stop::Stop;
+use crate::telemetry::metrics::Metrics;
 use crate::work::plan::WorkPlan;
 
 /// Waits between two proofs.
@@ -29,9 +29,8 @@ const REMEMBERED: usize = 256;
 /// Why it cannot: [`Error::Child`], [`Error::Start`], [`Error::Pool`].
 pub async fn prove<I: Id>(function: &Function<I>, plan: &WorkPlan) -> Result<(), Error> {
     let WorkPlan { threads, place, limits, .. } = plan.clone();
-    let counts = Arc::<WorkCounts>::default();
     let load = Arc::new(WorkLoad::new(threads));
-    Cores::start(function.clone(), threads, place, limits, counts, load)?.ready().await
+    Cores::start(function.clone(), threads, place, limits, Metrics::default(), load)?.ready().await
 }
 
 /// Whether this host can compute. Clones are the same.

@@ -54,6 +54,7 @@ impl<I: Id> Worker<I> {
                 break;
             }
             tracing::debug!(run = %key.pass.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
+            self.metrics.asked_again(left.len() as u64);
             let begun = *begun.get_or_insert_with(Instant::now);
             let _asking = self.load.asking(&key.pass, left.len() as u64, &why);
             self.wait(self.pause(&mut pause, attempt, begun), left.len() as u32, delivery).await?;

@@ -23,9 +23,11 @@ use crate::compute::{BatchKey, Computed, Maker};
 use crate::error::{Error, full_cause};
 use crate::failpoint;
 use crate::fleet::times::WorkLoad;
-use crate::nats::broker::{Broker, Written};
+use crate::nats::broker::{Broker, Writing, Written};
 use crate::retry::{Backoff, patiently};
 use crate::stop::Stop;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::TraceContext;
 
 #[cfg(test)]
 pub(crate) use course::parts_of;
@@ -44,6 +46,9 @@ pub(crate) struct Target {
     pub schema: Arc<Schema>,
     pub maker: Arc<Maker>,
     pub load: Arc<WorkLoad>,
+    pub metrics: Metrics,
+    /// The delivery's place in the batch's trace.
+    pub trace: TraceContext,
     pub stop: Stop,
 }
 
@@ -90,9 +95,13 @@ impl Target {
     /// [`Error::Stopped`] when work is given up.
     pub async fn keep_cuts(&self, known: &Known) -> Result<(), Error> {
         for (subject, bytes) in &known.cuts {
-            self.broker.write_once(subject, bytes.clone(), &self.stop).await?;
+            self.broker.write_once(subject, bytes.clone(), self.writing()).await?;
         }
         Ok(())
+    }
+
+    fn writing(&self) -> Writing<'_> {
+        Writing { trace: Some(self.trace), metrics: &self.metrics, stop: &self.stop }
     }
 
     /// Stores rows, all or those that no worker stored before. Where not all ids that lack one have one here, a cut tells
@@ -166,7 +175,9 @@ impl Target {
         let whole = *places == (0..self.key.ids);
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
-            if self.broker.write_once(&subject, message.bytes.clone(), &self.stop).await? == Written::First {
+            if self.broker.write_once(&subject, message.bytes.clone(), self.writing()).await?
+                == Written::First
+            {
                 failpoint::pass(match (whole, message.parts.is_empty()) {
                     (true, true) => "work-after-rows",
                     (false, true) => "work-after-part",

@@ -1,33 +1,32 @@
 //! Row 11 again, on a real ClickHouse server in a process of its own: Debian's 18.16.1.
 //!
-//! It is too old for the product's tables and questions, so these scenarios are of the wire alone: what [`Store`] does with
-//! an insert that cannot be finished, and with one that runs already. The table and the rows are the suite's own.
+//! The product does not talk to so old a server, so these scenarios show what the server does with an insert that cannot be
+//! finished, and with one that runs already: the sink rests on both. Table, rows, inserts and questions are the suite's own;
+//! the statement that ends an insert is the product's.
 
+use std::thread::JoinHandle;
 use std::time::Instant;
 
-use bytes::Bytes;
-use millstream::names::PassId;
-use millstream::schema::{OWN_COLUMNS, Schema};
+use millstream::schema::OWN_COLUMNS;
 use millstream::{frame, native};
-use millstream_engine::error::StoreFault;
-use millstream_engine::model::rows::Portion;
-use millstream_engine::{Environment, Store, StoreAddress};
+use millstream_engine::clickhouse::sql;
+use millstream_engine::error::{Class, StoreFault};
 use tests::proxy::{Mode, Proxy};
-use tests::{SOON, Trial, wait_until};
-use tokio::runtime::Runtime;
+use tests::{SOON, wait_until};
 
 use crate::Plan;
 use crate::checker::{Checker, Submitted};
-use crate::old_clickhouse::OldClickHouse;
+use crate::old_clickhouse::{OldClickHouse, post};
 use crate::scene::Report;
 
 const INSERTS: &str = "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO %trial_rows%'";
+/// ClickHouse's code for a `query_id` that is in use.
+const IN_USE: u32 = 216;
 
-/// The wire alone: a server, a proxy, and a [`Store`] on each side of it.
+/// The wire alone: a server, and a proxy before it.
 struct Wire {
     server: OldClickHouse,
     proxy: Proxy,
-    runtime: Runtime,
     proofs: Vec<String>,
     _dir: tempfile::TempDir,
 }
@@ -48,29 +47,19 @@ impl Wire {
         let dir = tempfile::Builder::new().prefix("millstream-wire-").tempdir().expect("a directory");
         let server = OldClickHouse::start(dir.path());
         let proxy = Proxy::before(&server.url());
-        Self { server, proxy, runtime: Runtime::new().expect("a runtime"), proofs: Vec::new(), _dir: dir }
+        Self { server, proxy, proofs: Vec::new(), _dir: dir }
     }
 
-    fn store(&self, url: &str) -> Store {
-        let address = StoreAddress {
-            url: url.to_owned(),
-            user: String::new(),
-            password: String::new(),
-            environment: Environment::plain("millstream"),
-            origin: "the fault suite".to_owned(),
-        };
-        let spec = millstream::check::<Trial>().expect("sound");
-        self.runtime.block_on(Store::connect(&spec, address)).expect("an old server is good enough")
+    /// An insert past the proxy; what the server says, or why it says nothing.
+    fn insert(&self, query_id: &str, body: &[u8]) -> Result<String, String> {
+        insert(self.server.url().trim_start_matches("http://"), query_id, body)
     }
 
     /// An insert whose body stops half-way, in a thread of its own, once the server executes it.
-    fn stalled_insert(&self, query_id: &'static str) -> std::thread::JoinHandle<Result<(), StoreFault>> {
-        let store = self.store(&format!("http://{}", self.proxy.address));
+    fn stalled_insert(&self, query_id: &'static str) -> JoinHandle<Result<String, String>> {
         self.proxy.set(Mode::Slow(SLOW));
-        let handle = self.runtime.handle().clone();
-        let inserting = std::thread::spawn(move || {
-            handle.block_on(store.insert_rows(query_id, &schema(), false, &bodies()))
-        });
+        let address = self.proxy.address.clone();
+        let inserting = std::thread::spawn(move || insert(&address, query_id, &body()));
         wait_until("an insert under way", SOON, || match self.server.number(INSERTS) {
             0 => Err("none".to_owned()),
             _ => Ok(()),
@@ -83,16 +72,11 @@ impl Wire {
         self.server.number("SELECT count() FROM millstream.trial_rows")
     }
 
-    /// Ids of the batch that are stored, as a sink asks for them.
-    fn asked(&self, store: &Store) -> u64 {
-        let batch = [Portion::all(0, IDS)];
-        self.runtime.block_on(store.ask(&pass(), batch.iter())).expect("an answer")[0]
-    }
-
     /// The batch has landed: readers may see it, and the checker does.
     fn finish(self, last_fault: Instant) -> Report {
-        let store = self.store(&self.server.url());
-        assert_eq!(self.asked(&store), u64::from(IDS), "ids of the batch");
+        let ids =
+            "SELECT uniqExact(id) FROM millstream.trial_rows WHERE run = 'wire' AND pass = 1 AND batch = 0";
+        assert_eq!(self.server.number(ids), u64::from(IDS), "ids of the batch");
         let recovered = last_fault.elapsed();
         self.server.ask(&format!(
             "INSERT INTO millstream.trial_passes (run, pass, batches, ids, rows) VALUES ('{RUN}', {PASS}, 1, {IDS}, {IDS})"
@@ -103,53 +87,53 @@ impl Wire {
     }
 }
 
-/// An insert that nobody can finish is killed: when that returns, it is over, and nothing of it is there.
+/// An insert that no client can finish is killed: when that returns, it is over, and nothing of it is there.
 pub fn kill_query_sync(_: Plan) -> Report {
     let mut wire = Wire::new();
     let inserting = wire.stalled_insert("stalled");
-    let direct = wire.store(&wire.server.url());
     let begun = Instant::now();
-    // Whoever lost touch with it: the connection goes while the server waits for the rest.
+    // The client has lost touch with it: the connection goes while the server waits for the rest.
     wire.proxy.set(Mode::Refuse);
-    wire.runtime.block_on(direct.kill("stalled")).expect("it is killed");
+    wire.server.ask(&sql::kill("stalled"));
     let took = begun.elapsed().as_secs_f64();
     assert_eq!(wire.server.number(INSERTS), 0, "an insert runs after KILL QUERY SYNC");
     let (outcome, rows) = (inserting.join().expect("it ended"), wire.rows());
-    assert!(matches!(outcome, Err(StoreFault::Unclear(_) | StoreFault::Exception { .. })), "{outcome:?}");
+    assert!(outcome.is_err(), "{outcome:?}");
     let last_fault = Instant::now();
     wire.proofs
         .push(format!("an insert cut in its body and killed, over after {took:.1} s; {rows} rows of it"));
-    assert_eq!((rows, wire.asked(&direct)), (0, 0), "rows of half an insert");
-    wire.runtime.block_on(direct.insert_rows("again", &schema(), false, &bodies())).expect("it is inserted");
+    assert_eq!(rows, 0, "rows of half an insert");
+    wire.insert("again", &body()).expect("it is inserted");
     wire.finish(last_fault)
 }
 
-/// While an insert runs, another of its name is refused as one whose outcome is unknown.
+/// While an insert runs, another of its name is refused, which the product takes for one whose outcome is unknown.
 pub fn query_id_in_use(_: Plan) -> Report {
     let mut wire = Wire::new();
     let inserting = wire.stalled_insert("same");
-    let direct = wire.store(&wire.server.url());
-    let refused = wire
-        .runtime
-        .block_on(direct.insert_rows("same", &schema(), false, &bodies()))
-        .expect_err("it runs already");
-    assert!(matches!(refused, StoreFault::Exception { code: 216, .. }), "{refused}");
-    assert_eq!(refused.class(), millstream_engine::error::Class::Unclear);
+    // Without a body: the server refuses the query before it reads one.
+    let refused = wire.insert("same", &[]).expect_err("it runs already");
+    assert!(refused.contains(&format!("Code: {IN_USE}")), "{refused}");
+    let fault = StoreFault::Exception { code: IN_USE, text: refused };
+    assert_eq!(fault.class(), Class::Unclear);
     let last_fault = Instant::now();
-    wire.proofs.push(format!("an insert under way, and one of the same query_id refused: {refused}"));
+    wire.proofs.push(format!("an insert under way, and one of the same query_id refused: {fault}"));
     assert_eq!(wire.rows(), 0, "rows of half an insert");
     wire.proxy.set(Mode::Pass);
     inserting.join().expect("it ended").expect("it is inserted");
     wire.finish(last_fault)
 }
 
-/// The columns of pipeline `trial`.
-fn schema() -> Schema {
-    Schema::parse(&[("squared", "UInt64")]).expect("sound")
+/// Sends an insert of this body, in compressed frames, as a sink does.
+fn insert(address: &str, query_id: &str, body: &[u8]) -> Result<String, String> {
+    let own = OWN_COLUMNS.map(|(name, _)| name).join(",");
+    let query = format!("INSERT+INTO+millstream.trial_rows+({own},squared)+FORMAT+Native");
+    let path = format!("/?query={query}&query_id={query_id}&decompress=1");
+    post(address, &path, body).map_err(|error| error.to_string())
 }
 
 /// The batch as one block in frames, with the types that the table of this server has.
-fn bodies() -> Vec<Bytes> {
+fn body() -> Vec<u8> {
     const FRAME: usize = 1 << 16;
     let (ids, count) = (1..=u64::from(IDS), IDS as usize);
     let numbers =
@@ -171,10 +155,7 @@ fn bodies() -> Vec<Bytes> {
         }
     }
     native::fixed(&mut raw, "squared", "UInt64", &numbers(&mut ids.map(|id| id * id)));
-    let frames = raw.chunks(FRAME).map(|chunk| {
-        let mut body = Vec::new();
-        frame::compress(chunk, &mut body);
-        Bytes::from(body)
-    });
-    frames.collect()
+    let mut body = Vec::new();
+    raw.chunks(FRAME).for_each(|chunk| frame::compress(chunk, &mut body));
+    body
 }

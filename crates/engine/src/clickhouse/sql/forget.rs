@@ -2,7 +2,7 @@
 //!
 //! Mutations, not lightweight deletes: those only hide rows, and their space is free after a merge that may never come.
 
-use super::{PARTITIONS, SeenPass, Tables, millis, string};
+use super::{PARTITIONS, SeenPass, Tables, moment, string};
 use millstream::Id;
 use millstream::names::{PassId, RunName};
 
@@ -44,8 +44,9 @@ impl Tables {
         let database = string(&self.database);
         let names = names.join(", ");
         format!(
-            "SELECT table, mutation_id, substring(command, 1, 200), toInt64(parts_to_do), ifNull((SELECT count() FROM system.merges AS m \
-             WHERE m.database = {database} AND m.table IN ({names})), 0), substring(latest_fail_reason, 1, 600) FROM system.mutations \
+            "SELECT table, mutation_id AS id, substring(command, 1, 200) AS command, toInt64(parts_to_do) AS parts, ifNull((SELECT \
+             count() FROM system.merges AS m WHERE m.database = {database} AND m.table IN ({names})), 0) AS running, \
+             substring(latest_fail_reason, 1, 600) AS reason FROM system.mutations \
              WHERE database = {database} AND table IN ({names}) AND NOT is_done ORDER BY create_time, mutation_id"
         )
     }
@@ -68,7 +69,7 @@ impl Tables {
 
     /// Removes a row of a sealed pass, which its moment tells from others; and counts how many there are: `(rows)`.
     pub fn remove_seen(&self, run: &RunName, seen: &SeenPass) -> [String; 2] {
-        let of_moment = format!("{} AND {} = {}", of(run, Some(seen.pass)), millis("sealed_at"), seen.at_ms);
+        let of_moment = format!("{} AND sealed_at = {}", of(run, Some(seen.pass)), moment(seen.at_ms));
         [
             delete(&self.passes(), &of_moment),
             format!("SELECT count() FROM {} WHERE {of_moment}", self.passes()),

@@ -49,8 +49,8 @@ impl Tables {
     /// `(name, engine, sorting key, partition key, databases, names)`.
     pub fn list_tables(&self) -> String {
         format!(
-            "SELECT name, engine, sorting_key, partition_key, dependencies_database, dependencies_table, comment \
-             FROM system.tables WHERE {}",
+            "SELECT name, engine, sorting_key AS sorted, partition_key AS partitioned, dependencies_database AS fed_databases, \
+             dependencies_table AS fed, comment FROM system.tables WHERE {}",
             self.among("name")
         )
     }
@@ -68,7 +68,7 @@ impl Tables {
             string(&self.rows_name())
         );
         format!(
-            "SELECT name, path, toUInt64(greatest(toInt128(least(free_space, unreserved_space)) - toInt128(keep_free_space), 0)) \
+            "SELECT name, path, toUInt64(greatest(toInt128(least(free_space, unreserved_space)) - toInt128(keep_free_space), 0)) AS free \
              FROM system.disks WHERE name IN (SELECT arrayJoin(disks) FROM system.storage_policies WHERE policy_name = \
              ifNull(nullIf(({policy}), ''), 'default')) ORDER BY name"
         )
@@ -82,7 +82,7 @@ impl Tables {
     /// All of them that there are, with what they hold: `(name, engine, comment, rows, bytes)`.
     pub fn things(&self) -> String {
         format!(
-            "SELECT name, engine, comment, toUInt64(ifNull(total_rows, 0)), toUInt64(ifNull(total_bytes, 0)) \
+            "SELECT name, engine, comment, toUInt64(ifNull(total_rows, 0)) AS rows, toUInt64(ifNull(total_bytes, 0)) AS bytes \
              FROM system.tables WHERE {} ORDER BY name",
             self.among("name")
         )
@@ -185,8 +185,8 @@ impl Tables {
     /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
     pub fn builds(&self, pass: &PassId) -> String {
         format!(
-            "SELECT toString(build) AS by, sum(rows), arraySort(groupArray(toString(host))) FROM (SELECT build, host, count() AS rows \
-             FROM {} WHERE {} GROUP BY build, host) GROUP BY by ORDER BY sum(rows) DESC, by LIMIT 100",
+            "SELECT toString(by) AS build, sum(counted) AS rows, arraySort(groupArray(toString(host))) AS hosts FROM (SELECT build AS by, \
+             host, count() AS counted FROM {} WHERE {} GROUP BY build, host) GROUP BY build ORDER BY rows DESC, build LIMIT 100",
             self.rows(),
             super::of_pass(pass),
         )
@@ -220,8 +220,8 @@ impl Tables {
     pub fn view_faults(&self, run: Option<&RunName>) -> String {
         let run = run.map(|run| format!("WHERE run = {} ", string(run.as_str())));
         format!(
-            "SELECT run, pass, view, argMax(error, at), toUInt64(length(groupUniqArrayArray(batches))), {} FROM {} {}GROUP BY \
-             run, pass, view ORDER BY max(at) DESC, view LIMIT {VIEW_FAULTS}",
+            "SELECT run, pass, view, argMax(error, at) AS error, toUInt64(length(groupUniqArrayArray(batches))) AS batches, {} AS at_ms \
+             FROM {} {}GROUP BY run, pass, view ORDER BY max(at) DESC, view LIMIT {VIEW_FAULTS}",
             millis("max(at)"),
             self.table("_view_faults"),
             run.unwrap_or_default(),

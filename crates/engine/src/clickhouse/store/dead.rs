@@ -1,6 +1,5 @@
 //! Dead letters.
 
-use clickhouse::Row;
 use millstream::names::PassId;
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +8,7 @@ use crate::error::Error;
 use crate::model::selection::Letters;
 
 /// A dead letter.
-#[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// Its batch.
     pub batch: u32,
@@ -57,7 +56,11 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn dead(&self, pass: &PassId, letters: &Letters, limit: u64) -> Result<Vec<DeadLetter>, Error> {
-        self.all("list dead letters", &self.tables.dead(pass, letters, limit)).await
+        // No struct of the crate's: its columns would be named like those that they are sorted by.
+        let found: Vec<(u32, String, String, String, String)> =
+            self.all("list dead letters", &self.tables.dead(pass, letters, limit)).await?;
+        let letter = |(batch, id, error, host, build)| DeadLetter { batch, id, error, host, build };
+        Ok(found.into_iter().map(letter).collect())
     }
 
     /// Dead letters of a pass by error: `(error, ids)`.

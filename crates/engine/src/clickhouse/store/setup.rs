@@ -9,7 +9,7 @@ use millstream::schema::Schema;
 use serde::Deserialize;
 
 use super::{ANSWER_WITHIN, HEAL_WITHIN, Store};
-use crate::clickhouse::sql::{self, Column, Tables, View, holds};
+use crate::clickhouse::sql::{self, Column, NEWER_TABLE_SETTINGS, Tables, View, holds};
 use crate::error::{Error, StoreFault};
 use crate::model::moment::now_ms;
 
@@ -264,9 +264,10 @@ impl Store {
         self.refuse_detached(plan.missing.clone()).await?;
         let tables = self.tables.table_names();
         if tables.iter().any(|name| plan.missing.contains(name)) {
-            let settings = sql::known_settings("merge_tree_settings", sql::wanted_table_settings());
-            let known: Vec<String> = self.all("look up table settings", &settings).await?;
-            for statement in self.tables.create(&known) {
+            let newer = self
+                .known_settings("look up table settings", "merge_tree_settings", NEWER_TABLE_SETTINGS)
+                .await?;
+            for statement in self.tables.create(&newer) {
                 self.execute("create the tables", &statement, ANSWER_WITHIN).await?;
             }
             self.made(&tables).await?;

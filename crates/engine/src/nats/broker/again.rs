@@ -1,14 +1,15 @@
 //! Messages that hold rows of a pass: found one by one, and handed out to sinks once more.
 
-use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use millstream::envelope::{Rows, decode_rows};
 use millstream::names::PassId;
 
-use super::Broker;
+use super::{Broker, once};
 use crate::error::{Error, broker};
 use crate::model::moment::since_1970_ms;
 use crate::nats::answer::within;
+use crate::telemetry::trace::TraceContext;
 
 /// A message of the rows stream.
 #[derive(Debug, Clone)]
@@ -20,13 +21,15 @@ pub struct RowsMessage {
     /// When it was stored, by the server's clock, in milliseconds since 1970.
     pub at_ms: u64,
     payload: Bytes,
+    trace: Option<TraceContext>,
 }
 
 impl From<StreamMessage> for RowsMessage {
     fn from(message: StreamMessage) -> Self {
         let at_ms = since_1970_ms(message.time);
-        let StreamMessage { subject, sequence, payload, .. } = message;
-        Self { subject: subject.to_string(), sequence, at_ms, payload }
+        let StreamMessage { subject, sequence, payload, headers, .. } = message;
+        let trace = TraceContext::of(Some(&headers));
+        Self { subject: subject.to_string(), sequence, at_ms, payload, trace }
     }
 }
 
@@ -67,10 +70,10 @@ impl Broker {
     /// # Errors
     /// The broker's.
     pub async fn hand_out_again(&self, message: RowsMessage) -> Result<(), Error> {
-        let RowsMessage { subject, payload, .. } = message;
+        let RowsMessage { subject, payload, trace, .. } = message;
         let doing = format!("hand out `{subject}` again");
         self.purge_rows(subject.clone()).await?;
-        let again = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
+        let again = once(payload, trace);
         let again = async { self.jetstream.send_publish(subject, again).await?.await };
         within(&doing, again).await?.map_err(broker(doing))?;
         Ok(())

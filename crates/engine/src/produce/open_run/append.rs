@@ -5,6 +5,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use millstream::envelope::{decode_ids, encode_end, is_end};
 use millstream::names::RunName;
 use millstream::{Id, MAX_BATCH_IDS};
+use tracing::Instrument;
 
 use super::Producer;
 use crate::error::Error;
@@ -12,11 +13,13 @@ use crate::failpoint;
 use crate::model::id_digest::IdDigest;
 use crate::model::moment::now_ms;
 use crate::model::record::{Published, RunRecord, SOURCE};
-use crate::nats::broker::{Broker, Written};
+use crate::nats::broker::{Broker, Writing, Written};
 use crate::nats::bucket::{Change, Entry};
 use crate::produce::input::Cut;
-use crate::produce::publish::{Batch, Stored, WAITING_FOR_BROKER, keep, look_up};
+use crate::produce::publish::{Batch, Stored, WAITING_FOR_BROKER, keep, look_up, publish_span};
 use crate::retry::patiently;
+use crate::telemetry::labels::Origin;
+use crate::telemetry::trace::TraceContext;
 
 /// After so many batches the run's record says what there is, so that a later start has little to read back.
 const NOTED_EVERY: u32 = 256;
@@ -35,7 +38,14 @@ impl<I: Id> Producer<'_, I> {
                 return Ok(());
             }
             let batch = Batch::new(&self.feed.run, self.all.batches, &cut);
-            if self.store(batch.bytes).await? {
+            let trace = TraceContext::begin();
+            let metrics = &self.feed.metrics;
+            let span = publish_span(&self.feed.run, batch.number, trace);
+            metrics.publishing(1);
+            let stored = self.store(batch.bytes, Some(trace)).instrument(span).await?;
+            metrics.publishing(0);
+            if stored {
+                metrics.published(Origin::Published, batch.ids.ids, batch.repeats.ids);
                 self.count(batch.ids, batch.repeats.ids)?;
                 break;
             }
@@ -55,13 +65,14 @@ impl<I: Id> Producer<'_, I> {
 
     /// Stores a message under the next number. `false` when another producer's is there: it is counted then, or the run
     /// has ended.
-    async fn store(&mut self, message: Bytes) -> Result<bool, Error> {
+    async fn store(&mut self, message: Bytes, trace: Option<TraceContext>) -> Result<bool, Error> {
         let run = &self.feed.run;
         let number = self.all.batches;
         let subject = self.session.broker.names().ids_subject(run, number);
+        let writing = Writing { trace, metrics: &self.feed.metrics, stop: self.stop };
         loop {
             failpoint::pass("follow-before-publish");
-            let written = self.session.broker.write_once(&subject, message.clone(), self.stop).await?;
+            let written = self.session.broker.write_once(&subject, message.clone(), writing).await?;
             if written == Written::First {
                 return Ok(true);
             }
@@ -73,7 +84,10 @@ impl<I: Id> Producer<'_, I> {
                 Stored::Same => return Ok(true),
                 Stored::Other(bytes) => {
                     match ids_of::<I>(run, number, &bytes)? {
-                        Some(ids) => self.count(IdDigest::of(&ids), 0)?,
+                        Some(ids) => {
+                            self.feed.metrics.published(Origin::Found, ids.len() as u64, 0);
+                            self.count(IdDigest::of(&ids), 0)?;
+                        }
                         None => self.ended = true,
                     }
                     return Ok(false);
@@ -125,7 +139,10 @@ impl<I: Id> Producer<'_, I> {
             .buffered(READ_AT_ONCE);
         while let Some(found) = read.try_next().await? {
             match found {
-                Some(ids) => self.count(ids, 0)?,
+                Some(ids) => {
+                    self.feed.metrics.published(Origin::Found, ids.ids, 0);
+                    self.count(ids, 0)?;
+                }
                 None => self.ended = true,
             }
         }
@@ -156,7 +173,7 @@ impl<I: Id> Producer<'_, I> {
         }
         while !self.ended {
             let end = encode_end(self.feed.run.as_str(), self.all.batches);
-            self.ended |= self.store(end.into()).await?;
+            self.ended |= self.store(end.into(), None).await?;
         }
         failpoint::pass("follow-ended");
         let all = Published { at_ms: now_ms(), ..self.all.clone() };

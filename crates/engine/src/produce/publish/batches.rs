@@ -12,6 +12,7 @@ use millstream::Id;
 use millstream::envelope::{EnvelopeFault, encode_ids};
 use millstream::names::RunName;
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use super::held::Plan;
 use super::{Submission, WAITING_FOR_BROKER};
@@ -21,12 +22,13 @@ use crate::fleet::times::Phases;
 use crate::model::id_digest::IdDigest;
 use crate::model::moment::now_ms;
 use crate::model::record::{Published, RunRecord};
-use crate::nats::broker::{Broker, Stray, Written};
+use crate::nats::broker::{Broker, Stray, Writing, Written};
 use crate::nats::quarantine::fault_of_ids;
 use crate::produce::input::{Cut, Cutter, Ids, Input, Survey, aside};
 use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
 use crate::stop::Stop;
+use crate::telemetry::trace::TraceContext;
 
 /// Batches on their way at once.
 const IN_FLIGHT: usize = 64;
@@ -164,11 +166,12 @@ pub(super) async fn publish_batches<I: Id>(
     let mut flights = FuturesUnordered::new();
     let mut more = true;
     while more || !flights.is_empty() {
+        submission.metrics.publishing(flights.len());
         let _full = (flights.len() >= IN_FLIGHT).then(|| phases.begin(WAITING_FOR_BROKER));
         tokio::select! {
             batch = batches.recv(), if more && flights.len() < IN_FLIGHT => match batch {
                 Some(batch) if there.get(batch.number as usize) == Some(&true) => done(&batch, Written::Already),
-                Some(batch) => flights.push(publish_batch::<I>(broker, &submission.run, batch, stop)),
+                Some(batch) => flights.push(publish_batch::<I>(broker, submission, batch, stop)),
                 None => more = false,
             },
             Some(landed) = flights.next() => {
@@ -178,24 +181,48 @@ pub(super) async fn publish_batches<I: Id>(
             () = stop.no_more_taking() => return Err(Error::Stopped),
         }
     }
+    submission.metrics.publishing(0);
     ended.await
 }
 
 async fn publish_batch<I: Id>(
     broker: &Broker,
-    run: &RunName,
+    submission: &Submission,
     batch: Batch,
     stop: &Stop,
 ) -> Result<(Batch, Written), Error> {
-    let subject = broker.names().ids_subject(run, batch.number);
+    let Submission { run, metrics, .. } = submission;
+    let trace = TraceContext::begin();
+    let writing = Writing { trace: Some(trace), metrics, stop };
+    let span = publish_span(run, batch.number, trace);
+    let publishing = async move {
+        let written = store_batch::<I>(broker, run, &batch, writing).await?;
+        tracing::debug!(ids = batch.ids.ids, ?written, "published");
+        Ok((batch, written))
+    };
+    publishing.instrument(span).await
+}
+
+/// The span in which a batch is published.
+pub(crate) fn publish_span(run: &RunName, batch: u32, trace: TraceContext) -> tracing::Span {
+    tracing::debug_span!("publish", %run, batch, trace_id = %trace.trace_id())
+}
+
+async fn store_batch<I: Id>(
+    broker: &Broker,
+    run: &RunName,
+    batch: &Batch,
+    writing: Writing<'_>,
+) -> Result<Written, Error> {
+    let (subject, stop) = (broker.names().ids_subject(run, batch.number), writing.stop);
     loop {
         failpoint::pass("produce-before-publish");
-        let written = broker.write_once(&subject, batch.bytes.clone(), stop).await?;
+        let written = broker.write_once(&subject, batch.bytes.clone(), writing).await?;
         failpoint::pass("produce-after-publish");
         // An attempt whose answer was lost stored it, or another producer has stored a batch of that number meanwhile.
-        let is_there = || is_stored::<I>(broker, run, &subject, &batch);
+        let is_there = || is_stored::<I>(broker, run, &subject, batch);
         if written == Written::First || patiently(run, stop, is_there).await? {
-            return Ok((batch, written));
+            return Ok(written);
         }
         if !stop.pause(Duration::from_millis(100)).await {
             return Err(Error::Stopped);

@@ -1,0 +1,84 @@
+//! What a sealer does.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::{Metrics, Registering, level, of_work, seconds};
+use crate::telemetry::labels::{By, SealStep};
+
+pub(super) struct Sealer {
+    passes: Gauge,
+    waiting: Gauge,
+    took: Family<By<SealStep>, Histogram>,
+    failed: Family<By<SealStep>, Counter>,
+    sealed: Counter,
+    sealed_rows: Counter,
+    repairs: Counter,
+    repaired: Counter,
+}
+
+impl Sealer {
+    pub fn new(registry: &mut Registering) -> Self {
+        Self {
+            passes: registry.gauge("sealer_open_passes", "Passes that this sealer follows to their seal"),
+            waiting: registry.gauge(
+                "sealer_waiting_passes",
+                "Passes that are not sealed because of something that an operator has to see to",
+            ),
+            took: registry.histograms("sealer_step", "Time of a step to a seal, by step", of_work),
+            failed: registry.counters(
+                "sealer_failed_steps",
+                "Steps to a seal that failed or took too long, and are taken again, by step",
+                None,
+            ),
+            sealed: registry.counter("sealer_sealed_passes", "Passes that this sealer sealed", None),
+            sealed_rows: registry.counter(
+                "sealer_sealed_rows",
+                "Rows of passes that this sealer sealed",
+                None,
+            ),
+            repairs: registry.counter("sealer_repairs", "Repairs that changed something", None),
+            repaired: registry.counter(
+                "sealer_repaired_batches",
+                "Batches that repairs had computed or handed out again",
+                None,
+            ),
+        }
+    }
+}
+
+impl Metrics {
+    /// The sealer follows so many passes.
+    pub fn following(&self, passes: usize) {
+        self.0.sealer.passes.set(level(passes));
+    }
+
+    /// So many passes wait for an operator.
+    pub fn waiting(&self, passes: usize) {
+        self.0.sealer.waiting.set(level(passes));
+    }
+
+    /// A step was taken. `failed` says that it gave no answer, or took too long.
+    pub fn step_taken(&self, step: SealStep, failed: bool, took: Duration) {
+        self.0.sealer.took.get_or_create(&By(step)).observe(seconds(took));
+        if failed {
+            self.0.sealer.failed.get_or_create(&By(step)).inc();
+        }
+    }
+
+    /// A pass of so many rows is sealed.
+    pub fn sealed(&self, rows: u64) {
+        self.0.sealer.sealed.inc();
+        self.0.sealer.sealed_rows.inc_by(rows);
+    }
+
+    /// A repair changed something; so many batches are computed or handed out again.
+    pub fn repaired(&self, batches: u64) {
+        self.0.sealer.repairs.inc();
+        self.0.sealer.repaired.inc_by(batches);
+    }
+}
