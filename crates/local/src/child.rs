@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::engine;
+use chdb_http::OpenError;
+
 use crate::guard;
 
 const USAGE: u8 = 2;
@@ -18,7 +19,7 @@ pub fn child_main() -> Option<ExitCode> {
     match args.next()?.to_str()? {
         "__local-guard" => Some(guard::run(args)),
         "__local-engine" => Some(match engine_args(args) {
-            Some(args) => engine::run(args),
+            Some(args) => engine(&args),
             None => {
                 guard::complain("usage: __local-engine --lib FILE --path DIR --port N");
                 ExitCode::from(USAGE)
@@ -28,7 +29,45 @@ pub fn child_main() -> Option<ExitCode> {
     }
 }
 
-fn engine_args(mut args: impl Iterator<Item = OsString>) -> Option<engine::Args> {
+/// Serves until it is told to stop. Failures are told on stderr: one `error:` line with its causes, one `hint:` line.
+fn engine(args: &chdb_http::Args) -> ExitCode {
+    let Err(error) = chdb_http::run(args) else { return ExitCode::SUCCESS };
+    let mut text = format!("error: failed to {error}\n");
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        text.push_str(&format!("  {source}\n"));
+        cause = source.source();
+    }
+    text.push_str(&format!("hint: {}", hint(&error)));
+    guard::complain(&text);
+    ExitCode::FAILURE
+}
+
+/// What the operator of a local stack can do about it.
+fn hint(error: &chdb_http::Error) -> &'static str {
+    use chdb_http::Error;
+
+    match error {
+        Error::Directory { .. } => "check that the directory can be written, or name another with --data",
+        Error::InUse { .. } => {
+            "stop the run or `up` that uses this data directory, or name another with --data"
+        }
+        Error::Engine(OpenError::Load { .. }) => {
+            "the library needs 64-bit Linux with glibc; delete the cached copy to have it fetched again, \
+             or set CLICKHOUSE_URL"
+        }
+        Error::Engine(OpenError::Path { .. } | OpenError::Boot { .. }) => {
+            "the engine's own message, if any, is above; check the directory's owner and free space"
+        }
+        Error::Version { .. } => {
+            "the library may be damaged; delete the cached copy to have it fetched again"
+        }
+        Error::Listen { .. } => "another process may use this port; 0 picks a free one",
+        Error::Runtime(_) | Error::Ready(_) => "check the limits on threads and open files",
+    }
+}
+
+fn engine_args(mut args: impl Iterator<Item = OsString>) -> Option<chdb_http::Args> {
     let (mut lib, mut path, mut port) = (None, None, None);
     while let Some(name) = args.next() {
         let value = args.next()?;
@@ -39,7 +78,7 @@ fn engine_args(mut args: impl Iterator<Item = OsString>) -> Option<engine::Args>
             _ => return None,
         }
     }
-    Some(engine::Args { lib: lib?, path: path?, port: port? })
+    Some(chdb_http::Args { lib: lib?, path: path?, port: port? })
 }
 
 #[cfg(test)]
@@ -48,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(line: &str) -> Option<engine::Args> {
+    fn parse(line: &str) -> Option<chdb_http::Args> {
         engine_args(line.split(' ').map(|word| OsStr::new(word).to_owned()))
     }
 

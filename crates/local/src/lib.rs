@@ -15,7 +15,7 @@
 //! | `nats`, `clickhouse` | configurations and command lines |
 //! | `program`, `keep` | one child: start, readiness, stop; restarts |
 //! | `guard`, `leftover` | servers end with their owner; those that did not are stopped |
-//! | `engine` | ClickHouse's HTTP face over the engine as a library |
+//! | `child` | what a pipeline's binary does as a child of the stack: guards a server, or serves the engine (`chdb_http`) |
 //! | `stack` | all of it together |
 //!
 //! Deliberately missing: passwords. Everything listens on loopback only, for whoever has an account on this machine.
@@ -24,7 +24,6 @@ mod child;
 mod clickhouse;
 mod data;
 mod disk;
-mod engine;
 mod error;
 mod event;
 mod fetch;
@@ -40,8 +39,6 @@ mod stack;
 pub use child::child_main;
 pub use data::{Holder, Owner};
 pub use disk::free;
-#[doc(hidden)]
-pub use engine::dissect;
 pub use error::{Error, Tail};
 pub use event::{Event, Progress, Server};
 pub use find::{ClickHouse, find_clickhouse, find_nats_server};

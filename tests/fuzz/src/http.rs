@@ -2,9 +2,9 @@
 
 use std::io::Read;
 
+use chdb_http::dissect::{Dissected, FILE, Kind, dissect};
 use lz4_flex::frame::FrameDecoder;
 use millstream::frame::compress;
-use millstream_local::dissect::{Dissected, FILE, Kind, dissect};
 
 use crate::heap::bounded;
 
@@ -170,7 +170,7 @@ fn holds(haystack: &[u8], needle: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use millstream_local::dissect::QUERY_ID;
+    use chdb_http::dissect::QUERY_ID;
 
     use super::*;
 

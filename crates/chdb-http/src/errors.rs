@@ -2,10 +2,10 @@
 
 use hyper::StatusCode;
 
-use super::statement;
+use crate::statement;
 
 /// The codes that this module's own answers carry; the engine brings its own.
-pub(super) mod code {
+pub(crate) mod code {
     pub(crate) const BAD_ARGUMENTS: u32 = 36;
     pub(crate) const CANNOT_DECOMPRESS: u32 = 271;
     pub(crate) const CHECKSUM_DOESNT_MATCH: u32 = 40;
@@ -27,24 +27,29 @@ pub(super) mod code {
 
 /// An exception as clients see it: `Code: 60. DB::Exception: … (UNKNOWN_TABLE)`, without the version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Exception {
-    pub(super) code: u32,
+pub(crate) struct Exception {
+    pub(crate) code: u32,
     text: String,
 }
 
 impl Exception {
     /// One of ours, in ClickHouse's words.
-    pub(super) fn new(code: u32, message: &str) -> Self {
+    pub(crate) fn new(code: u32, message: &str) -> Self {
         Self { code, text: format!("Code: {code}. DB::Exception: {message} ({})", name(code)) }
     }
 
+    /// What a server does, and this one does not.
+    pub(crate) fn not_here(what: &str) -> Self {
+        Self::new(code::NOT_IMPLEMENTED, &format!("{what} is not supported by the local engine"))
+    }
+
     /// An operation of this process that failed, as ClickHouse reports such: with code 1001.
-    pub(super) fn io(doing: &str, error: &std::io::Error) -> Self {
+    pub(crate) fn io(doing: &str, error: &std::io::Error) -> Self {
         Self::new(code::STD_EXCEPTION, &format!("cannot {doing}: {error}"))
     }
 
     /// The engine's text, unchanged but for line ends.
-    pub(super) fn from_engine(text: &str) -> Self {
+    pub(crate) fn from_engine(text: &str) -> Self {
         let code = text
             .split_once("Code: ")
             .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
@@ -59,7 +64,7 @@ impl Exception {
 
     /// The same without words that this face, not the client, put into the statement: `ours`, or what is left of them where the
     /// engine's parser stopped within.
-    pub(super) fn without(mut self, ours: &str) -> Self {
+    pub(crate) fn without(mut self, ours: &str) -> Self {
         let mut left = ours.trim_start();
         while let Some((stop, rest)) = left.split_once(' ') {
             self.text = self.text.replace(&format!("({stop}): {left}"), "(end of query): ");
@@ -70,12 +75,12 @@ impl Exception {
     }
 
     /// The whole line, as the body of an answer has it.
-    pub(super) fn line(&self, version: &str) -> String {
+    pub(crate) fn line(&self, version: &str) -> String {
         format!("{} (version {version} (chdb build))\n", self.text)
     }
 
     /// As ClickHouse maps codes: <https://github.com/ClickHouse/ClickHouse/blob/master/src/Server/HTTP/exceptionCodeToHTTPStatus.cpp>.
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self.code {
             194 => StatusCode::UNAUTHORIZED,
             192 | 193 | 497 | 512 | 516 => StatusCode::FORBIDDEN,

@@ -19,21 +19,31 @@ use libloading::Library;
 
 /// Why the engine could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum OpenError {
+pub enum OpenError {
+    /// The library cannot be loaded, or lacks a function.
     #[error("load the ClickHouse engine `{}`", lib.display())]
     Load {
+        /// The library.
         lib: PathBuf,
+        /// Why it cannot be loaded.
         #[source]
         source: libloading::Error,
     },
+    /// The path of the data has a NUL in it.
     #[error("pass the path `{}` to the ClickHouse engine", path.display())]
     Path {
+        /// The path.
         path: PathBuf,
+        /// Where the NUL is.
         #[source]
         source: NulError,
     },
+    /// The engine does not boot on this data. It says why on stderr, if at all.
     #[error("open the ClickHouse data at `{}`", path.display())]
-    Boot { path: PathBuf },
+    Boot {
+        /// The directory of the data.
+        path: PathBuf,
+    },
 }
 
 type RawConnection = *mut c_void;
@@ -112,7 +122,7 @@ impl Api {
 }
 
 /// The booted engine. Opens sessions; shuts down when it and the last session are dropped.
-pub(super) struct Engine {
+pub(crate) struct Engine {
     api: Arc<Api>,
     args: Vec<CString>,
     /// Held so that the engine does not shut down and boot again between two sessions.
@@ -126,7 +136,7 @@ unsafe impl Sync for Engine {}
 
 impl Engine {
     /// Loads the library and opens the data at `path` with the server settings `options` (`name=value`).
-    pub(super) fn open(lib: &Path, path: &Path, options: &[&str]) -> Result<Self, OpenError> {
+    pub(crate) fn open(lib: &Path, path: &Path, options: &[&str]) -> Result<Self, OpenError> {
         let api = Api::load(lib).map_err(|source| OpenError::Load { lib: lib.to_owned(), source })?;
         let args =
             arguments(path, options).map_err(|source| OpenError::Path { path: path.to_owned(), source })?;
@@ -136,7 +146,7 @@ impl Engine {
 
     /// A new session with the engine's default settings. Costs about a quarter of a millisecond. `None` if the engine
     /// refuses, which it has no reason to.
-    pub(super) fn connect(&self) -> Option<Connection> {
+    pub(crate) fn connect(&self) -> Option<Connection> {
         let raw = self.api.connect(&self.args)?;
         Some(Connection { api: Arc::clone(&self.api), raw })
     }
@@ -162,26 +172,26 @@ fn arguments(path: &Path, options: &[&str]) -> Result<Vec<CString>, NulError> {
 }
 
 /// One session. A statement that failed or was killed stays in the engine's process list until the session ends.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     api: Arc<Api>,
     raw: NonNull<RawConnection>,
 }
 
 /// What one statement did, and its result if it has one.
 #[derive(Debug, Default)]
-pub(super) struct Output {
-    pub(super) data: Vec<u8>,
-    pub(super) result_rows: u64,
-    pub(super) result_bytes: u64,
-    pub(super) read_rows: u64,
-    pub(super) read_bytes: u64,
-    pub(super) written_rows: u64,
-    pub(super) written_bytes: u64,
+pub(crate) struct Output {
+    pub(crate) data: Vec<u8>,
+    pub(crate) result_rows: u64,
+    pub(crate) result_bytes: u64,
+    pub(crate) read_rows: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) written_rows: u64,
+    pub(crate) written_bytes: u64,
 }
 
 impl Connection {
     /// Runs one statement to its end, with the query parameters `params`. The error is the engine's text, unchanged.
-    pub(super) fn query(
+    pub(crate) fn query(
         &mut self,
         sql: &[u8],
         format: &str,

@@ -144,28 +144,28 @@ fn what_only_a_session_would_remember_is_refused() {
 }
 
 #[test]
-fn kills_name_their_ids_or_leave_it_to_the_engine() {
-    let cases: [(&str, &[&str], KillMode); 5] = [
-        ("KILL QUERY WHERE query_id = 'a\\'b' SYNC", &["a'b"], KillMode::Sync),
-        ("kill query where query_id='x' async", &["x"], KillMode::Async),
-        ("KILL QUERY WHERE query_id IN ('x', 'y') SYNC", &["x", "y"], KillMode::Sync),
-        ("KILL QUERY WHERE query_id = 'x'", &["x"], KillMode::Async),
-        ("KILL QUERY WHERE query_id = 'x' TEST", &["x"], KillMode::Test),
-    ];
-    for (sql, ids, mode) in cases {
-        let Ok(Statement::Kill(kill)) = parse(sql.as_bytes()) else { panic!("{sql}") };
-        assert_eq!(
-            (&kill.ids[..], kill.mode, kill.format),
-            (&ids.iter().map(ToString::to_string).collect::<Vec<_>>()[..], mode, None),
-            "{sql}"
-        );
+fn a_kill_names_its_query_or_is_refused() {
+    for (sql, query_id, format) in [
+        ("KILL QUERY WHERE query_id = 'a\\'b' SYNC", "a'b", None),
+        ("kill query where `query_id`='x';", "x", None),
+        ("KILL QUERY WHERE query_id = 'x' SYNC FORMAT JSON", "x", Some("JSON")),
+        ("KILL QUERY WHERE query_id = 'x' FORMAT Native", "x", Some("Native")),
+    ] {
+        let expected = Kill { query_id: query_id.to_owned(), format: format.map(str::to_owned) };
+        assert_eq!(parse(sql.as_bytes()), Ok(Statement::Kill(expected)), "{sql}");
     }
-    for sql in ["KILL QUERY WHERE query_id LIKE 'x%' SYNC", "KILL QUERY WHERE query_id = 'x' OR 1 SYNC"] {
-        assert_eq!(parse(sql.as_bytes()), Ok(Statement::KillWhere), "{sql}");
+    for sql in [
+        "KILL QUERY WHERE query_id = 'x' ASYNC",
+        "KILL QUERY WHERE query_id = 'x' TEST",
+        "KILL QUERY WHERE query_id IN ('x', 'y') SYNC",
+        "KILL QUERY WHERE query_id LIKE 'x%' SYNC",
+        "KILL QUERY WHERE query_id = 'x' OR 1 SYNC",
+        "KILL QUERY WHERE query_id = 'x' SYNC TEST",
+        "KILL QUERY",
+    ] {
+        let refused = parse(sql.as_bytes()).map_err(|exception| exception.code);
+        assert_eq!(refused, Err(code::NOT_IMPLEMENTED), "{sql}");
     }
-    let sql = b"KILL QUERY WHERE query_id = 'x' SYNC FORMAT JSON";
-    let Ok(Statement::Kill(kill)) = parse(sql) else { panic!("a kill") };
-    assert_eq!((kill.mode, kill.format.as_deref()), (KillMode::Sync, Some("JSON")));
     assert_eq!(parse(b"KILL MUTATION WHERE 1"), Ok(Statement::Other));
 }
 

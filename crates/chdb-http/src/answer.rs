@@ -19,11 +19,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep};
 
-use super::body::MemoryFile;
-use super::errors::Exception;
-use super::execute::Done;
-use super::frames;
-use super::running::Reader;
+use crate::body::MemoryFile;
+use crate::errors::Exception;
+use crate::execute::Done;
+use crate::running::Reader;
 
 /// What is read from the engine at once.
 const PIECE: usize = 1 << 18;
@@ -34,20 +33,20 @@ const HELD: usize = 1 << 18;
 const TAIL_LEAVES: Duration = Duration::from_secs(2);
 
 /// The outcome of a statement that runs on a blocking thread.
-pub(super) type Outcome = JoinHandle<Result<Done, Exception>>;
+pub(crate) type Outcome = JoinHandle<Result<Done, Exception>>;
 
-/// Kills the query whose answer nobody waits for any more.
-pub(super) struct Abandon {
+/// Kills the query when its client is gone before the answer is whole.
+pub(crate) struct Abandon {
     query_id: Option<String>,
     to: mpsc::Sender<String>,
 }
 
 impl Abandon {
-    pub(super) fn new(query_id: String, to: mpsc::Sender<String>) -> Self {
+    pub(crate) fn new(query_id: String, to: mpsc::Sender<String>) -> Self {
         Self { query_id: Some(query_id), to }
     }
 
-    pub(super) fn disarm(&mut self) {
+    pub(crate) fn disarm(&mut self) {
         self.query_id = None;
     }
 }
@@ -62,53 +61,38 @@ impl Drop for Abandon {
     }
 }
 
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Whole(Option<Bytes>),
-    File { file: Arc<MemoryFile>, at: u64, compress: bool },
+    File { file: Arc<MemoryFile>, at: u64 },
     Stream(Box<Stream>),
 }
 
 impl Answer {
-    pub(super) fn text(text: impl Into<Bytes>) -> Self {
-        Self::Whole(Some(text.into()))
+    pub(crate) fn whole(data: impl Into<Bytes>) -> Self {
+        Self::Whole(Some(data.into()))
     }
-
-    /// `data` as the request wants it.
-    pub(super) fn data(data: Bytes, compress: bool) -> Self {
-        Self::Whole(Some(packed(data, compress)))
-    }
-}
-
-fn packed(data: Bytes, compress: bool) -> Bytes {
-    if !compress {
-        return data;
-    }
-    let mut framed = Vec::new();
-    frames::encode(&data, &mut framed);
-    framed.into()
 }
 
 /// A result that outgrew [`HELD`].
-pub(super) struct Stream {
+pub(crate) struct Stream {
     held: Option<Bytes>,
     reader: Reader,
     outcome: Option<Outcome>,
     broken: Option<Pin<Box<Sleep>>>,
     abandon: Abandon,
-    compress: bool,
     tag: String,
     version: Arc<str>,
 }
 
 /// What came of waiting for a result's start.
-pub(super) enum Begun {
+pub(crate) enum Begun {
     Over(Bytes),
     /// The start of a longer one.
     More(Bytes),
 }
 
 /// Reads a result to its end, or until it is too large to be held.
-pub(super) async fn begin(pipe: &mut pipe::Receiver) -> io::Result<Begun> {
+pub(crate) async fn begin(pipe: &mut pipe::Receiver) -> io::Result<Begun> {
     let mut held = Vec::new();
     while held.len() < HELD {
         held.reserve(HELD);
@@ -120,29 +104,19 @@ pub(super) async fn begin(pipe: &mut pipe::Receiver) -> io::Result<Begun> {
 }
 
 impl Stream {
-    pub(super) fn new(
+    pub(crate) fn new(
         held: Bytes,
         reader: Reader,
         outcome: Outcome,
         abandon: Abandon,
-        compress: bool,
         version: Arc<str>,
     ) -> Self {
         let tag = tag();
-        Self {
-            held: Some(held),
-            reader,
-            outcome: Some(outcome),
-            broken: None,
-            abandon,
-            compress,
-            tag,
-            version,
-        }
+        Self { held: Some(held), reader, outcome: Some(outcome), broken: None, abandon, tag, version }
     }
 
     /// The value of `X-ClickHouse-Exception-Tag`.
-    pub(super) fn tag(&self) -> &str {
+    pub(crate) fn tag(&self) -> &str {
         &self.tag
     }
 
@@ -185,13 +159,8 @@ impl Body for Answer {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let data = match self.get_mut() {
             Self::Whole(data) => data.take().filter(|data| !data.is_empty()).map(Ok),
-            Self::File { file, at, compress } => {
-                next_of_file(file, at).map(|data| data.map(|data| packed(data, *compress))).transpose()
-            }
-            Self::Stream(stream) => {
-                let data = ready!(stream.poll_data(context));
-                data.map(|data| data.map(|data| packed(data, stream.compress)))
-            }
+            Self::File { file, at } => next_of_file(file, at).transpose(),
+            Self::Stream(stream) => ready!(stream.poll_data(context)),
         };
         Poll::Ready(data.map(|data| data.map(Frame::data)))
     }

@@ -11,17 +11,17 @@ use hyper::body::Incoming;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::timeout;
 
-use super::encoding::Encoding;
-use super::errors::{Exception, code};
-use super::frames::{Decoder, Fault};
+use crate::encoding::Encoding;
+use crate::errors::{Exception, code};
+use crate::frames::{Decoder, Fault};
 
 /// The most that one body may hold once decompressed.
-pub(super) const MAX_BODY: u64 = 1 << 30;
+pub(crate) const MAX_BODY: u64 = 1 << 30;
 /// How long a client may be silent within its body; ClickHouse's `http_receive_timeout`.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A file without a name, in memory.
-pub(super) struct MemoryFile {
+pub(crate) struct MemoryFile {
     file: File,
     length: u64,
     /// How what is in it is compressed, by the engine's word for it.
@@ -30,7 +30,7 @@ pub(super) struct MemoryFile {
 
 /// How a body is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Coming {
+pub(crate) enum Coming {
     /// As it comes.
     AsItIs,
     /// Frames, each decompressed.
@@ -40,39 +40,39 @@ pub(super) enum Coming {
 }
 
 impl MemoryFile {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let file = memfd_create("millstream", MFdFlags::MFD_CLOEXEC)?;
         Ok(Self { file: File::from(file), length: 0, compression: None })
     }
 
     /// Where others in this process, the engine above all, find it.
-    pub(super) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
     }
 
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.length
     }
 
     /// How what is in it is compressed, by the engine's word for it.
-    pub(super) fn compression(&self) -> Option<&'static str> {
+    pub(crate) fn compression(&self) -> Option<&'static str> {
         self.compression
     }
 
     /// At most the first `limit` bytes.
-    pub(super) fn head(&self, limit: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn head(&self, limit: usize) -> io::Result<Vec<u8>> {
         let mut head = vec![0; usize::try_from(self.length).unwrap_or(limit).min(limit)];
         self.file.read_exact_at(&mut head, 0)?;
         Ok(head)
     }
 
     /// Bytes from `at` on; none at the end. What another wrote into the file counts.
-    pub(super) fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.file.read_at(buffer, at)
     }
 
     /// A new file with `before` and what is in this one from `at` on.
-    pub(super) fn tail(&self, before: &[u8], at: u64) -> io::Result<Self> {
+    pub(crate) fn tail(&self, before: &[u8], at: u64) -> io::Result<Self> {
         let mut tail = Self::new()?;
         tail.write_all(before)?;
         let mut source = File::open(self.path())?;
@@ -98,14 +98,14 @@ impl Write for MemoryFile {
 }
 
 /// A body on its way in, piece by piece.
-pub(super) struct Receiving {
+pub(crate) struct Receiving {
     file: MemoryFile,
     decoder: Option<Decoder>,
     encoding: Option<Encoding>,
 }
 
 impl Receiving {
-    pub(super) fn new(coming: Coming, encoding: Option<Encoding>) -> Result<Self, Exception> {
+    pub(crate) fn new(coming: Coming, encoding: Option<Encoding>) -> Result<Self, Exception> {
         let file = MemoryFile::new().map_err(|error| Exception::io("make room for the body", &error))?;
         let decoder = match coming {
             Coming::AsItIs => None,
@@ -116,7 +116,7 @@ impl Receiving {
     }
 
     /// Blocks for as long as a frame that ends in `bytes` takes to decompress, and one may hold a lot.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Exception> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Exception> {
         let stored = match &mut self.decoder {
             Some(decoder) => decoder.push(bytes, &mut self.file),
             None => self.file.write_all(bytes).map_err(Fault::Write),
@@ -125,7 +125,7 @@ impl Receiving {
     }
 
     /// What was received, decompressed. Blocks for as long as that takes.
-    pub(super) fn finish(mut self) -> Result<MemoryFile, Exception> {
+    pub(crate) fn finish(mut self) -> Result<MemoryFile, Exception> {
         if let Some(decoder) = self.decoder {
             decoder.finish(&mut self.file).map_err(refused)?;
             self.file.compression = decoder.has_packed().then_some("lz4");
@@ -138,7 +138,7 @@ impl Receiving {
 }
 
 /// Reads `body` to its end. An error means that nothing of it may be executed.
-pub(super) async fn receive(
+pub(crate) async fn receive(
     mut body: Incoming,
     coming: Coming,
     encoding: Option<Encoding>,
@@ -159,7 +159,7 @@ pub(super) async fn receive(
 }
 
 /// Why a body could not be stored, as a client is told.
-pub(super) fn refused(fault: Fault) -> Exception {
+pub(crate) fn refused(fault: Fault) -> Exception {
     match fault {
         Fault::Frame(exception) => exception,
         Fault::Write(error) if error.kind() == io::ErrorKind::FileTooLarge => Exception::new(

@@ -3,7 +3,7 @@
 //! Works on bytes, since the data of an INSERT follows its statement directly and is not text.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A keyword, a bare name or a number.
     Word,
     /// A name in backticks or double quotes.
@@ -15,38 +15,38 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token {
-    pub(super) kind: Kind,
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub(crate) struct Token {
+    pub(crate) kind: Kind,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 impl Token {
-    pub(super) fn bytes<'a>(&self, sql: &'a [u8]) -> &'a [u8] {
+    pub(crate) fn bytes<'a>(&self, sql: &'a [u8]) -> &'a [u8] {
         &sql[self.start..self.end]
     }
 
-    pub(super) fn is(&self, sql: &[u8], keyword: &str) -> bool {
+    pub(crate) fn is(&self, sql: &[u8], keyword: &str) -> bool {
         self.kind == Kind::Word && self.bytes(sql).eq_ignore_ascii_case(keyword.as_bytes())
     }
 
-    pub(super) fn is_any(&self, sql: &[u8], keywords: &[&str]) -> bool {
+    pub(crate) fn is_any(&self, sql: &[u8], keywords: &[&str]) -> bool {
         keywords.iter().any(|keyword| self.is(sql, keyword))
     }
 
-    pub(super) fn punct(&self) -> Option<u8> {
+    pub(crate) fn punct(&self) -> Option<u8> {
         match self.kind {
             Kind::Punct(byte) => Some(byte),
             Kind::Word | Kind::Quoted | Kind::Text => None,
         }
     }
 
-    pub(super) fn is_name(&self) -> bool {
+    pub(crate) fn is_name(&self) -> bool {
         matches!(self.kind, Kind::Word | Kind::Quoted)
     }
 
     /// What a quoted name or a string says; any other token's bytes.
-    pub(super) fn value(&self, sql: &[u8]) -> Vec<u8> {
+    pub(crate) fn value(&self, sql: &[u8]) -> Vec<u8> {
         let bytes = self.bytes(sql);
         match (self.kind, bytes.first()) {
             (Kind::Quoted | Kind::Text, Some(quote @ (b'\'' | b'`' | b'"'))) => unquoted(bytes, *quote),
@@ -55,15 +55,15 @@ impl Token {
     }
 }
 
-/// Tokens one by one, so that nobody reads beyond a statement into its data.
+/// Tokens one by one, so that a parser does not read beyond a statement into its data.
 #[derive(Clone)]
-pub(super) struct Tokens<'a> {
+pub(crate) struct Tokens<'a> {
     sql: &'a [u8],
     at: usize,
 }
 
 impl<'a> Tokens<'a> {
-    pub(super) fn new(sql: &'a [u8]) -> Self {
+    pub(crate) fn new(sql: &'a [u8]) -> Self {
         Self { sql, at: 0 }
     }
 
@@ -172,7 +172,7 @@ fn unescaped(byte: u8) -> u8 {
 }
 
 /// `text` between `quote`s, as ClickHouse reads it back.
-pub(super) fn quoted(text: &[u8], quote: u8) -> Vec<u8> {
+pub(crate) fn quoted(text: &[u8], quote: u8) -> Vec<u8> {
     let mut out = vec![quote];
     for byte in text {
         if *byte == quote || *byte == b'\\' {

@@ -5,7 +5,7 @@ use std::fs::{self, DirEntry, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use crate::Error;
 
 const LOCK: &str = "millstream.lock";
 /// `database.table.UUID.sql` for each table that was dropped.
@@ -16,7 +16,7 @@ const SHELF: usize = 3;
 
 /// Makes the directory and locks it, until the file is closed. The engine has a lock as well, but its message names
 /// neither problem nor remedy.
-pub(super) fn open(path: &Path) -> Result<File, Error> {
+pub(crate) fn open(path: &Path) -> Result<File, Error> {
     let directory = |source| Error::Directory { path: path.to_owned(), source };
     fs::create_dir_all(path).map_err(directory)?;
     let mut options = File::options();

@@ -1,57 +1,7 @@
-//! The local ClickHouse: the engine as a library in a child process, behind ClickHouse's HTTP interface.
-//!
-//! [`run`] is the whole life of the child: it locks the data's directory, loads and boots the engine, prints
-//! `{"port":N}` on stdout, and serves on loopback until SIGTERM, SIGINT, or until stdin ends, which is how it follows a
-//! parent that was killed. Then it takes no more requests, gives those that run [`LAST`], and closes the engine.
-//!
-//! A request, in the order of the files:
-//!
-//! | module | what it does |
-//! |---|---|
-//! | `http` | routes, queues for a slot, answers |
-//! | `request`, `body`, `frames`, `encoding` | takes the URL and the form apart; reads the body whole, out of its frames or coding |
-//! | `running` | holds its query id while it is under way |
-//! | `tokens`, `statement` | tells a SELECT, an INSERT with rows, a KILL, anything else |
-//! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
-//! | `directory`, `chdb` | the data's lock; the engine's C interface |
-//! | `answer`, `errors` | the result as it comes, or the exception with ClickHouse's code |
-//! | `dissect` | the same up to the engine, without one, for the fuzz targets |
-//!
-//! What it promises beyond a server: an INSERT with rows is read whole before it runs, so a cut body inserts nothing, and
-//! up to 1,048,449 rows are one block, hence atomic, for one partition.
-//!
-//! What is not as with a server:
-//! - Users and passwords are accepted and ignored. There are no sessions between requests: what only a later request
-//!   could notice (SET, USE, temporary tables) is refused with code 48.
-//! - The engine makes query ids of its own. `KILL QUERY WHERE query_id = …` (or `IN`) is answered here, from the requests
-//!   under way; other conditions go to the engine. In `FROM system.processes`, `query_id` is the client's, by way of
-//!   the setting `log_comment`, which clients therefore cannot use; `query` shows statements as the engine got them.
-//! - Results are not compressed by headers (`Accept-Encoding`), only by `compress=1`.
-//! - INSERT INTO FUNCTION with rows, INSERT from `input()`, a column list with `*` or EXCEPT, and external tables are
-//!   refused with code 48 or 36. `async_insert` has no effect.
-//! - The engine never removes the data of a dropped table; the next start does. So DROP … SYNC does not wait.
-//! - System logs (`system.query_log` …), replication and clusters do not exist.
-
-mod answer;
-mod body;
-mod chdb;
-mod directory;
-pub mod dissect;
-mod encoding;
-mod errors;
-mod execute;
-mod frames;
-mod http;
-mod insert;
-mod request;
-mod running;
-mod statement;
-mod tokens;
+//! The life of the process: boots the engine, serves connections, and ends in order.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,17 +9,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use chdb::{Engine, OpenError};
-use http::{Face, KILLS, SLOTS};
-use running::Running;
+use crate::chdb::Engine;
+use crate::http::{Face, KILLS, SLOTS};
+use crate::running::Running;
+use crate::{Args, Error, directory, execute, http};
 
-/// How long requests that run have to end once the child is to stop.
+/// How long requests that run have to end once the server is to stop.
 const LAST: Duration = Duration::from_secs(10);
 /// How long they have after that, once they are killed.
 const KILLED: Duration = Duration::from_secs(3);
@@ -108,90 +58,16 @@ const OPTIONS: &[&str] = &[
     "background_message_broker_schedule_pool_size=1",
 ];
 
-/// What the child is told on its command line.
-pub(crate) struct Args {
-    /// `libchdb.so`.
-    pub(crate) lib: PathBuf,
-    /// The directory of ClickHouse's data; made if it is missing.
-    pub(crate) path: PathBuf,
-    /// The port on 127.0.0.1; 0 to pick one.
-    pub(crate) port: u16,
-}
-
-/// Why the child could not serve.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("use the directory `{}`", path.display())]
-    Directory {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("open the ClickHouse data at `{}`: another process has it open", path.display())]
-    InUse { path: PathBuf },
-    #[error(transparent)]
-    Engine(#[from] OpenError),
-    #[error("ask the ClickHouse engine for its version: {text}")]
-    Version { text: String },
-    #[error("listen on 127.0.0.1:{port}")]
-    Listen {
-        port: u16,
-        #[source]
-        source: io::Error,
-    },
-    #[error("start the runtime")]
-    Runtime(#[source] io::Error),
-    #[error("say on stdout that the engine is ready")]
-    Ready(#[source] io::Error),
-}
-
-impl Error {
-    fn hint(&self) -> &'static str {
-        match self {
-            Self::Directory { .. } => "check that the directory can be written, or name another with --data",
-            Self::InUse { .. } => {
-                "stop the run or `up` that uses this data directory, or name another with --data"
-            }
-            Self::Engine(OpenError::Load { .. }) => {
-                "the library needs 64-bit Linux with glibc; delete the cached copy to have it fetched again, \
-                 or set CLICKHOUSE_URL"
-            }
-            Self::Engine(OpenError::Path { .. } | OpenError::Boot { .. }) => {
-                "the engine's own message, if any, is above; check the directory's owner and free space"
-            }
-            Self::Version { .. } => {
-                "the library may be damaged; delete the cached copy to have it fetched again"
-            }
-            Self::Listen { .. } => "another process may use this port; 0 picks a free one",
-            Self::Runtime(_) | Self::Ready(_) => "check the limits on threads and open files",
-        }
-    }
-}
-
-/// Serves until told to stop. Failures are told on stderr: one `error:` line with its causes, one `hint:` line.
-pub(crate) fn run(args: Args) -> ExitCode {
-    match start(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn complain(error: &Error) {
-    let mut text = format!("error: failed to {error}\n");
-    let mut cause = std::error::Error::source(error);
-    while let Some(source) = cause {
-        text.push_str(&format!("  {source}\n"));
-        cause = source.source();
-    }
-    text.push_str(&format!("hint: {}\n", error.hint()));
-    // Nobody reads stderr: nothing left to try.
-    io::stderr().write_all(text.as_bytes()).unwrap_or_default();
-}
-
-fn start(args: &Args) -> Result<(), Error> {
+/// Serves until it is told to stop: by SIGTERM, by SIGINT, or by the end of stdin, so that it follows a parent that was killed.
+///
+/// Writes `{"port":N}` and a line end to stdout once it takes connections. Owns the process: it takes those signals and
+/// stdin, and reads stdin from a thread that ends with the process. Where statements still run after they were killed, it
+/// returns without closing the engine, which would wait for them; the process is then to end. What such a statement had
+/// written is whole parts, as after a crash.
+///
+/// # Errors
+/// The engine could not be opened, or the port could not be listened on. The engine writes its own reasons to stderr.
+pub fn run(args: &Args) -> Result<(), Error> {
     let _lock = directory::open(&args.path)?;
     let engine = Engine::open(&args.lib, &args.path, OPTIONS)?;
     let version = version(&engine)?;
@@ -213,12 +89,12 @@ fn start(args: &Args) -> Result<(), Error> {
     });
     let all_over = runtime.block_on(serve(&face, args.port, abandonments))?;
     if all_over {
-        close(face, runtime);
+        // Connections that idle hold the engine too; with the runtime they are gone.
+        runtime.shutdown_timeout(LAST);
     } else {
-        tracing::warn!("statements still run after being killed; leaving without closing the engine");
+        tracing::warn!("statements still run after they were killed; leaving without closing the engine");
+        std::mem::forget(face);
         runtime.shutdown_background();
-        // What they held is what a crash leaves: whole parts, or none.
-        std::process::exit(0);
     }
     Ok(())
 }
@@ -230,12 +106,6 @@ fn version(engine: &Engine) -> Result<Arc<str>, Error> {
     let output =
         connection.query(b"SELECT version()", "TSVRaw", &[]).map_err(|text| Error::Version { text })?;
     Ok(String::from_utf8_lossy(&output.data).trim().into())
-}
-
-fn close(face: Arc<Face>, runtime: Runtime) {
-    // Connections that idle hold the face too; with the runtime they are gone.
-    runtime.shutdown_timeout(LAST);
-    drop(face);
 }
 
 /// Whether all requests were over in time.

@@ -2,24 +2,22 @@
 //!
 //! The engine's own parser has the last word: whatever is not recognised here goes to it unchanged.
 
-use super::errors::{Exception, code};
-use super::tokens::{Kind, Token, Tokens, quoted};
+use crate::errors::{Exception, code};
+use crate::tokens::{Kind, Token, Tokens, quoted};
 
 /// By which requests are found again in the engine's process list: its queries carry their HTTP `query_id` in the
 /// setting `log_comment`, because the engine makes query ids of its own.
-const MARK: &str = "millstream-query-id=";
+const MARK: &str = "chdb-http-query-id=";
 
 /// What follows the first words of a statement.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Statement {
+pub(crate) enum Statement {
     /// Has a result.
     Reads(Reads),
     /// An INSERT whose rows are in the body.
     Insert(Insert),
-    /// A KILL QUERY by ids.
+    /// A KILL QUERY by id.
     Kill(Kill),
-    /// Any other KILL QUERY.
-    KillWhere,
     /// A DROP … SYNC, which would wait for a thread that the engine as a library does not start.
     DropSync,
     /// Anything else: runs as it is, and answers with little or nothing.
@@ -27,45 +25,36 @@ pub(super) enum Statement {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Reads {
+pub(crate) struct Reads {
     /// How many bytes follow the place where `INTO OUTFILE` goes.
-    pub(super) after: usize,
-    pub(super) format: Option<String>,
+    pub(crate) after: usize,
+    pub(crate) format: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Insert {
+pub(crate) struct Insert {
     /// As written: `db.table`, or with `{name:Identifier}` in it.
-    pub(super) table: Vec<u8>,
+    pub(crate) table: Vec<u8>,
     /// `None` where the statement has no column list.
-    pub(super) columns: Option<Vec<Vec<u8>>>,
+    pub(crate) columns: Option<Vec<Vec<u8>>>,
     /// What its own SETTINGS clause says, without the word.
-    pub(super) settings: Option<Vec<u8>>,
-    pub(super) format: String,
+    pub(crate) settings: Option<Vec<u8>>,
+    pub(crate) format: String,
     /// Where the rows start.
-    pub(super) data_at: usize,
+    pub(crate) data_at: usize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Kill {
-    /// Those of `query_id = 'x'` or `query_id IN ('x', …)`, if that is the whole condition.
-    pub(super) ids: Vec<String>,
-    pub(super) mode: KillMode,
-    pub(super) format: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum KillMode {
-    Sync,
-    Async,
-    Test,
+pub(crate) struct Kill {
+    pub(crate) query_id: String,
+    pub(crate) format: Option<String>,
 }
 
 /// What gzip begins with.
 const GZIP: &[u8] = &[0x1f, 0x8b];
 
 /// Tells what `sql` is, or refuses what this face must not pass on.
-pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
+pub(crate) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
     // The engine would take what comes before it for the whole.
     if sql.first() == Some(&0) || sql.starts_with(GZIP) {
         let binary =
@@ -82,7 +71,7 @@ pub(super) fn parse(sql: &[u8]) -> Result<Statement, Exception> {
     refuse_what_needs_a_session(sql, first, tokens)?;
     let all = top_level(sql)?;
     if first.is(sql, "KILL") {
-        return Ok(parse_kill(sql, &all));
+        return parse_kill(sql, &all);
     }
     if first.is(sql, "DROP") && sync_clause(sql, &all).is_some() {
         return Ok(Statement::DropSync);
@@ -182,7 +171,7 @@ fn sync_clause(sql: &[u8], all: &[Token]) -> Option<(usize, usize)> {
 }
 
 /// The same DROP without its SYNC.
-pub(super) fn drop_without_sync(sql: &[u8]) -> Vec<u8> {
+pub(crate) fn drop_without_sync(sql: &[u8]) -> Vec<u8> {
     let all: Vec<Token> = Tokens::new(sql).filter(|token| token.punct() != Some(b';')).collect();
     match sync_clause(sql, &all) {
         Some((start, end)) => [&sql[..start], &sql[end..]].concat(),
@@ -270,7 +259,7 @@ fn insert_from_query(sql: &[u8]) -> Result<Statement, Exception> {
     let tokens: Vec<Token> = Tokens::new(sql).collect();
     let input = |pair: &[Token]| pair[0].is(sql, "input") && pair[1].punct() == Some(b'(');
     if tokens.windows(2).any(input) {
-        return Err(not_here("INSERT from input()"));
+        return Err(Exception::not_here("INSERT from input()"));
     }
     top_level(sql).map(|_| Statement::Other)
 }
@@ -279,13 +268,9 @@ fn into_function(sql: &[u8], tokens: Tokens<'_>) -> Result<Statement, Exception>
     if tokens.clone().any(|token| token.is_any(sql, &["FORMAT", "VALUES"]))
         && !tokens.clone().any(|token| token.is(sql, "SELECT"))
     {
-        return Err(not_here("INSERT INTO FUNCTION with rows in the body"));
+        return Err(Exception::not_here("INSERT INTO FUNCTION with rows in the body"));
     }
     Ok(Statement::Other)
-}
-
-fn not_here(what: &str) -> Exception {
-    Exception::new(code::NOT_IMPLEMENTED, &format!("{what} is not supported by the local engine"))
 }
 
 enum List {
@@ -309,7 +294,7 @@ fn column_list(sql: &[u8], tokens: &mut Tokens<'_>) -> Result<List, Exception> {
                 names.push(name);
                 return Ok(List::Columns(names));
             }
-            _ => return Err(not_here("an INSERT's column list with anything but names in it")),
+            _ => return Err(Exception::not_here("an INSERT's column list with anything but names in it")),
         }
     }
     Err(Exception::new(code::SYNTAX_ERROR, "Syntax error: the column list is not closed"))
@@ -326,49 +311,44 @@ fn rows_at(sql: &[u8], mut at: usize) -> usize {
     at + usize::from(byte(at) == Some(b'\n'))
 }
 
-fn parse_kill(sql: &[u8], all: &[Token]) -> Statement {
-    let [_, query, is_where, rest @ ..] = all else { return Statement::Other };
-    if !query.is(sql, "QUERY") || !is_where.is(sql, "WHERE") {
-        return Statement::Other;
+/// `KILL QUERY WHERE query_id = 'x'`, with or without SYNC, is answered here. The engine does not know the ids of its clients, so any
+/// other condition would kill other queries than are meant, or none.
+fn parse_kill(sql: &[u8], all: &[Token]) -> Result<Statement, Exception> {
+    let [_, query, rest @ ..] = all else { return Ok(Statement::Other) };
+    if !query.is(sql, "QUERY") {
+        return Ok(Statement::Other);
     }
     let format = format_clause(sql, all).map(|(_, name)| text(name.bytes(sql)));
-    let words = ["SYNC", "ASYNC", "TEST", "FORMAT"];
-    let end = rest.iter().position(|token| token.is_any(sql, &words)).unwrap_or(rest.len());
-    let mode = match rest.get(end) {
-        Some(token) if token.is(sql, "SYNC") => KillMode::Sync,
-        Some(token) if token.is(sql, "TEST") => KillMode::Test,
-        _ => KillMode::Async,
+    let end = rest.iter().position(|token| token.is_any(sql, &["SYNC", "FORMAT"])).unwrap_or(rest.len());
+    let is_understood = match &rest[end..] {
+        [] => true,
+        [sync] => sync.is(sql, "SYNC"),
+        [word, _] => word.is(sql, "FORMAT"),
+        [sync, word, _] => sync.is(sql, "SYNC") && word.is(sql, "FORMAT"),
+        _ => false,
     };
-    match killed_ids(sql, &rest[..end]) {
-        Some(ids) => Statement::Kill(Kill { ids, mode, format }),
-        None => Statement::KillWhere,
+    match &rest[..end] {
+        [is_where, column, operator, value]
+            if is_understood
+                && is_where.is(sql, "WHERE")
+                && column.is_name()
+                && column.value(sql) == b"query_id"
+                && operator.punct() == Some(b'=')
+                && value.kind == Kind::Text =>
+        {
+            Ok(Statement::Kill(Kill { query_id: text(&value.value(sql)), format }))
+        }
+        _ => Err(Exception::not_here("KILL QUERY other than `WHERE query_id = '…' SYNC`")),
     }
-}
-
-fn killed_ids(sql: &[u8], condition: &[Token]) -> Option<Vec<String>> {
-    let [column, operator, value] = condition else { return None };
-    if !column.is_name() || column.value(sql) != b"query_id" {
-        return None;
-    }
-    let literals: Vec<Token> = match (operator.punct(), value.kind) {
-        (Some(b'='), Kind::Text) => vec![*value],
-        (None, Kind::Punct(b'(')) if operator.is(sql, "IN") => Tokens::new(&sql[..value.end])
-            .skip_while(|token| token.start <= value.start)
-            .filter(|token| !matches!(token.punct(), Some(b',' | b')')))
-            .collect(),
-        _ => return None,
-    };
-    let only_text = !literals.is_empty() && literals.iter().all(|token| token.kind == Kind::Text);
-    only_text.then(|| literals.iter().map(|token| text(&token.value(sql))).collect())
 }
 
 /// The setting's value for a request.
-pub(super) fn mark(query_id: &str) -> String {
+pub(crate) fn mark(query_id: &str) -> String {
     format!("{MARK}{query_id}")
 }
 
 /// Puts the HTTP `query_id` in the place of the engine's, in questions to `system.processes`.
-pub(super) fn with_real_query_ids(sql: &[u8]) -> Vec<u8> {
+pub(crate) fn with_real_query_ids(sql: &[u8]) -> Vec<u8> {
     let tokens: Vec<Token> = Tokens::new(sql).collect();
     let mut out = Vec::with_capacity(sql.len());
     let mut copied = 0;
@@ -390,27 +370,12 @@ pub(super) fn with_real_query_ids(sql: &[u8]) -> Vec<u8> {
 }
 
 /// What stands for `system.processes`, as the engine spells it in its errors.
-pub(super) fn processes() -> String {
+pub(crate) fn processes() -> String {
     format!("(SELECT * REPLACE ({} AS query_id) FROM system.processes)", real_query_id())
 }
 
-/// Puts the HTTP `query_id` in the place of the engine's, in a KILL's condition.
-pub(super) fn kill_by_real_query_ids(sql: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(sql.len());
-    let mut copied = 0;
-    for token in Tokens::new(sql) {
-        if token.is_name() && token.value(sql) == b"query_id" {
-            out.extend_from_slice(&sql[copied..token.start]);
-            out.extend_from_slice(real_query_id().as_bytes());
-            copied = token.end;
-        }
-    }
-    out.extend_from_slice(&sql[copied..]);
-    out
-}
-
 /// Kills the queries of one request in the engine.
-pub(super) fn kill_marked(query_id: &str) -> Vec<u8> {
+pub(crate) fn kill_marked(query_id: &str) -> Vec<u8> {
     let mut sql = b"KILL QUERY WHERE Settings['log_comment'] = ".to_vec();
     sql.extend(quoted(mark(query_id).as_bytes(), b'\''));
     sql.extend_from_slice(b" ASYNC");

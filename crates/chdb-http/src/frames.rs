@@ -1,4 +1,4 @@
-//! ClickHouse's own compressed frames ([`millstream::frame`]), for `decompress=1` bodies and `compress=1` answers.
+//! Bodies in ClickHouse's own compressed frames ([`millstream::frame`], `decompress=1`).
 //!
 //! A body of frames is stored decompressed, or still compressed as a file that the engine decompresses while it reads: an LZ4
 //! frame file has the very blocks that our frames have, between other headers
@@ -8,18 +8,8 @@ use std::io::{self, Write};
 
 use millstream::frame::{self, Block, FrameFault};
 
-use super::body::MAX_BODY;
-use super::errors::{Exception, code};
-
-/// What one frame of an answer holds at most.
-const FRAME_DATA: usize = 1 << 20;
-
-/// Appends `data` to `out` as frames.
-pub(super) fn encode(data: &[u8], out: &mut Vec<u8>) {
-    for block in data.chunks(FRAME_DATA) {
-        frame::compress(block, out);
-    }
-}
+use crate::body::MAX_BODY;
+use crate::errors::{Exception, code};
 
 /// Begins an LZ4 frame file: its magic number, version 1 with independent blocks and no checksums, blocks of [`LZ4_BLOCK`] at most,
 /// and the checksum of those two bytes.
@@ -33,7 +23,7 @@ const LZ4_PLAIN: u32 = 1 << 31;
 
 /// Takes a body's frames apart as its bytes arrive, in pieces of any size.
 #[derive(Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     pending: Vec<u8>,
     plain: Vec<u8>,
     /// Whether blocks stay compressed, as an LZ4 frame file.
@@ -43,7 +33,7 @@ pub(super) struct Decoder {
 }
 
 /// Why a body could not be stored.
-pub(super) enum Fault {
+pub(crate) enum Fault {
     Frame(Exception),
     Write(io::Error),
 }
@@ -70,25 +60,26 @@ impl From<FrameFault> for Fault {
 
 impl Decoder {
     /// One that leaves blocks compressed.
-    pub(super) fn packing() -> Self {
+    pub(crate) fn packing() -> Self {
         Self { packs: true, ..Self::default() }
     }
 
     /// Whether what was written is an LZ4 frame file. Nothing at all is none.
-    pub(super) fn has_packed(&self) -> bool {
+    pub(crate) fn has_packed(&self) -> bool {
         self.packs && self.raw > 0
     }
 
     /// Writes the data of every frame that `bytes` completes to `sink`.
-    pub(super) fn push(&mut self, bytes: &[u8], sink: &mut impl Write) -> Result<(), Fault> {
+    pub(crate) fn push(&mut self, bytes: &[u8], sink: &mut impl Write) -> Result<(), Fault> {
         self.pending.extend_from_slice(bytes);
         let mut done = 0;
         while let Some(length) = frame::frame_len(&self.pending[done..])? {
             let Some(whole) = self.pending.get(done..done + length) else { break };
             self.plain.clear();
-            match self.packs {
-                true => pack(whole, &mut self.raw, &mut self.plain)?,
-                false => frame::decompress(whole, &mut self.plain)?,
+            if self.packs {
+                pack(whole, &mut self.raw, &mut self.plain)?;
+            } else {
+                frame::decompress(whole, &mut self.plain)?;
             }
             sink.write_all(&self.plain).map_err(Fault::Write)?;
             done += length;
@@ -98,7 +89,7 @@ impl Decoder {
     }
 
     /// Ends the file, or says that the body ended within a frame.
-    pub(super) fn finish(&self, sink: &mut impl Write) -> Result<(), Fault> {
+    pub(crate) fn finish(&self, sink: &mut impl Write) -> Result<(), Fault> {
         if self.pending.is_empty() {
             let end: &[u8] = if self.has_packed() { &LZ4_END } else { &[] };
             return sink.write_all(end).map_err(Fault::Write);
@@ -181,6 +172,13 @@ mod tests {
         bytes.chunks(piece).try_for_each(|part| decoder.push(part, &mut out)).map_err(code)?;
         decoder.finish(&mut out).map_err(code)?;
         Ok(out)
+    }
+
+    /// What one frame of a client's holds.
+    const FRAME_DATA: usize = 1 << 20;
+
+    fn encode(data: &[u8], out: &mut Vec<u8>) {
+        data.chunks(FRAME_DATA).for_each(|block| frame::compress(block, out));
     }
 
     fn sample(length: usize) -> Vec<u8> {

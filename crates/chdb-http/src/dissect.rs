@@ -7,13 +7,13 @@
 
 use hyper::http::request::Parts;
 
-use super::body::Receiving;
-use super::errors::Exception;
-use super::execute::into_file;
-use super::http::{Asked, coming};
-use super::insert;
-use super::request::Request;
-use super::statement::{self, Statement};
+use crate::body::Receiving;
+use crate::errors::Exception;
+use crate::execute::into_file;
+use crate::http::{Asked, coming};
+use crate::insert;
+use crate::request::Request;
+use crate::statement::{self, Statement};
 
 /// The file that results are written to and rows are read from.
 pub const FILE: &str = "/proc/self/fd/7";
@@ -49,7 +49,7 @@ pub enum Kind {
     Reads,
     /// Its rows are in the body.
     Insert,
-    /// It kills queries by their ids.
+    /// It kills a query by its id.
     Kill,
     /// Anything else.
     Other,
@@ -83,10 +83,7 @@ fn ask(head: &Parts, pieces: &[&[u8]]) -> Result<Dissected, Exception> {
         Statement::Insert(insert) => {
             (Kind::Insert, insert::from_file(TABLE, &insert, FILE, rows.compression())?)
         }
-        Statement::Kill(kill) => {
-            (Kind::Kill, kill.ids.iter().flat_map(|id| statement::kill_marked(id)).collect())
-        }
-        Statement::KillWhere => (Kind::Other, statement::kill_by_real_query_ids(&sql)),
+        Statement::Kill(kill) => (Kind::Kill, statement::kill_marked(&kill.query_id)),
         Statement::DropSync => (Kind::Other, statement::drop_without_sync(&sql)),
         Statement::Other => (Kind::Other, sql),
     };

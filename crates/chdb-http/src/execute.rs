@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use tokio::net::unix::pipe;
 
-use super::body::MemoryFile;
-use super::chdb::{Connection, Engine, Output};
-use super::errors::{Exception, code};
-use super::insert;
-use super::request::Request;
-use super::running::{Entry, Running, Victim};
-use super::statement::{self, Insert, Kill, KillMode, Reads};
+use crate::body::MemoryFile;
+use crate::chdb::{Connection, Engine, Output};
+use crate::errors::{Exception, code};
+use crate::insert;
+use crate::request::Request;
+use crate::running::{Entry, Running, Victim};
+use crate::statement::{self, Insert, Kill, Reads};
 
-/// How often a KILL … SYNC looks whether its victims are gone.
+/// How often a KILL looks whether its victim is gone.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Where a result goes.
-pub(super) enum Sink {
+pub(crate) enum Sink {
     Pipe(pipe::Sender),
     File(Arc<MemoryFile>),
 }
@@ -35,25 +35,24 @@ impl Sink {
 }
 
 /// What to do.
-pub(super) enum Work {
+pub(crate) enum Work {
     Read(Reads, Sink),
     Insert(Insert, MemoryFile),
-    /// The victims' fate goes where a result goes.
+    /// The victim's fate goes where a result goes.
     Kill(Kill, Sink),
-    KillWhere,
     DropSync,
     Other,
 }
 
 /// What was done, and how long it took.
-pub(super) struct Done {
-    pub(super) output: Output,
-    pub(super) took: Duration,
+pub(crate) struct Done {
+    pub(crate) output: Output,
+    pub(crate) took: Duration,
 }
 
 /// Runs `work` for `request` in a session of its own. When this returns, the session is over, `entry`'s id is free, and
-/// whoever reads the sink sees its end.
-pub(super) fn run(
+/// the reader of the sink sees its end.
+pub(crate) fn run(
     engine: &Engine,
     running: &Running,
     request: &Request,
@@ -70,7 +69,6 @@ pub(super) fn run(
             Work::Read(reads, sink) => query.read(&statement::with_real_query_ids(sql), &reads, &sink),
             Work::Insert(insert, rows) => query.insert(&insert, &rows),
             Work::Kill(kill, sink) => query.kill(running, &kill, &entry, &sink),
-            Work::KillWhere => query.run(&statement::kill_by_real_query_ids(sql)),
             Work::DropSync => query.run(&statement::drop_without_sync(sql)),
             Work::Other => query.run(sql),
         }
@@ -81,12 +79,10 @@ pub(super) fn run(
 }
 
 /// Ends what a client that is gone was reading.
-pub(super) fn abandon(engine: &Engine, running: &Running, query_id: &str) {
-    let victims = running.victims(&[query_id.to_owned()], "");
-    for victim in &victims {
-        victim.kill();
-    }
-    if let (false, Some(mut connection)) = (victims.is_empty(), engine.connect())
+pub(crate) fn abandon(engine: &Engine, running: &Running, query_id: &str) {
+    let Some(victim) = running.victim(query_id) else { return };
+    victim.kill();
+    if let Some(mut connection) = engine.connect()
         && let Err(error) = connection.query(&statement::kill_marked(query_id), "Null", &[])
     {
         tracing::warn!(query_id, error, "cannot kill a query whose client is gone");
@@ -140,49 +136,35 @@ impl Query<'_> {
         entry: &Entry,
         sink: &Sink,
     ) -> Result<Output, Exception> {
-        let victims = running.victims(&kill.ids, entry.query_id());
-        let status = match kill.mode {
-            KillMode::Test => "",
-            KillMode::Async => "waiting",
-            KillMode::Sync => "finished",
-        };
-        if kill.mode != KillMode::Test {
-            self.kill_all(running, &victims, kill.mode, entry)?;
+        let victim = running.victim(&kill.query_id).filter(|_| kill.query_id != entry.query_id());
+        if let Some(victim) = &victim {
+            self.kill_until_it_is_over(running, victim, entry)?;
         }
-        let mut answer = fates(&victims, status);
-        let after = match &kill.format {
-            Some(format) => format!(" FORMAT {format}"),
-            None => String::new(),
-        };
+        let after = kill.format.as_ref().map_or_else(String::new, |format| format!(" FORMAT {format}"));
+        let mut answer = fate(victim.as_ref());
         answer.extend_from_slice(after.as_bytes());
         self.read(&answer, &Reads { after: after.len(), format: kill.format.clone() }, sink)
     }
 
-    /// A victim may be on its way into the engine, where a kill does not find it yet: hence again and again.
-    fn kill_all(
+    /// The victim may be on its way into the engine, where a kill does not find it yet: hence again and again.
+    fn kill_until_it_is_over(
         &mut self,
         running: &Running,
-        victims: &[Victim],
-        mode: KillMode,
+        victim: &Victim,
         entry: &Entry,
     ) -> Result<(), Exception> {
-        victims.iter().for_each(Victim::kill);
-        loop {
-            let left: Vec<&Victim> = victims.iter().filter(|victim| !victim.is_over(running)).collect();
-            for victim in &left {
-                self.run(&statement::kill_marked(&victim.query_id))?;
-            }
-            if left.is_empty() || mode != KillMode::Sync {
-                return Ok(());
-            }
+        victim.kill();
+        while !victim.is_over(running) {
+            self.run(&statement::kill_marked(&victim.query_id))?;
             entry.check()?;
             std::thread::sleep(LOOK_EVERY);
         }
+        Ok(())
     }
 }
 
 /// The same statement with its result written to a file.
-pub(super) fn into_file(sql: &[u8], reads: &Reads, path: &str) -> Vec<u8> {
+pub(crate) fn into_file(sql: &[u8], reads: &Reads, path: &str) -> Vec<u8> {
     let (before, after) = sql.split_at(sql.len() - reads.after);
     [before, outfile(path).as_bytes(), after].concat()
 }
@@ -193,15 +175,9 @@ fn outfile(path: &str) -> String {
 }
 
 /// A query whose result is that of a KILL.
-fn fates(victims: &[Victim], status: &str) -> Vec<u8> {
-    let mut sql =
-        b"SELECT * FROM values('kill_status String, query_id String, user String, query String', ".to_vec();
-    if victims.is_empty() {
-        sql.extend_from_slice(b"('', '', '', '')) WHERE 0");
-        return sql;
-    }
-    let rows: Vec<Vec<u8>> = victims.iter().map(|victim| victim.row(status)).collect();
-    sql.extend(rows.join(&b", "[..]));
-    sql.push(b')');
-    sql
+fn fate(victim: Option<&Victim>) -> Vec<u8> {
+    let columns = "SELECT * FROM values('kill_status String, query_id String, user String, query String', ";
+    let row = victim
+        .map_or_else(|| b"('', '', '', '')) WHERE 0".to_vec(), |victim| [&victim.row()[..], b")"].concat());
+    [columns.as_bytes(), &row].concat()
 }

@@ -5,62 +5,58 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
 use tokio::net::unix::pipe;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
-use super::answer::{Abandon, Answer, Begun, Outcome, Stream, begin};
-use super::body::{self, Coming, MemoryFile};
-use super::chdb::{Engine, Output};
-use super::errors::{Exception, code};
-use super::execute::{self, Done, Sink, Work};
-use super::request::{Request, form_fields};
-use super::running::{Entry, Running};
-use super::statement::{self, Statement};
+use crate::answer::{Abandon, Answer, Begun, Outcome, Stream, begin};
+use crate::body::{self, Coming, MemoryFile};
+use crate::chdb::{Engine, Output};
+use crate::errors::{Exception, code};
+use crate::execute::{self, Done, Sink, Work};
+use crate::form;
+use crate::request::Request;
+use crate::running::{Entry, Running};
+use crate::statement::{self, Statement};
 
 /// The most that a statement may hold without its rows; ClickHouse's `max_query_size`.
 const MAX_STATEMENT: usize = 1 << 18;
 /// Statements that run at once; more wait.
-pub(super) const SLOTS: u32 = 16;
+pub(crate) const SLOTS: u32 = 16;
 /// KILLs that run at once, so that they do not wait for what they are to kill.
-pub(super) const KILLS: u32 = 4;
-const NAME: &str = "millstream-local";
+pub(crate) const KILLS: u32 = 4;
 const DEFAULT_FORMAT: &str = "TabSeparated";
+/// The header that names a result's format.
+const FORMAT: &str = "X-ClickHouse-Format";
 
 /// What all requests share.
-pub(super) struct Face {
-    pub(super) engine: Engine,
-    pub(super) running: Arc<Running>,
-    pub(super) slots: Arc<Semaphore>,
-    pub(super) kills: Arc<Semaphore>,
-    pub(super) abandoned: mpsc::Sender<String>,
-    pub(super) version: Arc<str>,
+pub(crate) struct Face {
+    pub(crate) engine: Engine,
+    pub(crate) running: Arc<Running>,
+    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) kills: Arc<Semaphore>,
+    pub(crate) abandoned: mpsc::Sender<String>,
+    pub(crate) version: Arc<str>,
 }
 
 /// Answers one request.
-pub(super) async fn answer(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<Answer> {
-    let get = matches!(*request.method(), Method::GET | Method::HEAD);
+pub(crate) async fn answer(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<Answer> {
     let path = request.uri().path();
-    if !get && request.method() != Method::POST {
-        return plain(StatusCode::NOT_IMPLEMENTED, "Only GET, HEAD and POST are understood\n".to_owned());
+    match *request.method() {
+        Method::GET if path == "/ping" || (path == "/" && request.uri().query().is_none()) => {
+            plain(StatusCode::OK, "Ok.\n".to_owned())
+        }
+        Method::GET | Method::POST if path == "/" => query(face, request).await,
+        Method::GET | Method::POST => plain(StatusCode::NOT_FOUND, format!("There is no handle {path}\n")),
+        _ => plain(StatusCode::NOT_IMPLEMENTED, "Only GET and POST are understood\n".to_owned()),
     }
-    if get
-        && (matches!(path, "/ping" | "/replicas_status") || (path == "/" && request.uri().query().is_none()))
-    {
-        return plain(StatusCode::OK, "Ok.\n".to_owned());
-    }
-    if path != "/" {
-        return plain(StatusCode::NOT_FOUND, format!("There is no handle {path}\n"));
-    }
-    query(face, request).await
 }
 
 fn plain(status: StatusCode, text: String) -> Response<Answer> {
-    let mut response = Response::new(Answer::text(text));
+    let mut response = Response::new(Answer::whole(text));
     *response.status_mut() = status;
-    head(&mut response, CONTENT_TYPE.as_str(), "text/plain; charset=UTF-8");
     response
 }
 
@@ -77,24 +73,21 @@ async fn query(face: Arc<Face>, request: hyper::Request<Incoming>) -> Response<A
             if let Err(error) = body::receive(incoming, Coming::AsItIs, None).await {
                 tracing::debug!(?error, "a refused request's body");
             }
-            return failed(&exception, None, false, &face.version);
+            return failed(&exception, None, &face.version);
         }
     };
-    let (query_id, compress) = (entry.query_id().to_owned(), request.compress);
+    let query_id = entry.query_id().to_owned();
     let mut response = match respond(&face, request, entry, incoming).await {
         Ok(response) => response,
-        Err(exception) => failed(&exception, Some(&query_id), compress, &face.version),
+        Err(exception) => failed(&exception, Some(&query_id), &face.version),
     };
     head(&mut response, "X-ClickHouse-Query-Id", &query_id);
     response
 }
 
-fn failed(exception: &Exception, query_id: Option<&str>, compress: bool, version: &str) -> Response<Answer> {
+fn failed(exception: &Exception, query_id: Option<&str>, version: &str) -> Response<Answer> {
     tracing::debug!(query_id, ?exception, "a request failed");
-    let mut response = Response::new(Answer::data(exception.line(version).into(), compress));
-    *response.status_mut() = exception.status();
-    head(&mut response, CONTENT_TYPE.as_str(), "text/plain; charset=UTF-8");
-    head(&mut response, "X-ClickHouse-Server-Display-Name", NAME);
+    let mut response = plain(exception.status(), exception.line(version));
     head(&mut response, "X-ClickHouse-Exception-Code", &exception.code.to_string());
     response
 }
@@ -119,11 +112,7 @@ async fn respond(
     let asked = tokio::task::block_in_place(|| Asked::new(request, received))?;
     let Asked { request, sql, statement, rows } = asked;
     entry.runs(&sql);
-    let slots = if matches!(statement, Statement::Kill(_) | Statement::KillWhere) {
-        &face.kills
-    } else {
-        &face.slots
-    };
+    let slots = if matches!(statement, Statement::Kill(_)) { &face.kills } else { &face.slots };
     let permit = tokio::select! {
         permit = Arc::clone(slots).acquire_owned() => permit.map_err(|_| shutting_down())?,
         exception = entry.killed() => return Err(exception),
@@ -136,7 +125,6 @@ async fn respond(
             let format = reads.format.clone();
             call.read(format, |sink| Work::Read(reads, sink)).await
         }
-        Statement::KillWhere => call.write(Work::KillWhere).await,
         Statement::DropSync => call.write(Work::DropSync).await,
         Statement::Kill(kill) => {
             let format = kill.format.clone();
@@ -145,16 +133,20 @@ async fn respond(
     }
 }
 
-/// How the body of a request is stored. What the sink sends stays compressed: blocks of rows in Native, the statement in the URL.
-pub(super) fn coming(request: &Request) -> Coming {
-    let rows_alone = || match statement::parse(&request.query) {
-        Ok(Statement::Insert(insert)) => insert.format == "Native" && insert.data_at == request.query.len(),
-        _ => false,
-    };
-    match request.decompress {
-        false => Coming::AsItIs,
-        true if request.boundary.is_none() && rows_alone() => Coming::Packed,
-        true => Coming::Frames,
+/// How the body of a request is stored. Blocks of rows in Native, with their statement in the URL, stay compressed.
+pub(crate) fn coming(request: &Request) -> Coming {
+    if !request.decompress {
+        return Coming::AsItIs;
+    }
+    match statement::parse(&request.query) {
+        Ok(Statement::Insert(insert))
+            if request.boundary.is_none()
+                && insert.format == "Native"
+                && insert.data_at == request.query.len() =>
+        {
+            Coming::Packed
+        }
+        _ => Coming::Frames,
     }
 }
 
@@ -163,16 +155,16 @@ fn shutting_down() -> Exception {
 }
 
 /// A request with its statement told from its rows.
-pub(super) struct Asked {
-    pub(super) request: Request,
-    pub(super) sql: Vec<u8>,
-    pub(super) statement: Statement,
-    pub(super) rows: MemoryFile,
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    pub(crate) sql: Vec<u8>,
+    pub(crate) statement: Statement,
+    pub(crate) rows: MemoryFile,
 }
 
 impl Asked {
     /// The statement is in the URL, or at the start of the body, or in both, one after the other.
-    pub(super) fn new(mut request: Request, body: MemoryFile) -> Result<Self, Exception> {
+    pub(crate) fn new(mut request: Request, body: MemoryFile) -> Result<Self, Exception> {
         let stored = |error| Exception::io("read the body", &error);
         let head = body.head(MAX_STATEMENT).map_err(stored)?;
         let whole = body.len() <= u64::try_from(MAX_STATEMENT).unwrap_or(u64::MAX);
@@ -180,8 +172,8 @@ impl Asked {
             if !whole {
                 return Err(too_large());
             }
-            for (name, value) in form_fields(&head, &boundary)? {
-                request.take(&name, &value)?;
+            for (name, value) in form::fields(&head, &boundary)? {
+                request.take(&name, value)?;
             }
             let sql = std::mem::take(&mut request.query);
             let empty = MemoryFile::new().map_err(stored)?;
@@ -257,11 +249,13 @@ impl Call {
     }
 
     async fn write(self, work: Work) -> Result<Response<Answer>, Exception> {
-        let (compress, format) = (self.request.compress, self.format(None));
+        let format = self.format(None);
         let done = finished(self.start(work)).await?;
-        let data = Bytes::copy_from_slice(&done.output.data);
-        let mut response = Response::new(Answer::data(data, compress));
-        headers(&mut response, &format);
+        let mut response = Response::new(Answer::whole(Bytes::copy_from_slice(&done.output.data)));
+        // By this header clients tell a result of no rows from none.
+        if !done.output.data.is_empty() {
+            head(&mut response, FORMAT, &format);
+        }
         summary(&mut response, &done);
         Ok(response)
     }
@@ -271,41 +265,52 @@ impl Call {
         format: Option<String>,
         work: impl FnOnce(Sink) -> Work,
     ) -> Result<Response<Answer>, Exception> {
-        let (compress, format) = (self.request.compress, self.format(format));
-        let version = Arc::clone(&self.face.version);
-        let mut abandon = Abandon::new(self.entry.query_id().to_owned(), self.face.abandoned.clone());
-        let mut response = if self.request.wait_end {
-            let file = Arc::new(MemoryFile::new().map_err(no_room)?);
-            let done = finished(self.start(work(Sink::File(Arc::clone(&file))))).await;
-            abandon.disarm();
-            let mut response = Response::new(Answer::File { file, at: 0, compress });
-            summary(&mut response, &done?);
-            response
-        } else {
-            let reader = self.entry.reader();
-            let (sender, mut receiver) = pipe::pipe().map_err(no_room)?;
-            let outcome = self.start(work(Sink::Pipe(sender)));
-            match begin(&mut receiver).await.map_err(|error| Exception::io("read the result", &error))? {
-                Begun::More(held) => {
-                    reader.holds(receiver);
-                    let stream = Stream::new(held, reader, outcome, abandon, compress, version);
-                    let tag = stream.tag().to_owned();
-                    let mut response = Response::new(Answer::Stream(Box::new(stream)));
-                    head(&mut response, "X-ClickHouse-Exception-Tag", &tag);
-                    response
-                }
-                Begun::Over(data) => {
-                    let done = finished(outcome).await;
-                    abandon.disarm();
-                    let done = done?;
-                    let mut response = Response::new(Answer::data(data, compress));
-                    summary(&mut response, &done);
-                    response
-                }
-            }
-        };
-        headers(&mut response, &format);
+        let format = self.format(format);
+        let mut response =
+            if self.request.wait_end { self.read_whole(work).await? } else { self.read_on(work).await? };
+        head(&mut response, FORMAT, &format);
         Ok(response)
+    }
+
+    /// Answers once the statement is over.
+    async fn read_whole(self, work: impl FnOnce(Sink) -> Work) -> Result<Response<Answer>, Exception> {
+        let mut abandon = self.abandon();
+        let file = Arc::new(MemoryFile::new().map_err(no_room)?);
+        let done = finished(self.start(work(Sink::File(Arc::clone(&file))))).await;
+        abandon.disarm();
+        let mut response = Response::new(Answer::File { file, at: 0 });
+        summary(&mut response, &done?);
+        Ok(response)
+    }
+
+    /// Answers once the statement is over or its result is too long to be held back.
+    async fn read_on(self, work: impl FnOnce(Sink) -> Work) -> Result<Response<Answer>, Exception> {
+        let mut abandon = self.abandon();
+        let version = Arc::clone(&self.face.version);
+        let reader = self.entry.reader();
+        let (sender, mut receiver) = pipe::pipe().map_err(no_room)?;
+        let outcome = self.start(work(Sink::Pipe(sender)));
+        match begin(&mut receiver).await.map_err(|error| Exception::io("read the result", &error))? {
+            Begun::More(held) => {
+                reader.holds(receiver);
+                let stream = Stream::new(held, reader, outcome, abandon, version);
+                let tag = stream.tag().to_owned();
+                let mut response = Response::new(Answer::Stream(Box::new(stream)));
+                head(&mut response, "X-ClickHouse-Exception-Tag", &tag);
+                Ok(response)
+            }
+            Begun::Over(data) => {
+                let done = finished(outcome).await;
+                abandon.disarm();
+                let mut response = Response::new(Answer::whole(data));
+                summary(&mut response, &done?);
+                Ok(response)
+            }
+        }
+    }
+
+    fn abandon(&self) -> Abandon {
+        Abandon::new(self.entry.query_id().to_owned(), self.face.abandoned.clone())
     }
 
     fn format(&self, format: Option<String>) -> String {
@@ -319,26 +324,6 @@ async fn finished(outcome: Outcome) -> Result<Done, Exception> {
 
 fn no_room(error: io::Error) -> Exception {
     Exception::io("make room for the result", &error)
-}
-
-fn headers(response: &mut Response<Answer>, format: &str) {
-    let content_type = match format {
-        "TabSeparated" | "TSV" => "text/tab-separated-values; charset=UTF-8",
-        "TabSeparatedWithNames" | "TSVWithNames" => {
-            "text/tab-separated-values; charset=UTF-8; header=present"
-        }
-        "CSV" => "text/csv; charset=UTF-8; header=absent",
-        "CSVWithNames" => "text/csv; charset=UTF-8; header=present",
-        "JSON" | "JSONCompact" | "JSONEachRow" | "JSONCompactEachRow" | "JSONColumns" => {
-            "application/json; charset=UTF-8"
-        }
-        "XML" => "application/xml; charset=UTF-8",
-        name if name.starts_with("Pretty") || name == "Vertical" => "text/plain; charset=UTF-8",
-        _ => "application/octet-stream",
-    };
-    head(response, CONTENT_TYPE.as_str(), content_type);
-    head(response, "X-ClickHouse-Format", format);
-    head(response, "X-ClickHouse-Server-Display-Name", NAME);
 }
 
 fn summary(response: &mut Response<Answer>, done: &Done) {

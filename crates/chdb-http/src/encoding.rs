@@ -9,16 +9,16 @@ use flate2::{Decompress, FlushDecompress, Status};
 use lz4_flex::frame::FrameDecoder;
 use ruzstd::decoding::StreamingDecoder;
 
-use super::body::{MemoryFile, refused};
-use super::errors::{Exception, code};
-use super::frames::Fault;
+use crate::body::{MemoryFile, refused};
+use crate::errors::{Exception, code};
+use crate::frames::Fault;
 
 /// Bytes that are decompressed at once.
 const PIECE: usize = 16 << 10;
 
 /// A way in which a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub(crate) enum Encoding {
     Brotli,
     Deflate,
     Gzip,
@@ -28,7 +28,7 @@ pub(super) enum Encoding {
 
 impl Encoding {
     /// What a header says; `None` for a body that is as it is.
-    pub(super) fn named(header: &str) -> Result<Option<Self>, Exception> {
+    pub(crate) fn named(header: &str) -> Result<Option<Self>, Exception> {
         Ok(Some(match header.trim().to_ascii_lowercase().as_str() {
             "" | "identity" => return Ok(None),
             "br" => Self::Brotli,
@@ -48,7 +48,7 @@ impl Encoding {
     }
 
     /// What `body` was made from. An empty body is one, whatever its header says: clients send it with a GET.
-    pub(super) fn decoded(self, body: MemoryFile) -> Result<MemoryFile, Exception> {
+    pub(crate) fn decoded(self, body: MemoryFile) -> Result<MemoryFile, Exception> {
         if body.len() == 0 {
             return Ok(body);
         }

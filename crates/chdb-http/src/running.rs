@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-use super::errors::{Exception, code};
-use super::tokens::quoted;
+use crate::errors::{Exception, code};
+use crate::tokens::quoted;
 
 #[derive(Default)]
-pub(super) struct Running {
+pub(crate) struct Running {
     requests: Mutex<HashMap<String, Arc<State>>>,
     made: AtomicU64,
 }
@@ -33,25 +33,25 @@ struct State {
 
 /// The reading end of a request's result. A kill closes it: the engine's thread may be stuck in writing to a client that
 /// does not read.
-pub(super) struct Reader(Arc<State>);
+pub(crate) struct Reader(Arc<State>);
 
 /// One request's hold on its id; ends when dropped.
-pub(super) struct Entry {
+pub(crate) struct Entry {
     running: Arc<Running>,
     state: Arc<State>,
     query_id: String,
 }
 
 /// A request as a KILL's answer shows it.
-pub(super) struct Victim {
-    pub(super) query_id: String,
+pub(crate) struct Victim {
+    pub(crate) query_id: String,
     statement: String,
     state: Arc<State>,
 }
 
 impl Running {
-    /// Takes `query_id`, or one that nobody else has.
-    pub(super) fn enter(self: &Arc<Self>, query_id: Option<String>) -> Result<Entry, Exception> {
+    /// Takes `query_id`, or one that no other request has.
+    pub(crate) fn enter(self: &Arc<Self>, query_id: Option<String>) -> Result<Entry, Exception> {
         let query_id = query_id.unwrap_or_else(|| self.fresh());
         let state = Arc::new(State::default());
         let mut requests = lock(&self.requests);
@@ -72,20 +72,15 @@ impl Running {
         format!("{:x}-{:x}-{count:x}", std::process::id(), since.as_nanos())
     }
 
-    /// The requests with these ids, other than `but`.
-    pub(super) fn victims(&self, ids: &[String], but: &str) -> Vec<Victim> {
+    /// The request with this id, if it is under way.
+    pub(crate) fn victim(&self, query_id: &str) -> Option<Victim> {
         let requests = lock(&self.requests);
-        ids.iter()
-            .filter(|id| *id != but)
-            .filter_map(|id| {
-                let state = requests.get(id)?;
-                let statement = lock(&state.statement).clone();
-                Some(Victim { query_id: id.clone(), statement, state: Arc::clone(state) })
-            })
-            .collect()
+        let state = requests.get(query_id)?;
+        let statement = lock(&state.statement).clone();
+        Some(Victim { query_id: query_id.to_owned(), statement, state: Arc::clone(state) })
     }
 
-    pub(super) fn query_ids(&self) -> Vec<String> {
+    pub(crate) fn query_ids(&self) -> Vec<String> {
         lock(&self.requests).keys().cloned().collect()
     }
 
@@ -95,26 +90,26 @@ impl Running {
 }
 
 impl Entry {
-    pub(super) fn query_id(&self) -> &str {
+    pub(crate) fn query_id(&self) -> &str {
         &self.query_id
     }
 
     /// What a KILL's answer shows of it.
-    pub(super) fn runs(&self, statement: &[u8]) {
+    pub(crate) fn runs(&self, statement: &[u8]) {
         *lock(&self.state.statement) = String::from_utf8_lossy(statement).into_owned();
     }
 
     /// For a result that is longer than can be held.
-    pub(super) fn reader(&self) -> Reader {
+    pub(crate) fn reader(&self) -> Reader {
         Reader(Arc::clone(&self.state))
     }
 
-    pub(super) fn check(&self) -> Result<(), Exception> {
+    pub(crate) fn check(&self) -> Result<(), Exception> {
         self.state.check()
     }
 
     /// Ends when the request is killed.
-    pub(super) async fn killed(&self) -> Exception {
+    pub(crate) async fn killed(&self) -> Exception {
         loop {
             // Before the look: a kill in between is not missed.
             let notified = self.state.notify.notified();
@@ -137,14 +132,14 @@ impl State {
 
 impl Reader {
     /// From now on a kill closes `pipe`.
-    pub(super) fn holds(&self, pipe: pipe::Receiver) {
+    pub(crate) fn holds(&self, pipe: pipe::Receiver) {
         let mut reader = lock(&self.0.reader);
         // A kill closes under the same lock, after it has set its mark.
         *reader = self.0.check().is_ok().then_some(pipe);
     }
 
     /// As the pipe's own; an error once it is closed.
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read(
         &self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
@@ -170,19 +165,19 @@ impl Drop for Entry {
 
 impl Victim {
     /// Keeps the request from reaching the engine. What is in the engine already, the engine must kill.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.state.killed.store(true, Ordering::SeqCst);
         lock(&self.state.reader).take();
         self.state.notify.notify_waiters();
     }
 
-    pub(super) fn is_over(&self, running: &Running) -> bool {
+    pub(crate) fn is_over(&self, running: &Running) -> bool {
         !running.has(self)
     }
 
     /// `('finished', 'id', 'default', 'SELECT …')`.
-    pub(super) fn row(&self, kill_status: &str) -> Vec<u8> {
-        let fields = [kill_status, &self.query_id, "default", &self.statement];
+    pub(crate) fn row(&self) -> Vec<u8> {
+        let fields = ["finished", &self.query_id, "default", &self.statement];
         let quoted: Vec<Vec<u8>> = fields.iter().map(|field| quoted(field.as_bytes(), b'\'')).collect();
         [b"(", &quoted.join(&b", "[..])[..], b")"].concat()
     }
@@ -203,12 +198,12 @@ mod tests {
         let first = running.enter(Some("x".into())).expect("free");
         let refused = running.enter(Some("x".into())).err().map(|exception| exception.code);
         assert_eq!(refused, Some(code::QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING));
-        let victims = running.victims(&["x".into(), "y".into()], "z");
-        assert_eq!(victims.len(), 1);
+        assert!(running.victim("y").is_none());
+        let victim = running.victim("x").expect("under way");
         drop(first);
-        assert!(victims[0].is_over(&running));
+        assert!(victim.is_over(&running));
         let _second = running.enter(Some("x".into())).expect("free again");
-        assert!(victims[0].is_over(&running), "another request with the same id is not the victim");
+        assert!(victim.is_over(&running), "another request with the same id is not the victim");
     }
 
     #[tokio::test]
@@ -217,11 +212,14 @@ mod tests {
         let entry = running.enter(None).expect("a fresh id");
         assert!(entry.check().is_ok());
         entry.runs(b"SELECT 'a'");
-        let victims = running.victims(&[entry.query_id().to_owned()], "");
-        let (killed, ()) = tokio::join!(entry.killed(), async { victims[0].kill() });
+        let victim = running.victim(entry.query_id()).expect("under way");
+        let (killed, ()) = tokio::join!(entry.killed(), async { victim.kill() });
         assert_eq!(killed.code, code::QUERY_WAS_CANCELLED);
         assert!(entry.check().is_err());
-        let row = String::from_utf8(victims[0].row("waiting")).expect("text");
-        assert!(row.starts_with("('waiting', '") && row.ends_with(r"', 'default', 'SELECT \'a\'')"), "{row}");
+        let row = String::from_utf8(victim.row()).expect("text");
+        assert!(
+            row.starts_with("('finished', '") && row.ends_with(r"', 'default', 'SELECT \'a\'')"),
+            "{row}"
+        );
     }
 }

@@ -5,11 +5,11 @@
 //! the table's columns, so that formats without types are read as the client wrote them, with their DEFAULTs, so that
 //! fields missing in a row get them.
 
-use super::body::MemoryFile;
-use super::chdb::Connection;
-use super::errors::{Exception, code};
-use super::statement::Insert;
-use super::tokens::{Tokens, quoted};
+use crate::body::MemoryFile;
+use crate::chdb::Connection;
+use crate::errors::{Exception, code};
+use crate::statement::Insert;
+use crate::tokens::{Tokens, quoted};
 
 /// One thread and one block, whatever the client says: only that is atomic. Like a server, the engine starts a second
 /// block (and part) after this many rows; unlike one, not after 256 MiB.
@@ -27,7 +27,7 @@ struct Column {
 }
 
 /// The statement that inserts `rows`; `None` if there are none. Asks for the table's columns first.
-pub(super) fn rewrite(
+pub(crate) fn rewrite(
     connection: &mut Connection,
     insert: &Insert,
     rows: &MemoryFile,
@@ -46,7 +46,7 @@ pub(super) fn rewrite(
 }
 
 /// The statement that inserts the rows of a file into a table of which DESCRIBE says `described`, in JSONEachRow.
-pub(super) fn from_file(
+pub(crate) fn from_file(
     described: &[u8],
     insert: &Insert,
     path: &str,

@@ -1,107 +1,98 @@
-//! What a request asks for: its URL, its headers and its form, taken apart.
+//! What a request asks for: its URL and its headers, taken apart.
 //!
-//! Users and passwords are accepted and ignored: everything listens on loopback, for whoever may use this machine.
+//! Users and passwords are accepted and ignored: the server listens on loopback, for everyone with an account on this machine.
 
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::Method;
+use hyper::header::CONTENT_ENCODING;
 use hyper::http::request::Parts;
-use hyper::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
 
-use super::encoding::Encoding;
-use super::errors::{Exception, code};
-use super::statement;
-use super::tokens::quoted;
+use crate::encoding::Encoding;
+use crate::errors::{Exception, code};
+use crate::form;
+use crate::statement;
+use crate::tokens::quoted;
 
-/// Parameters that ClickHouse does not take for settings, and that mean nothing here. A session (`session_id`) would
-/// hold temporary tables and settings between requests; here every request is a session of its own, and statements that
+/// Parameters that clients send, that ClickHouse does not take for settings, and that mean nothing here. A session (`session_id`)
+/// would hold temporary tables and settings between requests; here every request is a session of its own, and statements that
 /// would need one are refused (`statement::parse`).
 const IGNORED: &[&str] = &[
     "user",
     "password",
     "quota_key",
     "role",
-    "stacktrace",
     "buffer_size",
     "session_id",
     "session_timeout",
-    "close_session",
     "client_protocol_version",
-    "framing",
     // Carries the query id to the engine; see `statement::mark`.
     "log_comment",
     // Would wait for ever; see `statement::drop_without_sync`.
     "database_atomic_wait_for_drop_and_detach_synchronously",
-    // Headers while a query runs: there are none.
-    "send_progress_in_http_headers",
-    "http_headers_progress_interval_ms",
-    // No compression by headers: there is `compress=1`, and this is loopback.
-    "enable_http_compression",
-    "http_zlib_compression_level",
 ];
 
-/// A GET may not write: ClickHouse lets it change settings, though.
+/// A GET may not write, as with a server: a browser sends one for any link. It may change settings.
 const READONLY_FOR_GET: &str = "2";
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Request {
+pub(crate) struct Request {
     /// The `query` parameter; the body comes after it.
-    pub(super) query: Vec<u8>,
-    pub(super) query_id: Option<String>,
-    pub(super) default_format: Option<String>,
+    pub(crate) query: Vec<u8>,
+    pub(crate) query_id: Option<String>,
+    pub(crate) default_format: Option<String>,
     database: Option<String>,
     /// `param_NAME=value`, without the prefix.
-    pub(super) params: Vec<(String, String)>,
+    pub(crate) params: Vec<(String, String)>,
     settings: Vec<(String, String)>,
-    /// Answer in compressed frames.
-    pub(super) compress: bool,
     /// The body is in compressed frames.
-    pub(super) decompress: bool,
+    pub(crate) decompress: bool,
     /// Answer once the query is over: an error then has its own status in any case.
-    pub(super) wait_end: bool,
+    pub(crate) wait_end: bool,
     /// How the body is compressed for HTTP.
-    pub(super) encoding: Option<Encoding>,
+    pub(crate) encoding: Option<Encoding>,
     /// The boundary of a `multipart/form-data` body.
-    pub(super) boundary: Option<String>,
+    pub(crate) boundary: Option<String>,
     read_only: bool,
 }
 
 impl Request {
-    pub(super) fn new(head: &Parts) -> Result<Self, Exception> {
+    pub(crate) fn new(head: &Parts) -> Result<Self, Exception> {
         let header =
             |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let mut request = Self {
             database: header("X-ClickHouse-Database"),
             default_format: header("X-ClickHouse-Format"),
-            boundary: boundary(&head.headers),
+            boundary: form::boundary(&head.headers),
             read_only: head.method != Method::POST,
             ..Self::default()
         };
         if let Some(encoding) = header(CONTENT_ENCODING.as_str()) {
             request.encoding = Encoding::named(&encoding)?;
         }
-        for (name, value) in form_pairs(head.uri.query().unwrap_or_default()) {
-            request.take(&name, &value)?;
+        for (name, value) in pairs(head.uri.query().unwrap_or_default()) {
+            request.take(&name, value)?;
         }
         if request.encoding.is_some() && request.decompress {
-            let both =
-                "a body with both a Content-Encoding and decompress=1 is not supported by the local engine";
-            return Err(Exception::new(code::NOT_IMPLEMENTED, both));
+            return Err(Exception::not_here("a body with both a Content-Encoding and decompress=1"));
         }
         Ok(request)
     }
 
     /// One parameter, from the URL or from a form.
-    pub(super) fn take(&mut self, name: &str, value: &[u8]) -> Result<(), Exception> {
+    pub(crate) fn take(&mut self, name: &str, value: Vec<u8>) -> Result<(), Exception> {
         if name == "query" {
-            self.query = value.to_vec();
+            self.query = value;
             return Ok(());
         }
-        let value = String::from_utf8_lossy(value).into_owned();
+        let value = String::from_utf8(value).map_err(|_| no_text(name))?;
         match name {
             "query_id" => self.query_id = Some(value).filter(|id| !id.is_empty()),
             "database" => self.database = Some(value),
             "default_format" => self.default_format = Some(value),
-            "compress" => self.compress = is_on(&value),
+            "compress" if is_on(&value) => {
+                return Err(Exception::not_here("an answer in frames (compress=1)"));
+            }
+            "compress" => {}
             "decompress" => self.decompress = is_on(&value),
             "wait_end_of_query" => self.wait_end = is_on(&value),
             "session_check" if is_on(&value) => {
@@ -124,7 +115,7 @@ impl Request {
 
     /// What makes a fresh session this request's: its database, then its settings in one SET, with the query id among
     /// them.
-    pub(super) fn session(&self, query_id: &str) -> Vec<Vec<u8>> {
+    pub(crate) fn session(&self, query_id: &str) -> Vec<Vec<u8>> {
         let mut statements = Vec::new();
         if let Some(database) = self.database.as_deref().filter(|name| !name.is_empty()) {
             statements.push([b"USE ", &quoted(database.as_bytes(), b'`')[..]].concat());
@@ -153,17 +144,8 @@ fn is_setting_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-fn boundary(headers: &HeaderMap) -> Option<String> {
-    let content_type = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    if !content_type.to_ascii_lowercase().starts_with("multipart/form-data") {
-        return None;
-    }
-    let (_, rest) = content_type.split_once("boundary=")?;
-    Some(rest.split(';').next().unwrap_or_default().trim().trim_matches('"').to_owned())
-}
-
-/// `name=value&…`, with `%XX` and `+` undone.
-fn form_pairs(query: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
+/// `name=value&…`, with `%XX` and `+` undone. A statement may hold any bytes, and crates for URLs read what is not UTF-8 as U+FFFD.
+fn pairs(query: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (String::from_utf8_lossy(&decoded(name)).into_owned(), decoded(value))
@@ -174,36 +156,8 @@ fn decoded(text: &str) -> Vec<u8> {
     percent_decode_str(&text.replace('+', " ")).collect()
 }
 
-/// The fields of a form: name and value of each part of `body`. Parts that are files are refused: ClickHouse takes
-/// those for external tables.
-pub(super) fn form_fields(body: &[u8], boundary: &str) -> Result<Vec<(String, Vec<u8>)>, Exception> {
-    let bad = |what: &str| Exception::new(code::BAD_ARGUMENTS, &format!("multipart/form-data body: {what}"));
-    let delimiter = format!("--{boundary}").into_bytes();
-    let separator = [b"\r\n", &delimiter[..]].concat();
-    let mut rest = body.strip_prefix(&delimiter[..]).ok_or_else(|| bad("no boundary at its start"))?;
-    let mut fields = Vec::new();
-    while let Some(part) = rest.strip_prefix(b"\r\n") {
-        let end = find(part, &separator).ok_or_else(|| bad("a part does not end"))?;
-        let head_end = find(&part[..end], b"\r\n\r\n").ok_or_else(|| bad("a part has no headers"))?;
-        let head = String::from_utf8_lossy(&part[..head_end]);
-        if head.contains("filename=") {
-            return Err(bad("external tables are not supported by the local engine"));
-        }
-        let name = head
-            .split_once("name=\"")
-            .and_then(|(_, name)| name.split_once('"'))
-            .ok_or_else(|| bad("a part has no name"))?;
-        fields.push((name.0.to_owned(), part[head_end + 4..end].to_vec()));
-        rest = &part[end + separator.len()..];
-    }
-    if !rest.starts_with(b"--") {
-        return Err(bad("no boundary at its end"));
-    }
-    Ok(fields)
-}
-
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+fn no_text(name: &str) -> Exception {
+    Exception::new(code::BAD_ARGUMENTS, &format!("the value of the parameter '{name}' is not UTF-8"))
 }
 
 #[cfg(test)]
@@ -229,17 +183,17 @@ mod tests {
     fn parameters_find_their_places() {
         let request = request(
             Method::POST,
-            "/?query=SELECT+%7Bx%3AUInt8%7D%2B1&param_x=5&max_threads=2&a='b%5C&query_id=i&compress=1&user=u&database=",
+            "/?query=SELECT+%7Bx%3AUInt8%7D%2B1&param_x=5&max_threads=2&a='b%5C&query_id=i&decompress=1&user=u&database=",
         )
         .expect("a request");
         assert_eq!(request.query, b"SELECT {x:UInt8}+1");
         assert_eq!(request.params, [("x".to_owned(), "5".to_owned())]);
         assert_eq!(request.query_id.as_deref(), Some("i"));
-        assert!(request.compress && !request.decompress);
+        assert!(request.decompress && !request.wait_end);
         assert_eq!(
             session(&request),
             [
-                r"SET implicit_select = 0, log_comment = 'millstream-query-id=q\'1', max_threads = '2', a = '\'b\\'"
+                r"SET implicit_select = 0, log_comment = 'chdb-http-query-id=q\'1', max_threads = '2', a = '\'b\\'"
             ]
         );
     }
@@ -255,23 +209,23 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_cannot_be_one_is_refused() {
-        assert_eq!(request(Method::POST, "/?a%20=1"), Err(code::UNKNOWN_SETTING));
+    fn what_would_not_reach_the_engine_as_it_was_sent_is_refused() {
+        let cases = [
+            ("/?a%20=1", code::UNKNOWN_SETTING),
+            ("/?param_x=%FF", code::BAD_ARGUMENTS),
+            ("/?compress=1", code::NOT_IMPLEMENTED),
+            ("/?session_id=a&session_check=1", code::SESSION_NOT_FOUND),
+        ];
+        for (uri, code) in cases {
+            assert_eq!(request(Method::POST, uri), Err(code), "{uri}");
+        }
+        let bytes =
+            request(Method::POST, "/?query=SELECT+'%FF'&compress=0&session_check=0").expect("a request");
+        assert_eq!(bytes.query, b"SELECT '\xff'");
     }
 
     #[test]
     fn broken_escapes_are_left_alone() {
         assert_eq!(decoded("%4a%zz%4"), b"J%zz%4");
-    }
-
-    #[test]
-    fn a_form_is_taken_apart() {
-        let body = b"--B\r\nContent-Disposition: form-data; name=\"query\"\r\n\r\nSELECT\r\n1\r\n\
-            --B\r\nContent-Disposition: form-data; name=\"param_a\"\r\n\r\n\r\n--B--\r\n";
-        let fields = form_fields(body, "B").expect("a form");
-        assert_eq!(fields, [("query".into(), b"SELECT\r\n1".to_vec()), ("param_a".into(), Vec::new())]);
-        for broken in [&body[1..], &body[..body.len() - 9], &body[..40], b"--B"] {
-            assert!(form_fields(broken, "B").is_err());
-        }
     }
 }
