@@ -16,7 +16,7 @@ use crate::clickhouse::sql::SeenPass;
 use crate::clickhouse::store::StoredBatch;
 use crate::error::Error;
 use crate::failpoint;
-use crate::model::moment::{length, now_ms, shown};
+use crate::model::moment::{length, shown};
 use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::model::rows::Drawn;
 use crate::nats::broker::Kept;
@@ -192,7 +192,7 @@ impl Rebuild<'_> {
         self.session.store.each_batch(&self.run.pass(pass.pass), false, count).await?;
         let stream = self.session.broker.names().rows_stream();
         let why = match self.session.broker.kept(&stream).await? {
-            Some(kept) => why(&kept, pass, now_ms()),
+            Some(kept) => why(&kept, pass, self.session.records.server_ms().await?),
             None => "there is no such stream any more".to_owned(),
         };
         let run = self.run.to_string();
@@ -210,7 +210,6 @@ impl Rebuild<'_> {
 
     /// Makes a pass visible that was proven, unless it is.
     async fn show(&self, pass: &PassRecord, proof: &Proof) -> Result<(), Error> {
-        let _run = self.run.as_str();
         if self.session.store.sealed_passes(self.run).await?.iter().any(|seen| seen.pass == pass.pass) {
             return Ok(());
         }

@@ -248,7 +248,7 @@ impl Broker {
     /// Publishes on a plain subject, for whoever listens now.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn announce(&self, subject: String, bytes: Bytes) -> Result<(), Error> {
         let doing = format!("announce on `{subject}`");
         within(&doing, self.client.publish(subject, bytes)).await?.map_err(broker(&doing))?;

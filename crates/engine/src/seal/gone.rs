@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::model::moment::{length, now_ms, shown};
+use crate::model::moment::{length, shown};
 use crate::model::record::{PassState, Published, RunRecord};
 use crate::nats::broker::{Broker, Kept};
 use crate::nats::bucket::Records;
@@ -29,7 +29,7 @@ pub(crate) async fn refuse(
     let cancelled = first.is_some_and(|entry| entry.record.state == PassState::Cancelled);
     let why = match broker.kept(&stream).await? {
         _ if cancelled => "its first pass was cancelled, which removes them".to_owned(),
-        Some(kept) => why(&kept, record.created_ms, published.at_ms, now_ms()),
+        Some(kept) => why(&kept, record.created_ms, published.at_ms, records.server_ms().await?),
         None => "there is no such stream any more".to_owned(),
     };
     let run = run.to_string();

@@ -35,10 +35,6 @@ struct Wire {
 const RUN: &str = "wire";
 const IDS: u32 = 120_000;
 const PASS: u32 = 1;
-
-fn pass() -> PassId {
-    PassId { run: RUN.parse().expect("legal"), pass: PASS }
-}
 /// So slow that an insert's body is long under way: the server begins to execute it after its first 256 KiB.
 const SLOW: u32 = 300_000;
 

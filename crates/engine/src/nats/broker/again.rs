@@ -37,7 +37,7 @@ impl Broker {
     /// The last message that holds rows of a pass.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn last_rows(&self, pass: &PassId) -> Result<Option<RowsMessage>, Error> {
         let found = self.last_message(self.names.rows_stream(), &self.names.pass_rows(pass)).await?;
         Ok(found.map(RowsMessage::from))
@@ -46,7 +46,7 @@ impl Broker {
     /// The messages that hold the rows of a batch: one, or its parts. None where not all of them are there.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn rows_of_batch(&self, pass: &PassId, batch: u32) -> Result<Vec<RowsMessage>, Error> {
         let mut messages = Vec::new();
         let mut left = vec![self.names.rows_subject(pass, batch)];
@@ -68,7 +68,7 @@ impl Broker {
     /// leaves none: its batch is then one that has to be computed.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn hand_out_again(&self, message: RowsMessage) -> Result<(), Error> {
         let RowsMessage { subject, payload, trace, .. } = message;
         let doing = format!("hand out `{subject}` again");

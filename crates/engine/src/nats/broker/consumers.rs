@@ -69,7 +69,7 @@ impl Broker {
     /// Creates the durable that all sinks share, unless it is there.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn ensure_sink_consumer(&self) -> Result<(), Error> {
         let config = pull::Config {
             durable_name: Some(self.names.sink_consumer()),
@@ -83,7 +83,7 @@ impl Broker {
     /// Creates the durable from which all workers draw a pass, unless it is there.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn ensure_work_consumer(&self, pass: &PassId) -> Result<(), Error> {
         let config = pull::Config { filter_subject: self.names.run_ids(&pass.run), ..self.work_config(pass) };
         self.ensure_consumer(&self.names.ids_stream(), config).await
@@ -92,7 +92,7 @@ impl Broker {
     /// Creates the durable from which all workers draw a pass over some of the run's ids, unless it is there.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn ensure_replay_consumer(&self, pass: &PassId) -> Result<(), Error> {
         let filter_subject = self.names.replay_ids(pass);
         let config = pull::Config { filter_subject, ..self.work_config(pass) };
@@ -102,7 +102,7 @@ impl Broker {
     /// Makes the durable of a pass anew, over just these batches, or over all of the run.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn replace_work_consumer(&self, pass: &PassId, batches: Option<&[u32]>) -> Result<(), Error> {
         self.remove_work_consumer(pass).await?;
         let Some(batches) = batches else { return self.ensure_work_consumer(pass).await };
@@ -124,7 +124,7 @@ impl Broker {
     /// after `ack_wait`: for who knows that the processes which held it are gone.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn reclaim(&self, passes: &[PassRecord]) -> Result<(), Error> {
         let mut consumers = vec![(self.names.rows_stream(), self.names.sink_consumer())];
         for pass in passes.iter().filter(|pass| pass.state == PassState::Running) {
@@ -162,7 +162,7 @@ impl Broker {
     /// short: batches would be delivered again while they are computed. What an operator chose stays.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub(crate) async fn keep_ack_wait(&self, stream: &str, info: &consumer::Info) -> Result<(), Error> {
         let wanted = if stream == self.names.ids_stream() { WORK_ACK_WAIT } else { SINK_ACK_WAIT };
         if info.config.ack_wait != RECLAIM {
@@ -232,7 +232,7 @@ impl Broker {
     /// Where the workers of a pass stand; `None` without such a consumer.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn work_progress(&self, pass: &PassId) -> Result<Option<consumer::Info>, Error> {
         self.consumer_info(&self.names.ids_stream(), &self.names.work_consumer(pass)).await
     }
@@ -240,7 +240,7 @@ impl Broker {
     /// Where the sinks stand, over all passes.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn sink_progress(&self) -> Result<Option<consumer::Info>, Error> {
         self.consumer_info(&self.names.rows_stream(), &self.names.sink_consumer()).await
     }
@@ -270,7 +270,7 @@ impl Broker {
     /// delivered may have been lost since.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn make_rebuild_consumer(&self, pass: &PassId) -> Result<(), Error> {
         self.remove_rebuild_consumer(pass).await?;
         let config = pull::Config {
@@ -287,7 +287,7 @@ impl Broker {
     /// Where a rebuild stands; `None` without such a consumer.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn rebuild_progress(&self, pass: &PassId) -> Result<Option<consumer::Info>, Error> {
         self.consumer_info(&self.names.rows_stream(), &self.names.rebuild_consumer(pass)).await
     }

@@ -53,7 +53,7 @@ impl Broker {
     /// Who holds how much of the server's storage, the largest share first.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn reserved(&self) -> Result<Vec<Reserved>, Error> {
         let doing = "list all streams";
         let mut streams = self.jetstream.streams();
@@ -76,7 +76,7 @@ impl Broker {
     /// Bytes that the streams of this account may have at most; `None` where the account has no limit of its own.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn storage_limit(&self) -> Result<Option<u64>, Error> {
         let doing = "ask what this account may store";
         let account = within(doing, self.jetstream.query_account()).await?.map_err(broker(doing))?;
@@ -113,7 +113,7 @@ impl Broker {
     /// Deletes a stream with all that is in it.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn delete_stream(&self, name: &str) -> Result<(), Error> {
         let doing = format!("delete stream `{name}`");
         let before = self.stream_info(name).await?;
@@ -130,7 +130,7 @@ impl Broker {
     /// What a stream keeps; `None` where there is no such stream.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn kept(&self, stream: &str) -> Result<Option<Kept>, Error> {
         let info = self.stream_info(stream).await?;
         Ok(info.map(|info| Kept {
@@ -147,7 +147,7 @@ impl Broker {
     /// every sealer, whatever its own configuration.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn purge_sealed(&self, pass: &PassId) -> Result<(), Error> {
         match self.kept(&self.names.rows_stream()).await? {
             Some(kept) if kept.max_age.is_zero() => {
@@ -161,7 +161,7 @@ impl Broker {
     /// run has ended, that of its end too.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn published_between(
         &self,
         run: &RunName,

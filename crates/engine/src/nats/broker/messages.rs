@@ -55,7 +55,7 @@ impl Broker {
     /// The message under a subject of the ids stream, with its sequence.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn ids_message(&self, subject: &str) -> Result<Option<(u64, Bytes)>, Error> {
         let found = self.last_message(self.names.ids_stream(), subject).await?;
         Ok(found.map(|message| (message.sequence, message.payload)))
@@ -64,7 +64,7 @@ impl Broker {
     /// The number of the batch of a run that was stored last; where an open run has ended, that of its end.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn last_batch(&self, run: &RunName) -> Result<Option<u32>, Error> {
         let found = self.last_message(self.names.ids_stream(), &self.names.run_ids(run)).await?;
         Ok(found.and_then(|message| batch_of(&message.subject)))
@@ -73,7 +73,7 @@ impl Broker {
     /// The message under a subject of the rows stream.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn rows_message(&self, subject: &str) -> Result<Option<Bytes>, Error> {
         let found = self.last_message(self.names.rows_stream(), subject).await?;
         Ok(found.map(|message| message.payload))
@@ -99,7 +99,7 @@ impl Broker {
     /// Removes every message whose subject matches from the rows stream.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn purge_rows(&self, filter: String) -> Result<u64, Error> {
         self.purge(self.names.rows_stream(), filter).await
     }
@@ -107,7 +107,7 @@ impl Broker {
     /// Messages and bytes of the rows stream.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn rows_stream_size(&self) -> Result<(u64, u64), Error> {
         let info = self.stream_info(&self.names.rows_stream()).await?;
         Ok(info.map_or((0, 0), |info| (info.state.messages, info.state.bytes)))
@@ -117,7 +117,7 @@ impl Broker {
     /// than the stream holds would never end. What a worker stores again afterwards, sinks find stored in ClickHouse.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn make_room(&self) -> Result<(), Error> {
         let name = self.names.rows_stream();
         let Some(info) = self.stream_info(&name).await? else { return Ok(()) };
@@ -145,7 +145,7 @@ impl Broker {
     /// Removes the rows of one batch, or its cut and its parts, from the rows stream, so that they can be stored anew.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn purge_batch(&self, pass: &PassId, batch: u32) -> Result<(), Error> {
         // Parts first: a cut without them has them computed again; nobody would look for parts without a cut.
         self.purge_rows(self.names.batch_parts(pass, batch)).await?;
@@ -155,7 +155,7 @@ impl Broker {
     /// Removes what the ids stream holds under this subject.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn purge_ids(&self, subject: String) -> Result<u64, Error> {
         self.purge(self.names.ids_stream(), subject).await
     }
@@ -163,7 +163,7 @@ impl Broker {
     /// Removes what was set aside under this subject.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn purge_aside(&self, subject: String) -> Result<u64, Error> {
         self.purge(self.names.aside_stream(), subject).await
     }
@@ -203,7 +203,7 @@ impl Broker {
     /// How many batches of a run the ids stream holds, and the end of an open one.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn count_ids(&self, run: &RunName) -> Result<u64, Error> {
         self.count(self.names.ids_stream(), self.names.run_ids(run)).await
     }
@@ -211,7 +211,7 @@ impl Broker {
     /// How many messages of a run's ids were set aside.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn count_aside(&self, run: &RunName) -> Result<u64, Error> {
         let filter = self.names.aside_subject(&self.names.run_ids(run));
         self.count(self.names.aside_stream(), filter).await
@@ -271,7 +271,7 @@ impl Broker {
     /// Messages that were set aside, of all runs.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn strays(&self) -> Result<u64, Error> {
         Ok(self.stream_info(&self.names.aside_stream()).await?.map_or(0, |info| info.state.messages))
     }

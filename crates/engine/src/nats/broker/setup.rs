@@ -282,7 +282,7 @@ impl Broker {
     /// Whether there are streams of this pipeline, whatever the database of their tables: rows can be inserted again into another.
     ///
     /// # Errors
-    /// The broker's.
+    /// When NATS refuses or does not answer.
     pub async fn has_streams(&self) -> Result<bool, Error> {
         Ok(self.stream_info(&self.names.rows_stream()).await?.is_some())
     }

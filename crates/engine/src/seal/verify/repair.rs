@@ -121,7 +121,7 @@ pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Err
 /// # Errors
 /// The broker's and ClickHouse's. It can be called again at any time.
 pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> Result<Repair, Error> {
-    let Session { broker, records, store } = session;
+    let Session { broker, store, .. } = session;
     let run = &report.run;
     let pass = run.pass(report.pass);
     let mut repair = Repair::default();
@@ -254,7 +254,7 @@ async fn carry_out(
 /// Whether somebody has claimed this pass for a repair, and may be at it still.
 ///
 /// # Errors
-/// The broker's.
+/// When NATS refuses or does not answer.
 pub(crate) async fn is_being_repaired(records: &Records, entry: &Entry<PassRecord>) -> Result<bool, Error> {
     if entry.record.repair.is_none() {
         return Ok(false);
