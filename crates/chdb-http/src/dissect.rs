@@ -7,10 +7,10 @@
 
 use hyper::http::request::Parts;
 
+use crate::asked::{Asked, coming};
 use crate::body::Receiving;
 use crate::errors::Exception;
 use crate::execute::into_file;
-use crate::http::{Asked, coming};
 use crate::insert;
 use crate::request::Request;
 use crate::statement::{self, Statement};

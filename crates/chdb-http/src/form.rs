@@ -56,8 +56,8 @@ mod tests {
     fn a_form_is_taken_apart() {
         let body = b"--B\r\nContent-Disposition: form-data; name=\"query\"\r\n\r\nSELECT\r\n1\r\n\
             --B\r\nContent-Disposition: form-data; name=\"param_a\"\r\n\r\n\r\n--B--\r\n";
-        let fields = fields(body, "B").expect("a form");
-        assert_eq!(fields, [("query".into(), b"SELECT\r\n1".to_vec()), ("param_a".into(), Vec::new())]);
+        let found = fields(body, "B").expect("a form");
+        assert_eq!(found, [("query".into(), b"SELECT\r\n1".to_vec()), ("param_a".into(), Vec::new())]);
         for broken in [&body[1..], &body[..body.len() - 9], &body[..40], b"--B"] {
             assert!(fields(broken, "B").is_err());
         }

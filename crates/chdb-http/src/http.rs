@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
@@ -12,17 +11,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::answer::{Abandon, Answer, Begun, Outcome, Stream, begin};
+use crate::asked::{Asked, coming};
 use crate::body::{self, Coming, MemoryFile};
 use crate::chdb::{Engine, Output};
 use crate::errors::{Exception, code};
 use crate::execute::{self, Done, Sink, Work};
-use crate::form;
 use crate::request::Request;
 use crate::running::{Entry, Running};
-use crate::statement::{self, Statement};
+use crate::statement::Statement;
 
-/// The most that a statement may hold without its rows; ClickHouse's `max_query_size`.
-const MAX_STATEMENT: usize = 1 << 18;
 /// Statements that run at once; more wait.
 pub(crate) const SLOTS: u32 = 16;
 /// KILLs that run at once, so that they do not wait for what they are to kill.
@@ -133,99 +130,8 @@ async fn respond(
     }
 }
 
-/// How the body of a request is stored. Blocks of rows in Native, with their statement in the URL, stay compressed.
-pub(crate) fn coming(request: &Request) -> Coming {
-    if !request.decompress {
-        return Coming::AsItIs;
-    }
-    match statement::parse(&request.query) {
-        Ok(Statement::Insert(insert))
-            if request.boundary.is_none()
-                && insert.format == "Native"
-                && insert.data_at == request.query.len() =>
-        {
-            Coming::Packed
-        }
-        _ => Coming::Frames,
-    }
-}
-
 fn shutting_down() -> Exception {
     Exception::new(code::QUERY_WAS_CANCELLED, "Query was cancelled: the server is shutting down")
-}
-
-/// A request with its statement told from its rows.
-pub(crate) struct Asked {
-    pub(crate) request: Request,
-    pub(crate) sql: Vec<u8>,
-    pub(crate) statement: Statement,
-    pub(crate) rows: MemoryFile,
-}
-
-impl Asked {
-    /// The statement is in the URL, or at the start of the body, or in both, one after the other.
-    pub(crate) fn new(mut request: Request, body: MemoryFile) -> Result<Self, Exception> {
-        let stored = |error| Exception::io("read the body", &error);
-        let head = body.head(MAX_STATEMENT).map_err(stored)?;
-        let whole = body.len() <= u64::try_from(MAX_STATEMENT).unwrap_or(u64::MAX);
-        if let Some(boundary) = request.boundary.take() {
-            if !whole {
-                return Err(too_large());
-            }
-            for (name, value) in form::fields(&head, &boundary)? {
-                request.take(&name, value)?;
-            }
-            let sql = std::mem::take(&mut request.query);
-            let empty = MemoryFile::new().map_err(stored)?;
-            return Self::of(request, sql, empty, 0);
-        }
-        let mut sql = std::mem::take(&mut request.query);
-        if sql.is_empty() {
-            let statement = statement::parse(&head)?;
-            let Statement::Insert(insert) = &statement else {
-                return if whole {
-                    Ok(Self { request, sql: head, statement, rows: body })
-                } else {
-                    Err(too_large())
-                };
-            };
-            let (statement_end, at) = (insert.data_at, u64::try_from(insert.data_at).unwrap_or_default());
-            let rows = body.tail(b"", at).map_err(stored)?;
-            return Ok(Self { request, sql: head[..statement_end].to_vec(), statement, rows });
-        }
-        if body.len() > 0 {
-            sql.push(b'\n');
-        }
-        if let Statement::Insert(_) = statement::parse(&sql)? {
-            return Self::of(request, sql, body, 0);
-        }
-        if !whole {
-            return Err(too_large());
-        }
-        sql.extend_from_slice(&head);
-        Self::of(request, sql, body, u64::try_from(head.len()).unwrap_or_default())
-    }
-
-    /// `sql` may have rows at its end, and `body` goes on from `at`.
-    fn of(request: Request, sql: Vec<u8>, body: MemoryFile, at: u64) -> Result<Self, Exception> {
-        let statement = statement::parse(&sql)?;
-        let rows = match &statement {
-            Statement::Insert(insert) if insert.data_at < sql.len() => body
-                .tail(&sql[insert.data_at..], at)
-                .map_err(|error| Exception::io("read the body", &error))?,
-            _ => body,
-        };
-        Ok(Self { request, sql, statement, rows })
-    }
-}
-
-fn too_large() -> Exception {
-    Exception::new(
-        code::SYNTAX_ERROR,
-        &format!(
-            "Syntax error: Max query size exceeded (the statement is longer than {MAX_STATEMENT} bytes)"
-        ),
-    )
 }
 
 /// A statement that has its slot.
@@ -250,10 +156,12 @@ impl Call {
 
     async fn write(self, work: Work) -> Result<Response<Answer>, Exception> {
         let format = self.format(None);
-        let done = finished(self.start(work)).await?;
-        let mut response = Response::new(Answer::whole(Bytes::copy_from_slice(&done.output.data)));
+        let mut done = finished(self.start(work)).await?;
+        let data = std::mem::take(&mut done.output.data);
+        let has_result = !data.is_empty();
+        let mut response = Response::new(Answer::whole(data));
         // By this header clients tell a result of no rows from none.
-        if !done.output.data.is_empty() {
+        if has_result {
             head(&mut response, FORMAT, &format);
         }
         summary(&mut response, &done);

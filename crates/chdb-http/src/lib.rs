@@ -15,6 +15,7 @@
 //! | `http` | routes, waits for a slot, answers |
 //! | `request`, `form`, `body`, `frames`, `encoding` | takes the URL and the form apart; reads the body whole, out of its frames or coding |
 //! | `running` | holds its query id while it is under way |
+//! | `asked` | tells the statement from the rows, wherever the client put them |
 //! | `tokens`, `statement` | tells a SELECT, an INSERT with rows, a KILL, anything else |
 //! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
 //! | `directory`, `chdb` | the data's lock; the engine's C interface |
@@ -47,6 +48,7 @@
 //! - System logs (`system.query_log` …), replication and clusters do not exist.
 
 mod answer;
+mod asked;
 mod body;
 mod chdb;
 mod directory;

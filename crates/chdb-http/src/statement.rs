@@ -180,78 +180,67 @@ pub(crate) fn drop_without_sync(sql: &[u8]) -> Vec<u8> {
 }
 
 fn parse_insert(sql: &[u8], mut tokens: Tokens<'_>) -> Result<Statement, Exception> {
-    let Some(mut next) = tokens.next() else { return Ok(Statement::Other) };
-    if next.is(sql, "INTO") {
-        let Some(token) = tokens.next() else { return Ok(Statement::Other) };
-        next = token;
+    let mut next = tokens.next();
+    for word in ["INTO", "TABLE"] {
+        if next.is_some_and(|token| token.is(sql, word)) {
+            next = tokens.next();
+        }
     }
-    if next.is(sql, "TABLE") {
-        let Some(token) = tokens.next() else { return Ok(Statement::Other) };
-        next = token;
-    }
-    if next.is(sql, "FUNCTION") {
+    let Some(first) = next else { return Ok(Statement::Other) };
+    if first.is(sql, "FUNCTION") {
         return into_function(sql, tokens);
     }
-    let start = next.start;
-    let mut end = next.end;
-    let clauses = ["SETTINGS", "FORMAT", "VALUES", "SELECT", "WITH", "FROM", "PARTITION"];
-    // A table's name: words, quoted names, dots and {parameters}. It ends where a bracket or a clause begins.
-    let mut braces = usize::from(next.punct() == Some(b'{'));
-    let mut token = loop {
-        let Some(token) = tokens.next() else { return Ok(Statement::Other) };
-        match token.punct() {
-            Some(b'{') => braces += 1,
-            Some(b'}') => braces = braces.saturating_sub(1),
-            Some(b'(') if braces == 0 => break token,
-            _ if braces == 0 && token.is_any(sql, &clauses) => break token,
-            _ => {}
-        }
-        end = token.end;
-    };
-    let table = sql[start..end].to_vec();
-    let mut columns = None;
+    let Some((table, mut token)) = table_name(sql, first, &mut tokens) else { return Ok(Statement::Other) };
+    let mut insert =
+        Insert { table, columns: None, settings: None, format: "Values".to_owned(), data_at: sql.len() };
     if token.punct() == Some(b'(') {
         match column_list(sql, &mut tokens)? {
             List::Query => return insert_from_query(sql),
-            List::Columns(names) => columns = Some(names),
+            List::Columns(names) => insert.columns = Some(names),
         }
-        let Some(after) = tokens.next() else {
-            return Ok(Statement::Insert(Insert::new(table, columns, None, "Values", sql.len())));
-        };
+        let Some(after) = tokens.next() else { return Ok(Statement::Insert(insert)) };
         token = after;
     }
-    let mut settings = None;
     if token.is(sql, "SETTINGS") {
         let Some(found) = tokens.find(|token| token.is_any(sql, &["FORMAT", "VALUES", "SELECT", "WITH"]))
         else {
             return Ok(Statement::Other);
         };
-        settings = Some(sql[token.end..found.start].to_vec());
+        insert.settings = Some(sql[token.end..found.start].to_vec());
         token = found;
     }
     if token.is(sql, "VALUES") {
-        return Ok(Statement::Insert(Insert::new(table, columns, settings, "Values", token.end)));
-    }
-    if token.is(sql, "FORMAT") {
+        insert.data_at = token.end;
+    } else if token.is(sql, "FORMAT") {
         let Some(name) = tokens.next().filter(|token| token.kind == Kind::Word) else {
             return Ok(Statement::Other);
         };
-        let format = text(name.bytes(sql));
-        return Ok(Statement::Insert(Insert::new(table, columns, settings, &format, rows_at(sql, name.end))));
+        insert.format = text(name.bytes(sql));
+        insert.data_at = rows_at(sql, name.end);
+    } else {
+        return insert_from_query(sql);
     }
-    insert_from_query(sql)
+    Ok(Statement::Insert(insert))
 }
 
-impl Insert {
-    fn new(
-        table: Vec<u8>,
-        columns: Option<Vec<Vec<u8>>>,
-        settings: Option<Vec<u8>>,
-        format: &str,
-        data_at: usize,
-    ) -> Self {
-        Self { table, columns, settings, format: format.to_owned(), data_at }
+/// A table's name: words, quoted names, dots and {parameters}; and the bracket or clause that ends it.
+fn table_name(sql: &[u8], first: Token, tokens: &mut Tokens<'_>) -> Option<(Vec<u8>, Token)> {
+    const CLAUSES: &[&str] = &["SETTINGS", "FORMAT", "VALUES", "SELECT", "WITH", "FROM", "PARTITION"];
+    let mut end = first.end;
+    let mut braces = usize::from(first.punct() == Some(b'{'));
+    for token in tokens {
+        match token.punct() {
+            Some(b'{') => braces += 1,
+            Some(b'}') => braces = braces.saturating_sub(1),
+            Some(b'(') if braces == 0 => return Some((sql[first.start..end].to_vec(), token)),
+            _ if braces == 0 && token.is_any(sql, CLAUSES) => {
+                return Some((sql[first.start..end].to_vec(), token));
+            }
+            _ => {}
+        }
+        end = token.end;
     }
+    None
 }
 
 /// The engine answers 200 to `input()` and inserts nothing.
