@@ -350,7 +350,7 @@ async fn first_writer_wins_among_workers() {
     });
     one.end().await;
     two.end().await;
-    let computed = first.batches.load(Ordering::Relaxed) + second.batches.load(Ordering::Relaxed);
+    let computed = first.work_counts().batches + second.work_counts().batches;
     assert!(computed > 6, "no batch was computed twice");
     let state = scene.nats.stream("trial_rows")["state"].clone();
     assert_eq!((&state["messages"], &state["last_seq"]), (&6.into(), &6.into()));
@@ -697,7 +697,7 @@ async fn permits_before_pull() {
             assert!(now <= most, "one host of two cores holds {now}: {consumer:?}");
             assert!(consumer.pending > 0, "nothing was left to be hoarded: {consumer:?}");
             peak = peak.max(now);
-            match first.batches.load(Ordering::Relaxed) {
+            match first.work_counts().batches {
                 10.. if peak == most => Ok(()),
                 computed => Err(format!("{computed}, at most {peak} at once")),
             }
@@ -706,7 +706,7 @@ async fn permits_before_pull() {
         wait_until("a batch of the second host", SOON, || {
             let (now, consumer) = held();
             assert!(now <= 2 * most, "two hosts hold {now}: {consumer:?}");
-            if second.batches.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err(format!("{consumer:?}")) }
+            if second.work_counts().batches > 0 { Ok(()) } else { Err(format!("{consumer:?}")) }
         });
         one.end().await;
         two.end().await;
