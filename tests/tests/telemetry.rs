@@ -72,7 +72,7 @@ async fn metrics_say_exactly_what_a_run_came_to() {
         ("deliveries_total{stage=\"sink\",arrival=\"first\"}", BATCHES),
         ("ended_deliveries_total{stage=\"sink\",end=\"acked\"}", BATCHES),
         ("delivery_seconds_count{stage=\"sink\"}", BATCHES),
-        ("held_bytes{stage=\"sink\"}", 0),
+        ("held_message_bytes{stage=\"sink\"}", 0),
         ("sink_inserted_rows_total", IDS),
         ("sink_insert_rows_sum", IDS),
         ("sink_confirmed_rows_total", IDS),
@@ -90,8 +90,8 @@ async fn metrics_say_exactly_what_a_run_came_to() {
     assert!((1.0..=BATCHES as f64).contains(&inserts), "{inserts} inserts");
     assert_eq!(figures.get("sink_insert_seconds_count{outcome=\"accepted\"}"), inserts);
     for series in [
-        "stored_messages_bytes_total{stream=\"ids\"}",
-        "stored_messages_bytes_total{stream=\"rows\"}",
+        "published_bytes_total{stream=\"ids\"}",
+        "published_bytes_total{stream=\"rows\"}",
         "sink_inserted_bytes_total",
         "worker_core_seconds_total{activity=\"computing\"}",
         "sealer_step_seconds_count{step=\"prove\"}",

@@ -100,7 +100,7 @@ impl OldClickHouse {
 
     /// What it answers, asked over plain HTTP.
     pub fn ask(&self, query: &str) -> String {
-        self.post(query).unwrap_or_else(|error| panic!("{query}: {error}"))
+        self.try_ask(query).unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
     /// The same as a number.
@@ -128,7 +128,7 @@ impl OldClickHouse {
         self.child = Some(child);
         let version = wait_until("an answer of clickhouse-server", SOON, || {
             let log = || fs::read_to_string(self.log()).unwrap_or_default();
-            self.post("SELECT version()").map_err(|error| format!("{error}: {}", log()))
+            self.try_ask("SELECT version()").map_err(|error| format!("{error}: {}", log()))
         });
         assert_eq!(version.trim(), VERSION);
     }
@@ -137,7 +137,11 @@ impl OldClickHouse {
         self.dir.join("clickhouse-server.log")
     }
 
-    fn post(&self, query: &str) -> io::Result<String> {
+    /// The same where it may refuse.
+    ///
+    /// # Errors
+    /// What it says then; why there is no answer.
+    pub fn try_ask(&self, query: &str) -> io::Result<String> {
         post(&format!("127.0.0.1:{}", self.port), "/", query.as_bytes())
     }
 }

@@ -22,6 +22,8 @@ use crate::scene::Report;
 const INSERTS: &str = "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO %trial_rows%'";
 /// ClickHouse's code for a `query_id` that is in use.
 const IN_USE: u32 = 216;
+/// ClickHouse's code for a query that is past the stages in which it can be killed.
+const CANNOT_KILL: u32 = 380;
 
 /// The wire alone: a server, and a proxy before it.
 struct Wire {
@@ -64,6 +66,18 @@ impl Wire {
         inserting
     }
 
+    /// Ends an insert with the product's statements. A server that cannot kill it any more says so at once; then it is waited
+    /// for, as a sink does.
+    fn end(&self, query_id: &str) {
+        if let Err(refused) = self.server.try_ask(&sql::kill(query_id)) {
+            assert!(refused.to_string().contains(&format!("Code: {CANNOT_KILL}")), "{refused}");
+        }
+        wait_until("the end of the insert", SOON, || match self.server.number(&sql::running(query_id)) {
+            0 => Ok(()),
+            queries => Err(format!("{queries} run")),
+        });
+    }
+
     fn rows(&self) -> u64 {
         self.server.number("SELECT count() FROM millstream.trial_rows")
     }
@@ -90,9 +104,9 @@ pub fn kill_query_sync(_: Plan) -> Report {
     let begun = Instant::now();
     // The client has lost touch with it: the connection goes while the server waits for the rest.
     wire.proxy.set(Mode::Refuse);
-    wire.server.ask(&sql::kill("stalled"));
+    wire.end("stalled");
     let took = begun.elapsed().as_secs_f64();
-    assert_eq!(wire.server.number(INSERTS), 0, "an insert runs after KILL QUERY SYNC");
+    assert_eq!(wire.server.number(INSERTS), 0, "an insert runs after it was ended");
     let (outcome, rows) = (inserting.join().expect("it ended"), wire.rows());
     assert!(outcome.is_err(), "{outcome:?}");
     let last_fault = Instant::now();

@@ -37,7 +37,11 @@ impl Deliveries {
                 None,
             ),
             held: registry.gauges("held_deliveries", "Deliveries that are held now", None),
-            held_bytes: registry.gauges("held", "Bytes of the messages that are held now", Some(Unit::Bytes)),
+            held_bytes: registry.gauges(
+                "held_message",
+                "Bytes of the messages that are held now",
+                Some(Unit::Bytes),
+            ),
             lasted: registry.histograms("delivery", "Time from the arrival of a message to its end", of_work),
         }
     }

@@ -20,8 +20,8 @@ impl Publishing {
     pub fn new(registry: &mut Registering) -> Self {
         Self {
             bytes: registry.counters(
-                "stored_messages",
-                "Bytes of messages that were stored",
+                "published",
+                "Bytes of messages that were stored, by stream",
                 Some(Unit::Bytes),
             ),
             took: registry.histograms(

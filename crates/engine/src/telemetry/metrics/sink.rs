@@ -61,7 +61,7 @@ impl Sink {
                 None,
             ),
             not_taken: registry.counters(
-                "sink_rows_not_taken_messages",
+                "sink_refused_messages",
                 "Messages that were handed back because the table does not take their rows, by cause",
                 None,
             ),
