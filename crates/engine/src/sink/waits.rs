@@ -1,4 +1,4 @@
-//! What keeps passes from their seal, as the sealer of this process found it: told to the fleet with what the sink does.
+//! Passes that this process's sealer cannot seal, and why; reported to the fleet with the sink's heartbeat.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,22 +7,22 @@ use millstream::names::PassId;
 
 use crate::model::host::WaitingPass;
 
-/// A report is a small record: so many passes are named in it, and of each so many symbols.
+/// Most passes in a report, and most characters for each.
 const TOLD: (usize, usize) = (50, 1000);
 
-/// What keeps passes from their seal.
+/// Why passes are not sealed.
 #[derive(Debug, Default)]
 pub struct Waits(Mutex<BTreeMap<PassId, String>>);
 
 impl Waits {
-    /// A pass waits for something that a person has to see to; whether that is another reason than before.
+    /// Notes that a pass waits for an operator; `true` if the reason is new.
     pub(crate) fn note(&self, pass: &PassId, why: &str) -> bool {
         let why: String = why.chars().take(TOLD.1).collect();
         let before = self.waits().insert(pass.clone(), why.clone());
         before.as_ref() != Some(&why)
     }
 
-    /// It waits no longer.
+    /// Notes that the pass no longer waits.
     pub(crate) fn clear(&self, pass: &PassId) {
         self.waits().remove(pass);
     }
@@ -32,7 +32,7 @@ impl Waits {
         self.waits().len()
     }
 
-    /// The first of the passes that wait.
+    /// The first waiting passes.
     pub fn told(&self) -> Vec<WaitingPass> {
         let waits = self.waits();
         let told = waits.iter().take(TOLD.0);
