@@ -51,9 +51,9 @@ const MAX_PULL: usize = 1000;
 /// How long a pull waits for more messages. Short, because groups age meanwhile.
 const PULL_FOR: Duration = Duration::from_millis(500);
 /// How often a sink that cannot end yet logs what it waits for.
-const TELL: Duration = Duration::from_secs(15);
+const LOG_WAITS_EVERY: Duration = Duration::from_secs(15);
 /// Redelivery delay of a message that cannot be inserted now.
-const SET_BACK: Duration = Duration::from_secs(60);
+const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
 /// A sink's settings.
 #[derive(Debug, Clone)]
@@ -144,13 +144,13 @@ pub async fn sink(
         phases: Phases::new(),
         plan,
     });
-    sink.tell(broker.records().await?);
+    sink.report(broker.records().await?);
     tracing::info!("sinking");
     sink.gather(consumer).await;
     tracing::info!(held = sink.held.count(), "draining: pulling no more rows, inserting those held");
     tokio::select! {
         () = stop.finished(sink.plan.drain) => {}
-        () = sink.tell_what_lasts() => {}
+        () = sink.log_waits() => {}
     }
     broker.flush().await;
     Ok(())
@@ -158,7 +158,7 @@ pub async fn sink(
 
 impl Sink {
     /// Reports this sink's work to the fleet.
-    fn tell(self: &Arc<Self>, records: Records) {
+    fn report(self: &Arc<Self>, records: Records) {
         let this = self.clone();
         let stop = self.stop.clone();
         self.stop.spawn(async move {
@@ -182,10 +182,10 @@ impl Sink {
     }
 
     /// After the drain's deadline, logs what the sink still waits for. Never returns.
-    async fn tell_what_lasts(&self) {
+    async fn log_waits(&self) {
         self.stop.given_up().await;
         loop {
-            tokio::time::sleep(TELL).await;
+            tokio::time::sleep(LOG_WAITS_EVERY).await;
             tracing::warn!(
                 batches = self.held.count(),
                 at_most_s = self.store.insert_over().as_secs(),
@@ -201,8 +201,8 @@ impl Sink {
         let mut groups: HashMap<GroupKey, Group> = HashMap::new();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !self.stop.taking_stopped() {
-            let Some(room) = self.make_room(&budget, held, &mut groups).await else { break };
-            match self.pull(&consumer, room, &mut groups).await {
+            let Some(permits) = self.acquire_permits(&budget, held, &mut groups).await else { break };
+            match self.pull(&consumer, permits, &mut groups).await {
                 Ok(taken) => {
                     backoff.reset();
                     self.flush(&mut groups, |group| taken == 0 || group.is_old(self.plan.group_age));
@@ -224,42 +224,42 @@ impl Sink {
     }
 
     /// Waits for permits for at least one message of the largest size. If none are free, groups are inserted at once.
-    async fn make_room(
+    async fn acquire_permits(
         self: &Arc<Self>,
         budget: &Arc<Semaphore>,
         held: usize,
         groups: &mut HashMap<GroupKey, Group>,
     ) -> Option<OwnedSemaphorePermit> {
         let least = (self.broker.max_payload() + MESSAGE_OVERHEAD).min(held) as u32;
-        let mut room = match budget.clone().try_acquire_many_owned(least) {
-            Ok(room) => room,
+        let mut permits = match budget.clone().try_acquire_many_owned(least) {
+            Ok(permits) => permits,
             Err(_) => {
                 self.flush(groups, |_| true);
                 tokio::select! {
-                    room = budget.clone().acquire_many_owned(least) => room.ok()?,
+                    permits = budget.clone().acquire_many_owned(least) => permits.ok()?,
                     () = self.stop.no_more_taking() => return None,
                 }
             }
         };
         let more = budget.available_permits().min(MAX_PULL_BYTES.saturating_sub(least as usize)) as u32;
         if let Ok(more) = budget.clone().try_acquire_many_owned(more) {
-            room.merge(more);
+            permits.merge(more);
         }
-        Some(room)
+        Some(permits)
     }
 
-    /// Pulls messages for the permits in `room` into the groups; returns how many came.
+    /// Pulls messages that `permits` covers into the groups; returns how many came.
     async fn pull(
         self: &Arc<Self>,
         consumer: &PullConsumer,
-        mut room: OwnedSemaphorePermit,
+        mut permits: OwnedSemaphorePermit,
         groups: &mut HashMap<GroupKey, Group>,
     ) -> Result<usize, Source> {
         // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
         let request = consumer
             .batch()
             .max_messages(MAX_PULL)
-            .max_bytes(room.num_permits())
+            .max_bytes(permits.num_permits())
             .expires(PULL_FOR)
             .messages();
         let mut messages = tokio::time::timeout(ANSWER_WITHIN, request).await??;
@@ -275,8 +275,8 @@ impl Sink {
             match message {
                 Some(Ok(message)) => {
                     taken += 1;
-                    let size = (message.payload.len() + MESSAGE_OVERHEAD).min(room.num_permits());
-                    let permit = room.split(size).ok_or("a pull brought more than was asked for")?;
+                    let size = (message.payload.len() + MESSAGE_OVERHEAD).min(permits.num_permits());
+                    let permit = permits.split(size).ok_or("a pull brought more than was asked for")?;
                     self.take(message, permit, groups).await;
                 }
                 // The server ends a pull whose next message would exceed the requested bytes: the next pull has permits

@@ -65,7 +65,7 @@ const NOT_HERE: Duration = Duration::from_secs(1);
 /// How often the worker reaps ended orphans that came to this process.
 const REAP: Duration = Duration::from_secs(2);
 /// Redelivery delay of a batch that cannot be computed now.
-const SET_BACK: Duration = Duration::from_secs(60);
+const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
 /// A batch that the worker holds.
 struct Taken<'a> {
@@ -125,8 +125,8 @@ pub async fn work<I: Id>(
     let waiting = Semaphore::new(WAITING);
     metrics.working(threads);
     sample_idle(load.clone(), slots.clone(), metrics.clone(), stop);
-    let told = (load.clone(), able.clone());
-    tell(records.clone(), maker.clone(), open.clone(), told, rates.clone(), stop);
+    let reported = (load.clone(), able.clone());
+    report(records.clone(), maker.clone(), open.clone(), reported, rates.clone(), stop);
     let proving = cores.clone();
     let proven = able.clone();
     let stopping = stop.clone();
@@ -214,7 +214,7 @@ fn sample_idle(load: Arc<WorkLoad>, slots: Slots, metrics: Metrics, stop: &Stop)
 }
 
 /// Reports this host's work to the fleet, and follows which hosts share a rate limit.
-fn tell(
+fn report(
     records: Records,
     maker: Arc<Maker>,
     open: watch::Receiver<Open>,
@@ -286,7 +286,7 @@ impl<I: Id> Worker<I> {
                 tracing::warn!(
                     subject = delivery.subject(),
                     why,
-                    "the batch is handed back: this host cannot compute"
+                    "the batch is returned to the stream: this host cannot compute it"
                 );
                 self.able.failed(delivery.subject(), why);
                 delivery.nak(NOT_HERE).await;
@@ -294,8 +294,13 @@ impl<I: Id> Worker<I> {
             Err(error) => {
                 let hint = error.hint().unwrap_or_default();
                 let error = full_cause(&error);
-                tracing::error!(subject = delivery.subject(), error, hint, "the batch is not computed: it is redelivered after 60 s");
-                delivery.nak(SET_BACK).await;
+                tracing::error!(
+                    subject = delivery.subject(),
+                    error,
+                    hint,
+                    "the batch is not computed: it is redelivered after 60 s"
+                );
+                delivery.nak(REDELIVER_AFTER).await;
             }
         }
     }

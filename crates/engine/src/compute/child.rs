@@ -35,9 +35,9 @@ use super::protocol::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, enc
 use super::watch::{Overdue, Watch};
 
 /// How often the watch polls the pool's threads.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 /// Polls after which the watch reports to the worker for how long threads had an id.
-const LOOKS_TOLD: u32 = 10;
+const POLLS_A_REPORT: u32 = 10;
 /// How often the process sends a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
 /// Frames that may be read ahead of computing.
@@ -60,7 +60,7 @@ fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
     let ended = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [wire::ARGUMENT, address, pipe, memory] => {
             let mark = Mark::new(address, number(pipe));
-            connect(address).and_then(|socket| alone(function, socket, mark, number(memory)))
+            connect(address).and_then(|socket| isolated(function, socket, mark, number(memory)))
         }
         [protocol::ARGUMENT, address, _, threads, soft, hard] => connect(address)
             .and_then(|socket| pool(function, socket, number(threads) as usize, [soft, hard].map(limit))),
@@ -177,7 +177,7 @@ impl Mark {
 }
 
 /// Runs an isolated process: one id at a time.
-fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: u64) -> io::Result<()> {
+fn isolated<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: u64) -> io::Result<()> {
     let sender = socket.sender.clone();
     sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
     let process = std::process::id();
@@ -288,9 +288,9 @@ fn watch<I: Id>(
         loop {
             let begun = Instant::now();
             let mut busy = 0;
-            for _ in 0..LOOKS_TOLD {
-                std::thread::sleep(LOOK);
-                let overdue = watch.look(pool.hands(), LOOK);
+            for _ in 0..POLLS_A_REPORT {
+                std::thread::sleep(POLL);
+                let overdue = watch.look(pool.hands(), POLL);
                 // First relieve: an order may end because of an overdue id.
                 pool.relieve(&watch);
                 for Overdue { order, at, hard } in overdue {
@@ -298,9 +298,9 @@ fn watch<I: Id>(
                 }
                 busy += pool.hands().iter().filter(|hand| hand.is_busy()).count() as u32;
             }
-            let looks = f64::from(LOOKS_TOLD);
+            let polls = f64::from(POLLS_A_REPORT);
             if started.load(Ordering::Relaxed) {
-                sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks)))
+                sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / polls)))
             } else {
                 sender.send(&beat)
             }

@@ -46,7 +46,7 @@ enum Kind<I> {
 
 struct Processes<I> {
     pool: PoolProcess<I>,
-    alone: Isolated<I>,
+    isolated: Isolated<I>,
     isolate: bool,
 }
 
@@ -84,7 +84,7 @@ impl<I: Id> Cores<I> {
                         pool_load,
                         going,
                     ),
-                    alone: Isolated::new(program, threads, limits, schema.clone(), metrics, got_going),
+                    isolated: Isolated::new(program, threads, limits, schema.clone(), metrics, got_going),
                     isolate: limits.isolate,
                 }))
             }
@@ -103,7 +103,7 @@ impl<I: Id> Cores<I> {
     /// [`Error::Child`] when this host cannot compute.
     pub async fn ready(&self) -> Result<(), Error> {
         match &self.kind {
-            Kind::PoolProcess(processes) if processes.isolate => processes.alone.ready().await,
+            Kind::PoolProcess(processes) if processes.isolate => processes.isolated.ready().await,
             Kind::PoolProcess(processes) => processes.pool.ready().await,
             Kind::Here(pool, started) => started.get_or_try_init(|| pool.started()).await.copied(),
         }
@@ -165,7 +165,7 @@ impl<I: Id> Processes<I> {
         results: &Arc<Results<I>>,
     ) -> Result<(), Error> {
         if suspect || self.isolate {
-            return self.alone.compute(key, ids, last, results).await;
+            return self.isolated.compute(key, ids, last, results).await;
         }
         let mut left = ids;
         let mut silent = 0;
@@ -174,7 +174,7 @@ impl<I: Id> Processes<I> {
             left = rest;
             silent += u32::from(suspect == Suspect::Silent);
             if suspect == Suspect::Yes || silent == SILENT_POOLS {
-                self.alone.compute(key, std::mem::take(&mut left), last, results).await?;
+                self.isolated.compute(key, std::mem::take(&mut left), last, results).await?;
             }
         }
         Ok(())

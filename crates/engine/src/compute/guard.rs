@@ -51,13 +51,13 @@ pub(super) fn guarded<R>(compute: impl FnOnce() -> Outcome<R>) -> Outcome<R> {
 
 #[cold]
 fn panicked(payload: Box<dyn Any + Send>) -> String {
-    let told = told(&PANICKED_AT.take(), panic_message(payload.as_ref()));
+    let reason = panic_reason(&PANICKED_AT.take(), panic_message(payload.as_ref()));
     // Dropping a payload can panic too.
     drop(catch_unwind(AssertUnwindSafe(|| drop(payload))));
-    told
+    reason
 }
 
-fn told(place: &str, message: &str) -> String {
+fn panic_reason(place: &str, message: &str) -> String {
     match place {
         // The panic happened on another thread, which this one has joined.
         "" => format!("panicked: {message}"),
@@ -92,7 +92,7 @@ pub(super) fn install_panic_hook() {
             }
             let place = info.location().map_or_else(String::new, ToString::to_string);
             if let Some(witness) = WITNESS.get() {
-                witness(&told(&place, panic_message(info.payload())));
+                witness(&panic_reason(&place, panic_message(info.payload())));
             }
             // A thread that is ending has no thread-local value left, and needs none.
             let _ending = PANICKED_AT.try_with(|at| at.replace(place));

@@ -11,9 +11,9 @@ use super::computed::Computed;
 use super::results::Results;
 
 /// Most ids of a chunk, so that other lanes get ids too.
-const LOT: usize = 64;
+const CHUNK: usize = 64;
 /// Chunks for each process, at least, if there are enough ids.
-const LOTS_PER_CHILD: usize = 4;
+const CHUNKS_PER_CHILD: usize = 4;
 
 pub(super) struct IdQueue<'a, I> {
     /// All ids of the batch.
@@ -41,7 +41,7 @@ impl Drop for Busy<'_> {
 impl<'a, I> IdQueue<'a, I> {
     /// Divides the ids into chunks for `children` processes.
     pub fn new(ids: &'a [I], results: &'a Results<I>, children: usize) -> Self {
-        let size = ids.len().div_ceil(children * LOTS_PER_CHILD).clamp(1, LOT);
+        let size = ids.len().div_ceil(children * CHUNKS_PER_CHILD).clamp(1, CHUNK);
         let queue = (0..ids.len()).step_by(size).map(|start| start..ids.len().min(start + size));
         let waiting = Mutex::new(queue.rev().collect());
         let left = AtomicUsize::new(ids.len());

@@ -54,7 +54,7 @@ pub(super) struct Isolated<I> {
     schema: Arc<Schema>,
     metrics: Metrics,
     /// Thread slots: one process a core, over all batches.
-    seats: Semaphore,
+    slots: Semaphore,
     threads: usize,
     /// Processes without a batch, at most one for each slot.
     idle: Mutex<Vec<ChildLink>>,
@@ -89,7 +89,7 @@ impl<I: Id> Isolated<I> {
         got_going: Arc<AtomicBool>,
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
-        let seats = Semaphore::new(threads);
+        let slots = Semaphore::new(threads);
         let idle = Mutex::default();
         Self {
             program,
@@ -97,7 +97,7 @@ impl<I: Id> Isolated<I> {
             memory,
             schema,
             metrics,
-            seats,
+            slots,
             threads,
             idle,
             got_going,
@@ -132,7 +132,7 @@ impl<I: Id> Isolated<I> {
 
     /// One lane: computes chunks with one process until none is left.
     async fn lane(&self, key: &BatchKey, queue: &IdQueue<'_, I>, last: bool) -> Result<(), Error> {
-        let _seat = self.seats.acquire().await.expect("the semaphore is never closed");
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let _busy = queue.busy();
         let Some(mut chunk) = queue.next() else { return Ok(()) };
         let mut link = self.idle().pop();
@@ -171,7 +171,7 @@ impl<I: Id> Isolated<I> {
         mut chunk: Range<usize>,
         last: bool,
     ) -> Result<(), Error> {
-        let mut part = Part { schema: &self.schema, computed: Computed::none(&self.schema), last };
+        let mut chunk_rows = ChunkRows { schema: &self.schema, computed: Computed::none(&self.schema), last };
         let mut killed = 0;
         while !chunk.is_empty() {
             let mut child = match self.caught_up(link.take()).await {
@@ -180,8 +180,8 @@ impl<I: Id> Isolated<I> {
             };
             let begun = Instant::now();
             let before = chunk.start;
-            let end = self.grind(&mut child, key, queue, &mut chunk, &mut part).await;
-            part.computed.spent.computing += begun.elapsed();
+            let end = self.run_chunk(&mut child, key, queue, &mut chunk, &mut chunk_rows).await;
+            chunk_rows.computed.spent.computing += begun.elapsed();
             if matches!(end, End::Done) {
                 *link = Some(child);
                 continue;
@@ -210,10 +210,10 @@ impl<I: Id> Isolated<I> {
             self.metrics.id_crashed();
             let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
             tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it becomes a dead letter");
-            part.dead(id, &reason);
+            chunk_rows.dead(id, &reason);
             chunk.start += 1;
         }
-        queue.put(part.take());
+        queue.put(chunk_rows.take());
         Ok(())
     }
 
@@ -250,13 +250,13 @@ impl<I: Id> Isolated<I> {
     }
 
     /// Has the process compute the chunk, which begins with the id in flight; returns why it stops.
-    async fn grind(
+    async fn run_chunk(
         &self,
         child: &mut ChildLink,
         key: &BatchKey,
         queue: &IdQueue<'_, I>,
         chunk: &mut Range<usize>,
-        part: &mut Part<'_, I>,
+        chunk_rows: &mut ChunkRows<'_, I>,
     ) -> End {
         let mut sent = chunk.start;
         let mut flight = Flight::new();
@@ -282,7 +282,7 @@ impl<I: Id> Isolated<I> {
                         return end;
                     }
                     if flight.lasts() {
-                        queue.put(part.take());
+                        queue.put(chunk_rows.take());
                         queue.give_back(chunk);
                         child.forget(sent.saturating_sub(chunk.end)).await;
                         sent = sent.min(chunk.end);
@@ -293,15 +293,15 @@ impl<I: Id> Isolated<I> {
                 News::Silent => return End::Silent,
                 News::Broken(fault) => return End::Over(spoke(&fault)),
             };
-            match part.take_answer(id, kind, &body) {
+            match chunk_rows.take_answer(id, kind, &body) {
                 Ok(Some(panic)) => child.panicked = child.panicked.take().or(Some(panic)),
                 Ok(None) => {
                     (flight, child.panicked) = (Flight::new(), None);
                     chunk.start += 1;
                     child.computed += 1;
                     self.got_going.store(true, Ordering::Relaxed);
-                    if part.computed.rows.bytes() >= PIECE_BYTES {
-                        queue.put(part.take());
+                    if chunk_rows.computed.rows.bytes() >= PIECE_BYTES {
+                        queue.put(chunk_rows.take());
                     }
                 }
                 Err(fault) => return End::Over(spoke(&fault)),
@@ -318,7 +318,7 @@ impl<I: Id> Isolated<I> {
         }
         flight.age.grow();
         let (age, Limits { soft, hard, .. }) = (flight.age.time, self.limits);
-        if soft.is_some_and(|soft| age >= soft) && !std::mem::replace(&mut flight.told, true) {
+        if soft.is_some_and(|soft| age >= soft) && !std::mem::replace(&mut flight.logged, true) {
             self.metrics.id_is_slow();
             slow(key, id);
         }
@@ -352,13 +352,13 @@ fn spoke(fault: &dyn std::fmt::Display) -> String {
 }
 
 /// Rows of a chunk, as they arrive.
-struct Part<'a, I> {
+struct ChunkRows<'a, I> {
     schema: &'a Schema,
     computed: Computed<I>,
     last: bool,
 }
 
-impl<I: Id> Part<'_, I> {
+impl<I: Id> ChunkRows<'_, I> {
     /// Takes the results out.
     fn take(&mut self) -> Computed<I> {
         std::mem::replace(&mut self.computed, Computed::none(self.schema))
@@ -396,13 +396,13 @@ impl<I: Id> Part<'_, I> {
 /// How long the id in flight has been computing.
 struct Flight {
     age: Age,
-    told: bool,
+    logged: bool,
     relieved: bool,
 }
 
 impl Flight {
     fn new() -> Self {
-        Self { age: Age::new(), told: false, relieved: false }
+        Self { age: Age::new(), logged: false, relieved: false }
     }
 
     /// Whether the id takes long; `true` only once.
@@ -448,7 +448,7 @@ mod tests {
 
     use super::*;
 
-    fn told(raw: i32, last_words: &str) -> String {
+    fn reason_of(raw: i32, last_words: &str) -> String {
         let status = ExitStatus::from_raw(raw);
         let ended = Ended { status: Ok(status), said: Vec::new(), last_words: last_words.to_owned() };
         match verdict(status, &ended, None, 512 << 20) {
@@ -472,7 +472,7 @@ mod tests {
             (7 << 8, "", "crashed: exit code 7"),
         ];
         for (status, words, reason) in table {
-            assert_eq!(told(status, words), reason);
+            assert_eq!(reason_of(status, words), reason);
         }
     }
 }

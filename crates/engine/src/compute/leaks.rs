@@ -53,7 +53,7 @@ impl Leaks {
         }
         if let Some(what) = self.lacks_files().or_else(|| self.lacks_threads()) {
             eprintln!(
-                "{what} in a process that has computed other ids: those in hand are computed in a fresh one"
+                "{what} in a process that has computed other ids: the ids in progress are computed in a fresh process"
             );
             // At once: exit handlers might wait for threads that compute.
             let _gone = kill(Pid::this(), Signal::SIGKILL);

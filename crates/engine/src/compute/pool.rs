@@ -138,7 +138,7 @@ impl<I: Id> Pool<I> {
             // The receiver is gone if the caller gave up: then the result has no use.
             let _forgotten = sender.send(());
         });
-        receiver.await.expect("pieces catch panics, so the end is always told");
+        receiver.await.expect("pieces catch panics, so the end is always reported");
         drop(off);
     }
 
@@ -241,15 +241,15 @@ impl<I: Id> Shared<I> {
                 Entry::Work(work) => work(self),
                 Entry::Pieces(shares, number) => {
                     let places = shares.places(number);
-                    self.grind(process, thread, shares, places);
+                    self.compute_piece(process, thread, shares, places);
                 }
-                Entry::Rest(shares, places) => self.grind(process, thread, shares, places),
+                Entry::Rest(shares, places) => self.compute_piece(process, thread, shares, places),
             }
         }
     }
 
     /// Computes these ids of an order.
-    fn grind(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
+    fn compute_piece(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
         let hand = &self.hands[thread];
         let slot = &self.slots[thread];
         let order = &shares.order;

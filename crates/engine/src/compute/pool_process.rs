@@ -28,7 +28,7 @@ use crate::fleet::times::Load;
 use crate::telemetry::metrics::Metrics;
 
 /// The worker checks the process's memory once in so many polls.
-const LOOKS_AT_MEMORY: u32 = 10;
+const POLLS_A_MEMORY_CHECK: u32 = 10;
 /// The process sends something every second: in a longer silence the worker does not know whether it works.
 const QUIET: Duration = Duration::from_secs(3);
 /// Orders that may wait to be written to the socket.
@@ -234,7 +234,7 @@ async fn write<I>(
 
 /// Takes what the process sends until it ends, then answers all open orders.
 async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
-    let mut looks = 0;
+    let mut polls = 0;
     let end = loop {
         match process.next().await {
             News::Frame(kind, body) => match shared.take(kind, &body) {
@@ -244,9 +244,9 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             },
             News::Printed(said) => shared.print(said),
             News::Look => {
-                looks += 1;
+                polls += 1;
                 shared.load.is_silent(process.silence() > QUIET && shared.has_ids());
-                if looks % LOOKS_AT_MEMORY == 0 {
+                if polls % POLLS_A_MEMORY_CHECK == 0 {
                     let memory = process.resident();
                     if memory > most {
                         break End::All(format!("it took {} MB of memory", memory >> 20));
@@ -275,7 +275,12 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
         End::Silent => {
             let why = silent();
             let batches = shared.batches();
-            tracing::warn!(why, batches, status, "the compute pool is replaced, because it sent no sign of life: its ids are computed again");
+            tracing::warn!(
+                why,
+                batches,
+                status,
+                "the compute pool is replaced, because it sent no sign of life: its ids are computed again"
+            );
         }
     }
     shared.end(&end);

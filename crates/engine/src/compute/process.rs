@@ -28,7 +28,7 @@ use super::output::{LAST_WORDS_WITHIN, Output, Said};
 use crate::error::{Error, Source};
 
 /// How often the worker polls a process.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 /// A poll that comes later than this counts as punctual, because the worker itself was stopped meanwhile.
 const LATE: Duration = Duration::from_secs(1);
 /// How long a pipeline's `main` may take until it calls Millstream.
@@ -55,10 +55,10 @@ pub(super) struct Process {
     child: Child,
     frames: Frames<OwnedReadHalf>,
     output: Output,
-    look: Interval,
+    poll: Interval,
     /// Time since the last sign of life, without time for which the worker itself was stopped.
     silence: Age,
-    looked: Instant,
+    polled: Instant,
     ended: bool,
     /// A frame that was read behind printed lines.
     waiting: Option<(u8, Bytes)>,
@@ -130,16 +130,16 @@ impl Process {
             Err(_) => return Err(no_child("its `main` did not call Millstream within two minutes".into())),
         };
         let (from, to) = stream.into_split();
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut process = Self {
             group,
             child,
             frames: Frames::new(from),
             output,
-            look,
+            poll,
             silence: Age::new(),
-            looked: Instant::now(),
+            polled: Instant::now(),
             ended: false,
             waiting: None,
         };
@@ -191,8 +191,8 @@ impl Process {
     pub async fn next(&mut self) -> News {
         loop {
             // Polls in time even if the process sends a lot.
-            if self.looked.elapsed() > LOOK * 10 {
-                return self.look();
+            if self.polled.elapsed() > POLL * 10 {
+                return self.poll_now();
             }
             if let Some((kind, body)) = self.waiting.take() {
                 return News::Frame(kind, body);
@@ -201,7 +201,7 @@ impl Process {
             let frame = tokio::select! {
                 said = self.output.next() => if said.is_empty() { continue } else { return News::Printed(said) },
                 frame = self.frames.next() => frame,
-                _ = self.look.tick() => return self.look(),
+                _ = self.poll.tick() => return self.poll_now(),
             };
             self.silence = Age::new();
             match frame {
@@ -221,13 +221,13 @@ impl Process {
         }
     }
 
-    fn look(&mut self) -> News {
+    fn poll_now(&mut self) -> News {
         if self.ended {
             return self.last_news();
         }
         self.ended = self.group.has_ended();
         self.silence.grow();
-        self.looked = Instant::now();
+        self.polled = Instant::now();
         if let Some(line) = self.output.tell_left_out(false) {
             return News::Printed(vec![line]);
         }
@@ -387,7 +387,7 @@ async fn connected(
                 }
             }
             lines = output.next() => print(lines, None),
-            () = tokio::time::sleep(LOOK) => if group.has_ended() {
+            () = tokio::time::sleep(POLL) => if group.has_ended() {
                 return Err(io::Error::other("it ended before it called Millstream's command line"));
             }
         }

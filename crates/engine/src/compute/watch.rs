@@ -106,11 +106,11 @@ mod tests {
         let mut watch = Watch::new(2, Some(STEP * 2), Some(STEP * 4));
         hands[0].take(7);
         hands[0].begin(3);
-        let told: Vec<_> = (0..8).map(|_| watch.look(&hands, STEP)).collect();
+        let seen: Vec<_> = (0..8).map(|_| watch.look(&hands, STEP)).collect();
         let overdue = |hard| vec![Overdue { order: 7, at: 3, hard }];
-        assert_eq!(told[2], overdue(false), "{told:?}");
-        assert_eq!(told[4], overdue(true), "{told:?}");
-        assert_eq!(told.concat().len(), 2, "{told:?}");
+        assert_eq!(seen[2], overdue(false), "{seen:?}");
+        assert_eq!(seen[4], overdue(true), "{seen:?}");
+        assert_eq!(seen.concat().len(), 2, "{seen:?}");
     }
 
     #[test]

@@ -24,8 +24,8 @@ const STALE: Duration = Duration::from_secs(12);
 /// A sealer purges records older than this.
 const GONE: Duration = Duration::from_secs(600);
 
-/// Reports what `look` returns until the process stops pulling, then deletes the record.
-pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look: impl FnMut() -> Doing) {
+/// Reports what `current` returns until the process stops pulling, then deletes the record.
+pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut current: impl FnMut() -> Doing) {
     let host = host_name();
     let pid = std::process::id();
     let started_ms = now_ms();
@@ -38,11 +38,14 @@ pub(crate) async fn report(records: &Records, build: &str, stop: &Stop, mut look
         }
         let host = host.clone();
         let build = build.to_owned();
-        let doing = look();
+        let doing = current();
         let report = HostReport { host, pid, instance: instance(), started_ms, build, doing };
         let key = key.get_or_insert_with(|| records.host_key(report.doing.role(), &report.host, pid));
         if let Err(error) = records.put_host(key, &report).await {
-            tracing::debug!(error = full_cause(&error), "heartbeat not written: `status` may miss this process until the next one");
+            tracing::debug!(
+                error = full_cause(&error),
+                "heartbeat not written: `status` may miss this process until the next one"
+            );
         }
     }
     if let Some(key) = key

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_in_between_is_told_from_what_was_before() {
+    fn earlier_totals_are_subtracted() {
         let before = [sink(1, [100.0, 1.0, 2.0]), sink(2, [50.0, 0.0, 0.0])];
         let now = [sink(1, [100.5, 1.0, 6.0]), sink(2, [50.0, 0.0, 0.0]), sink(3, [1.0, 0.0, 0.0])];
         assert_eq!(since(&now, &before), [sink(1, [0.5, 0.0, 4.0]), sink(3, [1.0, 0.0, 0.0])]);

@@ -27,7 +27,7 @@ const AT_ONCE: f64 = 8.0;
 
 /// Measurement: workers of a pass at one moment, and what was published by then.
 #[derive(Debug, Clone, Copy)]
-struct Look {
+struct Measurement {
     at: Instant,
     /// Batches that no worker has pulled.
     pending: u64,
@@ -39,7 +39,7 @@ struct Look {
     ids: u64,
 }
 
-impl Look {
+impl Measurement {
     fn done(&self) -> u64 {
         self.batches.saturating_sub(self.pending + self.held)
     }
@@ -54,7 +54,7 @@ impl Look {
 #[derive(Debug)]
 pub(crate) struct Pace {
     size: u32,
-    last: Option<Look>,
+    last: Option<Measurement>,
     next: Instant,
 }
 
@@ -82,7 +82,7 @@ impl Pace {
         let held = info.num_ack_pending as u64;
         let batches = u64::from(published.batches);
         let ids = published.ids;
-        let now = Look { at, pending, held, batches, ids };
+        let now = Measurement { at, pending, held, batches, ids };
         let size = self.judge(&now)?;
         tracing::info!(%run, ids = size, "batch size changed: the measured cost per id changed");
         Some(size)
@@ -93,7 +93,7 @@ impl Pace {
         (self.size, self.last) = (size, None);
     }
 
-    fn judge(&mut self, now: &Look) -> Option<u32> {
+    fn judge(&mut self, now: &Measurement) -> Option<u32> {
         let before = match self.last {
             Some(before) if before.is_busy() && now.is_busy() => before,
             _ => {
@@ -112,7 +112,7 @@ impl Pace {
 
 /// Seconds that one host works on a batch, from two measurements at which all hosts were busy; `None` while too few
 /// batches are finished.
-fn seconds_of_host(before: &Look, now: &Look) -> Option<f64> {
+fn seconds_of_host(before: &Measurement, now: &Measurement) -> Option<f64> {
     let done = now.done().saturating_sub(before.done());
     if done < ENOUGH {
         return None;
@@ -124,7 +124,7 @@ fn seconds_of_host(before: &Look, now: &Look) -> Option<f64> {
 }
 
 /// The size at which a host works for [`TARGET`] on a batch, if it differs enough from `size`.
-fn better(size: u32, seconds: f64, before: &Look, now: &Look) -> Option<u32> {
+fn better(size: u32, seconds: f64, before: &Measurement, now: &Measurement) -> Option<u32> {
     // Batches that lingered are smaller than allowed.
     let ids = (now.ids - before.ids) as f64 / (now.batches - before.batches).max(1) as f64;
     let size = f64::from(size);
@@ -138,26 +138,26 @@ mod tests {
     use super::*;
 
     /// Two measurements ten seconds apart, with `done` batches of 100 ids finished between them.
-    fn looks(held: u64, pending: u64, done: u64) -> (Look, Look) {
+    fn measurements(held: u64, pending: u64, done: u64) -> (Measurement, Measurement) {
         let at = Instant::now();
-        let before = Look { at, pending, held, batches: 1000 + pending + held, ids: 0 };
+        let before = Measurement { at, pending, held, batches: 1000 + pending + held, ids: 0 };
         let batches = before.batches + done;
-        (before, Look { at: at + Duration::from_secs(10), batches, ids: done * 100, ..before })
+        (before, Measurement { at: at + Duration::from_secs(10), batches, ids: done * 100, ..before })
     }
 
     #[test]
     fn the_time_of_a_host_does_not_depend_on_how_many_there_are() {
         // A host that works for 1 s on a batch finishes ten in ten seconds, and holds two.
         for hosts in [2, 10, 400] {
-            let (before, now) = looks(hosts * 2, 100, hosts * 10);
+            let (before, now) = measurements(hosts * 2, 100, hosts * 10);
             assert_eq!(seconds_of_host(&before, &now), Some(1.0), "{hosts} hosts");
             // Near the end a host holds only what it works on: five batches, for 2 s each.
-            let (before, now) = looks(hosts, TAIL, hosts * 5);
+            let (before, now) = measurements(hosts, TAIL, hosts * 5);
             assert_eq!(seconds_of_host(&before, &now), Some(2.0), "{hosts} hosts");
         }
     }
 
-    fn judged(size: u32, (before, now): (Look, Look)) -> Option<u32> {
+    fn judged(size: u32, (before, now): (Measurement, Measurement)) -> Option<u32> {
         let mut pace = Pace::new(size);
         assert_eq!(pace.judge(&before), None);
         pace.judge(&now)
@@ -166,27 +166,27 @@ mod tests {
     #[test]
     fn sizes_follow_the_costs() {
         // 2 s, 1 s, 0.1 s and a moment.
-        let sizes = [20, 40, 400, 400_000].map(|done| judged(100, looks(8, 100, done)));
+        let sizes = [20, 40, 400, 400_000].map(|done| judged(100, measurements(8, 100, done)));
         assert_eq!(sizes, [None, Some(200), Some(800), Some(800)]);
-        assert_eq!(judged(100, looks(80, 100, 50)), Some(25));
+        assert_eq!(judged(100, measurements(80, 100, 50)), Some(25));
         // Batches of a tenth of their size lingered.
-        assert_eq!(judged(1000, looks(8, 100, 20)), Some(125));
-        assert_eq!(judged(1, looks(8, 100, 20)), Some(8));
+        assert_eq!(judged(1000, measurements(8, 100, 20)), Some(125));
+        assert_eq!(judged(1, measurements(8, 100, 20)), Some(8));
     }
 
     #[test]
     fn idle_hosts_and_few_batches_say_nothing() {
         for (held, pending, done) in [(8, 0, 1000), (0, 100, 1000), (8, 100, 7)] {
-            assert_eq!(judged(100, looks(held, pending, done)), None, "{held} {pending} {done}");
+            assert_eq!(judged(100, measurements(held, pending, done)), None, "{held} {pending} {done}");
         }
     }
 
     #[test]
     fn slow_batches_are_judged_over_several_measurements() {
-        let (before, now) = looks(80, 100, 5);
+        let (before, now) = measurements(80, 100, 5);
         let mut pace = Pace::new(100);
         assert_eq!([before, now].map(|look| pace.judge(&look)), [None, None]);
-        let later = Look {
+        let later = Measurement {
             at: now.at + Duration::from_secs(10),
             batches: now.batches + 5,
             ids: now.ids + 500,

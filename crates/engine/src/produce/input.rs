@@ -122,7 +122,7 @@ impl Input {
     /// [`Error::BadLines`] with the first bad lines and their number; [`Error::NoIds`], [`Error::NoColumn`],
     /// [`Error::Input`].
     pub fn survey<I: Id>(&self) -> Result<(Survey, Sample<I>), Error> {
-        let (survey, sample) = self.look(|_, _| Ok(()))?;
+        let (survey, sample) = self.survey_with(|_, _| Ok(()))?;
         match survey.bad {
             0 => Ok((survey, sample)),
             _ => Err(self.bad_lines(&survey)),
@@ -138,7 +138,7 @@ impl Input {
         &self,
         bad: impl FnMut(u64, &str) -> Result<(), Error>,
     ) -> Result<(Survey, Sample<I>), Error> {
-        let (mut survey, sample) = self.look(bad)?;
+        let (mut survey, sample) = self.survey_with(bad)?;
         if survey.bad > 0 {
             let lines = if survey.bad == 1 { "line" } else { "lines" };
             survey.source += &format!(" but for {} bad {lines}", survey.bad);
@@ -146,7 +146,7 @@ impl Input {
         Ok((survey, sample))
     }
 
-    fn look<I: Id>(
+    fn survey_with<I: Id>(
         &self,
         mut bad: impl FnMut(u64, &str) -> Result<(), Error>,
     ) -> Result<(Survey, Sample<I>), Error> {
@@ -441,15 +441,15 @@ mod tests {
     #[test]
     fn bad_lines_are_passed_over_where_the_user_says_so() {
         let (_file, input) = file("1\nx\n3\n", None);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let (survey, _) = input
             .survey_past_bad::<u64>(|line, _| {
-                told.push(line);
+                reported.push(line);
                 Ok(())
             })
             .expect("two ids");
         assert_eq!((survey.ids, survey.bad, survey.first_bad[0].0), (2, 1, 2));
-        assert_eq!((told, &*survey.source), (vec![2], "file `ids` but for 1 bad line"));
+        assert_eq!((reported, &*survey.source), (vec![2], "file `ids` but for 1 bad line"));
         let ids: Vec<u64> = input.ids(&survey).expect("opens").map(|id| id.expect("an id")).collect();
         assert_eq!(ids, [1, 3]);
         // A whole file without an id is the wrong file.

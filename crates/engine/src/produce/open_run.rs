@@ -140,17 +140,17 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
     };
     open_pass(broker, records, &feed.run, &begun).await?;
     let phases = Phases::new();
-    let telling = stop.child();
+    let reporting = stop.child();
     let producer = Producer::new(session, feed, stop, &phases, &record);
     let producing = async {
         let produced = tokio::select! {
             produced = producer.produce(&mut lines, time) => produced,
             () = cancelled(records, &feed.run) => Err(Error::Cancelled { run: feed.run.to_string() }),
         };
-        telling.stop_taking();
+        reporting.stop_taking();
         produced
     };
-    let (produced, ()) = tokio::join!(producing, tell(records, &feed.run, &phases, &telling));
+    let (produced, ()) = tokio::join!(producing, tell(records, &feed.run, &phases, &reporting));
     if matches!(produced, Err(Error::Cancelled { .. })) {
         broker.purge_ids(broker.names().run_ids(&feed.run)).await?;
     }

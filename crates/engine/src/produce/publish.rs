@@ -170,7 +170,7 @@ async fn publish<I: Id>(
     let run = &submission.run;
     let is_again = record.published.is_some();
     let phases = Phases::new();
-    let telling = stop.child();
+    let reporting = stop.child();
     let mut tally = Tally::default();
     let publishing = Box::pin(async {
         let mut plan = plan::<I>(broker, submission, record.batch_ids, is_again, stop).await?;
@@ -187,10 +187,10 @@ async fn publish<I: Id>(
             published = publishing => published,
             () = cancelled(records, run) => Err(Error::Cancelled { run: run.to_string() }),
         };
-        telling.stop_taking();
+        reporting.stop_taking();
         published
     };
-    let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &telling));
+    let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &reporting));
     match published {
         Ok(()) => Ok(tally),
         Err(cancelled @ Error::Cancelled { .. }) => {
@@ -388,13 +388,13 @@ pub(crate) async fn is_cancelled(records: &Records, run: &RunName) -> Result<boo
 /// Reports what this producer waits for to the fleet.
 pub(crate) async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, stop: &Stop) {
     let mut recent = Recent::new();
-    let look = || {
+    let doing = || {
         let seconds = phases.seconds();
         let total = seconds.into();
         let recent = recent.note(seconds).0.into();
         Doing::Produce { run: run.to_string(), recent, total }
     };
-    heartbeat::report(records, &build::of_this_program(""), stop, look).await;
+    heartbeat::report(records, &build::of_this_program(""), stop, doing).await;
 }
 
 /// Resolves when an operator has cancelled the run.

@@ -12,7 +12,7 @@ use tracing::{Instrument, Level, Span, field};
 use super::group::{GroupKey, Item};
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
-use super::{ASKING, INSERTING, SET_BACK, Sink};
+use super::{ASKING, INSERTING, REDELIVER_AFTER, Sink};
 use crate::clickhouse::store::{Fit, in_ranges};
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
@@ -80,7 +80,7 @@ impl Sink {
                 Step::Insert => landing.insert().await,
                 Step::End => landing.end_insert().await,
                 Step::Wait => landing.wait().await,
-                Step::Apart => return landing.apart().await,
+                Step::Apart => return landing.insert_alone().await,
                 Step::HandBack => return hand_back(landing.items, Duration::ZERO).await,
                 Step::SetBack => return hand_back(landing.items, self.store.insert_over()).await,
                 Step::Done => return,
@@ -115,7 +115,7 @@ impl Sink {
         let why = format!("{}: {}", of_build(first), faults.join(", "));
         let delay = |item: &Item| {
             let times = u32::try_from(item.delivery.deliveries()).unwrap_or(u32::MAX);
-            SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)
+            REDELIVER_AFTER.saturating_mul(times).min(LEFT_AT_MOST)
         };
         let longest = items.iter().map(delay).max().unwrap_or_default();
         self.state.left.note(key, Cause::Columns, why, longest);
@@ -137,7 +137,7 @@ impl Sink {
                 key,
                 Cause::Refused,
                 format!("{}: {fault}{helps}", of_build(item)),
-                SET_BACK,
+                REDELIVER_AFTER,
             );
             tracing::error!(
                 subject = item.delivery.subject(),
@@ -147,7 +147,7 @@ impl Sink {
                 "ClickHouse refuses this batch's rows: they stay in the stream and are redelivered after 60 s"
             );
         }
-        hand_back(items, SET_BACK).await;
+        hand_back(items, REDELIVER_AFTER).await;
     }
 }
 
@@ -207,7 +207,7 @@ impl Landing<'_> {
         let of_others = |item: &&Item| self.query_id.is_empty() && item.delivery.deliveries() > 1;
         let (doubtful, fault): (Vec<&Item>, _) = match &self.failed {
             Some(fault) => (landed.iter().collect(), fault.clone()),
-            None => (landed.iter().filter(of_others).collect(), unsaid()),
+            None => (landed.iter().filter(of_others).collect(), unreported()),
         };
         if doubtful.is_empty() {
             self.failed = None;
@@ -292,7 +292,11 @@ impl Landing<'_> {
                 Ok(()) => return Seen::Ended,
                 // Without the right to kill, the insert ends by its own time limit, and the sink asks again until then.
                 Err(StoreFault::Exception { code: 497, text }) => {
-                    tracing::warn!(query_id, text, "no right to kill our own insert: waiting until it ends by its time limit");
+                    tracing::warn!(
+                        query_id,
+                        text,
+                        "no right to kill our own insert: waiting until it ends by its time limit"
+                    );
                     return Seen::Ended;
                 }
                 Err(fault) => {
@@ -315,7 +319,7 @@ impl Landing<'_> {
 
     /// Inserts each body alone, after ClickHouse refused one or all of them. The table may have changed, so its columns
     /// are read again. Valid bodies are then stored.
-    async fn apart(self) {
+    async fn insert_alone(self) {
         let Self { sink, key, items, fault, wider, .. } = self;
         sink.schemas.doubt(key.schema);
         if items.len() > 1 {
@@ -339,7 +343,7 @@ fn unconfirmed() -> StoreFault {
     StoreFault::Unclear("the insert succeeded, but some of its rows are not stored".into())
 }
 
-fn unsaid() -> StoreFault {
+fn unreported() -> StoreFault {
     StoreFault::Unclear("the sink that had these rows before did not report how its insert ended".into())
 }
 

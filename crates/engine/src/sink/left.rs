@@ -10,9 +10,9 @@ use crate::model::host::{Cause, LeftPass};
 /// Extra time after the announced redelivery; then another sink has presumably stored the rows.
 const LATER: Duration = Duration::from_secs(30);
 /// A report is a small record: most characters of it about waiting rows.
-const TOLD: usize = 1000;
+const REPORT_CHARS: usize = 1000;
 /// Most passes in a report, and most characters for each.
-const PASSES_TOLD: (usize, usize) = (100, 500);
+const REPORT_PASSES: (usize, usize) = (100, 500);
 
 /// Why rows were returned: the key of waiting rows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,10 +60,10 @@ impl Left {
     /// The passes whose rows wait.
     pub(super) fn passes(&self) -> Vec<LeftPass> {
         let mut passes = self.current(|kind, waiting| {
-            let why = waiting.why.chars().take(PASSES_TOLD.1).collect();
+            let why = waiting.why.chars().take(REPORT_PASSES.1).collect();
             LeftPass { run: kind.run.clone(), pass: kind.pass, cause: kind.cause, why }
         });
-        passes.truncate(PASSES_TOLD.0);
+        passes.truncate(REPORT_PASSES.0);
         passes
     }
 
@@ -77,11 +77,11 @@ impl Left {
 
     /// The reasons in one text, shortened; `None` if no rows wait.
     pub(super) fn told(&self) -> Option<String> {
-        let told = self.faults().join("; ");
-        match told.char_indices().nth(TOLD) {
-            _ if told.is_empty() => None,
-            Some((end, _)) => Some(format!("{}…", &told[..end])),
-            None => Some(told),
+        let text = self.faults().join("; ");
+        match text.char_indices().nth(REPORT_CHARS) {
+            _ if text.is_empty() => None,
+            Some((end, _)) => Some(format!("{}…", &text[..end])),
+            None => Some(text),
         }
     }
 
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_told_until_the_table_takes_it() {
+    fn what_waits_is_reported_until_the_table_takes_it() {
         let left = Left::default();
         let key =
             |pass, schema| GroupKey { pass: PassId { run: "a".parse().expect("a name"), pass }, schema };
@@ -115,6 +115,6 @@ mod tests {
             [(1, Cause::Refused), (2, Cause::Refused)]
         );
         left.note(&key(1, 2), Cause::Columns, "ö".repeat(5000), Duration::ZERO);
-        assert_eq!(left.told().map(|told| told.chars().count()), Some(TOLD + 1));
+        assert_eq!(left.told().map(|text| text.chars().count()), Some(REPORT_CHARS + 1));
     }
 }

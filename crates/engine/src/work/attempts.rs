@@ -21,7 +21,7 @@ use crate::work::schedule::Charge;
 /// From this delivery on each id is computed in an isolated process: an id may have killed the earlier workers.
 const SUSPECT: i64 = 3;
 /// How often the worker checks whether a portion of a rate-limited run is nearly finished.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 
 impl<I: Id> Worker<I> {
     /// Computes all ids; ids that ask for another attempt get it after a pause.
@@ -41,13 +41,13 @@ impl<I: Id> Worker<I> {
         for attempt in 1.. {
             let last = self.is_last(attempt, begun);
             match pass.rate {
-                None => self.grind(key, left, (last, suspect), results).await?,
-                Some(_) => self.grind_slowly(key, left, (last, suspect), results, delivery).await?,
+                None => self.compute_attempt(key, left, (last, suspect), results).await?,
+                Some(_) => self.compute_limited(key, left, (last, suspect), results, delivery).await?,
             }
             let again = results.take_again();
             let why = again.last().map(|(_, why)| why.clone()).unwrap_or_default();
             left = again.into_iter().map(|(id, _)| id).collect();
-            self.say_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
+            self.log_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
             // Ids arrive in the order in which they finish.
             left.sort_unstable();
             if left.is_empty() {
@@ -78,7 +78,7 @@ impl<I: Id> Worker<I> {
     }
 
     /// Logs when a pass gets into, or out of, trouble with repeated attempts.
-    fn say_trouble(
+    fn log_trouble(
         &self,
         BatchKey { pass: PassId { run, pass }, .. }: &BatchKey,
         news: Option<bool>,
@@ -88,7 +88,9 @@ impl<I: Id> Worker<I> {
             Some(true) => {
                 tracing::warn!(%run, pass, why, "many ids ask for another attempt: this host pulls fewer batches of the run");
             }
-            Some(false) => tracing::info!(%run, pass, "few ids ask for another attempt now: this host pulls as many batches as before"),
+            Some(false) => {
+                tracing::info!(%run, pass, "few ids ask for another attempt now: this host pulls as many batches as before")
+            }
             None => {}
         }
     }
@@ -105,7 +107,7 @@ impl<I: Id> Worker<I> {
         delivery.deliveries() - own.max(others) >= SUSPECT
     }
 
-    async fn grind(
+    async fn compute_attempt(
         &self,
         key: &BatchKey,
         ids: Vec<I>,
@@ -118,7 +120,7 @@ impl<I: Id> Worker<I> {
 
     /// Computes ids within their run's rate limit, and holds no core in between. The rate may change meanwhile. A long
     /// id delays no other while a core is free.
-    async fn grind_slowly(
+    async fn compute_limited(
         &self,
         key: &BatchKey,
         mut ids: Vec<I>,
@@ -131,7 +133,7 @@ impl<I: Id> Worker<I> {
         let admitting = async move {
             while !ids.is_empty() {
                 while end - results.answered() - ids.len() >= self.load.cores() {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL).await;
                 }
                 let some = self.admit(key, ids.len(), delivery).await?;
                 let rest = ids.split_off(some);
@@ -141,17 +143,17 @@ impl<I: Id> Worker<I> {
             }
             Ok(())
         };
-        let grinding = async {
+        let computing = async {
             let mut portions = FuturesUnordered::new();
             loop {
                 tokio::select! {
-                    Some(ids) = admitted.recv() => portions.push(self.grind(key, ids, flags, results)),
+                    Some(ids) = admitted.recv() => portions.push(self.compute_attempt(key, ids, flags, results)),
                     Some(computed) = portions.next() => computed?,
                     else => return Ok(()),
                 }
             }
         };
-        tokio::try_join!(admitting, grinding).map(drop)
+        tokio::try_join!(admitting, computing).map(drop)
     }
 
     /// Waits until some of `left` ids may begin; returns how many.

@@ -23,11 +23,11 @@ pub(crate) struct Batch<I> {
     pub results: Arc<Results<I>>,
     /// The message that carried the ids.
     ids: Bytes,
-    kept: Mutex<Kept<I>>,
+    unstored: Mutex<Unstored<I>>,
 }
 
 /// Rows that are not in the stream yet.
-struct Kept<I> {
+struct Unstored<I> {
     known: Known,
     /// Finished rows.
     rows: Computed<I>,
@@ -49,7 +49,7 @@ impl<I: Id> Batch<I> {
     pub fn new(target: Target, results: Arc<Results<I>>, ids: Bytes) -> Self {
         let known = Known::nothing(target.key.ids);
         let rows = Computed::none(&target.schema);
-        Self { target, results, ids, kept: Mutex::new(Kept { known, rows }) }
+        Self { target, results, ids, unstored: Mutex::new(Unstored { known, rows }) }
     }
 
     /// Which of the batch's ids have no row in the stream. Ask for a redelivered batch, because an earlier worker may
@@ -66,7 +66,7 @@ impl<I: Id> Batch<I> {
             let left = left.len();
             tracing::debug!(run = %key.pass.run, batch = key.batch, left, "rows of the batch are stored already: computing only the rest");
         }
-        self.kept.lock().await.known = known;
+        self.unstored.lock().await.known = known;
         Ok(left)
     }
 
@@ -76,9 +76,9 @@ impl<I: Id> Batch<I> {
     /// [`Error::Stopped`] when the worker gives up, [`Error::Message`] when another worker's messages cannot be read.
     pub async fn store(&self) -> Result<News, Error> {
         let schema = &self.target.schema;
-        let mut kept = self.kept.lock().await;
-        self.target.keep_cuts(&kept.known).await?;
-        let mut rows = std::mem::replace(&mut kept.rows, Computed::none(schema));
+        let mut unstored = self.unstored.lock().await;
+        self.target.keep_cuts(&unstored.known).await?;
+        let mut rows = std::mem::replace(&mut unstored.rows, Computed::none(schema));
         rows.append(self.results.take(schema));
         let mut news = News { spent: rows.spent, ..News::default() };
         // Each round splits off a limited number of messages. The remaining rows wait for their neighbours, unless they
@@ -86,7 +86,7 @@ impl<I: Id> Batch<I> {
         while !rows.ids.is_empty() {
             let done = rows.ids.len();
             let encoded = self.encode(rows)?;
-            let Stored { dead, packing, rest } = self.target.store(encoded, &mut kept.known).await?;
+            let Stored { dead, packing, rest } = self.target.store(encoded, &mut unstored.known).await?;
             news.ids += (done - rest.ids.len()) as u32;
             news.dead += dead;
             news.spent.encoding += packing;
@@ -95,7 +95,7 @@ impl<I: Id> Batch<I> {
                 break;
             }
         }
-        kept.rows = rows;
+        unstored.rows = rows;
         Ok(news)
     }
 

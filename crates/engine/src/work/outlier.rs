@@ -65,7 +65,7 @@ struct Own {
     /// Since when this host has waited for other hosts' results.
     doubtful: Option<Instant>,
     /// Whether the verdict was logged.
-    told: bool,
+    logged: bool,
     /// The host is cleared: other hosts are no better, or gave no results in time.
     cleared: bool,
 }
@@ -119,7 +119,7 @@ impl Outlier {
             match own.fate.is_far_more_than(others) {
                 Some(true) => {
                     let blame = blame(key, own.fate, others);
-                    if !std::mem::replace(&mut own.told, true) {
+                    if !std::mem::replace(&mut own.logged, true) {
                         tracing::error!(why = blame, hint = HINT, "this host draws no batches");
                     }
                     why = Some(blame);

@@ -23,7 +23,7 @@ use crate::work::able::Able;
 use crate::work::schedule::{Charge, Shares, Turn};
 
 /// How often the worker checks whether all cores are free, near the end of a pass.
-const LOOK_FOR_ROOM: Duration = Duration::from_millis(5);
+const POLL_PERMITS: Duration = Duration::from_millis(5);
 /// How long a running pull may take after the stop; the drain returns its batches to the stream at once.
 const LAST_PULL: Duration = Duration::from_secs(2);
 /// Most batches of one pull: beyond this number a round trip costs little compared with the work.
@@ -32,7 +32,7 @@ const MAX_PULL: usize = 64;
 /// Permits for batches, counted in cores: one batch for every core, and as much again one ahead.
 #[derive(Debug, Clone)]
 pub struct Slots {
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     cores: u32,
     /// Permits held by nearly finished batches, until these end.
     kept: Arc<AtomicU32>,
@@ -41,19 +41,19 @@ pub struct Slots {
 /// Permits that the rest of a batch holds; dropping the value returns them.
 pub(crate) struct Kept {
     kept: Arc<AtomicU32>,
-    room: u32,
+    permits: u32,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.kept.fetch_sub(self.room, Ordering::Relaxed);
+        self.kept.fetch_sub(self.permits, Ordering::Relaxed);
     }
 }
 
 impl Slots {
     /// Permits for a pool of `cores` threads.
     pub fn new(cores: usize) -> Self {
-        Self { room: Arc::new(Semaphore::new(cores * 2)), cores: cores as u32, kept: Arc::default() }
+        Self { permits: Arc::new(Semaphore::new(cores * 2)), cores: cores as u32, kept: Arc::default() }
     }
 
     /// Permits that a batch of at most `batch_ids` ids needs: a large batch all cores, a small one few.
@@ -68,14 +68,14 @@ impl Slots {
 
     /// Cores for which the worker could pull batches now.
     pub fn free(&self) -> usize {
-        self.room.available_permits()
+        self.permits.available_permits()
     }
 
     /// Notes that only `ids` ids of a batch are left. The permits that they keep must not stop the worker from pulling.
     pub(crate) fn keep(&self, ids: u32) -> Kept {
-        let room = self.cost(ids);
-        self.kept.fetch_add(room, Ordering::Relaxed);
-        Kept { kept: self.kept.clone(), room }
+        let permits = self.cost(ids);
+        self.kept.fetch_add(permits, Ordering::Relaxed);
+        Kept { kept: self.kept.clone(), permits }
     }
 
     /// Permits that are free while no batch is ahead, even if a few long ids keep theirs.
@@ -85,8 +85,8 @@ impl Slots {
 
     /// Waits for permits for one batch.
     pub async fn one(&self, batch_ids: u32) -> OwnedSemaphorePermit {
-        let room = self.room.clone().acquire_many_owned(self.cost(batch_ids));
-        room.await.expect("the semaphore is never closed")
+        let permit = self.permits.clone().acquire_many_owned(self.cost(batch_ids));
+        permit.await.expect("the semaphore is never closed")
     }
 
     /// Waits until one batch can start now.
@@ -96,11 +96,12 @@ impl Slots {
         // of an id, would wait behind this one.
         loop {
             let beside = self.beside();
-            if let Ok(mut room) = self.room.clone().try_acquire_many_owned(beside + self.cost(batch_ids)) {
-                drop(room.split(beside as usize));
-                return room;
+            if let Ok(mut permit) = self.permits.clone().try_acquire_many_owned(beside + self.cost(batch_ids))
+            {
+                drop(permit.split(beside as usize));
+                return permit;
             }
-            tokio::time::sleep(LOOK_FOR_ROOM).await;
+            tokio::time::sleep(POLL_PERMITS).await;
         }
     }
 
@@ -109,8 +110,8 @@ impl Slots {
         let cost = self.cost(batch_ids);
         let beside = if ahead { 0 } else { self.beside() };
         while permits.len() < most.min(MAX_PULL)
-            && self.room.available_permits() as u32 >= cost + beside
-            && let Ok(another) = self.room.clone().try_acquire_many_owned(cost)
+            && self.permits.available_permits() as u32 >= cost + beside
+            && let Ok(another) = self.permits.clone().try_acquire_many_owned(cost)
         {
             permits.push(another);
         }
@@ -246,8 +247,8 @@ async fn pull(consumer: &PullConsumer, most: usize, messages: &mut Vec<Message>)
 mod tests {
     use super::*;
 
-    async fn waits(room: impl Future<Output = OwnedSemaphorePermit>) -> bool {
-        tokio::time::timeout(Duration::from_millis(20), room).await.is_err()
+    async fn waits(permit: impl Future<Output = OwnedSemaphorePermit>) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), permit).await.is_err()
     }
 
     #[tokio::test]
@@ -280,7 +281,7 @@ mod tests {
         let other = slots.one(1);
         tokio::pin!(looking);
         assert!(futures_util::poll!(looking.as_mut()).is_pending());
-        assert!(!waits(other).await, "another attempt of an id needs not all of the room");
+        assert!(!waits(other).await, "another attempt of an id does not need all permits");
     }
 
     /// Regression: the last 64 batches of a pass, and all other passes, waited for an id that took hours.

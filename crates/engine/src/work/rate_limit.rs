@@ -23,7 +23,7 @@ const SILENT: Duration = Duration::from_secs(12);
 /// Seconds of work in a portion of a limited run's ids.
 const PORTION: f64 = 0.25;
 /// How often a waiting host checks its part of the rate again.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_millis(250);
 /// Parts are stored as whole numbers of this many.
 const WHOLE: f64 = 1e9;
 
@@ -125,7 +125,7 @@ impl Rates {
             let Some(rate) = rate() else { return Ok(left) };
             let own = self.own(rate);
             let wait =
-                if own > 0.0 { self.next_of(key).saturating_duration_since(Instant::now()) } else { LOOK };
+                if own > 0.0 { self.next_of(key).saturating_duration_since(Instant::now()) } else { POLL };
             if wait.is_zero() {
                 let portion = ((own * PORTION) as usize).clamp(1, left.max(1));
                 let pause = Duration::from_secs_f64(portion as f64 / own);
@@ -134,7 +134,7 @@ impl Rates {
             }
             tokio::select! {
                 // In steps, because the limit or this host's part may change.
-                () = tokio::time::sleep(wait.min(LOOK)) => {}
+                () = tokio::time::sleep(wait.min(POLL)) => {}
                 () = stop.no_more_taking() => return Err(Error::Stopped),
             }
         }
@@ -186,7 +186,7 @@ mod tests {
         let rate = || *limit.lock().expect("no panic");
         let key = key();
         let lift = async {
-            tokio::time::sleep(LOOK / 2).await;
+            tokio::time::sleep(POLL / 2).await;
             *limit.lock().expect("no panic") = None;
         };
         let (admitted, ()) = tokio::join!(rates.admit(&key, rate, 1000, &stop), lift);
@@ -199,7 +199,7 @@ mod tests {
         let stop = Stop::new();
         let key = key();
         let waiting = rates.admit(&key, || Some(1000), 10, &stop);
-        assert!(tokio::time::timeout(LOOK * 2, waiting).await.is_err());
+        assert!(tokio::time::timeout(POLL * 2, waiting).await.is_err());
         stop.stop_taking();
         assert!(matches!(rates.admit(&key, || Some(1000), 10, &stop).await, Err(Error::Stopped)));
     }

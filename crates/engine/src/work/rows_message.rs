@@ -198,7 +198,9 @@ impl Target {
                 // The message was removed meanwhile, for example after the seal. The late rows are stored again, and
                 // the sink asks ClickHouse about them.
                 Ok(None) => {}
-                Err(error) => tracing::warn!(error = full_cause(&error), "stored message not read, trying again"),
+                Err(error) => {
+                    tracing::warn!(error = full_cause(&error), "stored message not read, trying again")
+                }
             }
             if !self.stop.pause(pause.wait()).await {
                 return Err(Error::Stopped);

@@ -96,14 +96,14 @@ async fn check<I: Id>(
             Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
         }
     };
-    let mut looks = FuturesUnordered::new();
+    let mut lookups = FuturesUnordered::new();
     let mut cut = 0;
-    while cut <= last || !looks.is_empty() {
+    while cut <= last || !lookups.is_empty() {
         tokio::select! {
-            batch = batches.recv(), if cut <= last && looks.len() < READ_AT_ONCE => match batch {
+            batch = batches.recv(), if cut <= last && lookups.len() < READ_AT_ONCE => match batch {
                 Some(batch) => {
                     cut = batch.number + 1;
-                    looks.push(look(batch));
+                    lookups.push(look(batch));
                 }
                 None => {
                     ended.await?;
@@ -111,7 +111,7 @@ async fn check<I: Id>(
                     return Err(Error::OtherBatch { run: run.to_string(), batch: last });
                 }
             },
-            Some(looked) = looks.next() => {
+            Some(looked) = lookups.next() => {
                 let (number, found) = looked?;
                 there[number as usize] = found;
             }
