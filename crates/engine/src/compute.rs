@@ -5,8 +5,8 @@
 //! block (`block`).
 //!
 //! A thread cannot be killed, so the pool runs in a child process (`pool_process`): an id that crashes or overruns its
-//! limits costs that process, not the worker. Isolated processes then compute the lost ids one at a time (`isolated`),
-//! and only the id that kills its process, or forces the worker to kill it, becomes a dead letter. Both kinds are a
+//! limits costs that process, not the worker. Isolated processes then compute the lost ids one at a time (`isolated`).
+//! Only an id that kills its process, or forces the worker to kill it, becomes a dead letter. Both kinds are a
 //! `process` with everything that it started (`group`) and prints (`output`); `child` is the other end.
 
 mod ahead;

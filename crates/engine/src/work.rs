@@ -1,7 +1,7 @@
 //! A worker: pulls batches, has their ids computed, publishes the rows, acks.
 //!
-//! The worker gives up a batch at once when its pass is cancelled, and after a short grace time when its pass is
-//! paused.
+//! The worker gives up a batch at once when its pass is cancelled. When its pass is paused, the batch gets a short
+//! grace time.
 
 mod able;
 mod attempts;

@@ -1,7 +1,7 @@
 //! A compute process and everything that it has started, killed as a whole.
 //!
 //! A compute process leads a process group, which programs that it starts are born into. A program may leave the group
-//! (`setsid`), so all of them also carry a mark in their environment, by which the worker finds them.
+//! (`setsid`). So all of them also carry a mark in their environment, by which the worker finds them.
 
 use std::fs;
 use std::path::Path;

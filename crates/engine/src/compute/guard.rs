@@ -18,7 +18,7 @@ thread_local! {
 type Witness = Box<dyn Fn(&str) + Send + Sync>;
 static WITNESS: OnceLock<Witness> = OnceLock::new();
 
-/// Checks, after an id failed, whether this process is still fit to fail it.
+/// Runs after an id failed, and ends this process if it is no longer fit to judge ids.
 type Fitness = Box<dyn Fn() + Send + Sync>;
 static FITNESS: OnceLock<Fitness> = OnceLock::new();
 

@@ -1,8 +1,8 @@
 //! The piece of an order that a pool thread works on.
 //!
 //! An id may take hours, and no thread knows that beforehand. So the slot keeps the piece's results where the watch can
-//! take them, and ids that are not begun can go to other threads. That costs a lock: one for each id in a short piece
-//! or behind a long id, otherwise one for a few ids, because a lock costs a good part of a light id.
+//! take them. Other threads can get the ids that are not begun. That costs a lock, which is a good part of a light id.
+//! So only short pieces, and ids behind a long one, take the lock for each id; otherwise one lock serves a few ids.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,4 +1,4 @@
-//! Which id each compute thread works on, so that an id that takes too long is noticed, at the price of two stores an
+//! Which id each compute thread works on, so that a watch notices an id that takes too long. The price is two stores an
 //! id.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

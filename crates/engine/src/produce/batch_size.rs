@@ -1,10 +1,9 @@
 //! Batch size control: whether batches still have the right size while their run is computed, measured from the
 //! producer.
 //!
-//! A host holds the batch that it works on and as much again, unless few long batches are left. So a host that is fully
-//! busy works on a batch for half of the time that it holds it, or for all of it. How long a batch is held follows from
-//! how many are held and how many are finished (Little's law, <https://doi.org/10.1287/opre.9.3.383>), however many
-//! hosts there are.
+//! A host holds the batch that it works on and as much again, unless few long batches are left. So a fully busy host
+//! works on a batch for half or all of the time that it holds it. That time follows from how many batches are held and
+//! how many are finished (Little's law, <https://doi.org/10.1287/opre.9.3.383>). The number of hosts does not matter.
 
 use std::time::{Duration, Instant};
 

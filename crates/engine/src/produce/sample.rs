@@ -1,6 +1,6 @@
 //! Choosing the batch size, by timing the function on a sample of the run's ids before any is published.
 //!
-//! The sample runs where workers compute, in processes of their own, so an id that crashes or never ends costs only
+//! The sample runs where workers compute, in processes of their own. So an id that crashes or never ends costs only
 //! some of the time spent here. The measure is ids finished by busy cores in a period, not the time of each id. So ids
 //! that never finish, and the few most expensive ids, still count toward the measured cost.
 

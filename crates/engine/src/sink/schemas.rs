@@ -1,7 +1,8 @@
 //! Which columns the table takes: **rows-name-their-schema**.
 //!
-//! The sink stores rows of another pipeline version like its own, if the table has each of their columns with a type
-//! that holds the values. Otherwise it leaves them to other sinks, or to later: the table may change.
+//! The sink stores rows of another pipeline version like its own. The table must have each of their columns, with a
+//! type that holds the values. Otherwise the sink leaves the rows to other sinks, or to later, because the table may
+//! change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

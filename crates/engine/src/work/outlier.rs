@@ -1,8 +1,8 @@
-//! A host whose ids fail far more often than those of other hosts, because a file is missing there, or its CPU lacks an
+//! A host whose ids fail far more often than those of other hosts: a file is missing there, or its CPU lacks an
 //! instruction. Failing is fast, so such a host would pull most of a run and produce dead letters.
 //!
-//! Once more than half of its ids have failed, a host pulls nothing until the results of other hosts show whether the
-//! run itself is at fault.
+//! Once more than half of its ids have failed, a host pulls nothing. It resumes if other hosts are no better, or give no
+//! results in time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

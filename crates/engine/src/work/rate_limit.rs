@@ -1,9 +1,9 @@
 //! A run's rate limit, kept by the whole fleet without messages between hosts: each host takes a part of the rate, by
 //! its share of all working cores.
 //!
-//! A new host takes no part of a limited run until every other host has had time to notice it and to reduce its own
-//! part. The others notice a dead host only after a few seconds. So the fleet may fall below the limit, but does not
-//! exceed it.
+//! A new host takes no part of a limited run until every other host has had time to notice it and to reduce its own.
+//! The others notice a dead host only after a few seconds. So the fleet may fall below the limit, but does not exceed
+//! it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,12 +1,11 @@
-//! Storing a batch's rows: in one message, or in split rows messages if one would exceed the server's limit, or if some
-//! rows are finished long before the others.
+//! Storing a batch's rows, in one message or in split rows messages. The worker splits them if one message would exceed
+//! the server's limit, or if some rows are finished long before the others.
 //!
 //! The subject of a batch holds either its rows or a manifest, which divides the batch's ids, in order, into ranges.
 //! Each range has a subject of its own, which again holds either rows or a manifest. The first worker that writes one
 //! of these messages wins. A worker that finds an existing manifest follows it and writes only the missing messages,
-//! from its own rows. So each id has its row in one message, even if the function returns other rows the second time,
-//! and whichever worker died in between. If a worker's rows are too large for a range, or incomplete, the worker
-//! divides that range again.
+//! from its own rows. So each id has its row in one message, even if the function is not deterministic or a worker dies
+//! in between. If a worker's rows are too large for a range, or incomplete, the worker divides that range again.
 
 mod course;
 mod encoded;
@@ -89,8 +88,8 @@ impl Target {
         Ok(known)
     }
 
-    /// Writes lost manifests again. The sealer may remove them to make room in the stream while a batch is unfinished,
-    /// but the next worker needs them to see that some rows are stored.
+    /// Writes lost manifests again. The sealer may remove them to make room in the stream while a batch is unfinished.
+    /// The next worker needs them to see that some rows are stored.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the worker gives up.

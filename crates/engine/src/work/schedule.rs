@@ -365,7 +365,7 @@ mod tests {
         assert!(!shares.absent(&first), "its record is a moment older than its consumer");
         assert_ne!(shares.next(2).expect("the other").key, first);
         shares.open().get_mut(&first).expect("it runs").absent = Instant::now().checked_sub(ABSENT);
-        assert!(shares.absent(&first) && !shares.absent(&first), "told once in so long");
+        assert!(shares.absent(&first) && !shares.absent(&first), "logged once in that time");
     }
 
     #[test]

@@ -39,17 +39,17 @@ impl<I: Id> Sample<I> {
     /// R, <https://doi.org/10.1145/3147.3165>), in no order.
     pub(super) fn offer(&mut self, id: I, place: u64) {
         let Drawn::List(kept) = &mut self.drawn else { return };
-        let seat = ((u128::from(scattered(place)) * u128::from(place + 1)) >> u64::BITS) as usize;
+        let slot = ((u128::from(scattered(place)) * u128::from(place + 1)) >> u64::BITS) as usize;
         if kept.len() < SAMPLED {
             kept.push(id);
             let last = kept.len() - 1;
-            kept.swap(seat, last);
-        } else if seat < SAMPLED {
-            kept[seat] = id;
+            kept.swap(slot, last);
+        } else if slot < SAMPLED {
+            kept[slot] = id;
         }
     }
 
-    /// How many different ids the sample can give.
+    /// How many ids the sample can give before it repeats.
     pub fn len(&self) -> u64 {
         match &self.drawn {
             Drawn::Range { ids, .. } => *ids,
