@@ -282,7 +282,7 @@ impl Sink {
                 // The server ends a pull whose next message would exceed the requested bytes: the next pull has permits
                 // for it.
                 Some(Err(error)) if taken > 0 => {
-                    tracing::debug!(%error, taken, "a pull ended early: its next message exceeds the bytes requested");
+                    tracing::debug!(%error, taken, "a pull ended early: the rest comes with the next pull");
                     break;
                 }
                 Some(Err(error)) => return Err(error),

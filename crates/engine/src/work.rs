@@ -298,7 +298,7 @@ impl<I: Id> Worker<I> {
                     subject = delivery.subject(),
                     error,
                     hint,
-                    "the batch is not computed: it is redelivered after 60 s"
+                    "the batch is not finished: it is redelivered after 60 s"
                 );
                 delivery.nak(REDELIVER_AFTER).await;
             }

@@ -226,7 +226,7 @@ impl<I: Id> Isolated<I> {
             End::Silent => {
                 let why = silent();
                 let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
-                tracing::warn!(%run, batch, id = shown(id), why, "isolated process is silent and is replaced; its id is tried again");
+                tracing::warn!(%run, batch, id = shown(id), why, "isolated process is silent and is replaced");
                 Verdict::Killed(why)
             }
             End::Over(reason) => Verdict::Crashed(reason),
