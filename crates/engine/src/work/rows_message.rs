@@ -37,7 +37,7 @@ pub(crate) use encoded::{Encoded, Message};
 /// Pauses before reading a subject again that was taken but holds no message.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 /// Subjects that are read concurrently.
-const LOOKS: usize = 32;
+const CONCURRENT_READS: usize = 32;
 
 /// Where and how the rows of a batch are stored.
 pub(crate) struct Target {
@@ -71,13 +71,13 @@ impl Target {
         let mut known = Known::default();
         let mut level = Known::nothing(self.key.ids).open;
         while !level.is_empty() {
-            let looks = std::mem::take(&mut level).into_iter().map(async |places| {
+            let reads = std::mem::take(&mut level).into_iter().map(async |places| {
                 let subject = self.subject(&places);
                 let ask = || self.broker.rows_message(&subject);
                 let found = patiently(&self.key.pass.run, &self.stop, ask).await?;
                 Ok::<_, Error>((places, subject, found))
             });
-            let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+            let found: Vec<_> = stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
             for (places, subject, found) in found {
                 let parts = known.note(places, &subject, found);
                 let parts = parts.map_err(|source| Error::Message { subject, source })?;

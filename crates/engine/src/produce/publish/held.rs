@@ -87,10 +87,10 @@ async fn check<I: Id>(
         Plan::all(Vec::new()),
     );
     let Cutting { mut batches, ended, .. } = cutting;
-    let look = |batch: Batch| async move {
+    let lookup = |batch: Batch| async move {
         let subject = broker.names().ids_subject(run, batch.number);
-        let look = || look_up::<I>(broker, run, &subject, batch.number, &batch.bytes);
-        match patiently(run, stop, look).await? {
+        let ask = || look_up::<I>(broker, run, &subject, batch.number, &batch.bytes);
+        match patiently(run, stop, ask).await? {
             Stored::Same => Ok((batch.number, true)),
             Stored::Nothing => Ok((batch.number, false)),
             Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
@@ -103,7 +103,7 @@ async fn check<I: Id>(
             batch = batches.recv(), if cut <= last && lookups.len() < READ_AT_ONCE => match batch {
                 Some(batch) => {
                     cut = batch.number + 1;
-                    lookups.push(look(batch));
+                    lookups.push(lookup(batch));
                 }
                 None => {
                     ended.await?;
