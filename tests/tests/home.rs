@@ -325,7 +325,7 @@ fn a_host_that_breaks_hands_its_batches_back() {
         if told.contains("draws no batches") { Ok(()) } else { Err(told) }
     });
     let log = place.host.log("a");
-    assert!(log.contains("the batch is handed back: this host cannot compute"), "{log}");
+    assert!(log.contains("the batch is returned to the stream: this host cannot compute it"), "{log}");
     std::fs::write(&model, "").expect("a file");
     place.host.wait_sealed("a", LONG);
     let rows = place.rows("a");

@@ -1,12 +1,13 @@
-//! Computing ids: on a rayon pool, in a process of its own, or one id at a time in child processes.
+//! Computing ids: on a rayon pool, in a pool process, or one id at a time in isolated processes.
 //!
-//! A batch is split over the cores in short pieces; each id is computed behind a panic guard; its row goes into typed
-//! columns where it was computed. The worker puts the pieces of a batch together and packs them into one block (`block`).
+//! The pool splits a batch over the cores in short pieces and computes each id behind a panic guard. The thread that
+//! computed an id writes its row into typed columns. The worker joins the pieces of a batch and packs them into one
+//! block (`block`).
 //!
-//! A thread cannot be killed, so the pool stands in a child process (`pool_process`): an id that crashes it or overruns its
-//! limits costs that process, not the worker. What was in it is then computed by children that have one id at a time
-//! (`isolated`), and only the id that kills its child, or has to be killed, becomes a dead letter. Both are a `process`, with all
-//! that it started (`group`) and prints (`output`); `child` is the other end.
+//! A thread cannot be killed, so the pool runs in a child process (`pool_process`): an id that crashes or overruns its
+//! limits costs that process, not the worker. Isolated processes then compute the lost ids one at a time (`isolated`).
+//! Only an id that kills its process, or forces the worker to kill it, becomes a dead letter. Both kinds are a
+//! `process` with everything that it started (`group`) and prints (`output`); `child` is the other end.
 
 mod ahead;
 pub(crate) mod block;
@@ -43,7 +44,7 @@ pub(crate) use process::SILENT;
 pub(crate) use results::{FULL, Results};
 pub use row::Rows;
 
-/// Cores that this process may use: its affinity and its cgroup's quota are honoured.
+/// Cores that this process may use, by its affinity and its cgroup's quota.
 pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -81,7 +82,7 @@ mod tests {
         }
     }
 
-    /// Rows that take their time to be written.
+    /// Rows that are slow to write.
     struct Slow;
 
     #[derive(Deserialize)]
@@ -113,7 +114,7 @@ mod tests {
     async fn writing_rows_counts_as_encoding() {
         let pool = pool_of(Slow);
         let Computed { rows, spent, .. } = pool.compute((0..100).collect(), true).await;
-        // A thread sleeps no shorter than it was told to, and the rows that are not timed count like those that are.
+        // A thread sleeps at least as long as asked, and the estimate treats untimed rows like timed ones.
         assert_eq!(rows.count(), 100);
         assert!(spent.encoding >= std::time::Duration::from_millis(200), "{spent:?}");
     }
@@ -136,7 +137,7 @@ mod tests {
         assert_eq!((rejected, gave_up), ("never", "gave up after every attempt: not yet"));
     }
 
-    /// Rows of which some panic while they are written.
+    /// Rows, some of which panic while they are written.
     struct Shaky;
 
     #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! What each process tells the others of itself: where its time goes, and that it is alive.
+//! What each process reports to the others: that it is alive, and where its time goes.
 
 pub mod heartbeat;
 pub(crate) mod times;

@@ -1,4 +1,4 @@
-//! What all rooms speak of: data, and how it is read and shown. Asks no server.
+//! Data that all rooms share, and how it is parsed and printed. This room contacts no server.
 
 pub mod address;
 pub mod build;

@@ -1,7 +1,7 @@
-//! From a user's input to batches in the ids stream: read, sampled, cut, published.
+//! From a user's input to batches in the ids stream: reading, sampling, cutting, publishing.
 //!
-//! Promises: what is published is what was surveyed, each batch once. A producer that goes on with a run has what is lost repaired,
-//! so this room stands above [`seal`](crate::seal).
+//! Promises: the published ids are the surveyed ones, and each batch is stored once. A producer that resumes a run
+//! repairs lost data, so this room may import [`seal`](crate::seal).
 
 mod batch_size;
 pub mod input;

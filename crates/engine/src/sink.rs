@@ -1,7 +1,7 @@
-//! The sink: gathers the rows of one pass, inserts them, asks ClickHouse what landed, and acks just that.
+//! The sink: collects the rows of one pass, inserts them, asks ClickHouse which rows are stored, and acks only those.
 //!
-//! Rows are kept until the answer confirms them (**own-the-bytes**): an insert that failed, or whose outcome nobody
-//! knows, is made again from the same bytes.
+//! The sink keeps rows until ClickHouse confirms them (**own-the-bytes**): an insert that failed, or whose outcome is
+//! unknown, is repeated from the same bytes.
 
 mod bells;
 mod group;
@@ -42,33 +42,33 @@ use schemas::Schemas;
 pub use state::SinkState;
 pub use waits::Waits;
 
-/// A message's subject, reply and headers beside its payload.
+/// Bytes of a message's subject, reply and headers.
 const MESSAGE_OVERHEAD: usize = 4 << 10;
-/// Bytes asked for in one pull at most.
+/// Most bytes that one pull requests.
 const MAX_PULL_BYTES: usize = 16 << 20;
-/// Messages asked for in one pull at most.
+/// Most messages that one pull requests.
 const MAX_PULL: usize = 1000;
-/// How long a pull waits for more. Short, because groups age meanwhile.
+/// How long a pull waits for more messages. Short, because groups age meanwhile.
 const PULL_FOR: Duration = Duration::from_millis(500);
-/// How often a sink that is to end says what it waits for.
-const TELL: Duration = Duration::from_secs(15);
-/// A message that cannot be inserted now is handed back for this long.
-const SET_BACK: Duration = Duration::from_secs(60);
+/// How often a sink that cannot end yet logs what it waits for.
+const LOG_WAITS_EVERY: Duration = Duration::from_secs(15);
+/// Redelivery delay of a message that cannot be inserted now.
+const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
-/// How a sink works.
+/// A sink's settings.
 #[derive(Debug, Clone)]
 pub struct SinkPlan {
-    /// Which rows it draws.
+    /// Which rows the sink pulls.
     pub drawn: Drawn,
     /// Rows after which a group is inserted.
     pub group_rows: u64,
     /// Age after which a group is inserted.
     pub group_age: Duration,
-    /// Bytes of messages held at once: what bounds the sink's memory.
+    /// Bytes of messages held at once, which bounds the sink's memory.
     pub held_bytes: usize,
-    /// Inserts under way at once.
+    /// Inserts that may run at once.
     pub inserts: usize,
-    /// How long held rows may take to land after a stop.
+    /// How long held rows may take to be stored after a stop.
     pub drain: Duration,
 }
 
@@ -93,24 +93,25 @@ struct Sink {
     state: Arc<SinkState>,
     stop: Stop,
     inserts: Semaphore,
-    /// What the table says of the columns that rows came with.
+    /// Which columns the table takes.
     schemas: Schemas,
-    /// Subjects of messages in our hands: one that arrives again meanwhile is not inserted twice.
+    /// Subjects of messages that the sink holds, so that a redelivered message is not inserted twice.
     open: Mutex<HashSet<String>>,
-    /// Tells this process's inserts from those of other sinks and earlier starts.
+    /// Separates this process's inserts from those of other sinks and earlier starts.
     name: String,
     attempts: AtomicU64,
     phases: Phases<3>,
 }
 
-/// What a sink does at a moment, by the place among its phases; 0 is to wait for rows.
+/// Phases of a sink, as indexes; phase 0 is waiting for rows.
 const ASKING: usize = 1;
 const INSERTING: usize = 2;
 
-/// Sinks until told to stop, and without waiting for a group to fill once the sealer says that no more is coming, then lands what it holds within the plan's deadline and hands back the rest.
+/// Sinks rows until the stop, then stores held rows within the plan's deadline and returns the rest to the stream. Does
+/// not wait for a group to fill once the sealer reports that all batches are computed.
 ///
 /// # Errors
-/// When the consumer of the rows that it draws does not exist; afterwards failures are waited out.
+/// When the consumer does not exist. Later failures are retried.
 pub async fn sink(
     broker: &Broker,
     store: &Store,
@@ -143,21 +144,21 @@ pub async fn sink(
         phases: Phases::new(),
         plan,
     });
-    sink.tell(broker.records().await?);
+    sink.report(broker.records().await?);
     tracing::info!("sinking");
     sink.gather(consumer).await;
-    tracing::info!(held = sink.held.count(), "taking no more rows, landing what is held");
+    tracing::info!(held = sink.held.count(), "draining: pulling no more rows, inserting those held");
     tokio::select! {
         () = stop.finished(sink.plan.drain) => {}
-        () = sink.tell_what_lasts() => {}
+        () = sink.log_waits() => {}
     }
     broker.flush().await;
     Ok(())
 }
 
 impl Sink {
-    /// Keeps the fleet told of what this process does.
-    fn tell(self: &Arc<Self>, records: Records) {
+    /// Reports this sink's work to the fleet.
+    fn report(self: &Arc<Self>, records: Records) {
         let this = self.clone();
         let stop = self.stop.clone();
         self.stop.spawn(async move {
@@ -180,16 +181,16 @@ impl Sink {
         });
     }
 
-    /// Says, once work is given up and not over, what is waited for. Does not return.
-    async fn tell_what_lasts(&self) {
+    /// After the drain's deadline, logs what the sink still waits for. Never returns.
+    async fn log_waits(&self) {
         self.stop.given_up().await;
         loop {
-            tokio::time::sleep(TELL).await;
+            tokio::time::sleep(LOG_WAITS_EVERY).await;
             tracing::warn!(
                 batches = self.held.count(),
                 at_most_s = self.store.insert_over().as_secs(),
-                hint = "materialized views that are slow make it long; a second signal leaves at once, and loses nothing",
-                "waiting for inserts under way: the outcome of one that is left is not known"
+                hint = "slow materialized views prolong it; a second signal ends the sink at once, and no row is lost",
+                "waiting for running inserts: if the sink left one, its outcome would be unknown"
             );
         }
     }
@@ -200,8 +201,8 @@ impl Sink {
         let mut groups: HashMap<GroupKey, Group> = HashMap::new();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         while !self.stop.taking_stopped() {
-            let Some(room) = self.make_room(&budget, held, &mut groups).await else { break };
-            match self.pull(&consumer, room, &mut groups).await {
+            let Some(permits) = self.acquire_permits(&budget, held, &mut groups).await else { break };
+            match self.pull(&consumer, permits, &mut groups).await {
                 Ok(taken) => {
                     backoff.reset();
                     self.flush(&mut groups, |group| taken == 0 || group.is_old(self.plan.group_age));
@@ -222,43 +223,43 @@ impl Sink {
         self.flush(&mut groups, |_| true);
     }
 
-    /// Room for at least one message of the largest size. When there is none, groups wait no longer.
-    async fn make_room(
+    /// Waits for permits for at least one message of the largest size. If none are free, groups are inserted at once.
+    async fn acquire_permits(
         self: &Arc<Self>,
         budget: &Arc<Semaphore>,
         held: usize,
         groups: &mut HashMap<GroupKey, Group>,
     ) -> Option<OwnedSemaphorePermit> {
         let least = (self.broker.max_payload() + MESSAGE_OVERHEAD).min(held) as u32;
-        let mut room = match budget.clone().try_acquire_many_owned(least) {
-            Ok(room) => room,
+        let mut permits = match budget.clone().try_acquire_many_owned(least) {
+            Ok(permits) => permits,
             Err(_) => {
                 self.flush(groups, |_| true);
                 tokio::select! {
-                    room = budget.clone().acquire_many_owned(least) => room.ok()?,
+                    permits = budget.clone().acquire_many_owned(least) => permits.ok()?,
                     () = self.stop.no_more_taking() => return None,
                 }
             }
         };
         let more = budget.available_permits().min(MAX_PULL_BYTES.saturating_sub(least as usize)) as u32;
         if let Ok(more) = budget.clone().try_acquire_many_owned(more) {
-            room.merge(more);
+            permits.merge(more);
         }
-        Some(room)
+        Some(permits)
     }
 
-    /// Pulls what `room` has room for, into the groups; how many messages came.
+    /// Pulls messages that `permits` covers into the groups; returns how many came.
     async fn pull(
         self: &Arc<Self>,
         consumer: &PullConsumer,
-        mut room: OwnedSemaphorePermit,
+        mut permits: OwnedSemaphorePermit,
         groups: &mut HashMap<GroupKey, Group>,
     ) -> Result<usize, Source> {
         // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
         let request = consumer
             .batch()
             .max_messages(MAX_PULL)
-            .max_bytes(room.num_permits())
+            .max_bytes(permits.num_permits())
             .expires(PULL_FOR)
             .messages();
         let mut messages = tokio::time::timeout(ANSWER_WITHIN, request).await??;
@@ -274,13 +275,14 @@ impl Sink {
             match message {
                 Some(Ok(message)) => {
                     taken += 1;
-                    let size = (message.payload.len() + MESSAGE_OVERHEAD).min(room.num_permits());
-                    let permit = room.split(size).ok_or("a pull brought more than was asked for")?;
+                    let size = (message.payload.len() + MESSAGE_OVERHEAD).min(permits.num_permits());
+                    let permit = permits.split(size).ok_or("a pull brought more than was asked for")?;
                     self.take(message, permit, groups).await;
                 }
-                // The server ends a pull whose next message would go beyond its bytes: room for it is made first.
+                // The server ends a pull whose next message would exceed the requested bytes: the next pull has permits
+                // for it.
                 Some(Err(error)) if taken > 0 => {
-                    tracing::debug!(%error, taken, "a pull ended early");
+                    tracing::debug!(%error, taken, "a pull ended early: the rest comes with the next pull");
                     break;
                 }
                 Some(Err(error)) => return Err(error),
@@ -300,7 +302,7 @@ impl Sink {
         let read = read_rows(self.broker.names(), delivery.subject(), delivery.payload());
         let (key, rows) = match read {
             Ok(Some(read)) => read,
-            // There are no rows in it: its parts are messages of their own.
+            // A manifest holds no rows: its split messages carry them.
             Ok(None) => return delivery.ack().await,
             Err(fault) => return set_aside(&self.broker, delivery, &fault).await,
         };
@@ -317,7 +319,7 @@ impl Sink {
         }
     }
 
-    /// Has the groups inserted that are ready.
+    /// Starts inserts of the groups that are ready.
     fn flush(self: &Arc<Self>, groups: &mut HashMap<GroupKey, Group>, ready: impl Fn(&Group) -> bool) {
         for (key, group) in groups.extract_if(|_, group| ready(group)) {
             self.start(key, group);
@@ -349,8 +351,8 @@ impl Sink {
     }
 }
 
-/// Bytes of messages that a sink holds at most: what its plan says, but one message of the largest size in any case. A pull for
-/// fewer bytes than the next message has would be refused, by every sink and for ever.
+/// Most bytes of messages that a sink holds: the plan's limit, but at least one message of the largest size. The server
+/// would refuse a pull for fewer bytes than the next message has, from every sink and for ever.
 fn held_at_most(planned: usize, max_payload: usize) -> usize {
     planned.max(max_payload + MESSAGE_OVERHEAD)
 }
@@ -358,7 +360,7 @@ fn held_at_most(planned: usize, max_payload: usize) -> usize {
 /// The passes of messages, each once.
 fn passes_of<'a>(subjects: impl Iterator<Item = &'a String>) -> Vec<(String, u32)> {
     let pass = |subject: &'a String| {
-        // Behind the name of the pipeline and the word for rows.
+        // The pass follows the name of the pipeline and the word for rows.
         let mut words = subject.split('.').skip(2);
         Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
     };
@@ -372,7 +374,8 @@ fn passes_of<'a>(subjects: impl Iterator<Item = &'a String>) -> Vec<(String, u32
 mod tests {
     use super::*;
 
-    /// With `max_payload` above `held_bytes`, as README advises for large rows, one large message stopped all sinks.
+    /// Regression: with `max_payload` above `held_bytes`, as README advises for large rows, one large message stopped
+    /// all sinks.
     #[test]
     fn a_sink_has_room_for_the_largest_message() {
         let usual = SinkPlan::default().held_bytes;

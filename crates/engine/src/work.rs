@@ -1,6 +1,7 @@
-//! A worker host: takes batches, has them computed, publishes their rows, acks.
+//! A worker: pulls batches, has their ids computed, publishes the rows, acks.
 //!
-//! A batch whose pass is cancelled meanwhile is given up at once, one whose pass is paused a little later.
+//! The worker gives up a batch at once when its pass is cancelled. When its pass is paused, the batch gets a short
+//! grace time.
 
 mod able;
 mod attempts;
@@ -53,23 +54,23 @@ use crate::work::rate_limit::Rates;
 use crate::work::rows_message::Target;
 use crate::work::schedule::Charge;
 
-/// Batches that may wait at once to try ids again: each keeps its computed rows.
+/// Batches that may wait for another attempt at once, because each keeps its computed rows in memory.
 const WAITING: usize = 16;
-/// What is computed of a pass when it is paused may be finished within this, which most batches are.
+/// Grace time for a paused pass, in which most batches under computation finish.
 const PAUSE_GRACE: Duration = Duration::from_secs(2);
-/// How often rows that are done are stored while this process ends.
+/// How often a worker that drains stores finished rows.
 const WHILE_ENDING: Duration = Duration::from_secs(5);
-/// A batch that this host cannot compute is handed back for this long: others may draw it soon.
+/// Redelivery delay of a batch that this host cannot compute: other hosts may pull it soon.
 const NOT_HERE: Duration = Duration::from_secs(1);
-/// How often processes are looked for that ended and are this one's to be waited for.
+/// How often the worker reaps ended orphans that came to this process.
 const REAP: Duration = Duration::from_secs(2);
-/// A batch that cannot be computed now is handed back for this long.
-const SET_BACK: Duration = Duration::from_secs(60);
+/// Redelivery delay of a batch that cannot be computed now.
+const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
-/// A batch that was taken in hand.
+/// A batch that the worker holds.
 struct Taken<'a> {
     key: &'a BatchKey,
-    /// Ids that are to be computed.
+    /// Ids to compute.
     ids: u32,
     charge: Charge,
     in_hand: InHand<'a>,
@@ -80,13 +81,13 @@ struct Worker<I> {
     able: Able,
     outlier: Outlier,
     records: Records,
-    /// The columns that rows go into.
+    /// The columns of the rows.
     schema: Arc<Schema>,
-    /// What rows say of who computed them.
+    /// The host and build that rows record.
     maker: Arc<Maker>,
     limits: Limits,
     slots: Slots,
-    /// Seats for batches that wait to try some of their ids again, and hold no core meanwhile.
+    /// Permits for batches that wait for another attempt and hold no core meanwhile.
     waiting: Semaphore,
     broker: Broker,
     metrics: Metrics,
@@ -96,10 +97,11 @@ struct Worker<I> {
     stop: Stop,
 }
 
-/// Works until told to stop, then finishes what it holds within the plan's deadline and hands back the rest.
+/// Works until the stop token says stop, then finishes held batches within the plan's deadline and returns the rest to
+/// the stream.
 ///
 /// # Errors
-/// When the bucket cannot be read at the start; afterwards failures are waited out.
+/// When the bucket cannot be read at the start. Later failures are retried.
 pub async fn work<I: Id>(
     function: Function<I>,
     broker: &Broker,
@@ -116,15 +118,15 @@ pub async fn work<I: Id>(
     let maker = Arc::new(Maker { host: host_name(), build: build::of_this_program(function.spec().version) });
     let cores = Arc::new(Cores::start(function, threads, place, limits, metrics.clone(), load.clone())?);
     let able = Able::new();
-    // It reads a file of every process of this host.
+    // In a blocking thread, because it reads a file of every process of this host.
     drop(tokio::task::spawn_blocking(end_orphans));
     reap(stop);
     let slots = Slots::new(plan.threads);
     let waiting = Semaphore::new(WAITING);
     metrics.working(threads);
     sample_idle(load.clone(), slots.clone(), metrics.clone(), stop);
-    let told = (load.clone(), able.clone());
-    tell(records.clone(), maker.clone(), open.clone(), told, rates.clone(), stop);
+    let reported = (load.clone(), able.clone());
+    report(records.clone(), maker.clone(), open.clone(), reported, rates.clone(), stop);
     let proving = cores.clone();
     let proven = able.clone();
     let stopping = stop.clone();
@@ -161,13 +163,13 @@ pub async fn work<I: Id>(
         stop.spawn(async move { Box::pin(worker.handle(drawn)).await }.instrument(span));
     })
     .await;
-    tracing::info!(held = held.count(), "taking no more batches, finishing what is held");
+    tracing::info!(held = held.count(), "draining: pulling no more batches, finishing those held");
     stop.finished(plan.drain).await;
     broker.flush().await;
     Ok(())
 }
 
-/// The span of a delivery, by which its log lines are found.
+/// The span of a delivery, which contains all its log lines.
 fn span_of(Drawn { pass, delivery, .. }: &Drawn) -> tracing::Span {
     tracing::info_span!(
         "delivery",
@@ -179,7 +181,7 @@ fn span_of(Drawn { pass, delivery, .. }: &Drawn) -> tracing::Span {
     )
 }
 
-/// Waits for processes whose parents are gone, where this one is the first of its container and they come to it.
+/// Reaps orphans, where this process is the first of its container and so inherits them.
 fn reap(stop: &Stop) {
     if std::process::id() != 1 {
         return;
@@ -196,7 +198,7 @@ fn reap(stop: &Stop) {
     });
 }
 
-/// Looks again and again what cores without ids wait for, until taking stops.
+/// Samples regularly what cores without ids wait for, until the worker stops pulling.
 fn sample_idle(load: Arc<WorkLoad>, slots: Slots, metrics: Metrics, stop: &Stop) {
     let stopping = stop.clone();
     stop.spawn(async move {
@@ -211,8 +213,8 @@ fn sample_idle(load: Arc<WorkLoad>, slots: Slots, metrics: Metrics, stop: &Stop)
     });
 }
 
-/// Keeps the fleet told of what this host does, and this host of who shares a rate limit.
-fn tell(
+/// Reports this host's work to the fleet, and follows which hosts share a rate limit.
+fn report(
     records: Records,
     maker: Arc<Maker>,
     open: watch::Receiver<Open>,
@@ -250,7 +252,7 @@ fn tell(
 }
 
 impl<I: Id> Worker<I> {
-    /// Ends the delivery: with an ack once the rows are stored, else with a nak that says when to come again.
+    /// Ends the delivery: with an ack once the rows are stored, otherwise with a nak that sets the redelivery delay.
     async fn handle(&self, drawn: Drawn) {
         let Drawn { pass, delivery, charge } = drawn;
         let outcome = match self.read(&pass, &delivery) {
@@ -271,12 +273,12 @@ impl<I: Id> Worker<I> {
             Err(Error::Message { subject, source }) if subject == delivery.subject() => {
                 set_aside(&self.broker, delivery, &source).await;
             }
-            // These ids are sound. What is stored for them is for a sink to set aside; the batch is repaired then, which
-            // waits until no delivery of the pass is open.
+            // The ids are valid, but the stored rows are not. A sink moves those rows into quarantine; the batch is
+            // then repaired, which waits until no delivery of the pass is open.
             Err(Error::Message { subject, source })
                 if !matches!(source, EnvelopeFault::NewerVersion { .. }) =>
             {
-                tracing::warn!(subject, fault = %source, "the rows that are stored already cannot be read");
+                tracing::warn!(subject, fault = %source, "the batch's stored rows cannot be read: a sink will quarantine them");
                 delivery.ack().await;
             }
             Err(error) if error.is_the_hosts() => {
@@ -284,7 +286,7 @@ impl<I: Id> Worker<I> {
                 tracing::warn!(
                     subject = delivery.subject(),
                     why,
-                    "the batch is handed back: this host cannot compute"
+                    "the batch is returned to the stream: this host cannot compute it"
                 );
                 self.able.failed(delivery.subject(), why);
                 delivery.nak(NOT_HERE).await;
@@ -292,13 +294,18 @@ impl<I: Id> Worker<I> {
             Err(error) => {
                 let hint = error.hint().unwrap_or_default();
                 let error = full_cause(&error);
-                tracing::error!(subject = delivery.subject(), error, hint, "the batch is set back for 60 s");
-                delivery.nak(SET_BACK).await;
+                tracing::error!(
+                    subject = delivery.subject(),
+                    error,
+                    hint,
+                    "the batch is not finished: it is redelivered after 60 s"
+                );
+                delivery.nak(REDELIVER_AFTER).await;
             }
         }
     }
 
-    /// Computes and stores a batch. What is done of it is stored by the way, if the rest takes long.
+    /// Computes and stores a batch. If some ids take long, finished rows are stored before them.
     async fn process(
         &self,
         pass: &PassRecord,
@@ -326,9 +333,9 @@ impl<I: Id> Worker<I> {
                 let News { ids, .. } = self.store(&batch, &taken).await?;
                 left -= ids;
                 if ids > 0 {
-                    tracing::info!(run = %key.pass.run, batch = key.batch, ids, left, "rows are stored that are done before others of their batch");
+                    tracing::info!(run = %key.pass.run, batch = key.batch, ids, left, "finished rows stored before the rest of their batch");
                 }
-                // Other batches may have the cores that these ids cannot fill.
+                // Other batches may use the cores that the remaining ids cannot fill.
                 delivery.need_no_more(left.max(1));
                 if left < key.ids {
                     _kept = Some(self.slots.keep(left.max(1)));
@@ -347,7 +354,7 @@ impl<I: Id> Worker<I> {
         };
         computed.cancel();
         let computing = begun.elapsed();
-        // A store under way is finished: nothing else has the rows that it carries.
+        // A store under way is awaited, because no other place has the rows that it carries.
         tokio::select! {
             stored = storing.as_mut() => stored?,
             () = self.stop.given_up() => return Err(Error::Stopped),
@@ -356,7 +363,7 @@ impl<I: Id> Worker<I> {
         match outcome {
             Some(Ok(())) => self.metrics.computed(computing),
             Some(Err(error)) => {
-                // What is done stays done, whatever keeps this host from the rest.
+                // Finished rows are stored even if this host cannot compute the rest.
                 self.store(&batch, &taken).await?;
                 return Err(error);
             }
@@ -385,11 +392,11 @@ impl<I: Id> Worker<I> {
         self.load.take(&key.pass)
     }
 
-    /// Waits until rows that are done have waited long enough for the rest of their batch, or are too many to be kept, or this
-    /// process is to end; `false` once all are done.
+    /// Waits until finished rows should be stored early: they have waited long enough, are too large to keep, or this
+    /// process ends. `false` once all ids are finished.
     async fn early_is_due(&self, computed: &CancellationToken, results: &Results<I>) -> bool {
         let ending = async {
-            // Most batches are finished at the first time.
+            // Most batches finish within the grace time.
             if self.stop.taking_stopped() {
                 return tokio::time::sleep(WHILE_ENDING).await;
             }
@@ -404,7 +411,7 @@ impl<I: Id> Worker<I> {
         }
     }
 
-    /// Stores what is done of a batch, and counts it.
+    /// Stores finished rows of a batch, and counts them.
     async fn store(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Result<News, Error> {
         let news = batch.store().await?;
         let News { ids, dead, spent } = news;
@@ -415,7 +422,8 @@ impl<I: Id> Worker<I> {
         Ok(news)
     }
 
-    /// Stores what is done of a batch that is not wanted for now: a pass that is paused goes on some time.
+    /// Stores finished rows of a batch whose pass is paused, because that pass will be resumed. Returns the error that
+    /// ends the delivery.
     async fn leave(&self, batch: &Batch<I>, taken: &Taken<'_>) -> Error {
         let state = self.open.borrow().get(&taken.key.pass).map(|pass| pass.state);
         if state == Some(PassState::Paused)
@@ -426,14 +434,14 @@ impl<I: Id> Worker<I> {
         Error::Stopped
     }
 
-    /// Resolves when the pass is not to be computed any further.
+    /// Resolves when the worker should stop computing the pass.
     async fn unwanted(&self, key: &BatchKey) {
         let mut open = self.open.clone();
         let state = |open: &Open| open.get(&key.pass).map(|pass| pass.state);
         loop {
             let known = state(&open.borrow_and_update());
             match known {
-                // Sealed meanwhile, or forgotten by a bucket that was lost: what is in hand is finished as ever.
+                // The pass was sealed, or its record was lost with the bucket: held batches are finished.
                 None | Some(PassState::Running | PassState::Sealed) => {}
                 Some(PassState::Paused) => {
                     let resumed = async {
@@ -441,7 +449,7 @@ impl<I: Id> Worker<I> {
                     };
                     match tokio::time::timeout(PAUSE_GRACE, resumed).await {
                         Ok(Ok(_)) => continue,
-                        // Nothing is said any more once taking stops: what is held is finished then.
+                        // After the stop no more states arrive, and the worker finishes what it holds.
                         Ok(Err(_)) => return std::future::pending().await,
                         Err(_) => return,
                     }
@@ -454,7 +462,7 @@ impl<I: Id> Worker<I> {
         }
     }
 
-    /// The ids of a batch; `None` where an open run ends.
+    /// The ids of a batch; `None` for the end marker of an open run.
     fn read(&self, pass: &PassRecord, delivery: &Delivery) -> Result<Option<(BatchKey, Vec<I>)>, Error> {
         let subject = delivery.subject();
         let payload = delivery.payload();
@@ -476,7 +484,7 @@ impl<I: Id> Worker<I> {
     }
 }
 
-/// Why a batch is not finished, as it is counted.
+/// Why a batch is not finished, as a label for metrics.
 fn reason(error: &Error) -> Unfinished {
     match error {
         Error::Stopped => Unfinished::Stopped,

@@ -1,19 +1,19 @@
-//! Ids that a child which computes one at a time was sent ahead, and which of them another child has by now.
+//! Ids that an isolated process received ahead, and which of them the worker has given to another process.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use millstream::child::FORGET;
 
-/// What came of the worker, as the thread sees it that reads, and the one that computes.
+/// Frames received from the worker, as the reading and the computing thread both see them.
 #[derive(Debug, Default)]
 pub(super) struct Ahead(Mutex<Came>);
 
 #[derive(Debug, Default)]
 struct Came {
-    /// Ids that came.
+    /// Ids received so far.
     ids: u64,
-    /// Those of them, by their numbers from 0, that need no answer unless they are begun.
+    /// Numbers, from 0, of ids that need no answer unless they are begun.
     forgotten: Range<u64>,
 }
 
@@ -22,12 +22,12 @@ impl Ahead {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of a frame before the thread that computes has it.
+    /// Notes a frame before the computing thread receives it.
     pub fn note(&self, kind: u8, body: &[u8]) {
         let mut came = self.came();
         match (kind, body.try_into()) {
             (FORGET, Ok(kept)) => came.forgotten = u64::from_le_bytes(kept)..came.ids,
-            // What is malformed, the thread that computes complains of.
+            // The computing thread reports a malformed frame.
             (FORGET, Err(_)) => {}
             _ => came.ids += 1,
         }
@@ -43,7 +43,7 @@ impl Ahead {
 mod tests {
     use super::*;
 
-    /// A child that was slow to begin its first id left it out, and the worker blamed the id.
+    /// Regression: a process that was slow to begin its first id skipped it, and the worker blamed the id.
     #[test]
     fn the_id_in_flight_is_kept_though_it_is_not_begun() {
         let ahead = Ahead::default();
@@ -51,7 +51,7 @@ mod tests {
         (0..4).for_each(|_| ahead.note(b'C', &[]));
         ahead.note(FORGET, &1u64.to_le_bytes());
         assert_eq!(forgotten(&ahead), [false, true, true, true, false, false]);
-        // What comes later is computed.
+        // Later ids are computed.
         ahead.note(b'C', &[]);
         assert!(!ahead.is_forgotten(4));
     }

@@ -1,7 +1,7 @@
-//! The rows of a message as one Native block: the very bytes that ClickHouse ingests, columns with names and types.
+//! The rows of a message as one Native block: the exact bytes that ClickHouse ingests, columns with names and types.
 //!
-//! The columns that all pipelines have come first, the pipeline's own behind them, and the build last. What is the same in all rows of a
-//! message is written as a repeated value and compresses to almost nothing.
+//! Columns that all pipelines have come first, then the pipeline's own columns, then the build. A value that all rows
+//! of a message share is written as a repeated value and compresses to almost nothing.
 
 use millstream::columns::{Columns, city_hash_of_numbers};
 use millstream::schema::{OWN_COLUMNS, Schema};
@@ -12,18 +12,18 @@ use super::computed::BatchKey;
 use super::row::Rows;
 use crate::model::rows::{STATUS_DEAD, STATUS_OK};
 
-/// What is compressed together, before compression. ClickHouse reads frames one by one.
+/// Bytes before compression of one frame. ClickHouse reads frames one by one.
 const FRAME: usize = 1 << 20;
 
-/// The column behind all others, whose form ClickHouse checks: a version, a dictionary, a number of rows. A block that has
-/// fewer values than it says, in whichever column, is refused, though the next block follows in the same INSERT. Behind a
-/// column of numbers the server would take the next block's first bytes for the missing values, and go on.
+/// The last column. ClickHouse checks its form: a version, a dictionary, a number of rows. So it refuses a block with
+/// fewer values than the block announces, even if another block follows in the INSERT. After a column of numbers the
+/// server would take the next block's first bytes for the missing values.
 const LAST: &str = "build";
 
-/// Bytes of a row that are the same in all rows of a message: numbers, a moment, an index each for three texts, a status.
+/// Bytes of a row that all rows of a message share: numbers, a moment, an index each for three texts, a status.
 const REPEATED: usize = 3 * 4 + 3 * 8 + 3 + 1;
 
-/// Who computes, as rows say it.
+/// Which host and build compute, as rows record them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maker {
     /// The host's name.
@@ -32,19 +32,19 @@ pub struct Maker {
     pub build: String,
 }
 
-/// What the rows of a message have in common.
+/// Values that all rows of a message share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head<'a> {
     pub key: &'a BatchKey,
     pub maker: &'a Maker,
-    /// When the batch was computed, in milliseconds since 1970.
+    /// When the worker computed the batch, in milliseconds since 1970.
     pub computed_ms: u64,
 }
 
-/// Rows, compressed.
+/// Compressed rows.
 pub(crate) struct Packed {
     pub frames: Vec<u8>,
-    /// Size before compression.
+    /// Size before compression, in bytes.
     pub raw_bytes: u64,
     /// Dead letters among the rows.
     pub dead: u32,
@@ -59,7 +59,7 @@ pub(crate) fn pack<I: Id>(head: &Head<'_>, schema: &Schema, ids: &[I], rows: &Ro
     Packed { frames, raw_bytes: raw.len() as u64, dead: rows.dead.len() as u32 }
 }
 
-/// How large these rows are, with and without compression, beside what a block costs however many rows it has.
+/// Size of these rows, before and after compression, without the fixed cost of a block.
 pub(crate) fn sizes<I: Id>(schema: &Schema, ids: &[I], rows: &Rows) -> (u64, u64) {
     let mut raw = Vec::new();
     let mut frames = Vec::new();
@@ -110,7 +110,7 @@ fn statuses(rows: &Rows) -> Vec<u8> {
     statuses
 }
 
-/// Each row's error; an ok row has none.
+/// The error of each row; empty for an ok row.
 fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
     let mut dead = rows.dead.iter().peekable();
     (0..rows.count() as u32).map(move |row| match dead.next_if(|(at, _)| *at == row) {
@@ -119,8 +119,8 @@ fn errors(rows: &Rows) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The digest of the values of a message: the wrapping sum of each row's hash over its id, status, error and the
-/// pipeline's own columns. ClickHouse computes the same (`clickhouse/sql/values.rs`).
+/// The digest of a message's values: the wrapping sum of each row's hash over its id, status, error and the pipeline's
+/// own columns. ClickHouse computes the same sum (`clickhouse/sql/values.rs`).
 fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u64 {
     let heads = ids.iter().zip(statuses).zip(errors(rows));
     let hash = |((id, status), error): ((&I, &u8), &str)| {
@@ -135,14 +135,14 @@ fn digest<I: Id>(schema: &Schema, ids: &[I], statuses: &[u8], rows: &Rows) -> u6
     hashes.into_iter().fold(0, u64::wrapping_add)
 }
 
-/// Reads blocks of our own back: for tests, which must not believe what was written.
+/// Reads our own blocks back, independently of the code that writes them, for tests.
 #[cfg(test)]
 pub(crate) mod read {
     use std::collections::HashMap;
 
     use millstream::frame;
 
-    /// A column's values: numbers, or texts.
+    /// The values of a column: numbers, or texts.
     #[derive(Debug, Clone, PartialEq)]
     pub enum Values {
         Numbers(Vec<u128>),
@@ -161,7 +161,7 @@ pub(crate) mod read {
         }
     }
 
-    /// The one block in these frames: how many rows, and its columns by name.
+    /// The single block in these frames: its number of rows, and its columns by name.
     pub fn block(mut frames: &[u8]) -> (usize, HashMap<String, Values>) {
         let mut raw = Vec::new();
         while let Some(length) = frame::frame_len(frames).expect("frames") {

@@ -1,11 +1,11 @@
-//! What control groups allow this process, of both versions of them.
+//! Limits that control groups, version 1 and 2, set for this process.
 
 use std::fs;
 use std::path::PathBuf;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The directories that hold limits of this process: its own group of `controller` and those above it.
+/// The directories that hold limits for this process: its own group of `controller` and the groups above it.
 fn directories(controller: &str) -> Vec<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut found = Vec::new();
@@ -13,7 +13,7 @@ fn directories(controller: &str) -> Vec<PathBuf> {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         let root = match controllers {
-            // Version 2 has one tree for all.
+            // Version 2 has one tree for all controllers.
             "" => PathBuf::from(ROOT),
             _ if controllers.split(',').any(|name| name == controller) => {
                 PathBuf::from(ROOT).join(controllers)
@@ -34,13 +34,13 @@ fn numbers(controller: &str, file: &str) -> impl Iterator<Item = (PathBuf, u64)>
     })
 }
 
-/// Bytes of memory that it may take.
+/// Bytes of memory that this process may use.
 pub(super) fn memory() -> Option<u64> {
     let limits = numbers("memory", "memory.max").chain(numbers("memory", "memory.limit_in_bytes"));
     limits.map(|(_, bytes)| bytes).min()
 }
 
-/// How many processes and threads there may be, and how many there are: of the group that allows the fewest more.
+/// Allowed and current number of processes and threads, for the group that leaves the fewest free.
 pub(super) fn processes() -> Option<(u64, u64)> {
     let groups = numbers("pids", "pids.max").filter_map(|(directory, most)| {
         let now = fs::read_to_string(directory.join("pids.current")).ok()?.trim().parse().ok()?;

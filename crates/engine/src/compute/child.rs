@@ -1,8 +1,8 @@
-//! The other end of the sockets: a pipeline's binary as a child process that computes.
+//! The child's end of the socket: a pipeline's binary as a process that computes.
 //!
-//! Its stdin, stdout and stderr are the user's. It speaks over a socket that it connects to here, which is closed in every
-//! program that the user's code starts. The end of the connection means that its answers have no use any more, and it ends at
-//! once with all that it started, whatever it computes.
+//! The user's code owns stdin, stdout and stderr. The protocol uses a socket that this process connects to, which is
+//! closed in every program that the user's code starts. When the connection ends, the answers have no use, so this
+//! process ends at once with everything that it started.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -34,20 +34,20 @@ use super::pool::{Pool, Shared};
 use super::protocol::{self, BUSY, OVERDUE, OrderFrame, OverdueFrame, encode, encode_piece};
 use super::watch::{Overdue, Watch};
 
-/// How often the pool's threads are looked at.
-const LOOK: Duration = Duration::from_millis(100);
-/// Looks after which the worker is told for how long threads had an id.
-const LOOKS_TOLD: u32 = 10;
-/// How often a process says that it is alive.
+/// How often the watch polls the pool's threads.
+const POLL: Duration = Duration::from_millis(100);
+/// Polls after which the watch reports to the worker for how long threads had an id.
+const POLLS_A_REPORT: u32 = 10;
+/// How often the process sends a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
-/// Frames read ahead of computing.
+/// Frames that may be read ahead of computing.
 const AHEAD: usize = 64;
-/// When memory runs out, the kernel ends children before workers: their ids are known, a worker's are many.
+/// OOM score. The kernel then kills children before workers: a child's ids are known, a worker holds many more.
 const OOM_SCORE: &str = "800";
 
-/// If this process was started as a computing child, does that child's work and returns its exit code.
+/// If this process was started as a computing child, runs that child and returns its exit code.
 ///
-/// Must come before anything that starts threads. `None` in every other process.
+/// Call it before anything starts a thread. Returns `None` in every other process.
 pub fn child_main(function: &AnyFunction) -> Option<ExitCode> {
     match function {
         AnyFunction::Numbers(function) => child(function),
@@ -60,13 +60,13 @@ fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
     let ended = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [wire::ARGUMENT, address, pipe, memory] => {
             let mark = Mark::new(address, number(pipe));
-            connect(address).and_then(|socket| alone(function, socket, mark, number(memory)))
+            connect(address).and_then(|socket| isolated(function, socket, mark, number(memory)))
         }
         [protocol::ARGUMENT, address, _, threads, soft, hard] => connect(address)
             .and_then(|socket| pool(function, socket, number(threads) as usize, [soft, hard].map(limit))),
         _ => return None,
     };
-    // The worker that started it sees the end; what went wrong is in its log.
+    // The worker sees the connection end; its log holds the reason.
     Some(ended.map_or_else(
         |error| {
             complain(&error);
@@ -78,19 +78,19 @@ fn child<I: Id>(function: &Function<I>) -> Option<ExitCode> {
 
 #[expect(clippy::print_stderr, reason = "goes to the worker, which logs it")]
 fn complain(error: &io::Error) {
-    eprintln!("a process that computes ends: {error}");
+    eprintln!("the compute process ends: {error}");
 }
 
 fn number(text: &str) -> u64 {
     text.parse().unwrap_or(0)
 }
 
-/// A limit in milliseconds; 0 for none.
+/// A limit, given in milliseconds; 0 means none.
 fn limit(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number(text))).filter(|limit| !limit.is_zero())
 }
 
-/// Connects to the worker, and makes the place clean before the user's code runs.
+/// Connects to the worker, and resets the environment before the user's code runs.
 fn connect(address: &str) -> io::Result<Socket> {
     clean_signals()?;
     // Best effort: without it the kernel chooses by size alone.
@@ -100,14 +100,14 @@ fn connect(address: &str) -> io::Result<Socket> {
     Ok(Socket { stream, sender: Sender(Arc::new(Mutex::new(writing))) })
 }
 
-/// Unblocks all signals, and catches SIGINT, SIGTERM, SIGHUP and SIGQUIT. These are meant for the worker, which drains, and with
-/// which this process ends. They are not ignored: a program that the user's code starts would inherit that. A shell ignores some
-/// of them for a worker that runs in the background.
+/// Unblocks all signals, and catches SIGINT, SIGTERM, SIGHUP and SIGQUIT: they are meant for the worker, which drains
+/// and then ends this process. They are not ignored, because programs that the user's code starts would inherit that. A
+/// shell ignores some of them for a worker in the background.
 fn clean_signals() -> io::Result<()> {
     SigSet::all().thread_unblock()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _entered = runtime.enter();
-    // Their handlers stay when these are dropped.
+    // The handlers stay installed when these values are dropped.
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()] {
         drop(signal(kind)?);
     }
@@ -119,12 +119,12 @@ struct Socket {
     sender: Sender,
 }
 
-/// Sends whole frames, one after the other. Clones are the same.
+/// Sends whole frames, one after the other. Clones share one socket.
 #[derive(Clone)]
 struct Sender(Arc<Mutex<UnixStream>>);
 
 impl Sender {
-    /// Where a frame is not taken any more, this process has no use.
+    /// Sends frames. Ends the process if the worker no longer takes them.
     fn send(&self, frames: &[u8]) {
         if self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(frames).is_err() {
             end_own();
@@ -137,7 +137,7 @@ impl Sender {
         self.send(&bytes);
     }
 
-    /// Says what became of getting ready, and ends the process where that failed.
+    /// Reports the outcome of `start`, and ends the process if it failed.
     fn started<T>(&self, started: Result<T, String>) -> io::Result<T> {
         match started {
             Ok(ready) => {
@@ -152,14 +152,15 @@ impl Sender {
     }
 }
 
-/// Tells the worker, among what is printed, where the next id begins.
+/// Writes a mark into the output where the next id begins, so that the worker can assign lines to ids.
 struct Mark {
     to: Option<File>,
     line: Vec<u8>,
 }
 
 impl Mark {
-    /// The pipeline's `main` may have put another file in the place of stdout or of both, which no mark is for.
+    /// The mark writer. The pipeline's `main` may have redirected stdout, stderr or both: then no mark is written
+    /// there.
     fn new(address: &str, pipe: u64) -> Self {
         let opened = [io::stdout().as_fd().try_clone_to_owned(), io::stderr().as_fd().try_clone_to_owned()];
         let mut files = opened.into_iter().flatten().map(File::from);
@@ -169,14 +170,14 @@ impl Mark {
 
     fn write(&mut self) {
         if let Some(to) = &mut self.to {
-            // Once the worker reads no more, the end of the socket ends this process.
+            // Once the worker stops reading, the end of the socket ends this process.
             let _unread = to.write_all(&self.line);
         }
     }
 }
 
-/// One id at a time.
-fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: u64) -> io::Result<()> {
+/// Runs an isolated process: one id at a time.
+fn isolated<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: u64) -> io::Result<()> {
     let sender = socket.sender.clone();
     sender.answer(&Answer::Hello { version: wire::VERSION, pipeline: function.spec().name });
     let process = std::process::id();
@@ -188,7 +189,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     let frames = beating.map_err(|fault| threads_refused(1, &fault));
     let started = frames.and_then(|frames| function.typed.start().map(|()| frames));
     if memory > 0 && started.is_ok() {
-        // Behind `start`: what it loaded is no id's.
+        // After `start`: what `start` loaded counts for no id.
         limit_memory(memory)?;
     }
     busy.store(false, Ordering::Relaxed);
@@ -220,7 +221,7 @@ fn alone<I: Id>(function: &Function<I>, socket: Socket, mut mark: Mark, memory: 
     Ok(())
 }
 
-/// Has this process end, once ids have left nothing of it for those that come.
+/// Makes this process end once ids have used up its files or threads.
 fn watch_leaks() -> Arc<Leaks> {
     let leaks = Arc::new(Leaks::new());
     let asked = leaks.clone();
@@ -228,7 +229,7 @@ fn watch_leaks() -> Arc<Leaks> {
     leaks
 }
 
-/// Has a thread of its own say every second that this process is alive, while there is something in hand.
+/// Starts a thread that sends a sign of life every second while ids are in progress.
 fn beat(sender: &Sender, busy: &Arc<AtomicBool>) -> io::Result<()> {
     let sender = sender.clone();
     let busy = busy.clone();
@@ -245,7 +246,7 @@ fn beat(sender: &Sender, busy: &Arc<AtomicBool>) -> io::Result<()> {
     thread.map(drop)
 }
 
-/// All ids of an order at once, on every core.
+/// Runs a pool process: all ids of an order at once, on every core.
 fn pool<I: Id>(
     function: &Function<I>,
     socket: Socket,
@@ -266,13 +267,13 @@ fn pool<I: Id>(
         });
     let (pool, frames) = sender.started(ready)?;
     started.store(true, Ordering::Relaxed);
-    // Several ids are in hand, and none of them alone is to blame: children that have one at a time tell which.
+    // Several ids are in progress, so no single one is to blame: isolated processes find out which.
     watch_leaks().computed(1);
     take_orders(&pool, frames, &sender)
 }
 
-/// Has a thread of its own look at the pool's threads, tell the worker, and relieve threads whose ids last: it needs nothing
-/// of the user's code.
+/// Starts a thread that polls the pool's threads, reports to the worker, and relieves threads whose id takes long. It
+/// needs nothing of the user's code.
 fn watch<I: Id>(
     sender: &Sender,
     pool: Arc<Shared<I>>,
@@ -287,19 +288,19 @@ fn watch<I: Id>(
         loop {
             let begun = Instant::now();
             let mut busy = 0;
-            for _ in 0..LOOKS_TOLD {
-                std::thread::sleep(LOOK);
-                let overdue = watch.look(pool.hands(), LOOK);
-                // First: an order may end for an id that is overdue.
+            for _ in 0..POLLS_A_REPORT {
+                std::thread::sleep(POLL);
+                let overdue = watch.look(pool.hands(), POLL);
+                // First relieve: an order may end because of an overdue id.
                 pool.relieve(&watch);
                 for Overdue { order, at, hard } in overdue {
                     sender.send(&encode(OVERDUE, &OverdueFrame { order, at, hard }));
                 }
                 busy += pool.hands().iter().filter(|hand| hand.is_busy()).count() as u32;
             }
-            let looks = f64::from(LOOKS_TOLD);
+            let polls = f64::from(POLLS_A_REPORT);
             if started.load(Ordering::Relaxed) {
-                sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / looks)))
+                sender.send(&encode(BUSY, &begun.elapsed().mul_f64(f64::from(busy) / polls)))
             } else {
                 sender.send(&beat)
             }
@@ -311,7 +312,7 @@ fn watch<I: Id>(
 fn take_orders<I: Id>(pool: &Pool<I>, frames: Receiver<(u8, Vec<u8>)>, sender: &Sender) -> io::Result<()> {
     let open: Arc<Mutex<HashMap<u64, Off>>> = Arc::default();
     for (kind, body) in frames {
-        // The number of an order comes first in it.
+        // The order's number comes first in the frame.
         let (number, _) = postcard::take_from_bytes::<u64>(&body).map_err(io::Error::other)?;
         let mut orders = open.lock().unwrap_or_else(PoisonError::into_inner);
         match kind {
@@ -328,7 +329,7 @@ fn take_orders<I: Id>(pool: &Pool<I>, frames: Receiver<(u8, Vec<u8>)>, sender: &
         let sender = sender.clone();
         let open = open.clone();
         let over = move || drop(open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number));
-        // Read on the pool too: unpacking a large batch is work.
+        // Unpacking a large batch is CPU work, so the pool does it.
         pool.spawn(move |shared| {
             if let Err(fault) = begin(shared, &body, switch, sender, over) {
                 complain(&fault);
@@ -354,8 +355,8 @@ fn begin<I: Id>(
     Ok(())
 }
 
-/// Frames of the worker, read by a thread of their own, which also notices its end while an id is computed.
-/// `note` is told of each before it is handed on.
+/// Frames from the worker, read by a thread of their own, which also notices the connection's end while an id is
+/// computed. `note` sees each frame before it is passed on.
 fn incoming(
     socket: Socket,
     note: impl Fn(u8, &[u8]) + Send + 'static,
@@ -394,7 +395,7 @@ fn incoming(
     Ok(receiver)
 }
 
-/// Why threads were not to be had, with what the system allows.
+/// Why the system gave no threads, with its limits.
 fn threads_refused(threads: usize, fault: &dyn std::error::Error) -> String {
     let limit = getrlimit(Resource::RLIMIT_NPROC)
         .map_or_else(|fault| fault.to_string(), |(soft, _)| soft.to_string());
@@ -408,7 +409,7 @@ fn threads_refused(threads: usize, fault: &dyn std::error::Error) -> String {
     )
 }
 
-/// Allows this many bytes of data beyond what the process has now: an allocation beyond it fails.
+/// Allows `bytes` of data more than the process has now: a larger allocation fails.
 fn limit_memory(bytes: u64) -> io::Result<()> {
     let status = fs::read_to_string("/proc/self/status")?;
     let has = status.lines().find_map(|line| line.strip_prefix("VmData:"));

@@ -1,4 +1,4 @@
-//! A child that computes one id at a time: what it is sent, and which of its ids printed what.
+//! An isolated process, from the worker's side: which ids it was sent, and which id printed what.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,23 +14,23 @@ use super::output::Said;
 use super::pool_process::shown;
 use super::process::{News, Process, print};
 
-/// A child that is behind answers within this, unless it has begun an id that it should have forgotten.
+/// A process that lags behind answers within this time, unless it has begun an id that it should have forgotten.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// A child process that has started.
 pub(super) struct ChildLink {
     pub process: Process,
     to: OwnedWriteHalf,
-    /// Memory that it had before its first id.
+    /// Memory of the process before its first id, in bytes.
     pub base: u64,
-    /// Ids that it was sent.
+    /// Ids that the worker sent to the process.
     sent: u64,
-    /// Ids that it has computed.
+    /// Ids that the process has computed.
     pub computed: u64,
-    /// What the id in flight panicked with.
+    /// The panic message of the id in flight.
     pub panicked: Option<String>,
     printing: Printing,
-    /// Whether it was told to forget ids, and has not said that it did.
+    /// Whether the worker sent a FORGET frame that the process has not acknowledged.
     is_behind: bool,
 }
 
@@ -41,7 +41,7 @@ impl ChildLink {
         Self { process, to, base, sent: 0, computed: 0, panicked: None, printing, is_behind: false }
     }
 
-    /// Sends ids of a batch.
+    /// Sends ids of a batch to the process.
     pub async fn send<I: Id>(&mut self, key: &BatchKey, ids: &[I]) -> io::Result<()> {
         let mut frames = Vec::new();
         ids.iter().for_each(|id| frame(b'C', &id.to_bytes(), &mut frames));
@@ -50,7 +50,7 @@ impl ChildLink {
         self.to.write_all(&frames).await
     }
 
-    /// Has it forget the last of the ids that it was sent, as far as they are not begun.
+    /// Tells the process to forget the last `ids` of its ids, unless it has begun them.
     pub async fn forget(&mut self, ids: usize) {
         if ids == 0 {
             return;
@@ -58,15 +58,15 @@ impl ChildLink {
         self.is_behind = true;
         self.printing.forget(ids);
         let mut frames = Vec::new();
-        // The others are kept, whether it has begun them or not.
+        // The process keeps all earlier ids, begun or not.
         let kept = self.sent - ids as u64;
         frame(FORGET, &kept.to_le_bytes(), &mut frames);
-        // One that has died is seen to have.
+        // The worker notices a dead process when it reads.
         let _died = self.to.write_all(&frames).await;
     }
 
-    /// Waits until it has nothing in hand; whether that was soon. It may have begun an id just before it heard that
-    /// another computes it: that answer has no use.
+    /// Waits until the process has nothing in progress; `false` if that takes too long. The process may have begun an
+    /// id just before the FORGET frame arrived: that answer has no use.
     pub async fn catch_up(&mut self) -> bool {
         if !self.is_behind {
             return true;
@@ -90,34 +90,34 @@ impl ChildLink {
         !self.is_behind
     }
 
-    /// Logs what it printed.
+    /// Logs the lines that the process printed.
     pub fn tell(&mut self, said: Vec<Said>) {
         self.printing.tell(said);
     }
 }
 
-/// Whose lines come from a child: it says where it begins an id.
+/// Assigns printed lines to ids: the process marks where each id begins.
 #[derive(Default)]
 struct Printing {
-    /// Run, batch and id of what it has begun.
+    /// Run, batch and id that the process has begun.
     now: Option<[String; 3]>,
-    /// The same of what it was sent and has not begun.
+    /// Run, batch and id of each id that the process received and has not begun.
     next: VecDeque<[String; 3]>,
 }
 
 impl Printing {
-    /// Ids are sent to the child.
+    /// Notes ids that the worker sends.
     fn sent<I: Id>(&mut self, key: &BatchKey, ids: &[I]) {
         let about = |id| [key.pass.run.as_str().to_owned(), key.batch.to_string(), shown(id)];
         self.next.extend(ids.iter().map(about));
     }
 
-    /// The last of them are not begun.
+    /// Drops the last `ids` ids, which are not begun.
     fn forget(&mut self, ids: usize) {
         self.next.truncate(self.next.len().saturating_sub(ids));
     }
 
-    /// Logs what it printed.
+    /// Logs the lines that the process printed.
     fn tell(&mut self, said: Vec<Said>) {
         for said in said {
             match said {

@@ -1,4 +1,4 @@
-//! What computing comes to: rows of a batch, and of the pieces that it is cut into.
+//! Results of computing: the rows of a batch, and of the pieces of an order.
 
 use millstream::Id;
 use millstream::names::PassId;
@@ -8,41 +8,41 @@ use serde::{Deserialize, Serialize};
 use super::row::Rows;
 use crate::model::times::Spent;
 
-/// A piece whose rows come to more than this is ended early.
+/// A piece ends early once its rows exceed this size.
 pub(super) const PIECE_BYTES: usize = 4 << 20;
 
-/// Which batch the ids belong to: what every one of its rows begins with.
+/// The batch that ids belong to; every row begins with these values.
 #[derive(Debug, Clone)]
 pub struct BatchKey {
-    /// The pass that it is computed for.
+    /// The pass that the worker computes.
     pub pass: PassId,
     /// The batch.
     pub batch: u32,
-    /// Ids that the batch has in all.
+    /// Ids of the whole batch.
     pub ids: u32,
 }
 
-/// What computing some ids of a batch came to.
+/// The result of computing some ids of a batch.
 #[derive(Debug)]
 pub struct Computed<I> {
-    /// The ids that have a row, in the order of the rows.
+    /// Ids that have a row, in the order of the rows.
     pub ids: Vec<I>,
-    /// Their rows.
+    /// The rows of `ids`.
     pub rows: Rows,
-    /// Ids that asked to be tried again, with their reasons. They have no row yet.
+    /// Ids that asked for another attempt, with their reasons. They have no row yet.
     pub again: Vec<(I, String)>,
-    /// What they took of the cores.
+    /// Core time that the ids took.
     pub spent: Spent,
 }
 
 impl<I> Computed<I> {
-    /// No ids yet.
+    /// An empty result.
     pub fn none(schema: &Schema) -> Self {
         let rows = Rows::with_room(schema, 0);
         Self { ids: Vec::new(), rows, again: Vec::new(), spent: Spent::default() }
     }
 
-    /// Appends other ids of the same batch.
+    /// Appends the result of other ids of the same batch.
     pub fn append(&mut self, mut more: Self) {
         self.ids.append(&mut more.ids);
         self.rows.append(more.rows);
@@ -52,7 +52,7 @@ impl<I> Computed<I> {
 }
 
 impl<I: Id> Computed<I> {
-    /// A piece of an order over these ids.
+    /// The result of a piece of an order over `ids`.
     pub(super) fn of(ids: &[I], piece: Piece) -> Self {
         let Piece { from, count, rows, again: asking, spent } = piece;
         let mut rest = &ids[from as usize..(from + count) as usize];
@@ -70,23 +70,23 @@ impl<I: Id> Computed<I> {
     }
 }
 
-/// Neighbouring ids that were computed together.
+/// Neighbouring ids that a thread computed together.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Piece {
-    /// Place of the first among the ids of the order.
+    /// Place of the piece's first id within the order.
     pub from: u32,
-    /// Ids that it covers, whether they have a row or not.
+    /// Ids that the piece covers, with or without a row.
     pub count: u32,
-    /// A row for each of them, but for those that are to be tried again.
+    /// A row for each id, except ids that asked for another attempt.
     pub rows: Rows,
-    /// Places within the order of ids that asked to be tried again, in order, and why.
+    /// Places, within the order, of ids that asked for another attempt, in order, with their reasons.
     pub again: Vec<(u32, String)>,
-    /// What they took of the cores.
+    /// Core time that the ids took.
     pub spent: Spent,
 }
 
 impl Piece {
-    /// Whether a piece that another process sent is of an order of so many ids, with rows of these columns.
+    /// Whether a piece from another process fits an order of `ids` ids and rows of these columns.
     pub fn is_sound(&self, schema: &Schema, ids: usize) -> bool {
         let places = self.from..self.from.saturating_add(self.count);
         let again = self.again.iter().map(|(at, _)| *at);

@@ -1,4 +1,4 @@
-//! Where a worker's ids are computed, and what is done about ids that crash or overrun.
+//! Where a worker computes ids, and what it does about ids that crash or overrun.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::error::Error;
 use crate::fleet::times::Load;
 use crate::telemetry::metrics::Metrics;
 
-/// Ids are computed alone once so many pools in a row that had them gave no sign any more.
+/// After so many silent pools in a row the worker computes their ids in isolated processes.
 const SILENT_POOLS: u32 = 2;
 
 /// Which process computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// This one: for tests and for embedding. An id that crashes takes the whole process along, and limits of time and
+    /// This process: for tests and for embedding. An id that crashes ends the whole process, and limits of time and
     /// memory do not hold.
     Here,
-    /// Child processes of this program, which is a pipeline's binary and answers in [`child_main`](super::child_main).
+    /// Child processes of this program, a pipeline's binary that calls [`child_main`](super::child_main).
     PoolProcess(PathBuf),
 }
 
@@ -46,12 +46,12 @@ enum Kind<I> {
 
 struct Processes<I> {
     pool: PoolProcess<I>,
-    alone: Isolated<I>,
+    isolated: Isolated<I>,
     isolate: bool,
 }
 
 impl<I: Id> Cores<I> {
-    /// Takes `threads` cores. Processes are started when there is something to compute.
+    /// Prepares `threads` cores. Child processes start when there is something to compute.
     ///
     /// # Errors
     /// [`Error::Pool`] when the system gives no threads.
@@ -84,7 +84,7 @@ impl<I: Id> Cores<I> {
                         pool_load,
                         going,
                     ),
-                    alone: Isolated::new(program, threads, limits, schema.clone(), metrics, got_going),
+                    isolated: Isolated::new(program, threads, limits, schema.clone(), metrics, got_going),
                     isolate: limits.isolate,
                 }))
             }
@@ -92,30 +92,30 @@ impl<I: Id> Cores<I> {
         Ok(Self { kind, schema, load })
     }
 
-    /// The columns that rows go into.
+    /// The columns of the rows.
     pub(crate) fn schema(&self) -> &Schema {
         &self.schema
     }
 
-    /// Waits until ids can be computed at once: all threads stand, and the pipeline's `start` is over.
+    /// Waits until ids can be computed at once: all threads run, and the pipeline's `start` is over.
     ///
     /// # Errors
     /// [`Error::Child`] when this host cannot compute.
     pub async fn ready(&self) -> Result<(), Error> {
         match &self.kind {
-            Kind::PoolProcess(processes) if processes.isolate => processes.alone.ready().await,
+            Kind::PoolProcess(processes) if processes.isolate => processes.isolated.ready().await,
             Kind::PoolProcess(processes) => processes.pool.ready().await,
             Kind::Here(pool, started) => started.get_or_try_init(|| pool.started()).await.copied(),
         }
     }
 
-    /// Computes `ids`, which are sorted. With `last`, ids that would be tried again become dead letters;
-    /// with `suspect`, each is computed alone.
+    /// Computes `ids`, which are sorted. With `last`, ids that ask for another attempt become dead letters; with
+    /// `suspect`, each id is computed in an isolated process.
     ///
-    /// Dropping the future forgets the result, and leaves out the ids that are not begun.
+    /// Dropping the future discards the result, and skips the ids that are not begun.
     ///
     /// # Errors
-    /// [`Error::Child`] when no process can be started; never for what an id does.
+    /// [`Error::Child`] when no process can be started; never because of an id.
     pub async fn compute(
         &self,
         key: &BatchKey,
@@ -128,15 +128,16 @@ impl<I: Id> Cores<I> {
         Ok(results.take_all(&self.schema))
     }
 
-    /// Where ids can be put down as they are done.
+    /// An empty store for results, to which computed ids are added one piece at a time.
     pub(crate) fn results(&self) -> Arc<Results<I>> {
         Arc::new(Results::counted(self.load.clone()))
     }
 
-    /// The same as [`Self::compute`], with what is done put down as it is. When it fails, some of it may be there.
+    /// Computes like [`Self::compute`], and adds results to the store as they arrive. If it fails, the store may hold
+    /// some of them.
     ///
     /// # Errors
-    /// Those of [`Self::compute`].
+    /// Errors of [`Self::compute`].
     pub(crate) async fn compute_onto(
         &self,
         key: &BatchKey,
@@ -164,7 +165,7 @@ impl<I: Id> Processes<I> {
         results: &Arc<Results<I>>,
     ) -> Result<(), Error> {
         if suspect || self.isolate {
-            return self.alone.compute(key, ids, last, results).await;
+            return self.isolated.compute(key, ids, last, results).await;
         }
         let mut left = ids;
         let mut silent = 0;
@@ -173,7 +174,7 @@ impl<I: Id> Processes<I> {
             left = rest;
             silent += u32::from(suspect == Suspect::Silent);
             if suspect == Suspect::Yes || silent == SILENT_POOLS {
-                self.alone.compute(key, std::mem::take(&mut left), last, results).await?;
+                self.isolated.compute(key, std::mem::take(&mut left), last, results).await?;
             }
         }
         Ok(())

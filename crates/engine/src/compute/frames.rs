@@ -1,4 +1,4 @@
-//! Frames over pipes, from the side of the process that started the child.
+//! Reading frames, in the process that started the child.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 const READ_AT_ONCE: usize = 256 << 10;
 
-/// Reads frames from a child's stdout.
+/// Reads frames from a child's socket.
 #[derive(Debug)]
 pub(super) struct Frames<R> {
     from: R,
@@ -20,10 +20,10 @@ impl<R: AsyncRead + Unpin> Frames<R> {
         Self { from, buffer: BytesMut::new() }
     }
 
-    /// The next frame's kind and body; `None` at the end. Cancel safe: what was read is kept.
+    /// The next frame's kind and body; `None` at the end. Cancel safe: bytes already read are kept.
     ///
     /// # Errors
-    /// The pipe's; `InvalidData` for what is no frame.
+    /// Errors of the socket; `InvalidData` for malformed frames.
     pub async fn next(&mut self) -> io::Result<Option<(u8, Bytes)>> {
         loop {
             let found =

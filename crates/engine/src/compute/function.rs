@@ -1,7 +1,7 @@
-//! The user's function behind a type that knows its ids alone.
+//! The user's function behind a type that knows only its id type.
 //!
-//! What is compiled for each pipeline is in this file: the loop over a piece of ids, and one id by itself. All else is
-//! compiled once for each type of ids, and a call through a pointer is made once for a piece.
+//! The compiler repeats only this file for each pipeline: the loop over a piece of ids, and one id by itself. All other
+//! code is compiled once for each id type, and calls this file through a pointer once for each piece.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use super::piece_slot::{AT_ONCE, Open, PieceSlot};
 use super::row::{self, Rows};
 use super::watch::Hand;
 
-/// A pipeline's function over ids of this type, and what the pipeline declares. Clones are the same.
+/// A pipeline's function over ids of type `I`, and what the pipeline declares. Clones share it.
 #[derive(Clone)]
 pub struct Function<I> {
     spec: Arc<Spec>,
     pub(super) typed: Arc<dyn Typed<I>>,
 }
 
-/// A pipeline's function, whatever the type of its ids.
+/// A pipeline's function, whatever its id type.
 pub enum AnyFunction {
-    /// Over numbers.
+    /// A function over numbers.
     Numbers(Function<u64>),
-    /// Over texts.
+    /// A function over texts.
     Texts(Function<String>),
 }
 
@@ -35,7 +35,7 @@ impl<I> Function<I> {
     /// The function of `pipeline`.
     ///
     /// # Errors
-    /// All that [`check`](millstream::check) finds wrong with its declaration.
+    /// All faults that [`check`](millstream::check) finds in the declaration.
     pub fn of<P: Pipeline<Id = I>>(pipeline: Arc<P>) -> Result<Self, Vec<SchemaFault>> {
         let spec = millstream::check::<P>()?;
         let typed = Arc::new(WithSchema { pipeline, schema: spec.schema.clone() });
@@ -52,7 +52,7 @@ impl AnyFunction {
     /// The function of `pipeline`.
     ///
     /// # Errors
-    /// All that [`check`](millstream::check) finds wrong with its declaration.
+    /// All faults that [`check`](millstream::check) finds in the declaration.
     pub fn of<P: Pipeline>(pipeline: P) -> Result<Self, Vec<SchemaFault>> {
         let function: Box<dyn Any> = Box::new(Function::of(Arc::new(pipeline))?);
         Ok(match function.downcast() {
@@ -70,29 +70,29 @@ impl AnyFunction {
     }
 }
 
-/// What needs the types of the pipeline.
+/// Code that needs the pipeline's types.
 pub(super) trait Typed<I>: Send + Sync {
-    /// Gets ready to compute; else why this process cannot.
+    /// Prepares the pipeline for computing; an error says why this process cannot compute.
     fn start(&self) -> Result<(), String>;
 
-    /// Computes what lies on the slot, a piece of this order, to its end or until the order is called off.
+    /// Computes the piece in the slot, to its end or until its order is called off.
     fn grind(&self, hand: &Hand, slot: &PieceSlot<I>, order: &Order<I>);
 
-    /// Computes one id, and appends the answer of a child to its worker.
+    /// Computes one id, and appends the isolated process's answer to `out`.
     fn answer(&self, id: &I, out: &mut Vec<u8>);
 }
 
-/// What came of ids, by their places.
+/// Outcomes of ids, by their places.
 type Outcomes<R> = Vec<(u32, Outcome<R>)>;
 
-/// A pipeline with the columns that its rows go into.
+/// A pipeline with the columns of its rows.
 struct WithSchema<P> {
     pipeline: Arc<P>,
     schema: Arc<Schema>,
 }
 
 impl<P: Pipeline> WithSchema<P> {
-    /// Appends what came of some ids. The row's own `Serialize` is the user's code too: it may panic.
+    /// Appends the outcomes of some ids. The row's `Serialize` is the user's code too, so it may panic.
     fn write(&self, open: &mut Open<P::Id>, outcomes: &mut Outcomes<P::Row>, last: bool) {
         let mut outcomes = outcomes.drain(..);
         loop {

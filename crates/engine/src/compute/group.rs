@@ -1,7 +1,7 @@
-//! Everything that a process which computes has started, ended as a whole.
+//! A compute process and everything that it has started, killed as a whole.
 //!
-//! Such a process leads a group of its own, which what it starts is born into. A program may leave the group (`setsid`), so
-//! all of them also carry a mark in their environment, by which those that left are found.
+//! A compute process leads a process group, which programs that it starts are born into. A program may leave the group
+//! (`setsid`). So all of them also carry a mark in their environment, by which the worker finds them.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-/// The variable whose value marks a process that computes, and what it starts.
+/// The environment variable whose value marks a compute process and everything that it starts.
 pub(super) const MARK: &str = "MILLSTREAM_COMPUTES_FOR";
 
-/// The group of a child of this process. All of it is killed when this is dropped.
+/// The process group of a child. Dropping the value kills the whole group.
 #[derive(Debug)]
 pub(super) struct Group {
     leader: Pid,
@@ -22,21 +22,21 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// The group that the child `pid` leads, started with this mark.
+    /// The group that child `pid` leads, started with `mark`.
     pub fn of(pid: u32, mark: String) -> Self {
         Self { leader: Pid::from_raw(pid as i32), mark }
     }
 
-    /// Whether its leader has ended. The leader stays to be waited for, so that its number is not given away meanwhile.
+    /// Whether the leader has ended. It stays a zombie, so that the system does not reuse its process id.
     pub fn has_ended(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        // An error is that there is no such child any more.
+        // An error means that the child no longer exists.
         !matches!(waitid(Id::Pid(self.leader), flags), Ok(WaitStatus::StillAlive))
     }
 
-    /// Kills its leader and all that is in it.
+    /// Kills the leader and all members of the group.
     pub fn kill(&self) {
-        // Without members there is nothing to do.
+        // An empty group needs no signal.
         let _empty = killpg(self.leader, Signal::SIGKILL);
     }
 }
@@ -45,7 +45,8 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
         let mark = Arc::new(std::mem::take(&mut self.mark));
-        // It reads a file of every process of this host, so it has a thread of its own; where the host gives none, it is done here.
+        // The scan reads a file of every process of this host, so it runs in a thread; if the host gives no thread, it
+        // runs here.
         let marked = mark.clone();
         let thread = std::thread::Builder::new().name("strays".into()).spawn(move || kill_marked(&marked));
         if thread.is_err() {
@@ -54,7 +55,7 @@ impl Drop for Group {
     }
 }
 
-/// Ends this process and all that it started: for a process that computes and has lost its worker.
+/// Ends this process and everything that it started, because its worker is gone.
 pub(super) fn end_own() -> ! {
     if let Ok(mark) = std::env::var(MARK) {
         kill_marked(&mark);
@@ -70,8 +71,8 @@ fn kill_marked(mark: &str) {
     kill_where(|_, marked| marked == mark);
 }
 
-/// Ends what processes that computed have started and a worker left that was killed in the moment in which one of them crashed:
-/// no process was left to end it. Only workers of this process's own numbering of processes are looked at.
+/// Kills programs of compute processes whose worker was killed while the compute process crashed: no process was left
+/// to end them. It looks only at workers of this process's own pid namespace.
 pub(crate) fn end_orphans() {
     let numbering = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let own = numbering("self");
@@ -82,7 +83,7 @@ pub(crate) fn end_orphans() {
     });
 }
 
-/// A mark of the process that this worker starts as its `number`th.
+/// The mark of the `number`th process that this worker starts.
 pub(super) fn mark_of(worker: u32, number: u64, random: u64) -> String {
     format!("millstream-{worker}-{number}-{random:016x}")
 }
@@ -91,7 +92,7 @@ fn worker_of(mark: &str) -> Option<u32> {
     mark.strip_prefix("millstream-")?.split('-').next()?.parse().ok()
 }
 
-/// Kills every other process with a mark, as far as its number and its mark are of those asked for.
+/// Kills every other process whose number and mark match.
 fn kill_where(is_asked_for: impl Fn(u32, &str) -> bool) {
     for pid in processes().filter(|pid| *pid != std::process::id()) {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -100,7 +101,7 @@ fn kill_where(is_asked_for: impl Fn(u32, &str) -> bool) {
             variables.filter_map(|variable| variable.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="));
         let mut marks = marks.filter_map(|mark| std::str::from_utf8(mark).ok());
         if marks.any(|mark| is_asked_for(pid, mark)) {
-            // It may have ended meanwhile.
+            // The process may have ended meanwhile.
             let _gone = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
         }
     }
@@ -111,8 +112,8 @@ fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Reaps processes whose parents ended before them and that came to this process, as they do where it is the first of a
-/// container. Those in `before` had ended at the last look already, so no part of this process waits for them.
+/// Reaps orphans that came to this process, as happens to the first process of a container. The ones in `before` had
+/// already ended at the last call, so no other part of this process waits for them.
 pub(crate) fn reap_strays(before: &mut Vec<u32>) {
     let own = std::process::id();
     let ended: Vec<u32> = processes().filter(|pid| ended_child_of(*pid, own)).collect();
@@ -122,17 +123,17 @@ pub(crate) fn reap_strays(before: &mut Vec<u32>) {
     *before = ended;
 }
 
-/// Whether this process has ended and `parent` has not waited for it yet.
+/// Whether process `pid` has ended and `parent` has not waited for it yet.
 fn ended_child_of(pid: u32, parent: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before, in parentheses, may hold anything.
+    // The preceding field, the name in parentheses, may contain any character.
     let Some((_, fields)) = stat.rsplit_once(')') else { return false };
     let mut fields = fields.split_whitespace();
     fields.next() == Some("Z") && fields.next().and_then(|field| field.parse().ok()) == Some(parent)
 }
 
-/// Ends this process if it is a copy of the one with number `of`: a function that forks must not return in the copy, whose
-/// answers would get between those of the original.
+/// Ends this process if it is a fork of process `of`: a function that forks must not return in the copy, whose answers
+/// would mix with the original's.
 pub(super) fn end_a_copy(of: u32) {
     if std::process::id() != of {
         let _at_once = kill(Pid::this(), Signal::SIGKILL);

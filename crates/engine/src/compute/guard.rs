@@ -1,4 +1,4 @@
-//! The guard around the user's code: a panic becomes its id's dead letter.
+//! The guard around the user's code: a panic becomes a dead letter of its id.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -10,19 +10,20 @@ use millstream::{Failure, Outcome};
 thread_local! {
     /// Whether the user's function runs on this thread.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
-    /// Where it panicked last.
+    /// Where the user's function panicked last on this thread.
     static PANICKED_AT: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Is told of each panic of the user's function before it unwinds, should the process not live to answer.
+/// Receives each panic of the user's function before it unwinds, because the process may not live to answer.
 type Witness = Box<dyn Fn(&str) + Send + Sync>;
 static WITNESS: OnceLock<Witness> = OnceLock::new();
 
-/// Is asked, after an id that failed, whether this process is fit to fail it.
+/// Runs after an id failed, and ends this process if it is no longer fit to judge ids.
 type Fitness = Box<dyn Fn() + Send + Sync>;
 static FITNESS: OnceLock<Fitness> = OnceLock::new();
 
-/// Has `fitness` asked after each id that fails: a process that ids before it have used up is to end there, without an answer.
+/// Sets the check that runs after each failed id: if earlier ids have used up the process, it ends there without an
+/// answer.
 pub(super) fn ask_when_ids_fail(fitness: impl Fn() + Send + Sync + 'static) {
     let _second = FITNESS.set(Box::new(fitness));
 }
@@ -34,7 +35,7 @@ fn has_failed() {
     }
 }
 
-/// Runs the user's function; a panic becomes a rejection with its message and place. Inlined, as it is called for every
+/// Runs the user's function; a panic becomes a rejection with its message and place. Inlined, because it runs for every
 /// id: a call and a value with a destructor cost 6 % of the lightest function.
 #[inline]
 pub(super) fn guarded<R>(compute: impl FnOnce() -> Outcome<R>) -> Outcome<R> {
@@ -50,15 +51,15 @@ pub(super) fn guarded<R>(compute: impl FnOnce() -> Outcome<R>) -> Outcome<R> {
 
 #[cold]
 fn panicked(payload: Box<dyn Any + Send>) -> String {
-    let told = told(&PANICKED_AT.take(), panic_message(payload.as_ref()));
+    let reason = panic_reason(&PANICKED_AT.take(), panic_message(payload.as_ref()));
     // Dropping a payload can panic too.
     drop(catch_unwind(AssertUnwindSafe(|| drop(payload))));
-    told
+    reason
 }
 
-fn told(place: &str, message: &str) -> String {
+fn panic_reason(place: &str, message: &str) -> String {
     match place {
-        // On another thread, whose end this one has waited for.
+        // The panic happened on another thread, which this one has joined.
         "" => format!("panicked: {message}"),
         place => format!("panicked at {place}: {message}"),
     }
@@ -72,14 +73,15 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Has panics of the user's function told to `witness` as well.
+/// Passes panics of the user's function to `witness`.
 pub(super) fn tell_panics(witness: impl Fn(&str) + Send + Sync + 'static) {
     install_panic_hook();
-    // The first one stays: a process has one worker.
+    // The first witness stays: a process has one worker.
     let _second = WITNESS.set(Box::new(witness));
 }
 
-/// Panics of the user's function are dead letters, not reports on stderr: one bad id in a thousand would drown the log.
+/// Turns panics of the user's function into dead letters instead of reports on stderr: one bad id in a thousand would
+/// flood the log.
 pub(super) fn install_panic_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -90,9 +92,9 @@ pub(super) fn install_panic_hook() {
             }
             let place = info.location().map_or_else(String::new, ToString::to_string);
             if let Some(witness) = WITNESS.get() {
-                witness(&told(&place, panic_message(info.payload())));
+                witness(&panic_reason(&place, panic_message(info.payload())));
             }
-            // A thread that ends has no place for it, and is not asked for it.
+            // A thread that is ending has no thread-local value left, and needs none.
             let _ending = PANICKED_AT.try_with(|at| at.replace(place));
         }));
     });

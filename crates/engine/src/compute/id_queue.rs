@@ -1,5 +1,5 @@
-//! The ids of a batch in queue, for children that have one id at a time: each of their lanes takes the chunk that is next, and
-//! gives back what is behind an id that lasts.
+//! The ids of a batch in chunks, for isolated processes: each lane takes the next chunk, and returns the ids behind one
+//! that takes long.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,26 +10,26 @@ use tokio::sync::Notify;
 use super::computed::Computed;
 use super::results::Results;
 
-/// Ids that one child takes at a time, while others take theirs.
-const LOT: usize = 64;
-/// Each child gets so many queue at least, where there are ids enough.
-const LOTS_PER_CHILD: usize = 4;
+/// Most ids of a chunk, so that other lanes get ids too.
+const CHUNK: usize = 64;
+/// Chunks for each process, at least, if there are enough ids.
+const CHUNKS_PER_CHILD: usize = 4;
 
 pub(super) struct IdQueue<'a, I> {
-    /// The ids of all queue.
+    /// All ids of the batch.
     pub ids: &'a [I],
     results: &'a Results<I>,
-    /// Places of the queue that no lane has taken, the last of them first.
+    /// Places of chunks that no lane has taken, in reverse order.
     waiting: Mutex<Vec<Range<usize>>>,
-    /// Ids that are not done.
+    /// Ids that have no result yet.
     left: AtomicUsize,
-    /// Lanes that have a seat.
+    /// Lanes that have a thread slot.
     busy: AtomicUsize,
-    /// A chunk is given back.
+    /// Notifies that a lane returned a chunk.
     pub given_back: Notify,
 }
 
-/// A lane that has a seat, until it is dropped.
+/// A lane with a thread slot; dropping the value ends that.
 pub(super) struct Busy<'a>(&'a AtomicUsize);
 
 impl Drop for Busy<'_> {
@@ -39,9 +39,9 @@ impl Drop for Busy<'_> {
 }
 
 impl<'a, I> IdQueue<'a, I> {
-    /// Cuts the ids for so many children.
+    /// Divides the ids into chunks for `children` processes.
     pub fn new(ids: &'a [I], results: &'a Results<I>, children: usize) -> Self {
-        let size = ids.len().div_ceil(children * LOTS_PER_CHILD).clamp(1, LOT);
+        let size = ids.len().div_ceil(children * CHUNKS_PER_CHILD).clamp(1, CHUNK);
         let queue = (0..ids.len()).step_by(size).map(|start| start..ids.len().min(start + size));
         let waiting = Mutex::new(queue.rev().collect());
         let left = AtomicUsize::new(ids.len());
@@ -52,17 +52,17 @@ impl<'a, I> IdQueue<'a, I> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many wait.
+    /// How many chunks wait.
     pub fn count(&self) -> usize {
         self.waiting().len()
     }
 
-    /// Whether any id is not done, or any lane not at its end.
+    /// Whether an id has no result yet, or a lane still works.
     pub fn has_left(&self) -> bool {
         self.left.load(Ordering::Relaxed) > 0 || self.busy.load(Ordering::Relaxed) > 0
     }
 
-    /// A lane has a seat.
+    /// Notes that a lane has a thread slot.
     pub fn busy(&self) -> Busy<'_> {
         self.busy.fetch_add(1, Ordering::Relaxed);
         Busy(&self.busy)
@@ -73,7 +73,7 @@ impl<'a, I> IdQueue<'a, I> {
         self.waiting().pop()
     }
 
-    /// Gives back all but the first id of a chunk.
+    /// Returns all ids of a chunk but the first.
     pub fn give_back(&self, chunk: &mut Range<usize>) {
         let rest = chunk.start + 1..chunk.end;
         if !rest.is_empty() {
@@ -83,7 +83,7 @@ impl<'a, I> IdQueue<'a, I> {
         }
     }
 
-    /// Puts down what is done.
+    /// Stores results.
     pub fn put(&self, done: Computed<I>) {
         let ids = done.ids.len() + done.again.len();
         self.results.put_alone(done);

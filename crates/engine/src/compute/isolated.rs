@@ -1,5 +1,5 @@
-//! Children that compute one id at a time, from the worker's side: what an id does to its child is known to be that
-//! id's doing. The protocol is [`millstream::child`]'s.
+//! Isolated processes, from the worker's side: each computes one id at a time, so the worker knows which id broke its
+//! process. The protocol is [`millstream::child`]'s.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -28,53 +28,54 @@ use super::row::gave_up;
 use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
 
-/// Ids sent to a child and not answered: few enough that they always fit its socket, with ids of 4 KiB.
+/// Ids sent to a process and not answered: few enough to fit its socket always, with ids of 4 KiB.
 const AHEAD: usize = 8;
-/// Without a sign for so long, an id's time stands still: its process is stopped, or about to be missed.
+/// After so long without a sign of life an id's clock stops: its process is stopped, or will soon count as silent.
 const ASLEEP: Duration = Duration::from_secs(5);
-/// An id that has been in flight for so long lasts: what is done before it is put down, and others get the ids behind it.
+/// Age at which an id in flight counts as long: the worker stores finished results, and other lanes get the ids behind
+/// it.
 const LASTS: Duration = Duration::from_millis(200);
-/// How often an id is tried whose child was stopped, or killed from outside: the kernel, for want of memory, means the largest
+/// How many times to try an id whose process was stopped, or killed from outside. The OOM killer picks the largest
 /// process, which need not be the guilty one.
 const KILLED_TRIES: u32 = 3;
-/// What Rust's allocator says before it aborts; with RUST_BACKTRACE set, a line follows it.
+/// Text that Rust's allocator prints before it aborts; with RUST_BACKTRACE set, a line follows it.
 const NO_MEMORY: &str = "memory allocation of ";
-/// So many ids that overran as the first of their processes, without any that did not, are no chance.
+/// So many first ids that overran, while no process got beyond its first id, are no coincidence.
 const FIRST_IDS: u32 = 3;
-/// What a dead letter says then.
+/// What a dead letter then says.
 const FIRST_ID: &str = "it was the first id of its process, and no process has got beyond its first id so far: what is loaded once in each \
                         process belongs into `Pipeline::start`, which has a limit of its own";
 
 pub(super) struct Isolated<I> {
     program: Program,
     limits: Limits,
-    /// What one child may take, with what an id may.
+    /// Memory limit of one process, from the limit of an id.
     memory: u64,
     schema: Arc<Schema>,
     metrics: Metrics,
-    /// One child a core, over all batches.
-    seats: Semaphore,
+    /// Thread slots: one process a core, over all batches.
+    slots: Semaphore,
     threads: usize,
-    /// Children without a batch, no more than seats.
+    /// Processes without a batch, at most one for each slot.
     idle: Mutex<Vec<ChildLink>>,
     /// Whether a process has computed its first id.
     got_going: Arc<AtomicBool>,
-    /// First ids of processes that overran, while none did not.
+    /// First ids that overran, while no process got beyond its first id.
     first_late: AtomicU32,
     ids: PhantomData<fn(I)>,
 }
 
-/// How a child came to stop answering.
+/// Why a process stopped answering.
 enum End {
     /// All ids are answered.
     Done,
-    /// It is gone, and was not killed by this worker.
+    /// The process is gone, and this worker did not kill it.
     Died,
-    /// It gives no sign.
+    /// The process sends no sign of life.
     Silent,
-    /// It is to be killed: why.
+    /// The worker must kill the process, for this reason.
     Over(String),
-    /// The same for an id that takes longer than the hard limit.
+    /// The worker must kill the process, because an id takes longer than the hard limit.
     Late(String),
 }
 
@@ -88,7 +89,7 @@ impl<I: Id> Isolated<I> {
         got_going: Arc<AtomicBool>,
     ) -> Self {
         let memory = limits.memory.unwrap_or_else(|| host_memory() / threads as u64);
-        let seats = Semaphore::new(threads);
+        let slots = Semaphore::new(threads);
         let idle = Mutex::default();
         Self {
             program,
@@ -96,7 +97,7 @@ impl<I: Id> Isolated<I> {
             memory,
             schema,
             metrics,
-            seats,
+            slots,
             threads,
             idle,
             got_going,
@@ -105,7 +106,7 @@ impl<I: Id> Isolated<I> {
         }
     }
 
-    /// Computes ids, and puts them down as they are done.
+    /// Computes ids, and stores results as they arrive.
     pub async fn compute(
         &self,
         key: &BatchKey,
@@ -117,7 +118,7 @@ impl<I: Id> Isolated<I> {
         let queue = IdQueue::new(&ids, results, self.threads);
         let lane = || self.lane(key, &queue, last);
         let mut lanes: FuturesUnordered<_> = (0..queue.count().min(self.threads)).map(|_| lane()).collect();
-        // A lane that waits for a seat, which other batches have, is not waited for when there is nothing left for it.
+        // The batch does not wait for a lane whose slot is taken by other batches once no ids are left.
         while queue.has_left() {
             tokio::select! {
                 Some(ended) = lanes.next() => ended?,
@@ -129,9 +130,9 @@ impl<I: Id> Isolated<I> {
         Ok(())
     }
 
-    /// One core's share: whatever chunk is next, until there is none.
+    /// One lane: computes chunks with one process until none is left.
     async fn lane(&self, key: &BatchKey, queue: &IdQueue<'_, I>, last: bool) -> Result<(), Error> {
-        let _seat = self.seats.acquire().await.expect("the semaphore is never closed");
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let _busy = queue.busy();
         let Some(mut chunk) = queue.next() else { return Ok(()) };
         let mut link = self.idle().pop();
@@ -142,7 +143,7 @@ impl<I: Id> Isolated<I> {
                 None => break,
             }
         }
-        // One that is late with an id which another computes would go on, and no lane would watch it.
+        // A process that still computes an id given to another lane would run on unwatched.
         let free = self.caught_up(link).await;
         self.idle().extend(free);
         Ok(())
@@ -152,7 +153,7 @@ impl<I: Id> Isolated<I> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is a child that can compute.
+    /// Waits until a process can compute.
     pub async fn ready(&self) -> Result<(), Error> {
         if self.idle().is_empty() {
             let link = self.start().await?;
@@ -161,7 +162,7 @@ impl<I: Id> Isolated<I> {
         Ok(())
     }
 
-    /// Computes these ids with this child, and with as many others as they cost.
+    /// Computes a chunk, and replaces the process as often as its ids break it.
     async fn chunk(
         &self,
         link: &mut Option<ChildLink>,
@@ -170,7 +171,7 @@ impl<I: Id> Isolated<I> {
         mut chunk: Range<usize>,
         last: bool,
     ) -> Result<(), Error> {
-        let mut part = Part { schema: &self.schema, computed: Computed::none(&self.schema), last };
+        let mut chunk_rows = ChunkRows { schema: &self.schema, computed: Computed::none(&self.schema), last };
         let mut killed = 0;
         while !chunk.is_empty() {
             let mut child = match self.caught_up(link.take()).await {
@@ -179,8 +180,8 @@ impl<I: Id> Isolated<I> {
             };
             let begun = Instant::now();
             let before = chunk.start;
-            let end = self.grind(&mut child, key, queue, &mut chunk, &mut part).await;
-            part.computed.spent.computing += begun.elapsed();
+            let end = self.run_chunk(&mut child, key, queue, &mut chunk, &mut chunk_rows).await;
+            chunk_rows.computed.spent.computing += begun.elapsed();
             if matches!(end, End::Done) {
                 *link = Some(child);
                 continue;
@@ -190,10 +191,10 @@ impl<I: Id> Isolated<I> {
             let id = &queue.ids[chunk.start];
             let verdict = self.verdict(child, key, id, end).await;
             let reason = match verdict {
-                // What it has become by many ids is not the fault of the last one, which a fresh process will tell.
+                // A process worn out by many ids is not the last id's fault; a fresh process will tell.
                 Verdict::Crashed(reason) if others > 0 => {
                     let (id, BatchKey { pass: PassId { run, .. }, batch, .. }) = (shown(id), key);
-                    tracing::debug!(%run, batch, id, reason, others, "a process is replaced, and its id tried in a fresh one");
+                    tracing::debug!(%run, batch, id, reason, others, "isolated process replaced; its last id is tried in a fresh process");
                     continue;
                 }
                 Verdict::Crashed(reason) => reason,
@@ -208,15 +209,15 @@ impl<I: Id> Isolated<I> {
             killed = 0;
             self.metrics.id_crashed();
             let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
-            tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it is a dead letter");
-            part.dead(id, &reason);
+            tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it becomes a dead letter");
+            chunk_rows.dead(id, &reason);
             chunk.start += 1;
         }
-        queue.put(part.take());
+        queue.put(chunk_rows.take());
         Ok(())
     }
 
-    /// Ends a child that does not answer its id, and says why it does not.
+    /// Ends a process that does not answer its id, and says why it does not.
     async fn verdict(&self, mut child: ChildLink, key: &BatchKey, id: &I, end: End) -> Verdict {
         let by_itself = matches!(end, End::Died);
         let mut ended = child.process.end(by_itself).await;
@@ -225,7 +226,7 @@ impl<I: Id> Isolated<I> {
             End::Silent => {
                 let why = silent();
                 let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
-                tracing::warn!(%run, batch, id = shown(id), why, "a process that computes is replaced");
+                tracing::warn!(%run, batch, id = shown(id), why, "isolated process is silent and is replaced");
                 Verdict::Killed(why)
             }
             End::Over(reason) => Verdict::Crashed(reason),
@@ -237,7 +238,7 @@ impl<I: Id> Isolated<I> {
         }
     }
 
-    /// What the dead letter of an id says that took too long.
+    /// The dead letter's text for an id that took too long.
     fn late(&self, reason: String) -> String {
         if self.got_going.load(Ordering::Relaxed) {
             return reason;
@@ -248,14 +249,14 @@ impl<I: Id> Isolated<I> {
         }
     }
 
-    /// Has the child compute the ids of the chunk, which begins with the id in flight; why it does no more of them.
-    async fn grind(
+    /// Has the process compute the chunk, which begins with the id in flight; returns why it stops.
+    async fn run_chunk(
         &self,
         child: &mut ChildLink,
         key: &BatchKey,
         queue: &IdQueue<'_, I>,
         chunk: &mut Range<usize>,
-        part: &mut Part<'_, I>,
+        chunk_rows: &mut ChunkRows<'_, I>,
     ) -> End {
         let mut sent = chunk.start;
         let mut flight = Flight::new();
@@ -265,7 +266,7 @@ impl<I: Id> Isolated<I> {
                 let ids = &queue.ids[sent..chunk.end.min(chunk.start + AHEAD)];
                 sent = match child.send(key, ids).await {
                     Ok(()) => sent + ids.len(),
-                    // What it answered before it died is still on its way.
+                    // Answers from before its death are still in the socket.
                     Err(_) => chunk.end,
                 };
             }
@@ -281,7 +282,7 @@ impl<I: Id> Isolated<I> {
                         return end;
                     }
                     if flight.lasts() {
-                        queue.put(part.take());
+                        queue.put(chunk_rows.take());
                         queue.give_back(chunk);
                         child.forget(sent.saturating_sub(chunk.end)).await;
                         sent = sent.min(chunk.end);
@@ -292,15 +293,15 @@ impl<I: Id> Isolated<I> {
                 News::Silent => return End::Silent,
                 News::Broken(fault) => return End::Over(spoke(&fault)),
             };
-            match part.take_answer(id, kind, &body) {
+            match chunk_rows.take_answer(id, kind, &body) {
                 Ok(Some(panic)) => child.panicked = child.panicked.take().or(Some(panic)),
                 Ok(None) => {
                     (flight, child.panicked) = (Flight::new(), None);
                     chunk.start += 1;
                     child.computed += 1;
                     self.got_going.store(true, Ordering::Relaxed);
-                    if part.computed.rows.bytes() >= PIECE_BYTES {
-                        queue.put(part.take());
+                    if chunk_rows.computed.rows.bytes() >= PIECE_BYTES {
+                        queue.put(chunk_rows.take());
                     }
                 }
                 Err(fault) => return End::Over(spoke(&fault)),
@@ -309,7 +310,7 @@ impl<I: Id> Isolated<I> {
         End::Done
     }
 
-    /// Why the child must end, if the id in flight is beyond a hard limit.
+    /// Why the process must end, if the id in flight exceeds a hard limit.
     fn overrun(&self, child: &ChildLink, key: &BatchKey, id: &I, flight: &mut Flight) -> Option<End> {
         if child.process.silence() > ASLEEP {
             flight.age.rest();
@@ -317,7 +318,7 @@ impl<I: Id> Isolated<I> {
         }
         flight.age.grow();
         let (age, Limits { soft, hard, .. }) = (flight.age.time, self.limits);
-        if soft.is_some_and(|soft| age >= soft) && !std::mem::replace(&mut flight.told, true) {
+        if soft.is_some_and(|soft| age >= soft) && !std::mem::replace(&mut flight.logged, true) {
             self.metrics.id_is_slow();
             slow(key, id);
         }
@@ -328,14 +329,14 @@ impl<I: Id> Isolated<I> {
         (taken > self.memory).then(|| End::Over(out_of_memory(self.memory)))
     }
 
-    /// This child, if it has nothing in hand; else it is ended.
+    /// The process, if it has nothing in progress; otherwise it is ended.
     async fn caught_up(&self, link: Option<ChildLink>) -> Option<ChildLink> {
         let mut link = link?;
         if link.catch_up().await {
             return Some(link);
         }
         let ended = link.process.end(false).await;
-        tracing::debug!(%ended, "a process is replaced: it has an id that another computes");
+        tracing::debug!(%ended, "isolated process replaced: it still computes an id that another process has");
         None
     }
 
@@ -350,26 +351,27 @@ fn spoke(fault: &dyn std::fmt::Display) -> String {
     format!("crashed: its process said: {fault}")
 }
 
-/// Rows of a chunk, as they come.
-struct Part<'a, I> {
+/// Rows of a chunk, as they arrive.
+struct ChunkRows<'a, I> {
     schema: &'a Schema,
     computed: Computed<I>,
     last: bool,
 }
 
-impl<I: Id> Part<'_, I> {
-    /// Takes what is done.
+impl<I: Id> ChunkRows<'_, I> {
+    /// Takes the results out.
     fn take(&mut self) -> Computed<I> {
         std::mem::replace(&mut self.computed, Computed::none(self.schema))
     }
 
-    /// Takes a frame that is the answer to `id`; or what the id panicked with, whose answer is still to come.
+    /// Takes a frame that answers `id`. Returns the panic message if the frame announces a panic, whose answer is still
+    /// to come.
     fn take_answer(&mut self, id: &I, kind: u8, body: &Bytes) -> Result<Option<String>, String> {
         match Answer::read(kind, body).map_err(|fault| fault.to_string())? {
             Answer::Row(row) => {
                 let row: Columns = postcard::from_bytes(row).map_err(|fault| fault.to_string())?;
                 if !row.is_sound(self.schema, 1) {
-                    return Err("a row that is none of the pipeline's".to_owned());
+                    return Err("a row that does not have the pipeline's columns".to_owned());
                 }
                 self.computed.ids.push(id.clone());
                 self.computed.rows.ok_columns(row);
@@ -379,7 +381,7 @@ impl<I: Id> Part<'_, I> {
             Answer::Again(reason) => self.computed.again.push((id.clone(), reason.to_owned())),
             Answer::Panicked(reason) => return Ok(Some(reason.to_owned())),
             Answer::Hello { .. } | Answer::Started | Answer::NotStarted(_) | Answer::Forgotten => {
-                return Err("what is no answer to an id".to_owned());
+                return Err("a frame that is no answer to an id".to_owned());
             }
         }
         Ok(None)
@@ -391,29 +393,29 @@ impl<I: Id> Part<'_, I> {
     }
 }
 
-/// How long the id in flight has been computed.
+/// How long the id in flight has been computing.
 struct Flight {
     age: Age,
-    told: bool,
+    logged: bool,
     relieved: bool,
 }
 
 impl Flight {
     fn new() -> Self {
-        Self { age: Age::new(), told: false, relieved: false }
+        Self { age: Age::new(), logged: false, relieved: false }
     }
 
-    /// Whether it lasts, once.
+    /// Whether the id takes long; `true` only once.
     fn lasts(&mut self) -> bool {
         self.age.time >= LASTS && !std::mem::replace(&mut self.relieved, true)
     }
 }
 
-/// Why a child does not answer.
+/// Why a process does not answer.
 enum Verdict {
-    /// Something from outside, which the id in flight need not be the reason of.
+    /// Something from outside, which the id in flight need not have caused.
     Killed(String),
-    /// What the id did, or what the process has become.
+    /// The id, or the state that the process is in.
     Crashed(String),
 }
 
@@ -422,7 +424,7 @@ fn verdict(status: ExitStatus, ended: &Ended, panicked: Option<&str>, memory: u6
 
     const SIGABRT: i32 = nix::sys::signal::Signal::SIGABRT as i32;
     const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-    // A panic that aborts says nothing else but itself.
+    // A panic that aborts prints nothing else of interest.
     let said = panicked.map_or_else(|| said(&ended.last_words), |panic| format!(": {panic}"));
     match (status.signal(), status.code()) {
         (Some(SIGABRT), _) if ended.last_words.lines().any(|line| line.starts_with(NO_MEMORY)) => {
@@ -446,7 +448,7 @@ mod tests {
 
     use super::*;
 
-    fn told(raw: i32, last_words: &str) -> String {
+    fn reason_of(raw: i32, last_words: &str) -> String {
         let status = ExitStatus::from_raw(raw);
         let ended = Ended { status: Ok(status), said: Vec::new(), last_words: last_words.to_owned() };
         match verdict(status, &ended, None, 512 << 20) {
@@ -470,7 +472,7 @@ mod tests {
             (7 << 8, "", "crashed: exit code 7"),
         ];
         for (status, words, reason) in table {
-            assert_eq!(told(status, words), reason);
+            assert_eq!(reason_of(status, words), reason);
         }
     }
 }

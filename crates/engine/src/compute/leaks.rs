@@ -1,8 +1,8 @@
-//! What ids leave behind in their process: open files and threads, until the next id finds none left.
+//! What ids leak in their process: open files and threads, until the next id finds none left.
 //!
-//! That id would fail for what others did. So after a failure the process looks whether it has any left; if not, it ends, and
-//! the worker has the ids in hand computed in a fresh one. A process that has computed nothing else keeps the failure: then it
-//! is the id's own.
+//! That next id would fail because of earlier ones. So after a failure the process checks whether it has any left; if
+//! not, it ends, and the worker has the ids in progress computed in a fresh process. A process that has computed no
+//! other id keeps the failure: it is the id's own.
 
 use std::fs::File;
 use std::io;
@@ -15,22 +15,22 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Open files beyond this share of the limit count as all: a function may need several.
+/// Open files beyond this share of the limit count as all, because a function may need several.
 const FULL: (u64, u64) = (9, 10);
-/// A thread is tried no more often: it costs more than a light id.
+/// The check starts a thread no more often than this: it costs more than a light id.
 const TRY_THREAD: Duration = Duration::from_millis(10);
 
-/// Looks after failures.
+/// The checks after failures.
 #[derive(Debug)]
 pub(super) struct Leaks {
     files: u64,
-    /// Ids that were computed before.
+    /// Ids that the process computed before.
     computed: AtomicU64,
     tried: Mutex<Instant>,
 }
 
 impl Leaks {
-    /// Made once the pipeline is ready: what it holds open for all ids is no leaks.
+    /// Call it once the pipeline is ready: files that `start` holds open for all ids are no leak.
     pub fn new() -> Self {
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
         let mut leaks = Self { files, computed: AtomicU64::new(0), tried: Mutex::new(Instant::now()) };
@@ -40,12 +40,12 @@ impl Leaks {
         leaks
     }
 
-    /// So many more ids were computed.
+    /// Adds ids to the count of computed ids.
     pub fn computed(&self, ids: u64) {
         self.computed.fetch_add(ids, Ordering::Relaxed);
     }
 
-    /// Ends this process if ids before the one that has failed have used it up.
+    /// Ends this process if ids before the failed one have used it up.
     #[expect(clippy::print_stderr, reason = "goes to the worker, which logs it")]
     pub fn look(&self) {
         if self.computed.load(Ordering::Relaxed) == 0 {
@@ -53,14 +53,14 @@ impl Leaks {
         }
         if let Some(what) = self.lacks_files().or_else(|| self.lacks_threads()) {
             eprintln!(
-                "{what} in a process that has computed other ids: those in hand are computed in a fresh one"
+                "{what} in a process that has computed other ids: the ids in progress are computed in a fresh process"
             );
-            // At once: what would run at an exit may wait for threads that compute.
+            // At once: exit handlers might wait for threads that compute.
             let _gone = kill(Pid::this(), Signal::SIGKILL);
         }
     }
 
-    /// The system gives the lowest free number.
+    /// The system gives the lowest free number, so the number shows how many files are open.
     fn lacks_files(&self) -> Option<String> {
         let limit = self.files;
         match File::open("/dev/null") {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use super::computed::Piece;
 
-/// Ids to be computed together.
+/// Ids to compute together.
 pub(super) struct Order<I> {
-    /// Tells it from others in the same pool.
+    /// Identifies the order among all orders of the pool.
     pub number: u64,
     pub ids: Vec<I>,
     pub last: bool,
@@ -16,13 +16,13 @@ pub(super) struct Order<I> {
 }
 
 impl<I> Order<I> {
-    /// Whether its result has no use any more.
+    /// Whether the worker no longer needs the result.
     pub fn is_off(&self) -> bool {
         self.off.load(Ordering::Relaxed)
     }
 }
 
-/// Calls an order off when it is dropped. One that is done does not mind.
+/// Calls an order off when it is dropped. A finished order ignores that.
 #[derive(Default)]
 pub(super) struct Off(pub Arc<AtomicBool>);
 
@@ -32,24 +32,24 @@ impl Drop for Off {
     }
 }
 
-/// An order that is handed out in pieces.
+/// An order that threads take in pieces.
 pub(super) struct Shares<I> {
     pub order: Order<I>,
-    /// Ids of a piece.
+    /// Ids in a piece.
     pub size: usize,
-    /// Pieces that are not done.
+    /// Pieces that are not finished.
     pub left: AtomicUsize,
     pub done: Box<Done<I>>,
     pub finished: Mutex<Option<Finished>>,
 }
 
 impl<I> Shares<I> {
-    /// Some ids are done.
+    /// Passes on the rows of a finished piece.
     pub fn done(&self, piece: Piece) {
         (self.done)(&self.order, piece);
     }
 
-    /// A piece becomes two.
+    /// Counts one more piece, because one was split in two.
     pub fn one_more(&self) {
         self.left.fetch_add(1, Ordering::AcqRel);
     }

@@ -1,4 +1,4 @@
-//! What the user's code prints in a process that computes: lines for the log, no more of them than a log can bear.
+//! What the user's code prints in a compute process: lines for the log, at a limited rate.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,30 +9,30 @@ use tokio::net::unix::pipe;
 
 /// A longer line is cut.
 const MAX_LINE: usize = 1000;
-/// Lines that a process may print at once, and how many more each second.
+/// Lines that a process may print at once, and further lines for each second.
 const AT_ONCE: u32 = 100;
 const A_SECOND: f64 = 20.0;
-/// What is kept of the end, for the reason why a process died.
+/// Bytes kept of the end of the output, because they may say why a process died.
 const LAST_WORDS: usize = 4 << 10;
 const READ_AT_ONCE: usize = 16 << 10;
-/// What one look at the pipe takes out of it: a pipe's usual size.
+/// Bytes that one read takes out of the pipe: a pipe's usual size.
 const THERE_AT_ONCE: usize = 64 << 10;
 
-/// What comes through the pipe.
+/// What arrives through the pipe.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// A line of the user's code.
+    /// A line that the user's code printed.
     Line(String),
-    /// The child begins its next id: what follows is printed by it.
+    /// The process begins its next id, which prints the lines that follow.
     Next,
 }
 
-/// The stdout and stderr of a process, one stream as they were one terminal.
+/// Stdout and stderr of a process, as one stream, like on one terminal.
 #[derive(Debug)]
 pub(super) struct Output {
     from: pipe::Receiver,
     ended: bool,
-    /// What is read into, on the heap: futures that are moved hold this.
+    /// Read buffer, on the heap: futures that are moved hold this value.
     chunk: Vec<u8>,
     line: Vec<u8>,
     /// The line that a child writes before each id.
@@ -44,7 +44,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// `mark` is what the child writes before each id, without the end of its line.
+    /// Reads `from`; `mark` is the line that the child writes before each id, without its line end.
     pub fn new(from: io::PipeReader, mark: String) -> io::Result<Self> {
         Ok(Self {
             from: pipe::Receiver::from_owned_fd(from.into())?,
@@ -59,7 +59,7 @@ impl Output {
         })
     }
 
-    /// What comes next, at least nothing; waits for ever once there can be no more. Cancel safe.
+    /// The next output, possibly empty; waits for ever once the pipe has ended. Cancel safe.
     pub async fn next(&mut self) -> Vec<Said> {
         if self.ended {
             return std::future::pending().await;
@@ -74,8 +74,8 @@ impl Output {
         }
     }
 
-    /// What is in the pipe now. The runtime may know of it later than of what was written elsewhere after it: this asks the
-    /// system.
+    /// Everything in the pipe now. The runtime may learn of output later than of frames that the process wrote after
+    /// it, so this asks the system.
     pub fn there(&mut self) -> Vec<Said> {
         let mut said = Vec::new();
         let mut left = THERE_AT_ONCE;
@@ -87,7 +87,7 @@ impl Output {
                     said.extend(self.take_chunk());
                     left = left.saturating_sub(read);
                 }
-                // Its end is seen by `next`.
+                // `next` sees the end of the pipe.
                 _ => break,
             }
         }
@@ -101,22 +101,22 @@ impl Output {
         said
     }
 
-    /// Whether there can be no more of it.
+    /// Whether the pipe has ended.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// The end of what was printed.
+    /// The end of the output.
     pub fn last_words(&self) -> String {
         String::from_utf8_lossy(&self.last_words).into_owned()
     }
 
-    /// What was printed so far is no reason for what comes.
+    /// Forgets the output so far: it explains no later death.
     pub fn forget(&mut self) {
         self.last_words.clear();
     }
 
-    /// A line that was begun and not ended.
+    /// A last line without its line end.
     pub fn rest(&mut self) -> Vec<Said> {
         if self.line.is_empty() { Vec::new() } else { self.take(b"\n") }
     }
@@ -131,7 +131,7 @@ impl Output {
                 break;
             }
             self.line.pop();
-            // A mark may stand behind a line that was begun and not ended.
+            // A mark may follow an unfinished line.
             let marked = self.line.ends_with(&self.mark);
             if marked {
                 self.line.truncate(self.line.len() - self.mark.len());
@@ -150,7 +150,7 @@ impl Output {
         said
     }
 
-    /// The middle of a line that is too long is left out; its end is kept, as it may be a part of a mark.
+    /// Drops the middle of a line that is too long; keeps its end, which may be part of a mark.
     fn shorten(&mut self) {
         let end = self.line.len().saturating_sub(self.mark.len());
         if end > MAX_LINE + 1 {
@@ -172,13 +172,13 @@ impl Output {
         })
     }
 
-    /// Says how many lines were left out and not told yet, once a line may be said again or `at_the_end`.
+    /// Reports how many lines were left out since the last report, once a line is allowed again or `at_the_end`.
     pub fn tell_left_out(&mut self, at_the_end: bool) -> Option<Said> {
         let tell = self.left_out > 0 && (self.may_say() || at_the_end);
         tell.then(|| Said::Line(left_out(std::mem::take(&mut self.left_out))))
     }
 
-    /// Whether one more line may be said now; takes it off the count.
+    /// Whether one more line is allowed now; counts it if so.
     fn may_say(&mut self) -> bool {
         let now = Instant::now();
         let more = (now - self.counted).as_secs_f64() * A_SECOND;
@@ -196,7 +196,7 @@ fn left_out(lines: u64) -> String {
     format!("{lines} lines that are left out: too many a second")
 }
 
-/// How long printing of a process that is over is waited for: a program that it started may hold the pipe.
+/// How long to wait for output of a process that has ended: a program that it started may hold the pipe.
 pub(super) const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 
 #[cfg(test)]

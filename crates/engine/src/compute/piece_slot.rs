@@ -1,8 +1,8 @@
-//! The piece of an order that a thread of the pool has under way.
+//! The piece of an order that a pool thread works on.
 //!
-//! An id may last for hours, and no thread knows that beforehand. So what is done of its piece lies where it can be taken
-//! meanwhile, and what is not begun can be given to other threads. That costs a lock: for each id of a short piece, or of
-//! one that lasts; else for a few ids at a time, as a lock costs a good part of a light id.
+//! An id may take hours, and no thread knows that beforehand. So the slot keeps the piece's results where the watch can
+//! take them. Other threads can get the ids that are not begun. That costs a lock, which is a good part of a light id.
+//! So only short pieces, and ids behind a long one, take the lock for each id; otherwise one lock serves a few ids.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,33 +17,33 @@ use super::order::Shares;
 use super::row::Rows;
 use crate::model::times::Spent;
 
-/// Ids that a thread takes at once: an id that lasts keeps so many less one waiting, done or not begun.
+/// Ids that a thread takes at once. A long id can delay this many others minus one, finished or not begun.
 pub(super) const AT_ONCE: usize = 4;
-/// In a piece of no more ids, they are taken one by one.
+/// In a piece of at most so many ids a thread takes them one by one.
 const SHORT: u32 = 64;
-/// So is it once the watch has looked at a piece so often.
+/// A thread also takes ids one by one once the watch has polled its piece so often.
 const LASTS: u32 = 2;
 
-/// Where one thread's piece lies.
+/// The slot for one thread's piece.
 pub(super) struct PieceSlot<I> {
     open: Mutex<Option<Open<I>>>,
-    /// Looks of the watch since the piece was begun.
+    /// Polls of the watch since the piece was begun.
     looks: AtomicU32,
 }
 
-/// A piece under way.
+/// A piece in progress.
 pub(super) struct Open<I> {
     shares: Arc<Shares<I>>,
-    /// What is done of it, and not handed over.
+    /// Results that were not passed on yet.
     done: Piece,
     /// Places within the order that the thread has not taken yet.
     left: Range<u32>,
     /// Ids that the thread takes at once.
     at_once: u32,
-    /// When the first of what is done was begun.
+    /// When the thread began the first id of `done`.
     begun: Instant,
     schema: Arc<Schema>,
-    /// This process: the function may have forked.
+    /// The id of this process, because the function may fork.
     process: u32,
 }
 
@@ -58,7 +58,7 @@ impl<I> PieceSlot<I> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a piece: these places within an order.
+    /// Begins a piece: the ids at `places` of an order.
     pub fn begin(&self, shares: Arc<Shares<I>>, places: Range<u32>, schema: Arc<Schema>, process: u32) {
         self.looks.store(0, Ordering::Relaxed);
         let at_once = if places.len() as u32 > SHORT { AT_ONCE as u32 } else { 1 };
@@ -67,7 +67,8 @@ impl<I> PieceSlot<I> {
         *self.open() = Some(Open { shares, done, left: places, at_once, begun, schema, process });
     }
 
-    /// Has `write` append what was taken before, and takes the places that come next: none at the end of the piece.
+    /// Lets `write` append the results of the ids taken before, and takes the next places; none at the end of the
+    /// piece.
     pub fn next(&self, write: impl FnOnce(&mut Open<I>)) -> Range<u32> {
         let lasts = self.looks.load(Ordering::Relaxed) >= LASTS;
         let mut open = self.open();
@@ -79,18 +80,18 @@ impl<I> PieceSlot<I> {
         start..open.left.start
     }
 
-    /// Ends the piece; what is left of it, if it was called off, stays undone.
+    /// Ends the piece. If its order was called off, the remaining ids stay undone.
     pub fn end(&self) {
         if let Some(mut open) = self.open().take() {
             open.hand_over();
         }
     }
 
-    /// Takes note of a look of the watch. Where the id in hand `stands` still, hands over what is done, and returns what is
-    /// not begun, for other threads.
+    /// Notes a poll of the watch. If the thread's id `stands` still, passes on the results so far, and returns the ids
+    /// that are not begun, for other threads.
     pub fn look(&self, stands: bool) -> Option<(Arc<Shares<I>>, Range<u32>)> {
         self.looks.fetch_add(1, Ordering::Relaxed);
-        // A thread that writes a row has the lock, for as long as the user's code takes for that.
+        // A thread that writes a row holds the lock for as long as the user's code takes.
         let mut open = match self.open.try_lock() {
             Ok(open) if stands => open,
             Err(TryLockError::Poisoned(open)) if stands => open.into_inner(),
@@ -102,19 +103,19 @@ impl<I> PieceSlot<I> {
         if left.is_empty() {
             return None;
         }
-        // Before its own piece can be done.
+        // Before the thread's own piece can finish.
         open.shares.one_more();
         Some((open.shares.clone(), left))
     }
 }
 
 impl<I> Open<I> {
-    /// Where the next row goes, or the id that is to be tried again.
+    /// Where the next row goes, or the id that asked for another attempt.
     pub fn done(&mut self) -> &mut Piece {
         &mut self.done
     }
 
-    /// One more id is done. Many bytes of rows are not kept.
+    /// Counts one more finished id. Passes results on once they are many bytes.
     pub fn count(&mut self) {
         self.done.count += 1;
         if self.done.rows.bytes() >= PIECE_BYTES {
@@ -131,7 +132,7 @@ impl<I> Open<I> {
         let now = Instant::now();
         let mut done =
             std::mem::replace(&mut self.done, none(&self.schema, &(next..self.left.end.max(next))));
-        // By the piece, not by the id: a look at the clock costs as much as a light id.
+        // Timed by the piece, not by the id: reading a clock costs as much as a light id.
         let all = now - self.begun;
         let encoding = done.rows.encoding().min(all);
         done.spent = Spent { computing: all - encoding, encoding };

@@ -1,9 +1,9 @@
-//! A core-sized rayon pool whose threads take ids from a queue of this file's own.
+//! A rayon pool with one computing thread a core; these threads take ids from a queue of their own.
 //!
-//! The user's function may use rayon itself, and a thread that waits inside rayon takes whatever job there is. Were ids
-//! jobs, it could begin another id in the middle of one, with that one's locks held. So ids are none: as many threads as
-//! there are cores each run one job for ever, which takes ids from the queue. As many again are left to what the function
-//! itself gives to rayon; without such work they sleep.
+//! The user's function may use rayon itself, and a thread that waits inside rayon takes any job. If ids were jobs, such
+//! a thread could begin another id in the middle of one that holds locks. So as many threads as there are cores each
+//! run one endless job, which takes ids from the queue. As many more threads serve what the function gives to rayon;
+//! without such work they sleep.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -23,14 +23,14 @@ use super::results::Results;
 use super::watch::{Hand, Watch};
 use crate::error::Error;
 
-/// A batch is cut into this many pieces for each core at least, so that the last ones to finish are short.
+/// Pieces of a batch for each core, at least, so that the last ones to finish are short.
 const PIECES_PER_CORE: usize = 16;
-/// A piece holds no more ids than this, whatever the batch: its encoded rows stay in the cache.
+/// Most ids of a piece, whatever the batch, so that its encoded rows stay in the cache.
 const MAX_PIECE: usize = 1024;
-/// A main thread has this much stack usually, so a function that recurses deeply finds no less here.
+/// Stack size of a thread: that of a usual main thread, so that a deeply recursive function works here too.
 const STACK: usize = 8 << 20;
 
-/// A core-sized pool with the function that it computes. Clones are the same.
+/// A pool of one thread a core, with the function that it computes. Clones share it.
 #[derive(Clone)]
 pub struct Pool<I> {
     shared: Arc<Shared<I>>,
@@ -41,11 +41,11 @@ pub struct Pool<I> {
 type Work<I> = Box<dyn FnOnce(&Shared<I>) + Send>;
 
 enum Entry<I> {
-    /// Other work than ids.
+    /// Work other than ids.
     Work(Work<I>),
-    /// The pieces of an order from this one on.
+    /// The pieces of an order, from this one on.
     Pieces(Arc<Shares<I>>, usize),
-    /// What is left of a piece whose thread has an id that lasts.
+    /// The rest of a piece whose thread has a long id.
     Rest(Arc<Shares<I>>, Range<u32>),
 }
 
@@ -58,7 +58,7 @@ struct Queue<I> {
 
 pub(super) struct Shared<I> {
     function: Function<I>,
-    /// One for each thread that takes ids.
+    /// One thread slot for each thread that takes ids.
     hands: Box<[Hand]>,
     slots: Box<[PieceSlot<I>]>,
     queue: Mutex<Queue<I>>,
@@ -78,7 +78,7 @@ impl<I> Drop for Threads<I> {
 }
 
 impl<I: Id> Pool<I> {
-    /// Starts a pool that computes `threads` ids at once, and waits until all of it is up.
+    /// Starts a pool that computes `threads` ids at once, and waits until all threads run.
     ///
     /// # Errors
     /// [`Error::Pool`] when the system does not give so many threads.
@@ -108,26 +108,26 @@ impl<I: Id> Pool<I> {
         Ok(Self { shared, _threads: threads })
     }
 
-    /// How many ids it computes at once.
+    /// How many ids the pool computes at once.
     pub fn threads(&self) -> usize {
         self.shared.hands.len()
     }
 
-    /// What its threads work on. Does not keep them.
+    /// The state that the threads share. It does not keep the threads alive.
     pub(super) fn shared(&self) -> Arc<Shared<I>> {
         self.shared.clone()
     }
 
-    /// Computes and encodes `ids` on the pool. With `last`, ids that would be tried again become dead letters.
+    /// Computes and encodes `ids` on the pool. With `last`, ids that ask for another attempt become dead letters.
     ///
-    /// Dropping the future forgets the result, and leaves out the ids that are not begun.
+    /// Dropping the future discards the result, and skips the ids that are not begun.
     pub async fn compute(&self, ids: Vec<I>, last: bool) -> Computed<I> {
         let results = Arc::<Results<I>>::default();
         self.compute_onto(ids, last, &results).await;
         results.take_all(&self.shared.function.spec().schema)
     }
 
-    /// The same, with each piece put down as it is done.
+    /// Computes like [`Self::compute`], and adds each piece to `results` as it arrives.
     pub(super) async fn compute_onto(&self, ids: Vec<I>, last: bool, results: &Arc<Results<I>>) {
         let (sender, receiver) = oneshot::channel();
         let off = Off::default();
@@ -135,17 +135,17 @@ impl<I: Id> Pool<I> {
         let results = results.clone();
         let done = move |order: &Order<I>, piece| results.put(Computed::of(&order.ids, piece));
         self.shared.begin(order, done, move || {
-            // The receiver is gone when work was given up: then the result has no use.
+            // The receiver is gone if the caller gave up: then the result has no use.
             let _forgotten = sender.send(());
         });
-        receiver.await.expect("pieces catch panics, so the end is always told");
+        receiver.await.expect("pieces catch panics, so the end is always reported");
         drop(off);
     }
 
-    /// Gets the pipeline ready, in this very process.
+    /// Runs the pipeline's `start` in this very process.
     ///
     /// # Errors
-    /// [`Error::Start`].
+    /// [`Error::Start`] when the pipeline's `start` fails.
     pub(super) async fn started(&self) -> Result<(), Error> {
         let (sender, receiver) = oneshot::channel();
         self.spawn(move |shared| {
@@ -155,7 +155,7 @@ impl<I: Id> Pool<I> {
         started.map_err(|reason| Error::Start { source: reason.into() })
     }
 
-    /// Has `work` done by a thread of the pool.
+    /// Runs `work` on a thread of the pool.
     pub(super) fn spawn(&self, work: impl FnOnce(&Shared<I>) + Send + 'static) {
         self.shared.push(Entry::Work(Box::new(work)));
     }
@@ -171,7 +171,7 @@ impl<I> Shared<I> {
         self.changed.notify_all();
     }
 
-    /// What comes next, when it comes; `None` at the end.
+    /// The next entry, when there is one; `None` at the end.
     fn next(&self) -> Option<Entry<I>> {
         let mut queue = self.queue();
         loop {
@@ -180,7 +180,7 @@ impl<I> Shared<I> {
             }
             match queue.entries.pop_front() {
                 Some(entry) => {
-                    // The next thread has the pieces behind this one.
+                    // The next thread takes the pieces after this one.
                     if let Entry::Pieces(shares, number) = &entry
                         && (number + 1) * shares.size < shares.order.ids.len()
                     {
@@ -195,7 +195,7 @@ impl<I> Shared<I> {
 }
 
 impl<I: Id> Shared<I> {
-    /// Begins an order, behind those that are begun. Each piece is handed to `done` as it is, in any order.
+    /// Begins an order, after those already begun. Passes each finished piece to `done`, in any order.
     pub fn begin(
         &self,
         order: Order<I>,
@@ -212,13 +212,12 @@ impl<I: Id> Shared<I> {
         self.push(Entry::Pieces(Arc::new(Shares { order, size, left, done: Box::new(done), finished }), 0));
     }
 
-    /// What each thread has in hand.
+    /// The thread slots.
     pub fn hands(&self) -> &[Hand] {
         &self.hands
     }
 
-    /// Where an id lasts, by what the watch has seen, hands over what is done before it, and gives the ids behind it to
-    /// other threads.
+    /// Where the watch sees a long id, passes on the results before it, and gives the ids behind it to other threads.
     pub fn relieve(&self, watch: &Watch) {
         for (at, (hand, slot)) in self.hands.iter().zip(&self.slots).enumerate() {
             if !hand.is_busy() {
@@ -233,7 +232,7 @@ impl<I: Id> Shared<I> {
 
     /// Works until the pool is closed.
     fn take_all(&self, thread: usize) {
-        // Asked before any function can have forked.
+        // Read before any function can fork.
         let process = std::process::id();
         self.queue().up += 1;
         self.changed.notify_all();
@@ -242,15 +241,15 @@ impl<I: Id> Shared<I> {
                 Entry::Work(work) => work(self),
                 Entry::Pieces(shares, number) => {
                     let places = shares.places(number);
-                    self.grind(process, thread, shares, places);
+                    self.compute_piece(process, thread, shares, places);
                 }
-                Entry::Rest(shares, places) => self.grind(process, thread, shares, places),
+                Entry::Rest(shares, places) => self.compute_piece(process, thread, shares, places),
             }
         }
     }
 
     /// Computes these ids of an order.
-    fn grind(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
+    fn compute_piece(&self, process: u32, thread: usize, shares: Arc<Shares<I>>, places: Range<u32>) {
         let hand = &self.hands[thread];
         let slot = &self.slots[thread];
         let order = &shares.order;
@@ -280,7 +279,7 @@ mod tests {
     use super::super::piece_slot::AT_ONCE;
     use super::*;
 
-    /// Id 7 lasts until it is told to end.
+    /// Id 7 runs until the test ends it.
     struct Lasting(Mutex<Receiver<()>>);
 
     #[derive(Serialize, Deserialize)]
@@ -302,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Computes so many ids on so many threads, of which id 7 ends once no more than `waiting` are missing.
+    /// Computes ids; id 7 ends once at most `waiting` results are missing.
     async fn all_but(waiting: usize, ids: usize, threads: usize) {
         let (sender, receiver) = channel();
         let function = Function::of(Arc::new(Lasting(Mutex::new(receiver)))).expect("sound");

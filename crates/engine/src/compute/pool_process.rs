@@ -1,6 +1,6 @@
-//! The pool in a process of its own, from the worker's side: started when it is needed, again when it has died.
+//! The pool process, from the worker's side: started when it is needed, and again after it died.
 //!
-//! Pieces come back as they are done, so when the process dies only what was in hand is in doubt.
+//! Pieces return as they finish, so a death of the process leaves only the ids in progress in doubt.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -27,48 +27,48 @@ use crate::error::Error;
 use crate::fleet::times::Load;
 use crate::telemetry::metrics::Metrics;
 
-/// The process's memory is looked at every so many looks.
-const LOOKS_AT_MEMORY: u32 = 10;
-/// A process says something every second: what it does in a longer silence is not known.
+/// The worker checks the process's memory once in so many polls.
+const POLLS_A_MEMORY_CHECK: u32 = 10;
+/// The process sends something every second: in a longer silence the worker does not know whether it works.
 const QUIET: Duration = Duration::from_secs(3);
-/// Orders on their way into the pipe.
+/// Orders that may wait to be written to the socket.
 const SENDING: usize = 4;
 
-/// What became of ids that are not done.
+/// Ids without a result after the process ended.
 pub(super) struct Leftover<I> {
-    /// Those that were lost with the process.
+    /// Ids that were lost with the process.
     pub left: Vec<I>,
-    /// Whether one of them may be why.
+    /// Whether one of these ids may be the reason.
     pub suspect: Suspect,
 }
 
-/// Whether an id that was in hand may be why its process is over.
+/// Whether an id in progress may be the reason why its process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suspect {
-    /// None of them is.
+    /// No id is suspect.
     No,
-    /// The process gave no sign any more, which may happen to any. Twice in a row, it is one of them perhaps.
+    /// The process was silent, which may happen to any process. Twice in a row, an id may be the reason.
     Silent,
-    /// One of them may be.
+    /// An id may be the reason.
     Yes,
 }
 
 struct Order<I> {
     key: BatchKey,
     ids: Vec<I>,
-    /// Where what is done is put.
+    /// Where results are stored.
     results: Arc<Results<I>>,
-    /// Places of the pieces that came.
+    /// Places of the pieces that arrived.
     covered: Vec<Range<u32>>,
-    /// Ids that those have not.
+    /// Ids that no piece has covered yet.
     missing: usize,
     answer: oneshot::Sender<Leftover<I>>,
 }
 
-/// What the worker waits for; `None` once the process has died.
+/// Open orders; `None` once the process has died.
 struct Shared<I> {
     orders: Mutex<Option<HashMap<u64, Order<I>>>>,
-    /// Orders that nobody waits for any more, to be told to the process.
+    /// Orders that the worker called off, to be reported to the process.
     off: Mutex<Vec<u64>>,
     call_off: Notify,
     schema: Arc<Schema>,
@@ -77,7 +77,7 @@ struct Shared<I> {
     got_going: Arc<AtomicBool>,
 }
 
-/// Calls an order off when it is dropped, unless it is answered.
+/// Calls an order off when it is dropped before the answer.
 struct Waiting<I> {
     number: u64,
     shared: Arc<Shared<I>>,
@@ -96,17 +96,17 @@ impl<I> Drop for Waiting<I> {
 struct Live<I> {
     shared: Arc<Shared<I>>,
     sender: mpsc::Sender<(u64, Vec<u8>)>,
-    /// Reading and writing end with this value, and the process with them.
+    /// Reading and writing tasks; dropping the value ends them and the process.
     _pipes: JoinSet<()>,
 }
 
-/// Why a process is over, and whose fault that may be.
+/// Why a process ended, and which order may be the reason.
 enum End {
-    /// It died, or took too much memory: any order may be the reason.
+    /// The process died, or used too much memory: any order may be the reason.
     All(String),
-    /// This order has an id that overran the hard limit.
+    /// This order has an id that exceeded the hard limit.
     One(u64),
-    /// It gave no sign for too long.
+    /// The process was silent for too long.
     Silent,
 }
 
@@ -137,7 +137,7 @@ impl<I: Id> PoolProcess<I> {
         Self { program, schema, threads, limits, metrics, load, got_going, live, orders: AtomicU64::new(0) }
     }
 
-    /// Computes ids, and puts each piece down as it is done.
+    /// Computes ids, and stores each piece as it arrives.
     pub async fn compute(
         &self,
         key: &BatchKey,
@@ -152,17 +152,17 @@ impl<I: Id> PoolProcess<I> {
         let covered = Vec::new();
         let order = Order { key: key.clone(), ids, results: results.clone(), covered, missing, answer };
         let (_waiting, sender) = self.place(number, order).await?;
-        // A process that has just died takes nothing any more; its reader says so to everybody who waits.
+        // A process that has just died takes no orders; its reader answers all open orders.
         let _died = sender.send((number, frame)).await;
         answered.await.map_err(|_| Error::Stopped)
     }
 
-    /// Waits until there is a process that computes.
+    /// Waits until a process can compute.
     pub async fn ready(&self) -> Result<(), Error> {
         self.keep_alive(&mut *self.live.lock().await).await.map(drop)
     }
 
-    /// The process that lives, or a new one.
+    /// The running process, or a new one.
     async fn keep_alive<'a>(&self, live: &'a mut Option<Live<I>>) -> Result<&'a Live<I>, Error> {
         if live.as_ref().is_none_or(|live| live.shared.open().is_none()) {
             *live = Some(self.start().await?);
@@ -170,7 +170,7 @@ impl<I: Id> PoolProcess<I> {
         Ok(live.as_ref().expect("it was just started"))
     }
 
-    /// Hands the order to the process that lives, or to a new one.
+    /// Gives the order to the running process, or to a new one.
     async fn place(
         &self,
         number: u64,
@@ -180,7 +180,7 @@ impl<I: Id> PoolProcess<I> {
         let there = self.keep_alive(&mut live).await?;
         match &mut *there.shared.open() {
             Some(orders) => drop(orders.insert(number, order)),
-            // It died this very moment, before it was given anything.
+            // The process died just now, before it received the order.
             None => {
                 let _gone = order.answer.send(Leftover { left: order.ids, suspect: Suspect::No });
             }
@@ -220,7 +220,7 @@ async fn write<I>(
         let frame = tokio::select! {
             () = shared.call_off.notified() => shared.called_off(),
             order = outgoing.recv() => match order {
-                // One that was called off meanwhile is not begun.
+                // An order that was called off meanwhile is not begun.
                 Some((number, frame)) if shared.is_open(number) => frame,
                 Some(_) => continue,
                 None => return,
@@ -232,9 +232,9 @@ async fn write<I>(
     }
 }
 
-/// Takes what the process sends until it is over, and then tells everybody who waits.
+/// Takes what the process sends until it ends, then answers all open orders.
 async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
-    let mut looks = 0;
+    let mut polls = 0;
     let end = loop {
         match process.next().await {
             News::Frame(kind, body) => match shared.take(kind, &body) {
@@ -244,9 +244,9 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             },
             News::Printed(said) => shared.print(said),
             News::Look => {
-                looks += 1;
+                polls += 1;
                 shared.load.is_silent(process.silence() > QUIET && shared.has_ids());
-                if looks % LOOKS_AT_MEMORY == 0 {
+                if polls % POLLS_A_MEMORY_CHECK == 0 {
                     let memory = process.resident();
                     if memory > most {
                         break End::All(format!("it took {} MB of memory", memory >> 20));
@@ -268,14 +268,19 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             tracing::warn!(
                 status,
                 why,
-                "the compute pool died: ids that were in it are computed one at a time"
+                "the compute pool died: its ids are computed one at a time in isolated processes"
             );
         }
-        End::One(_) => tracing::debug!("the compute pool was ended for an id beyond its hard limit"),
+        End::One(_) => tracing::debug!("the compute pool was killed: an id exceeded its hard limit"),
         End::Silent => {
             let why = silent();
             let batches = shared.batches();
-            tracing::warn!(why, batches, status, "the compute pool is replaced: its ids are computed again");
+            tracing::warn!(
+                why,
+                batches,
+                status,
+                "the compute pool is replaced, because it sent no sign of life: its ids are computed again"
+            );
         }
     }
     shared.end(&end);
@@ -294,7 +299,7 @@ impl<I> Shared<I> {
         self.open().as_ref().is_some_and(|orders| orders.contains_key(&number))
     }
 
-    /// Frames that call off what nobody waits for.
+    /// Frames that report called-off orders to the process.
     fn called_off(&self) -> Vec<u8> {
         let off = std::mem::take(&mut *self.off.lock().unwrap_or_else(PoisonError::into_inner));
         off.iter().flat_map(|number| encode(CALL_OFF, number)).collect()
@@ -302,7 +307,7 @@ impl<I> Shared<I> {
 }
 
 impl<I: Id> Shared<I> {
-    /// Logs what was printed, with the batch in hand; which of several it is about is not known.
+    /// Logs printed lines with the batches in progress; which of several batches printed a line is unknown.
     fn print(&self, said: Vec<Said>) {
         if said.is_empty() {
             return;
@@ -326,7 +331,7 @@ impl<I: Id> Shared<I> {
         }
     }
 
-    /// The batches in hand, by their runs.
+    /// The batches in progress, with their runs.
     fn batches(&self) -> String {
         let open = self.open();
         let mut names: Vec<String> = open
@@ -339,7 +344,7 @@ impl<I: Id> Shared<I> {
         names.join(" ")
     }
 
-    /// Takes a frame; the order for which the process must end, if it brings such news.
+    /// Takes a frame. Returns an order if the process must end because of it.
     fn take(&self, kind: u8, body: &Bytes) -> Result<Option<u64>, String> {
         match kind {
             PIECE => {
@@ -357,7 +362,7 @@ impl<I: Id> Shared<I> {
                 self.load.busy(postcard::from_bytes(body).map_err(|fault| fault.to_string())?);
                 Ok(None)
             }
-            _ => Err(format!("it sent a frame of kind {kind:#04x}")),
+            _ => Err(format!("it sent a frame of unknown kind {kind:#04x}")),
         }
     }
 
@@ -365,10 +370,10 @@ impl<I: Id> Shared<I> {
         self.got_going.store(true, Ordering::Relaxed);
         let mut open = self.open();
         let Some(orders) = &mut *open else { return Ok(()) };
-        // One that was called off meanwhile.
+        // The order was called off meanwhile.
         let Some(order) = orders.get_mut(&number) else { return Ok(()) };
         if !piece.is_sound(&self.schema, order.ids.len()) {
-            return Err("it sent rows that are none of the pipeline's".to_owned());
+            return Err("it sent rows that do not have the pipeline's columns".to_owned());
         }
         order.covered.push(piece.from..piece.from + piece.count);
         order.missing = order.missing.saturating_sub(piece.count as usize);
@@ -407,7 +412,7 @@ impl<I: Id> Shared<I> {
 
 impl<I: Id> Order<I> {
     fn finish(self, left: Vec<I>, suspect: Suspect) {
-        // The receiver is gone when work was given up.
+        // The receiver is gone if the caller gave up.
         let _forgotten = self.answer.send(Leftover { left, suspect });
     }
 
@@ -427,18 +432,18 @@ impl<I: Id> Order<I> {
     }
 }
 
-/// Says that an id takes long. Rare by what a soft limit is for, so each is told.
+/// Logs an id that exceeded its soft limit. Not rate-limited, because it should be rare.
 pub(super) fn slow<I: Id>(key: &BatchKey, id: &I) {
     let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
     tracing::warn!(%run, batch, id = shown(id), "an id takes longer than its soft limit");
 }
 
-/// An id fit for a log.
+/// An id in a form fit for a log.
 pub(super) fn shown<I: Id>(id: &I) -> String {
     id.to_string().chars().take(80).collect()
 }
 
-/// Memory that compute processes of this host may take, in bytes: four fifths of what there is.
+/// Memory that compute processes of this host may use, in bytes: four fifths of the total.
 pub(super) fn host_memory() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let total = read("/proc/meminfo");

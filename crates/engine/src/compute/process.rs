@@ -1,8 +1,9 @@
-//! A child process that computes, from the worker's side: how it is started, heard, missed and ended.
+//! A child process that computes, from the worker's side: starting, reading, missing and ending it.
 //!
-//! It gets a clean place for the user's code. Its stdin is /dev/null, what it prints comes through a pipe into the log, and
-//! frames go over a socket that it connects to once it is up, so nothing that it starts inherits them. It leads a group that
-//! is ended as a whole (`group`). Its end is its exit: other processes may hold copies of its descriptors.
+//! The process gets a clean environment for the user's code. Its stdin is /dev/null, its output goes through a pipe
+//! into the log. Frames go over a socket that it connects to once it runs, so programs that it starts inherit neither.
+//! It leads a group that the worker kills as a whole (`group`). Only its exit counts as its end, because other
+//! processes may hold copies of its descriptors.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -26,62 +27,62 @@ use super::group::{Group, MARK, mark_of};
 use super::output::{LAST_WORDS_WITHIN, Output, Said};
 use crate::error::{Error, Source};
 
-/// How often a process is looked at.
-const LOOK: Duration = Duration::from_millis(20);
-/// A look that comes later than this counts as one that came in time: the worker itself was stopped meanwhile.
+/// How often the worker polls a process.
+const POLL: Duration = Duration::from_millis(20);
+/// A poll that comes later than this counts as punctual, because the worker itself was stopped meanwhile.
 const LATE: Duration = Duration::from_secs(1);
-/// How long a pipeline's `main` may take until it hands over.
+/// How long a pipeline's `main` may take until it calls Millstream.
 const HELLO_WITHIN: Duration = Duration::from_secs(120);
-/// A process that gives no sign for so long is stopped, or hangs in the kernel: it says something every second.
+/// A process that is silent for so long is stopped, or hangs in the kernel: it sends a sign of life every second.
 pub(crate) const SILENT: Duration = Duration::from_secs(30);
-/// How long a process may take to end once it is killed.
+/// How long a killed process may take to end.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a child is started from.
 #[derive(Debug, Clone)]
 pub(super) struct Program {
     pub path: PathBuf,
-    /// What it has to say that it computes.
+    /// The pipeline that the child must announce.
     pub pipeline: &'static str,
-    /// How long its `start` may take.
+    /// How long the pipeline's `start` may take.
     pub start_within: Duration,
 }
 
-/// A child that is up and connected.
+/// A child that runs and is connected.
 pub(super) struct Process {
-    // The first to be dropped: the group is killed while its leader is still to be waited for.
+    // The first field to be dropped: the group must be killed before its leader is reaped.
     group: Group,
     child: Child,
     frames: Frames<OwnedReadHalf>,
     output: Output,
-    look: Interval,
-    /// Since its last sign, not counting time for which the worker itself was stopped.
+    poll: Interval,
+    /// Time since the last sign of life, without time for which the worker itself was stopped.
     silence: Age,
-    looked: Instant,
+    polled: Instant,
     ended: bool,
-    /// A frame that came behind what was printed.
+    /// A frame that was read behind printed lines.
     waiting: Option<(u8, Bytes)>,
 }
 
-/// Time that goes by in looks.
+/// Time measured in polls.
 #[derive(Debug)]
 pub(super) struct Age {
     last: Instant,
     pub time: Duration,
 }
 
-/// What there is to know of a process.
+/// Events of a process.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It sent a frame.
+    /// The process sent a frame.
     Frame(u8, Bytes),
-    /// It printed this, before any frame that comes after.
+    /// The process printed this, before any later frame.
     Printed(Vec<Said>),
-    /// It is over.
+    /// The process has ended.
     Gone,
-    /// It gives no sign any more.
+    /// The process is silent.
     Silent,
-    /// It sends what is no frame.
+    /// The process sends malformed frames.
     Broken(io::Error),
     /// Time has passed.
     Look,
@@ -92,7 +93,7 @@ impl Age {
         Self { last: Instant::now(), time: Duration::ZERO }
     }
 
-    /// Time goes by that does not count.
+    /// Skips time that does not count.
     pub fn rest(&mut self) {
         self.last = Instant::now();
     }
@@ -105,7 +106,7 @@ impl Age {
 }
 
 impl Process {
-    /// Starts `program` with these arguments behind the address that it connects to, and waits until its `start` is over.
+    /// Starts `program` with the socket's address and these arguments, and waits until the pipeline's `start` is over.
     pub async fn start(
         program: &Program,
         argument: &str,
@@ -116,7 +117,7 @@ impl Process {
         let (mut command, reader) =
             command(program, argument, &address, arguments).map_err(|source| no_child(source.into()))?;
         let child = command.spawn().map_err(|source| no_child(source.into()))?;
-        // The parent's copies of the pipe's other end would keep it open.
+        // Otherwise the parent's copies would keep the other end of the pipe open.
         drop(command);
         let pid = child.id().unwrap_or(0);
         let mark = wire::mark(&address);
@@ -126,19 +127,19 @@ impl Process {
         let stream = match connected.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(fault)) => return Err(no_child(format!("{fault}{}", said(&output.last_words())).into())),
-            Err(_) => return Err(no_child("its `main` did not hand over within two minutes".into())),
+            Err(_) => return Err(no_child("its `main` did not call Millstream within two minutes".into())),
         };
         let (from, to) = stream.into_split();
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut process = Self {
             group,
             child,
             frames: Frames::new(from),
             output,
-            look,
+            poll,
             silence: Age::new(),
-            looked: Instant::now(),
+            polled: Instant::now(),
             ended: false,
             waiting: None,
         };
@@ -146,7 +147,7 @@ impl Process {
         Ok((process, to))
     }
 
-    /// Waits until it says that it computes this pipeline, and that it is ready to.
+    /// Waits until the process announces this pipeline, and that it is ready.
     async fn hello(&mut self, program: &Program) -> Result<(), Source> {
         let begun = Instant::now();
         let mut met = false;
@@ -186,21 +187,21 @@ impl Process {
         }
     }
 
-    /// What is new, sooner or later. Cancel safe.
+    /// The next event, sooner or later. Cancel safe.
     pub async fn next(&mut self) -> News {
         loop {
-            // However much it says.
-            if self.looked.elapsed() > LOOK * 10 {
-                return self.look();
+            // Polls in time even if the process sends a lot.
+            if self.polled.elapsed() > POLL * 10 {
+                return self.poll_now();
             }
             if let Some((kind, body)) = self.waiting.take() {
                 return News::Frame(kind, body);
             }
-            // By chance, where there is both: a flood of lines must not hold up answers.
+            // `select!` picks at random if both are ready: a flood of lines must not delay answers.
             let frame = tokio::select! {
                 said = self.output.next() => if said.is_empty() { continue } else { return News::Printed(said) },
                 frame = self.frames.next() => frame,
-                _ = self.look.tick() => return self.look(),
+                _ = self.poll.tick() => return self.poll_now(),
             };
             self.silence = Age::new();
             match frame {
@@ -212,7 +213,7 @@ impl Process {
                         return News::Printed(said);
                     }
                 }
-                // A child that closes its socket answers nothing any more.
+                // A child that closes its socket will answer nothing.
                 Ok(None) => return News::Gone,
                 Err(fault) if fault.kind() == io::ErrorKind::InvalidData => return News::Broken(fault),
                 Err(_) => return News::Gone,
@@ -220,20 +221,20 @@ impl Process {
         }
     }
 
-    fn look(&mut self) -> News {
+    fn poll_now(&mut self) -> News {
         if self.ended {
             return self.last_news();
         }
         self.ended = self.group.has_ended();
         self.silence.grow();
-        self.looked = Instant::now();
+        self.polled = Instant::now();
         if let Some(line) = self.output.tell_left_out(false) {
             return News::Printed(vec![line]);
         }
         if self.silence.time > SILENT { News::Silent } else { News::Look }
     }
 
-    /// What it sent before it ended, which the last look has seen, and then that it is gone.
+    /// The rest of what the process sent before its end, then [`News::Gone`].
     fn last_news(&mut self) -> News {
         loop {
             let frame = match self.waiting.take() {
@@ -252,17 +253,17 @@ impl Process {
         }
     }
 
-    /// It was not listened to for a while.
+    /// Skips a time in which the worker did not listen to the process.
     pub fn listen_again(&mut self) {
         self.silence = Age::new();
     }
 
-    /// How long it has given no sign.
+    /// How long the process has been silent.
     pub fn silence(&self) -> Duration {
         self.silence.time
     }
 
-    /// Memory that it has in RAM, in bytes.
+    /// Resident memory of the process, in bytes.
     pub fn resident(&self) -> u64 {
         const PAGE: u64 = 4096;
         let statm =
@@ -270,7 +271,7 @@ impl Process {
         statm.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok()).unwrap_or(0) * PAGE
     }
 
-    /// Ends all of it; its leader may end by itself first, where it is about to.
+    /// Ends the whole group. With `by_itself` the leader first gets time to end by itself.
     pub async fn end(&mut self, by_itself: bool) -> Ended {
         let limit = Instant::now() + if by_itself { LAST_WORDS_WITHIN } else { Duration::ZERO };
         while !self.group.has_ended() && Instant::now() < limit {
@@ -298,9 +299,9 @@ impl Process {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub status: io::Result<ExitStatus>,
-    /// What it printed last.
+    /// Its last printed lines.
     pub said: Vec<Said>,
-    /// The end of all that it printed.
+    /// The end of its output.
     pub last_words: String,
 }
 
@@ -313,18 +314,18 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// What became of a process that gave no sign.
+/// The reason text for a silent process.
 pub(super) fn silent() -> String {
     format!("its process gave no sign for {} s: it was stopped, or hung in the kernel", SILENT.as_secs())
 }
 
-/// The last line of what a process printed, behind a colon.
+/// The last line of the output, behind a colon.
 pub(super) fn said(last_words: &str) -> String {
     let line = last_words.lines().rev().map(str::trim).find(|line| !line.is_empty());
     line.map_or_else(String::new, |line| format!(": {line}"))
 }
 
-/// Puts what the user's code printed into the log, with what was in hand: run, batch, id, as far as it is known.
+/// Logs lines of the user's code with what was in progress: run, batch and id, as far as known.
 pub(super) fn print(said: Vec<Said>, about: Option<(&str, &str, &str)>) {
     let (run, batch, id) = about.unwrap_or_default();
     let lines = said.into_iter().filter_map(|said| match said {
@@ -341,11 +342,11 @@ pub(super) fn print(said: Vec<Said>, about: Option<(&str, &str, &str)>) {
     }
 }
 
-/// A place that a child connects to, known to this process and it.
+/// A listening address that only this process and its child know.
 fn listen() -> io::Result<(String, UnixListener)> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    // `RandomState` is seeded by the system: two containers may share a network and have one pid each.
+    // The system seeds `RandomState`: two containers may share a network and have equal process ids.
     let random = RandomState::new().hash_one(number);
     let name = mark_of(std::process::id(), number, random);
     let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
@@ -361,16 +362,16 @@ fn command(
 ) -> io::Result<(Command, io::PipeReader)> {
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new(&program.path);
-    // By which the child knows the pipe again.
+    // The child recognizes the pipe by this number.
     let pipe = nix::sys::stat::fstat(&reader)?.st_ino;
     command.arg(argument).arg(address).arg(pipe.to_string()).args(arguments).env(MARK, address);
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    // A group of its own: Ctrl-C at a terminal is for the worker.
+    // A process group of its own, because Ctrl-C at a terminal is meant for the worker.
     command.process_group(0).kill_on_drop(true);
     Ok((command, reader))
 }
 
-/// Waits until the child connects. What else connects is turned away.
+/// Waits until the child connects, and refuses all other connections.
 async fn connected(
     listener: &UnixListener,
     group: &Group,
@@ -386,8 +387,8 @@ async fn connected(
                 }
             }
             lines = output.next() => print(lines, None),
-            () = tokio::time::sleep(LOOK) => if group.has_ended() {
-                return Err(io::Error::other("it ended before it handed over to the command line"));
+            () = tokio::time::sleep(POLL) => if group.has_ended() {
+                return Err(io::Error::other("it ended before it called Millstream's command line"));
             }
         }
     }

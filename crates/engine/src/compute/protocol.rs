@@ -1,5 +1,5 @@
-//! What a worker and its pool process say to each other: frames as in [`millstream::child`], of other kinds. Both ends
-//! are the same build, so this is no format that anybody stores.
+//! The protocol between a worker and its pool process: frames as in [`millstream::child`], of other kinds. Both ends
+//! are one build, so the format is never stored.
 
 use millstream::Id;
 use millstream::block::Block;
@@ -8,23 +8,24 @@ use serde::{Deserialize, Serialize};
 
 use super::computed::Piece;
 
-/// The first argument that makes a pipeline's binary a pool process; threads, soft and hard limit in milliseconds follow.
+/// The first argument that makes a pipeline's binary a pool process; threads, soft and hard limit in milliseconds
+/// follow.
 pub(super) const ARGUMENT: &str = "__compute-pool";
 
-/// Worker: compute these ids.
+/// Worker → pool: compute these ids.
 pub(super) const ORDER: u8 = b'O';
-/// Worker: this order has no use any more.
+/// Worker → pool: this order has no use any more.
 pub(super) const CALL_OFF: u8 = b'X';
-/// Pool: some ids of an order are done.
+/// Pool → worker: some ids of an order are finished.
 pub(super) const PIECE: u8 = b'P';
-/// Pool: for so long its threads had an id since it last said so, summed over them.
+/// Pool → worker: busy thread time since the previous BUSY frame, summed over threads.
 pub(super) const BUSY: u8 = b'U';
-/// Pool: an id takes long.
+/// Pool → worker: an id takes long.
 pub(super) const OVERDUE: u8 = b'L';
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct OrderFrame<'a> {
-    /// Tells orders apart, from 1.
+    /// Identifies the order, from 1.
     pub order: u64,
     pub last: bool,
     pub codec: u8,
@@ -54,7 +55,7 @@ pub(super) fn encode_order<I: Id>(order: u64, ids: &[I], last: bool) -> Vec<u8> 
     encode(ORDER, &OrderFrame { order, last, codec, count: ids.len() as u32, block: &bytes })
 }
 
-/// The frame that brings a piece: the number of its order, and the piece.
+/// The frame that carries a piece: the number of its order, and the piece.
 pub(super) fn encode_piece(order: u64, piece: &Piece) -> Vec<u8> {
     encode(PIECE, &(order, piece))
 }

@@ -1,4 +1,4 @@
-//! What is computed of a batch so far: put down as it is done, and taken whenever there is a use for it.
+//! Results of a batch so far: added as they arrive, and taken whenever the worker stores them.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,11 +10,11 @@ use super::computed::Computed;
 use crate::fleet::times::Load;
 use crate::model::rows::MAX_INSERT_BYTES;
 
-/// Rows of so many bytes are stored apart from the rest of their batch: a message may have no more, so nothing is gained by
-/// keeping them.
+/// Rows of so many bytes are stored before the rest of their batch. A message may not have more, so keeping them longer
+/// has no use.
 pub(crate) const FULL: u64 = MAX_INSERT_BYTES;
 
-/// Where computed ids of a batch are put down, whichever process or thread had them.
+/// The store for computed ids of a batch, from whichever process or thread.
 #[derive(Debug)]
 pub(crate) struct Results<I> {
     held: Mutex<Held<I>>,
@@ -24,12 +24,12 @@ pub(crate) struct Results<I> {
 
 #[derive(Debug)]
 struct Held<I> {
-    /// Ids with rows, in pieces as they came. Those of one piece are neighbours.
+    /// Ids with rows, in pieces as they arrived. Ids of one piece are neighbours.
     done: Vec<Computed<I>>,
     again: Vec<(I, String)>,
-    /// Bytes of the rows that are here.
+    /// Bytes of the rows in the store.
     bytes: u64,
-    /// Ids that were put down, of either kind, whether they are still here or not.
+    /// Ids added so far, with or without a row, whether they are still in the store or not.
     answered: usize,
 }
 
@@ -41,7 +41,7 @@ impl<I> Default for Results<I> {
 }
 
 impl<I> Results<I> {
-    /// None yet; what is put down is counted as time that cores were used.
+    /// An empty store that reports core time to `load`.
     pub(crate) fn counted(load: Load) -> Self {
         Self { load: Some(load), ..Self::default() }
     }
@@ -50,7 +50,7 @@ impl<I> Results<I> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts down what is done, and what is to be tried again.
+    /// Adds finished ids, and ids that asked for another attempt.
     pub(super) fn put(&self, mut done: Computed<I>) {
         if let Some(load) = &self.load {
             load.spent(done.spent);
@@ -65,14 +65,15 @@ impl<I> Results<I> {
         }
     }
 
-    /// Waits until it has more rows than one message may carry: it is to be taken from, whether its batch is done or not.
+    /// Waits until the store has more rows than one message may carry: the worker must take some, whether the batch is
+    /// finished or not.
     pub(crate) async fn full(&self) {
         while self.held().bytes < FULL {
             self.full.notified().await;
         }
     }
 
-    /// Puts down what a process did that has one id at a time.
+    /// Adds results of an isolated process.
     pub(super) fn put_alone(&self, done: Computed<I>) {
         if let Some(load) = &self.load {
             load.alone(done.spent.computing);
@@ -80,7 +81,7 @@ impl<I> Results<I> {
         self.put(done);
     }
 
-    /// Ids that were put down so far.
+    /// Ids added so far.
     pub(crate) fn answered(&self) -> usize {
         self.held().answered
     }
@@ -92,14 +93,14 @@ impl<I> Results<I> {
 }
 
 impl<I: Id> Results<I> {
-    /// Takes all that is here.
+    /// Takes everything in the store.
     pub(super) fn take_all(&self, schema: &Schema) -> Computed<I> {
         let mut all = self.take(schema);
         all.again = self.take_again();
         all
     }
 
-    /// Takes the ids that have rows: in their order, but for those of later attempts.
+    /// Takes the ids that have rows: in order, except ids of later attempts.
     pub(crate) fn take(&self, schema: &Schema) -> Computed<I> {
         let mut done = {
             let mut held = self.held();

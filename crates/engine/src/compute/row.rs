@@ -1,7 +1,7 @@
-//! One id's one row, ok or dead: **every-id-yields-one-row**.
+//! One row for one id, ok or dead: **every-id-yields-one-row**.
 //!
-//! Rows are columns from the start: each value goes into the builder of its column, where it is checked. A row that does
-//! not fit its columns is that id's dead letter (**a-bad-value-costs-one-id**).
+//! Rows are columns from the start: each value goes into the builder of its column, which checks it. A row that does
+//! not fit its columns becomes a dead letter of its id (**a-bad-value-costs-one-id**).
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -10,38 +10,38 @@ use millstream::columns::Columns;
 use millstream::schema::Schema;
 use serde::{Deserialize, Serialize};
 
-/// A dead letter's reason is cut to this many bytes.
+/// Bytes to which a dead letter's reason is cut.
 const MAX_REASON: usize = 4096;
-/// A row has at most this many bytes before compression: no server takes more in one message, and a frame between two
-/// processes ([`millstream::child::MAX_FRAME`]) holds it behind the other rows of a piece.
+/// Most bytes of a row before compression: no server takes more in one message, and a frame between two processes
+/// ([`millstream::child::MAX_FRAME`]) holds it behind the other rows of a piece.
 const MAX_ROW: usize = 64 << 20;
-/// One row in so many is timed while it is written: a look at the clock costs as much as a light row.
+/// One row in so many is timed while it is written: reading a clock costs as much as a light row.
 const TIMED: usize = 128;
 
 /// Rows of some ids of a batch, one for each, in the order of the ids.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rows {
-    /// The pipeline's own columns; a dead letter has blanks there.
+    /// The pipeline's own columns; a dead letter has default values there.
     pub columns: Columns,
-    /// Which of the rows are dead letters, by their place, in order; and why.
+    /// Places of the dead letters, in order, with their reasons.
     pub dead: Vec<(u32, String)>,
-    /// How long some of the rows were written, and how many of them.
+    /// Time spent writing the timed rows, and their number.
     #[serde(skip)]
     writing: (Duration, u32),
 }
 
 impl Rows {
-    /// No rows yet, with room for so many.
+    /// No rows yet, with capacity for `rows` of them.
     pub fn with_room(schema: &Schema, rows: usize) -> Self {
         Self { columns: Columns::with_room(schema, rows), dead: Vec::new(), writing: Default::default() }
     }
 
-    /// How many there are.
+    /// How many rows there are.
     pub fn count(&self) -> usize {
         self.columns.rows()
     }
 
-    /// Their size before compression, without the columns that all pipelines have.
+    /// Size before compression, without the columns that all pipelines have.
     pub fn bytes(&self) -> usize {
         self.columns.bytes()
     }
@@ -73,7 +73,7 @@ impl Rows {
         }
     }
 
-    /// Appends the one row that a process which computes one id at a time has made.
+    /// Appends the row that an isolated process made.
     pub fn ok_columns(&mut self, row: Columns) {
         self.columns.append(row);
     }
@@ -100,7 +100,7 @@ impl Rows {
         Self { columns: self.columns.slice(places), dead, writing: Default::default() }
     }
 
-    /// Copies the rows in another order: the first is the one that was at place `order[0]`.
+    /// Copies the rows in another order: the first one was at place `order[0]`.
     pub fn reordered(&self, order: &[u32]) -> Self {
         let mut reasons: Vec<Option<&str>> = vec![None; self.count()];
         for (at, reason) in &self.dead {
@@ -112,26 +112,26 @@ impl Rows {
         Self { columns, dead, writing: Default::default() }
     }
 
-    /// Whether rows that another process sent are so many rows of these columns.
+    /// Whether rows from another process are `rows` rows of these columns.
     pub fn is_sound(&self, schema: &Schema, rows: usize) -> bool {
         self.columns.is_sound(schema, rows)
             && self.dead.is_sorted_by(|(one, _), (next, _)| one < next)
             && self.dead.last().is_none_or(|(at, _)| (*at as usize) < rows)
     }
 
-    /// Time that went into writing all of them.
+    /// Estimated time that writing all rows took.
     pub fn encoding(&self) -> Duration {
         let (time, rows) = self.writing;
         time.mul_f64(self.count() as f64 / f64::from(rows.max(1)))
     }
 }
 
-/// What a dead letter says of a row that does not fit its columns.
+/// The dead letter's text for a row that does not fit its columns.
 fn unfit(fault: &impl std::fmt::Display) -> String {
     format!("the row does not fit its columns: {fault}")
 }
 
-/// What a dead letter says of an id that asked for another attempt for the last time.
+/// The dead letter's text for an id that asked for another attempt when none was left.
 pub(super) fn gave_up(reason: &str) -> String {
     format!("gave up after every attempt: {reason}")
 }

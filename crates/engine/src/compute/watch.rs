@@ -1,41 +1,41 @@
-//! What every compute thread has in hand, so that an id which takes too long is noticed, at the price of two stores an
+//! Which id each compute thread works on, so that a watch notices an id that takes too long. The price is two stores an
 //! id.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// One thread's hand. Its own cache line: it is written for every id.
+/// One thread slot. It has its own cache line, because the thread writes it for every id.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Hand {
-    /// The order being computed; 0 for none.
+    /// The order in progress; 0 for none.
     order: AtomicU64,
-    /// Place of the id in hand within the order.
+    /// Place of the id in progress within the order.
     at: AtomicU32,
-    /// Ids begun so far: as long as it stands still, so does the id in hand.
+    /// Ids begun so far: while the count stands still, so does the id in progress.
     begun: AtomicU64,
 }
 
 impl Hand {
-    /// Takes an order in hand.
+    /// Notes the order that the thread works on.
     pub fn take(&self, order: u64) {
         self.order.store(order, Ordering::Relaxed);
     }
 
-    /// There is nothing in it any more.
+    /// Notes that the thread works on no order.
     pub fn put_down(&self) {
         self.order.store(0, Ordering::Relaxed);
     }
 
-    /// Whether there is anything in it.
+    /// Whether the thread works on an order.
     pub fn is_busy(&self) -> bool {
         self.order.load(Ordering::Relaxed) != 0
     }
 
-    /// An id is begun.
+    /// Notes that the thread begins an id.
     pub fn begin(&self, at: u32) {
         self.at.store(at, Ordering::Relaxed);
-        // This thread alone writes it, and a locked addition costs ten times as much.
+        // Only this thread writes the count, and a locked addition costs ten times as much.
         self.begun.store(self.begun.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
@@ -43,19 +43,18 @@ impl Hand {
 /// An id that takes longer than it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Overdue {
-    /// Its order.
+    /// The order of the id.
     pub order: u64,
-    /// Its place within the order.
+    /// The place of the id within the order.
     pub at: u32,
-    /// Whether it is beyond the hard limit.
+    /// Whether the id exceeds the hard limit.
     pub hard: bool,
 }
 
-/// An id that has been in hand for so long lasts: it may last for hours.
+/// Age at which an id in progress counts as long: it may take hours.
 const STANDS: Duration = Duration::from_millis(200);
 
-/// Looks at all hands again and again. Time is counted in looks, so that a process that was stopped for an hour and
-/// goes on blames no id for it.
+/// Polls all thread slots. Time is counted in polls, so that an id is not blamed while the process was suspended.
 #[derive(Debug)]
 pub(super) struct Watch {
     soft: Option<Duration>,
@@ -68,12 +67,12 @@ impl Watch {
         Self { soft, hard, seen: vec![(0, Duration::ZERO); threads] }
     }
 
-    /// Whether the id that this hand has was there at the looks before, too.
+    /// Whether the slot has had the same id at the last polls.
     pub fn stands(&self, hand: usize) -> bool {
         self.seen[hand].1 >= STANDS
     }
 
-    /// What has become overdue since the last look, which was `step` ago.
+    /// Ids that have become overdue since the last poll, which was `step` ago.
     pub fn look(&mut self, hands: &[Hand], step: Duration) -> Vec<Overdue> {
         let mut overdue = Vec::new();
         for (hand, (seen, age)) in hands.iter().zip(&mut self.seen) {
@@ -107,11 +106,11 @@ mod tests {
         let mut watch = Watch::new(2, Some(STEP * 2), Some(STEP * 4));
         hands[0].take(7);
         hands[0].begin(3);
-        let told: Vec<_> = (0..8).map(|_| watch.look(&hands, STEP)).collect();
+        let seen: Vec<_> = (0..8).map(|_| watch.look(&hands, STEP)).collect();
         let overdue = |hard| vec![Overdue { order: 7, at: 3, hard }];
-        assert_eq!(told[2], overdue(false), "{told:?}");
-        assert_eq!(told[4], overdue(true), "{told:?}");
-        assert_eq!(told.concat().len(), 2, "{told:?}");
+        assert_eq!(seen[2], overdue(false), "{seen:?}");
+        assert_eq!(seen[4], overdue(true), "{seen:?}");
+        assert_eq!(seen.concat().len(), 2, "{seen:?}");
     }
 
     #[test]

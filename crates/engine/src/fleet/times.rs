@@ -1,7 +1,7 @@
-//! How a process spends its time: counted where the work is done, summed up every few seconds.
+//! Time accounting: counted where the work is done, summed every few seconds.
 //!
-//! Nothing here looks at a clock for every id. The pool's own watch counts the hands that have an id, ten times a second;
-//! what idle cores wait for is sampled as often from what the worker holds.
+//! No code here reads a clock for every id. The pool's watch counts busy thread slots ten times a second; the worker
+//! samples at that interval what idle cores wait for.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,15 +15,15 @@ use crate::model::times::{RunShare, Spent, difference};
 use crate::model::record::Open;
 use crate::telemetry::labels::WaitsFor;
 
-/// How often it is sampled what idle cores wait for.
+/// How often the worker samples what idle cores wait for.
 pub(crate) const SAMPLE: Duration = Duration::from_millis(100);
-/// What idle cores wait for: places in [`WorkLoad::idle`].
+/// Places in [`WorkLoad::idle`]: what idle cores wait for.
 const IDS: usize = 0;
 const ROOM: usize = 1;
 const RATE: usize = 2;
-/// No idle core: one that has ids in a process which gives no sign.
+/// Not idle: a core with ids in a process that sends no sign of life.
 const SILENT: usize = 3;
-/// "Now" is this many reports long.
+/// How many reports the "recent" figures cover.
 pub(crate) const RECENT: usize = 4;
 
 /// Sums as they were at the last few reports.
@@ -35,7 +35,7 @@ impl<const N: usize> Recent<N> {
         Self([(Instant::now(), [0.0; N])].into())
     }
 
-    /// What was added since the oldest of them, and in how many seconds.
+    /// What was added since the oldest kept report, and in how many seconds.
     pub fn note(&mut self, sums: [f64; N]) -> ([f64; N], f64) {
         let now = Instant::now();
         self.0.push_back((now, sums));
@@ -47,26 +47,26 @@ impl<const N: usize> Recent<N> {
     }
 }
 
-/// What a process does at each moment, and how long it did what: of several things at once, the highest counts.
+/// Which phases a process is in, and for how long. Of several phases at one moment, the highest counts.
 #[derive(Debug)]
 pub(crate) struct Phases<const N: usize>(Mutex<PhaseState<N>>);
 
 #[derive(Debug)]
 struct PhaseState<const N: usize> {
-    /// How many of each are under way.
+    /// How often each phase is open now.
     open: [usize; N],
     seconds: [f64; N],
     since: Instant,
 }
 
-/// Ends when it is dropped.
+/// One phase that is under way; dropping the value ends it.
 pub(crate) struct Phase<'a, const N: usize> {
     phases: &'a Phases<N>,
     which: usize,
 }
 
 impl<const N: usize> Phases<N> {
-    /// Nothing is under way, which is phase 0.
+    /// No phase is open, which is phase 0.
     pub fn new() -> Self {
         Self(Mutex::new(PhaseState { open: [0; N], seconds: [0.0; N], since: Instant::now() }))
     }
@@ -80,13 +80,13 @@ impl<const N: usize> Phases<N> {
         state
     }
 
-    /// Begins something.
+    /// Begins a phase.
     pub fn begin(&self, which: usize) -> Phase<'_, N> {
         self.state().open[which] += 1;
         Phase { phases: self, which }
     }
 
-    /// Seconds of each so far.
+    /// Seconds of each phase so far.
     pub fn seconds(&self) -> [f64; N] {
         self.state().seconds
     }
@@ -98,25 +98,27 @@ impl<const N: usize> Drop for Phase<'_, N> {
     }
 }
 
-/// What a worker has in hand, and what it did.
+/// What a worker holds, and what it did.
 #[derive(Debug)]
 pub struct WorkLoad {
     cores: usize,
-    /// Whether the pool's hands are watched, and nanoseconds for which they had an id.
+    /// Whether the pool's thread slots are watched.
     watched: AtomicBool,
+    /// Nanoseconds for which the pool's thread slots had an id.
     busy: AtomicU64,
     computing: AtomicU64,
     encoding: AtomicU64,
-    /// The time computing and encoding that the pool's hands do not show.
+    /// Nanoseconds of computing and encoding that the pool's thread slots do not show.
     alone: AtomicU64,
-    /// Cores that the batches which are being computed can occupy.
+    /// Cores that the batches under computation can occupy.
     occupied: AtomicUsize,
-    /// Batches that wait for the broker to take their rows, for a rate limit.
+    /// Batches whose rows are on their way to NATS.
     publishing: AtomicUsize,
+    /// Batches that wait for a rate limit.
     paced: AtomicUsize,
-    /// Whether the pool's process has ids and gives no sign.
+    /// Whether the pool process has ids and sends no sign of life.
     silent: AtomicBool,
-    /// Cores without an id, by what was the matter, summed over the samples.
+    /// Cores without an id, by what they wait for, summed over the samples.
     idle: [AtomicU64; 4],
     runs: Mutex<BTreeMap<PassId, RunLoad>>,
 }
@@ -125,23 +127,24 @@ pub struct WorkLoad {
 struct RunLoad {
     ids: u64,
     dead: u64,
-    /// Ids that wait for another attempt, and why the last of them does.
+    /// Ids that wait for another attempt.
     asking: u64,
+    /// Why the last of these ids waits.
     why: Option<String>,
-    /// When each batch in hand arrived.
+    /// When each batch that the worker holds arrived.
     held: Vec<Instant>,
-    /// Ids at the last reports.
+    /// Id counts at the last reports.
     recent: VecDeque<(Instant, u64)>,
 }
 
-/// A batch in hand.
+/// A batch that the worker holds; dropping the value ends that.
 pub(crate) struct InHand<'a> {
     load: &'a WorkLoad,
     key: PassId,
     since: Instant,
 }
 
-/// Something that goes on until it is dropped.
+/// Counts something that is under way; dropping the value takes it off the count.
 pub(crate) struct Under<'a>(&'a AtomicUsize, usize);
 
 impl<'a> Under<'a> {
@@ -158,7 +161,7 @@ impl Drop for Under<'_> {
 }
 
 impl WorkLoad {
-    /// Of a host with so many compute threads.
+    /// Time accounting of a host with `cores` compute threads.
     pub fn new(cores: usize) -> Self {
         Self {
             cores,
@@ -180,36 +183,36 @@ impl WorkLoad {
         self.cores
     }
 
-    /// The pool's hands had an id for so long, summed over them, since this was last said.
+    /// Adds the time for which the pool's thread slots had an id since the last call, summed over the slots.
     pub(crate) fn busy(&self, time: Duration) {
         self.watched.store(true, Ordering::Relaxed);
         self.busy.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Whether the pool's process has ids and gives no sign.
+    /// Notes whether the pool process has ids and sends no sign of life.
     pub(crate) fn is_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Relaxed);
     }
 
-    /// Cores were used.
+    /// Adds used core time.
     pub(crate) fn spent(&self, spent: Spent) {
         self.computing.fetch_add(spent.computing.as_nanos() as u64, Ordering::Relaxed);
         self.encoding.fetch_add(spent.encoding.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Cores were used by children that have one id at a time, or for packing rows.
+    /// Adds core time of isolated processes, or of packing rows.
     pub(crate) fn alone(&self, spent: Duration) {
         self.alone.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// A batch of a pass has arrived.
+    /// Notes that a batch of a pass has arrived.
     pub(crate) fn take(&self, key: &PassId) -> InHand<'_> {
         let since = Instant::now();
         self.runs().entry(key.clone()).or_default().held.push(since);
         InHand { load: self, key: key.clone(), since }
     }
 
-    /// So many ids of a pass ask for another attempt, one of them for this reason.
+    /// Notes that `ids` ids of a pass ask for another attempt, one of them because of `why`.
     pub(crate) fn asking(&self, key: &PassId, ids: u64, why: &str) -> Asking<'_> {
         let mut runs = self.runs();
         let run = runs.entry(key.clone()).or_default();
@@ -218,34 +221,34 @@ impl WorkLoad {
         Asking { load: self, key: key.clone(), ids }
     }
 
-    /// So many ids are being computed.
+    /// Notes that `ids` ids are under computation.
     pub(crate) fn computing(&self, ids: u32) -> Under<'_> {
         Under::begin(&self.occupied, (ids as usize).min(self.cores))
     }
 
-    /// Rows of a batch are being packed, which takes a core that the pool does not show.
+    /// Notes that a batch's rows are being packed on a core that the pool does not show.
     pub(crate) fn packing(&self) -> Under<'_> {
         Under::begin(&self.occupied, 1)
     }
 
-    /// Rows were packed for so long.
+    /// Adds time for which rows were packed.
     pub(crate) fn packed(&self, took: Duration) {
         self.spent(Spent { computing: Duration::ZERO, encoding: took });
         self.alone(took);
     }
 
-    /// Rows are on their way to the broker.
+    /// Notes that rows are on their way to NATS.
     pub(crate) fn publishing(&self) -> Under<'_> {
         Under::begin(&self.publishing, 1)
     }
 
-    /// A batch waits because of its run's rate.
+    /// Notes that a batch waits for its run's rate limit.
     pub(crate) fn paced(&self) -> Under<'_> {
         Under::begin(&self.paced, 1)
     }
 
-    /// Notes what cores without ids wait for at this moment, when batches could be drawn for `free` cores: rows on
-    /// their way keep nobody waiting who has room for another batch. Returns how many cores wait for what.
+    /// Samples what cores without ids wait for, when the worker has permits to pull batches for `free` cores. Rows on
+    /// their way delay only a worker that lacks permits for another batch. Returns how many cores wait for what.
     pub(crate) fn sample(&self, free: usize) -> [(WaitsFor, usize); 3] {
         let occupied = self.occupied.load(Ordering::Relaxed).min(self.cores);
         let idle = self.cores - occupied;
@@ -265,14 +268,14 @@ impl WorkLoad {
         [(WaitsFor::Ids, for_ids), (WaitsFor::Room, for_room), (WaitsFor::Rate, for_rate)]
     }
 
-    /// Where the cores' time went in `elapsed`: the parts of [`CoreTimes`].
+    /// How the cores spent `elapsed`: the parts of [`CoreTimes`].
     pub(crate) fn sums(&self, elapsed: Duration) -> [f64; 6] {
         let number = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
         let all = elapsed.as_secs_f64() * self.cores as f64;
         let seconds = |nanos: &AtomicU64| number(nanos) / 1e9;
         let computing = seconds(&self.computing);
         let encoding = seconds(&self.encoding);
-        // Without a watch (a pool in this very process) what was measured piece by piece has to do.
+        // Without a watch (a pool in this very process) the times measured for each piece must do.
         let busy = if self.watched.load(Ordering::Relaxed) {
             seconds(&self.busy) + seconds(&self.alone)
         } else {
@@ -287,7 +290,7 @@ impl WorkLoad {
         [busy - encoding, encoding, ids, part(ROOM), part(RATE), part(SILENT)]
     }
 
-    /// What is done for each pass that is open.
+    /// What the worker does for each open pass.
     pub(crate) fn shares(&self, open: &Open) -> Vec<RunShare> {
         let mut runs = self.runs();
         runs.retain(|key, load| open.contains_key(key) || !load.held.is_empty());
@@ -324,7 +327,7 @@ impl RunLoad {
 }
 
 impl InHand<'_> {
-    /// Rows of it are stored, so many of them dead letters.
+    /// Notes that rows of the batch are stored, and how many of them are dead letters.
     pub fn stored(&self, ids: u32, dead: u32) {
         let mut runs = self.load.runs();
         let run = runs.entry(self.key.clone()).or_default();
@@ -333,7 +336,7 @@ impl InHand<'_> {
     }
 }
 
-/// Ids that wait for another attempt, until it is dropped.
+/// Ids that wait for another attempt; dropping the value ends that.
 pub(crate) struct Asking<'a> {
     load: &'a WorkLoad,
     key: PassId,
@@ -358,7 +361,7 @@ impl Drop for InHand<'_> {
     }
 }
 
-/// What is shared with whoever counts.
+/// The time accounting, shared with the code that counts.
 pub type Load = Arc<WorkLoad>;
 
 #[cfg(test)]
@@ -386,7 +389,7 @@ mod tests {
         }
     }
 
-    /// The pool's process, and its watch with it, begins with the first batch.
+    /// The pool process and its watch begin with the first batch.
     #[test]
     fn time_before_the_first_batch_was_idle() {
         let load = WorkLoad::new(2);
@@ -398,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_on_their_way_keep_only_those_waiting_who_have_no_room() {
+    fn rows_on_their_way_delay_only_a_worker_without_permits() {
         let waited = |free, publishing: bool| {
             let load = WorkLoad::new(4);
             let _one = load.computing(1);
@@ -412,7 +415,7 @@ mod tests {
         assert_eq!(waited(0, false), [3, 0, 0, 0]);
     }
 
-    /// It read as a wait for the broker, whose answers were all there.
+    /// Regression: this time read as a wait for NATS although all its answers had arrived.
     #[test]
     fn cores_of_a_process_that_gives_no_sign_wait_for_nothing() {
         let load = WorkLoad::new(4);
@@ -426,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_never_looked_has_only_waited() {
+    fn a_process_that_never_sampled_has_only_waited() {
         let times = CoreTimes::from(WorkLoad::new(4).sums(SECOND));
         assert_eq!((times.all, times.waiting_for_ids), (4.0, 4.0));
     }

@@ -1,6 +1,6 @@
-//! Addresses of servers as they may be shown.
+//! Server addresses as logs and messages may print them.
 
-/// An address fit to be shown.
+/// The address without its password.
 pub(crate) fn without_password(url: &str) -> String {
     url.split(',')
         .map(|part| match (part.find("://"), part.rfind('@')) {

@@ -1,4 +1,4 @@
-//! Which program computes: a name that rows carry, so that the rows of two builds can be told apart.
+//! Which program computes: rows carry this name, so that an operator can separate the rows of two builds.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use twox_hash::XxHash64;
 
-/// Read at once while the program is hashed.
+/// Bytes read in one call while the program is hashed.
 const PIECE: usize = 1 << 20;
 
 /// This program's build: the pipeline's version, if it has one, and a hash of the program's file: `1.4.0+9f86d081884c7d65`.
@@ -19,7 +19,7 @@ pub fn of_this_program(version: &str) -> String {
     let hash = HASH.get_or_init(|| match hash_of("/proc/self/exe") {
         Ok(hash) => format!("{hash:016x}"),
         Err(error) => {
-            tracing::warn!(%error, "the program's own file cannot be read: rows do not say which build computed them");
+            tracing::warn!(%error, "the program's own file cannot be read: rows will not name the build that computed them");
             "unknown".to_owned()
         }
     });

@@ -1,4 +1,4 @@
-//! A process of the fleet: who it is, and what it says of itself.
+//! A process of the fleet: its identity, and what it reports about itself.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,56 +10,56 @@ use serde::{Deserialize, Serialize};
 
 use super::moment::now_ms;
 use super::times::{CoreTimes, ProduceTimes, RunShare, SinkTimes};
-/// What helps rows whose columns the table does not have.
-const COLUMNS_HINT: &str = "`setup` of the build that computed them shows what the table lacks, `setup --yes` changes it; the rows \
-                            come again by themselves, within ten minutes";
-/// What helps rows that ClickHouse refuses though their columns fit.
-pub(crate) const REFUSED_HINT: &str = "once the table takes them, the rows come again by themselves; where the build that computed \
-                                       them is at fault: give the workers a mended one, then `verify RUN --repair --recompute` has \
-                                       these ids computed again";
+/// Hint for rows whose columns the table does not have.
+const COLUMNS_HINT: &str = "run `setup` with the build that computed the rows: it shows the missing columns, `setup --yes` adds them; \
+                            the rows are redelivered within ten minutes";
+/// Hint for rows that ClickHouse refuses although their columns fit.
+pub(crate) const REFUSED_HINT: &str = "once the table accepts the rows, a sink stores them at their next redelivery; if the build that \
+                                       computed them is at fault, deploy a corrected build to the workers, \
+                                       then `verify RUN --repair --recompute` has these ids computed again";
 
-/// One process at one moment.
+/// The report of one process at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostReport {
-    /// Its host.
+    /// The name of its host.
     pub host: String,
-    /// Its process there.
+    /// Its process id on that host.
     pub pid: u32,
-    /// What tells it from another process with the same host name and process id, as two containers may have.
+    /// Separates processes with equal host name and process id: two containers may have both in common.
     #[serde(default)]
     pub instance: u32,
-    /// Milliseconds since 1970 when it began.
+    /// When the process began, in milliseconds since 1970.
     pub started_ms: u64,
-    /// The build that it runs.
+    /// The build that the process runs.
     #[serde(default)]
     pub build: String,
-    /// What it does.
+    /// What the process does.
     #[serde(flatten)]
     pub doing: Doing,
 }
 
-/// What a process does. Times are of the last seconds (`recent`) and since its start (`total`).
+/// What a process does. `recent` times cover the last seconds, `total` times cover the process since its start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "lowercase")]
 pub enum Doing {
-    /// It computes.
+    /// A worker.
     Work {
         /// Its compute threads.
         cores: usize,
-        /// Where their time goes.
+        /// Where the cores' time goes.
         recent: CoreTimes,
-        /// Where their time went.
+        /// Where the cores' time went.
         total: CoreTimes,
-        /// What it does for each pass.
+        /// What the worker does for each pass.
         runs: Vec<RunShare>,
-        /// Why it draws no batches. `null` where it does.
+        /// Why the worker pulls no batches; `null` where it pulls them.
         #[serde(default)]
         unable: Option<String>,
-        /// Subjects of batches that it handed back for its own sake, and how often.
+        /// Subjects of batches that the worker returned because of its own fault, and how often.
         #[serde(default)]
         returned: BTreeMap<String, i64>,
     },
-    /// It stores rows.
+    /// A sink.
     Sink {
         /// Where its time goes.
         recent: SinkTimes,
@@ -67,20 +67,20 @@ pub enum Doing {
         total: SinkTimes,
         /// Rows stored a second.
         rows_per_second: f64,
-        /// What stands against rows that the table does not take: builds and columns. `null` where no rows wait for that.
+        /// Why the table does not take rows: builds and columns. `null` where no rows wait for that reason.
         #[serde(default)]
         left: Option<String>,
-        /// The passes whose rows those are, the first of them.
+        /// The first passes whose rows the table does not take.
         #[serde(default)]
         left_passes: Vec<LeftPass>,
-        /// The passes of the rows that it has in hand.
+        /// The passes whose rows the sink holds.
         #[serde(default)]
         holds: Vec<(String, u32)>,
-        /// Passes that its sealer cannot seal, the first of them, and why.
+        /// The first passes that its sealer cannot seal, and why.
         #[serde(default)]
         waits: Vec<WaitingPass>,
     },
-    /// It publishes a run.
+    /// A producer of a run.
     Produce {
         /// The run.
         run: String,
@@ -91,26 +91,26 @@ pub enum Doing {
     },
 }
 
-/// Why rows were handed back.
+/// Why a sink returned rows to the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
-    /// The table lacks columns of theirs, or has them with other types.
+    /// The table lacks columns that the rows have, or has these columns with other types.
     Columns,
-    /// ClickHouse refuses rows of columns that fit.
+    /// ClickHouse refuses the rows although their columns fit.
     Refused,
 }
 
-/// A pass of which rows wait, and for what.
+/// A pass whose rows wait, and for what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftPass {
     /// The run.
     pub run: String,
     /// The pass.
     pub pass: u32,
-    /// Why.
+    /// Why the rows wait.
     pub cause: Cause,
-    /// The build that computed them, and the columns or ClickHouse's words; shortened.
+    /// The build that computed the rows, and the columns or ClickHouse's error; shortened.
     pub why: String,
 }
 
@@ -121,23 +121,23 @@ pub struct WaitingPass {
     pub run: String,
     /// The pass.
     pub pass: u32,
-    /// What stands in the way, and what helps; shortened.
+    /// What prevents the seal, and what helps; shortened.
     pub why: String,
 }
 
 impl HostReport {
-    /// Whether both are of one process in one role.
+    /// Whether both reports are of one process in one role.
     fn is_of_same(&self, other: &Self) -> bool {
         let process = |report: &Self| (report.pid, report.instance, report.started_ms, report.doing.role());
         self.host == other.host && process(self) == process(other)
     }
 
-    /// Whether this process wrote it, in whichever role.
+    /// Whether this process wrote the report, in whichever role.
     pub(crate) fn is_own(&self) -> bool {
         self.instance == instance() && self.pid == std::process::id() && self.host == host_name()
     }
 
-    /// What it does for a pass, if it computes it.
+    /// What the process does for a pass, if it computes that pass.
     pub fn share_of(&self, pass: &PassId) -> Option<&RunShare> {
         match &self.doing {
             Doing::Work { runs, .. } => {
@@ -147,7 +147,7 @@ impl HostReport {
         }
     }
 
-    /// Whether it has rows of a pass in hand.
+    /// Whether the process holds rows of a pass.
     pub fn holds(&self, pass: &PassId) -> bool {
         match &self.doing {
             Doing::Sink { holds, .. } => {
@@ -157,7 +157,7 @@ impl HostReport {
         }
     }
 
-    /// What stands against rows of a pass that it has handed back.
+    /// Why the sink returned rows of a pass.
     pub fn left_of(&self, pass: &PassId) -> Option<&LeftPass> {
         self.left_passes().iter().find(|left| left.run == pass.run.as_str() && left.pass == pass.pass)
     }
@@ -169,12 +169,12 @@ impl HostReport {
         }
     }
 
-    /// Whether it is a worker.
+    /// Whether the process is a worker.
     pub(crate) fn computes(&self) -> bool {
         matches!(self.doing, Doing::Work { .. })
     }
 
-    /// Why it draws no batches, if it should and does not.
+    /// Why the worker pulls no batches, if it should.
     pub fn unable(&self) -> Option<&str> {
         match &self.doing {
             Doing::Work { unable, .. } => unable.as_deref(),
@@ -182,7 +182,7 @@ impl HostReport {
         }
     }
 
-    /// How often it handed the batch with this subject back for its own sake.
+    /// How often the worker returned the batch with this subject because of its own fault.
     pub(crate) fn returned(&self, subject: &str) -> i64 {
         match &self.doing {
             Doing::Work { returned, .. } => returned.get(subject).copied().unwrap_or(0),
@@ -190,7 +190,7 @@ impl HostReport {
         }
     }
 
-    /// What keeps passes from their seal, as this process found it.
+    /// What keeps passes from their seal, as this process's sealer found.
     pub fn waits(&self) -> &[WaitingPass] {
         match &self.doing {
             Doing::Sink { waits, .. } => waits,
@@ -198,7 +198,7 @@ impl HostReport {
         }
     }
 
-    /// What stands against rows that it has and the table does not take.
+    /// Why the table does not take rows that this sink has.
     pub fn left(&self) -> Option<&str> {
         match &self.doing {
             Doing::Sink { left, .. } => left.as_deref(),
@@ -207,7 +207,7 @@ impl HostReport {
     }
 }
 
-/// What helps rows that sinks have and the table does not take, each text once.
+/// Hints for rows that sinks have and the table does not take, each text once.
 pub fn left_hint<'a>(hosts: impl IntoIterator<Item = &'a HostReport>) -> String {
     let mut refused = BTreeSet::new();
     let mut lacks_columns = false;
@@ -222,12 +222,12 @@ pub fn left_hint<'a>(hosts: impl IntoIterator<Item = &'a HostReport>) -> String 
         _ => "RUN",
     };
     let refused = (!refused.is_empty()).then(|| REFUSED_HINT.replace("RUN", run));
-    let told = refused.into_iter().chain(lacks_columns.then(|| COLUMNS_HINT.to_owned()));
-    told.collect::<Vec<_>>().join("; ")
+    let hints = refused.into_iter().chain(lacks_columns.then(|| COLUMNS_HINT.to_owned()));
+    hints.collect::<Vec<_>>().join("; ")
 }
 
-/// The reports with their totals counted from earlier ones, which is what happened in between: services live longer than a
-/// run. Processes that said nothing new are left out.
+/// The reports with earlier totals subtracted, so that they cover only the time in between: services live longer than a
+/// run. Processes without a new report are left out.
 pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
     let reports = now.iter().map(|report| {
         let mut report = report.clone();
@@ -240,7 +240,7 @@ pub fn since(now: &[HostReport], before: &[HostReport]) -> Vec<HostReport> {
 }
 
 impl Doing {
-    /// Counts its total from an earlier one.
+    /// Subtracts an earlier total from this one.
     fn take_off(&mut self, before: &Self) {
         match (self, before) {
             (Self::Work { total, .. }, Self::Work { total: before, .. }) => *total = total.since(*before),
@@ -252,7 +252,7 @@ impl Doing {
         }
     }
 
-    /// All that its total comes to.
+    /// The sum of all totals.
     fn seconds(&self) -> f64 {
         match self {
             Self::Work { total, .. } => total.all,
@@ -270,7 +270,7 @@ impl Doing {
     }
 }
 
-/// A number that tells this process from others whose hosts have one name and which have one process id, as in containers.
+/// A number that separates this process from others with equal host name and process id, as in containers.
 pub(crate) fn instance() -> u32 {
     static INSTANCE: LazyLock<u32> = LazyLock::new(|| RandomState::new().hash_one(now_ms()) as u32);
     *INSTANCE
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_in_between_is_told_from_what_was_before() {
+    fn earlier_totals_are_subtracted() {
         let before = [sink(1, [100.0, 1.0, 2.0]), sink(2, [50.0, 0.0, 0.0])];
         let now = [sink(1, [100.5, 1.0, 6.0]), sink(2, [50.0, 0.0, 0.0]), sink(3, [1.0, 0.0, 0.0])];
         assert_eq!(since(&now, &before), [sink(1, [0.5, 0.0, 4.0]), sink(3, [1.0, 0.0, 0.0])]);

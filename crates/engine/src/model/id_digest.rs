@@ -1,4 +1,4 @@
-//! How many ids there are and which, in sixteen bytes, whatever their order.
+//! The number and identity of a set of ids in sixteen bytes, independent of their order.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::record::decimal;
 
-/// Some ids, told by their number and by a sum over them. Two lists with the same ids have the same digest in any order; an
-/// id that is there twice counts twice.
+/// A set of ids, identified by their number and by a sum over them. Two lists of the same ids have equal digests in any
+/// order; an id that occurs twice counts twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdDigest {
-    /// How many.
+    /// How many ids.
     pub ids: u64,
-    /// Wrapping sum of `sipHash64(id)` over them, as ClickHouse computes it of what is stored.
+    /// Wrapping sum of `sipHash64(id)` over the ids, as ClickHouse computes it for stored rows.
     #[serde(with = "decimal")]
     pub digest: u64,
 }
@@ -41,7 +41,7 @@ impl AddAssign for IdDigest {
     }
 }
 
-/// Equal words mean equal ids: the fingerprint of a list.
+/// The fingerprint of a list: equal texts mean equal ids.
 impl fmt::Display for IdDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ids with digest {:016x}", self.ids, self.digest)

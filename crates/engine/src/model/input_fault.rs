@@ -1,24 +1,24 @@
 //! Why an input cannot be read as ids.
 
-/// Why an input cannot be read, beside what the system says. Comes within an [`std::io::Error`].
+/// Why an input cannot be read, apart from what the system reports. Travels inside an [`std::io::Error`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadFault {
-    /// The second reading found something else than the first.
+    /// The second reading found other content than the first.
     #[error("it changed after it was checked")]
     Changed,
-    /// A quote that has no end.
+    /// A quote that is never closed.
     #[error("a quote that opens on line {line} is never closed")]
     OpenQuote {
-        /// Where it opens.
+        /// The line on which it opens.
         line: u64,
     },
     /// Text between the end of a quoted field and the next delimiter.
     #[error("a quote that opens on line {line} is closed before the end of its field")]
     EarlyQuote {
-        /// Where it opens.
+        /// The line on which it opens.
         line: u64,
     },
-    /// A quote that would be text, and was hardly meant so.
+    /// A quote after a blank: it would be text, and the author of the file hardly meant that.
     #[error("line {line} has a blank between a delimiter and a quote")]
     BlankQuote {
         /// The line.
@@ -36,16 +36,16 @@ pub enum ReadFault {
         /// The encoding.
         encoding: &'static str,
     },
-    /// No text at all.
+    /// The file is no text.
     #[error("it is a {kind} file, and text is needed")]
     NoText {
-        /// What it begins like.
+        /// The kind of file that its first bytes show.
         kind: &'static str,
     },
-    /// A device that gives bytes without an end.
+    /// A device that gives bytes without end.
     #[error("it is a device, which has no end")]
     Device,
-    /// An answer of ClickHouse that ends within a row.
+    /// ClickHouse's answer ends within a row.
     #[error("the answer was cut off in row {row}")]
     Cut {
         /// The row.
@@ -53,31 +53,31 @@ pub enum ReadFault {
     },
 }
 
-/// Why there is no such column.
+/// Why a column cannot be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ColumnFault {
-    /// No column of the name.
+    /// No column has this name.
     #[error("it has no such column, its columns are {}", .found.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))]
     Missing {
-        /// The names there are.
+        /// The names of the columns that exist.
         found: Vec<String>,
     },
-    /// Two columns of one name.
+    /// Two columns have one name.
     #[error("{places} of its columns have that name")]
     Twice {
-        /// How many.
+        /// How many columns have it.
         places: usize,
     },
-    /// A header that looks like ids.
+    /// The header looks like ids.
     #[error("its first line is `{line}`, which looks like ids and not like names of columns")]
     LikeIds {
         /// The line.
         line: String,
     },
-    /// A number beyond the last column.
+    /// The number is beyond the last column.
     #[error("its first line has {found} fields")]
     TooFew {
-        /// How many it has.
+        /// How many fields the line has.
         found: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! Moments and lengths of time as a person says and reads them.
+//! Moments and lengths of time, as an operator writes and reads them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,15 +11,15 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
 }
 
-/// A moment that somebody named.
+/// A moment that an operator named.
 ///
-/// Two are equal when they were named in the same words: `10m` is still the same request when it is repeated a minute
-/// later, for whoever goes on with what it began.
+/// Two moments are equal when their words are: a command that repeats `10m` a minute later is still the same request,
+/// so it can continue what the first one began.
 #[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 pub struct Moment {
-    /// The words.
+    /// The operator's words.
     pub words: String,
-    /// What they meant when they were said, in milliseconds since 1970.
+    /// What the words meant when the operator gave them, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
@@ -30,7 +30,7 @@ impl PartialEq for Moment {
 }
 
 impl Moment {
-    /// Reads a moment of RFC 3339, or a length of time before `now_ms`: `90s`, `10m`, `2h`, `3d`.
+    /// Parses a moment of RFC 3339, or a length of time before `now_ms`: `90s`, `10m`, `2h`, `3d`.
     pub fn parse(words: &str, now_ms: u64) -> Option<Self> {
         let at_ms = match ago(words) {
             Some(ago) => now_ms.saturating_sub(ago),
@@ -40,7 +40,7 @@ impl Moment {
     }
 }
 
-/// `10m` in milliseconds.
+/// The milliseconds of a length such as `10m`.
 fn ago(words: &str) -> Option<u64> {
     let number = words.trim_end_matches(|symbol: char| symbol.is_ascii_alphabetic());
     let unit: u64 = match &words[number.len()..] {
@@ -53,24 +53,24 @@ fn ago(words: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// Milliseconds since 1970; before it, 0.
+/// Milliseconds since 1970; 0 for an earlier moment.
 pub(crate) fn since_1970_ms(moment: OffsetDateTime) -> u64 {
     u64::try_from(moment.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
-/// The moment as NATS takes it; what no calendar has is the year 1970.
+/// The moment in the type that NATS takes; 1970 if it is beyond the calendar.
 pub(crate) fn calendar(at_ms: u64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_ms) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
-/// A moment for people, to the second: `2026-11-25T18:03:00Z`.
+/// The moment as text, to the second: `2026-11-25T18:03:00Z`.
 pub fn shown(at_ms: u64) -> String {
     let seconds = calendar(at_ms / 1000 * 1000);
     seconds.format(&Rfc3339).unwrap_or_else(|_| format!("{at_ms} ms after 1970"))
 }
 
-/// A length of time for people, in the largest unit that leaves no rest: `30 d`, `90 s`.
+/// The length of time as text, in the largest unit that divides it: `30 d`, `90 s`.
 pub fn length(time: Duration) -> String {
     let seconds = time.as_secs();
     let (unit, name) = [(86400, "d"), (3600, "h"), (60, "min")]
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_read_as_people_say_them() {
+    fn moments_are_read_as_operators_write_them() {
         let now = 1_795_621_875_015;
         let table = [
             ("90s", Some(now - 90_000)),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_told_in_their_largest_unit() {
+    fn lengths_are_shown_in_their_largest_unit() {
         let table =
             [(0, "0 s"), (59, "59 s"), (90, "90 s"), (120, "2 min"), (7200, "2 h"), (30 * 86400, "30 d")];
         for (seconds, text) in table {

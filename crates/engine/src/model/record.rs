@@ -1,4 +1,4 @@
-//! The records themselves: what is kept of a run and of a pass of it.
+//! The stored records of a run and of its passes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,64 +9,64 @@ use serde::{Deserialize, Serialize};
 use super::id_digest::IdDigest;
 use super::selection::Selection;
 
-/// What an open run is made of, in words.
+/// `source` of an open run.
 pub(crate) const SOURCE: &str = "lines as they come";
 
-/// Passes that are not at their end, by name and number: running, paused, and cancelled ones whose messages are still
-/// there; for a sealer also sealed ones that are not announced, or have messages still. It does not grow with the runs there
-/// ever were.
+/// Passes that are not finished, by name and number: running and paused passes, and cancelled ones that still have
+/// messages. A sealer also sees sealed passes that are not announced or still have messages. The map does not grow with
+/// the number of past runs.
 pub type Open = BTreeMap<PassId, PassRecord>;
 
-/// What an id costs.
+/// The measured cost of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
-    /// Ids that were timed; 0 when none was done in the time that there was: the figure is then the least it can be.
+    /// Ids that were timed. 0 if none finished in the available time: then the figure is a lower bound.
     pub ids: u64,
-    /// Nanoseconds that one core works on an id, on average.
+    /// Nanoseconds of one core for an id, on average.
     pub id_nanos: u64,
-    /// Bytes of an id in a message at most.
+    /// Most bytes of an id in a message.
     pub id_bytes: u64,
-    /// Bytes of a row as it travels.
+    /// Bytes of a row in a message.
     pub row_bytes: u64,
     /// Bytes of a row before compression.
     pub raw_bytes: u64,
 }
 
-/// What a run is made of.
+/// What a run consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The run's name.
     pub run: RunName,
     /// The ids in words: `ids 1..=1000`, `file ids.txt`.
     pub source: String,
-    /// The same, so that equal means the same ids: a digest where the words do not say it. Empty for an open run.
+    /// Identity of the id set: the range itself, or a digest for files and queries. Empty for an open run.
     pub fingerprint: String,
-    /// Ids that were put into a batch at most.
+    /// Most ids of a batch.
     pub batch_ids: u32,
-    /// Ids that the input announced, where it could say so before it was read.
+    /// Ids that the input announced, if it could announce them before it was read.
     pub expected_ids: Option<u64>,
-    /// Whether the input can hold one id twice; a range cannot.
+    /// Whether the input can hold an id twice; a range cannot.
     pub may_repeat: bool,
-    /// Milliseconds since 1970 when it was begun.
+    /// When the run was begun, in milliseconds since 1970.
     pub created_ms: u64,
-    /// What was published; `None` while it is being published.
+    /// What was published; `None` while the producer publishes.
     pub published: Option<Published>,
-    /// What an id cost before anything was published, where that chose the size of the batches.
+    /// Cost of an id, measured before publishing, if that measurement chose the batch size.
     #[serde(default)]
     pub timing: Option<Timing>,
-    /// Of an open run, what the first batches of it came to: those are not counted again when it is closed.
+    /// Totals of the first batches of an open run, so that closing the run does not count them again.
     #[serde(default)]
     pub so_far: Option<Published>,
 }
 
 impl RunRecord {
-    /// Whether its ids were not known when it was begun, but published as they came.
+    /// Whether the producer publishes the ids as they arrive, without knowing them at the start.
     pub fn is_open(&self) -> bool {
         self.fingerprint.is_empty()
     }
 }
 
-/// What a run came to once all of it was published.
+/// Totals of a run that is completely published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// Number of batches, numbered from 0.
@@ -76,30 +76,30 @@ pub struct Published {
     /// Wrapping sum of `sipHash64(id)` over those ids, in decimal: JSON numbers of other languages lose digits.
     #[serde(with = "decimal")]
     pub digest: u64,
-    /// Ids that the input had twice within a batch, dropped.
+    /// Ids that the producer dropped because their batch had them already.
     pub dropped_repeats: u64,
-    /// Milliseconds since 1970.
+    /// When publishing ended, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
 impl Published {
-    /// The ids that the run has.
+    /// The digest of the run's ids.
     pub fn id_digest(&self) -> IdDigest {
         IdDigest { ids: self.ids, digest: self.digest }
     }
 }
 
-/// Where a pass stands.
+/// The state of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PassState {
-    /// Being computed, or waiting to be.
+    /// Workers compute it, or will.
     Running,
-    /// Held back by a person: nothing of it is computed until it is resumed.
+    /// Paused by an operator or a limit: workers compute none of it until it is resumed.
     Paused,
-    /// Ended by a person: never computed further, never sealed. Rows that are stored stay.
+    /// Cancelled by an operator: never computed further, never sealed. Stored rows stay.
     Cancelled,
-    /// Proven and visible.
+    /// Proven by a sealer, and visible to readers.
     Sealed,
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for PassState {
     }
 }
 
-/// Where a run stands: as its newest pass does, or not published yet. Its words are those that commands print.
+/// The state of a run: that of its newest pass, or `publishing`. Commands print these words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
@@ -119,14 +119,14 @@ pub enum RunState {
     Running,
     /// An operator, or a limit that an operator set, holds it back.
     Paused,
-    /// An operator has ended it.
+    /// An operator has cancelled it.
     Cancelled,
     /// A sealer has proven it, and readers see it.
     Sealed,
 }
 
 impl RunState {
-    /// The state of a run with this newest pass; before its first batch it has none.
+    /// The state of a run whose newest pass is `pass`; `None` before the first batch.
     pub fn of(run: &RunRecord, pass: Option<&PassRecord>) -> Self {
         match (&run.published, pass.map_or(PassState::Running, |pass| pass.state)) {
             (None, PassState::Running) => Self::Publishing,
@@ -134,7 +134,7 @@ impl RunState {
         }
     }
 
-    /// Whether neither a worker, a sink nor a sealer will change it.
+    /// Whether the state is final for workers, sinks and sealers.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Sealed | Self::Cancelled)
     }
@@ -170,54 +170,54 @@ pub struct PassRecord {
     pub run: RunName,
     /// The pass, from 1.
     pub pass: u32,
-    /// Where it stands.
+    /// The state of the pass.
     pub state: PassState,
-    /// The largest batch, so that a worker knows how many cores one can occupy before it pulls it.
+    /// Ids of the largest batch: a worker knows from it how many cores a batch can occupy before it pulls one.
     pub batch_ids: u32,
-    /// Milliseconds since 1970 when it was begun.
+    /// When the pass was begun, in milliseconds since 1970.
     pub started_ms: u64,
-    /// What was proven; `None` until sealed.
+    /// What the sealer proved; `None` until the seal.
     pub sealed: Option<Sealed>,
-    /// Which ids it computes, where those are not all of the run's; the rows of the others it takes over.
+    /// Which ids a partial replay computes. A full pass has `None`. The other ids' rows are copied.
     #[serde(default)]
     pub covers: Option<Covers>,
-    /// Each step up doubles its share of the cores, each step down halves it.
+    /// Each step up doubles the pass's share of the cores, each step down halves it.
     #[serde(default)]
     pub priority: i8,
-    /// Ids a second that the whole fleet begins at most.
+    /// Rate limit: most ids that the whole fleet begins in a second.
     #[serde(default)]
     pub rate: Option<u32>,
-    /// It is paused once it has more dead letters than this.
+    /// The pass is paused once it has more dead letters than this.
     #[serde(default)]
     pub max_dead: Option<u64>,
-    /// Why it is paused, where no person did it.
+    /// Why the pass is paused, if no operator paused it.
     #[serde(default)]
     pub paused_for: Option<String>,
-    /// Which repair has claimed it and is not done, if there is one.
+    /// The repair that has claimed the pass and is not finished, if there is one.
     #[serde(default)]
     pub repair: Option<u64>,
-    /// Whether the messages of a pass that is over are gone; where it is sealed, also whether it was announced and its consumer
-    /// is gone. Until then the next sealer finishes what the last one left.
+    /// Whether the messages of a finished pass are deleted. For a sealed pass also whether the seal was announced and
+    /// the consumer is deleted. Until then the next sealer continues the cleanup.
     #[serde(default)]
     pub freed: bool,
-    /// Whether the seal was announced, where the rest had to wait.
+    /// Whether the seal was announced, if the rest of the cleanup had to wait.
     #[serde(default)]
     pub announced: bool,
-    /// Whether it is being forgotten: readers see it no more, and some of it may be gone.
+    /// Whether the pass is being forgotten: readers no longer see it, and some of it may be deleted.
     #[serde(default)]
     pub forgetting: bool,
-    /// Whether it was sealed once and a repair has opened it again: readers see it meanwhile.
+    /// Whether a repair has reopened a sealed pass: readers still see it meanwhile.
     #[serde(default)]
     pub unsealed: bool,
 }
 
 impl PassRecord {
-    /// Which pass of which run it is.
+    /// The id of the pass.
     pub fn id(&self) -> PassId {
         self.run.pass(self.pass)
     }
 
-    /// A pass that begins at this moment by the server's clock, in milliseconds since 1970.
+    /// A pass that begins at this moment of the server's clock, in milliseconds since 1970.
     pub fn begin(pass: &PassId, batch_ids: u32, started_ms: u64) -> Self {
         Self {
             run: pass.run.clone(),
@@ -240,49 +240,49 @@ impl PassRecord {
     }
 }
 
-/// The ids that a pass computes again, where those are not all of the run's.
+/// The ids that a partial replay computes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covers {
-    /// The sealed pass whose ids they are, and whose other rows it takes over.
+    /// The sealed pass that the ids come from, and whose other rows the partial replay copies.
     pub base: u32,
-    /// What was asked for.
+    /// What the operator asked for.
     #[serde(flatten)]
     pub selection: Selection,
-    /// The batches that it came to, where it is of batches: from the first to below the second of each pair.
+    /// The selected batches, if the selection is by batch: each pair is first and end (exclusive).
     #[serde(default)]
     pub ranges: Vec<[u32; 2]>,
-    /// What it came to when the pass was begun. It must come to the same until the seal; early records do not say.
+    /// The digest of the selected ids when the pass was begun. It must be equal at the seal; early records lack it.
     #[serde(default)]
     pub selected: Option<IdDigest>,
-    /// How many ids are published; `None` while they are being published.
+    /// How many ids are published; `None` while the producer publishes.
     pub ids: Option<u64>,
 }
 
 impl Covers {
-    /// The sealed pass of this run whose ids they are.
+    /// The sealed pass of `run` that the ids come from.
     pub fn base_of(&self, run: &RunName) -> PassId {
         run.pass(self.base)
     }
 }
 
-/// What was proven of a pass.
+/// What the sealer proved of a pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
     /// Rows, one for each id.
     pub rows: u64,
-    /// How many of them are dead letters.
+    /// How many of these rows are dead letters.
     pub dead: u64,
     /// Ids that the user gave more than once, in different batches.
     pub repeated_ids: u64,
-    /// Milliseconds since 1970.
+    /// When the pass was sealed, in milliseconds since 1970.
     pub at_ms: u64,
-    /// What the pipeline's summary query answered.
+    /// The answer of the pipeline's summary query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Vec<serde_json::Value>>,
-    /// Why it answered nothing, where it failed.
+    /// Why the summary query failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary_fault: Option<String>,
-    /// The builds that computed it.
+    /// The builds that computed the pass.
     #[serde(default)]
     pub builds: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Which ids of a pass another one computes again, as an operator asks for it.
+//! Which ids of a pass a partial replay computes, as an operator asks for it.
 
 use std::fmt;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use super::moment::Moment;
 
-/// Which of a pass's dead letters are meant: all of them, or those that fit.
+/// Which dead letters of a pass are selected: all of them, or those that match every given field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Letters {
-    /// Only those whose error holds this text.
+    /// Only dead letters whose error contains this text.
     pub error: Option<String>,
-    /// Only those of this batch.
+    /// Only dead letters of this batch.
     pub batch: Option<u32>,
-    /// Only those that this host computed.
+    /// Only dead letters that this host computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Only those that this build computed.
+    /// Only dead letters that this build computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<String>,
 }
 
-/// What a person asked for.
+/// What an operator asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Selection {
     /// Dead letters.
     Letters(Letters),
-    /// Ids whose rows fulfil a condition in SQL.
+    /// Ids whose rows fulfil an SQL condition.
     Where(String),
     /// Batches by number.
     Batches {
@@ -36,11 +36,11 @@ pub enum Selection {
         /// The one after the last.
         end: u32,
     },
-    /// Batches by when they were published.
+    /// Batches by their publishing time.
     Published {
-        /// Then or later.
+        /// At this moment or later.
         since: Option<Moment>,
-        /// Before then.
+        /// Before this moment.
         until: Option<Moment>,
     },
 }

@@ -1,15 +1,15 @@
-//! Where the time of processes goes, as they report it.
+//! Where processes spend their time, as they report it.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Time of cores, summed over them.
+/// Time of cores, summed over the cores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
     /// In the user's function.
     pub computing: Duration,
-    /// In writing rows into columns, and packing them.
+    /// In writing rows into columns, and in packing these.
     pub encoding: Duration,
 }
 
@@ -20,22 +20,22 @@ impl std::ops::AddAssign for Spent {
     }
 }
 
-/// Where the time of a host's cores went, in seconds of cores.
+/// Where the cores of a host spent their time, in core seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct CoreTimes {
-    /// All of it.
+    /// The sum of all fields.
     pub all: f64,
     /// In the user's function.
     pub computing: f64,
     /// Writing and compressing rows.
     pub encoding: f64,
-    /// Without ids.
+    /// Idle, without ids.
     pub waiting_for_ids: f64,
-    /// Without room for another batch, because of rows that the broker did not take yet.
+    /// Idle, because the worker lacks permits for another batch: NATS has not stored its rows yet.
     pub waiting_for_room: f64,
-    /// Held back by a run's rate limit.
+    /// Idle, because of a run's rate limit.
     pub held_by_rate: f64,
-    /// With ids in a process that gave no sign: nothing is known of it.
+    /// With ids in a process that sends no sign of life: whether these cores compute is unknown.
     #[serde(default)]
     pub silent: f64,
 }
@@ -50,7 +50,7 @@ impl From<[f64; 6]> for CoreTimes {
 }
 
 impl CoreTimes {
-    /// What came after an earlier look.
+    /// The times since an earlier reading.
     pub(crate) fn since(self, before: Self) -> Self {
         let of =
             |Self {
@@ -62,16 +62,16 @@ impl CoreTimes {
     }
 }
 
-/// Where a sink's time went, in seconds. An insert under way counts before a question, a question before a wait.
+/// Where a sink's time went, in seconds. An insert under way counts before a query, a query before a wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct SinkTimes {
-    /// All of it.
+    /// The sum of all fields.
     pub all: f64,
     /// At least one insert was under way.
     pub inserting: f64,
-    /// ClickHouse was asked what landed.
+    /// The sink asked ClickHouse which rows are stored.
     pub asking: f64,
-    /// There was nothing to insert, or not enough of it yet.
+    /// The sink had no rows to insert, or not enough of them yet.
     pub waiting_for_rows: f64,
 }
 
@@ -84,7 +84,7 @@ impl From<[f64; 3]> for SinkTimes {
 }
 
 impl SinkTimes {
-    /// What came after an earlier look.
+    /// The times since an earlier reading.
     pub(crate) fn since(self, before: Self) -> Self {
         let of = |Self { waiting_for_rows, asking, inserting, .. }| [waiting_for_rows, asking, inserting];
         difference(of(self), of(before)).into()
@@ -94,11 +94,11 @@ impl SinkTimes {
 /// Where a producer's time went, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProduceTimes {
-    /// All of it.
+    /// The sum of all fields.
     pub all: f64,
-    /// The input was slower than the broker.
+    /// The producer waited for its input.
     pub reading: f64,
-    /// The broker was slower than the input: as many batches were on their way as may be.
+    /// The producer waited for NATS: it had as many batches in flight as it may have.
     pub waiting_for_broker: f64,
 }
 
@@ -111,7 +111,7 @@ impl From<[f64; 2]> for ProduceTimes {
 }
 
 impl ProduceTimes {
-    /// What came after an earlier look.
+    /// The times since an earlier reading.
     pub(crate) fn since(self, before: Self) -> Self {
         let of = |Self { reading, waiting_for_broker, .. }| [reading, waiting_for_broker];
         difference(of(self), of(before)).into()
@@ -127,20 +127,20 @@ pub struct RunShare {
     pub pass: u32,
     /// Ids computed since the process began.
     pub ids: u64,
-    /// Dead letters among them.
+    /// Dead letters among these ids.
     #[serde(default)]
     pub dead: u64,
     /// Ids that wait for another attempt.
     #[serde(default)]
     pub asking: u64,
-    /// Why one of them does.
+    /// Why one of these ids waits.
     #[serde(default)]
     pub why: Option<String>,
     /// Ids a second now.
     pub ids_per_second: f64,
-    /// Batches in hand.
+    /// Batches that the host holds.
     pub held: usize,
-    /// Seconds since the oldest of them arrived.
+    /// Seconds since the oldest of these batches arrived.
     pub oldest_seconds: f64,
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn difference<const N: usize>(now: [f64; N], before: [f64; N]) -> [f6
     std::array::from_fn(|part| now[part] - before[part])
 }
 
-/// Seconds to the millisecond. What is estimated from samples may be a little less than it was a moment ago.
+/// Seconds, rounded to a millisecond. An estimate from samples may fall a little between two readings.
 fn in_millis(seconds: f64) -> f64 {
     (seconds.max(0.0) * 1000.0).round() / 1000.0
 }

@@ -1,8 +1,9 @@
-//! Whether batches still have the right size while their run is computed, seen from outside.
+//! Batch size control: whether batches still have the right size while their run is computed, measured from the
+//! producer.
 //!
-//! A host holds what it works on and as much again, unless few long batches are left. So a batch that all hosts' hands are
-//! full of is worked on for half of the time that it is held, or all of it, and how long it is held follows from how many
-//! are held and how many are done (Little's law, <https://doi.org/10.1287/opre.9.3.383>), however many hosts there are.
+//! A host holds the batch that it works on and as much again, unless few long batches are left. So a fully busy host
+//! works on a batch for half or all of the time that it holds it. That time follows from how many batches are held and
+//! how many are finished (Little's law, <https://doi.org/10.1287/opre.9.3.383>). The number of hosts does not matter.
 
 use std::time::{Duration, Instant};
 
@@ -15,43 +16,44 @@ use crate::nats::broker::Broker;
 use crate::produce::sample::TARGET;
 use crate::work::schedule::{LONG, TAIL};
 
-/// How often workers are looked at.
+/// How often the producer measures the workers.
 const EVERY: Duration = Duration::from_secs(5);
-/// Batches between two looks that say something.
+/// Batches finished between two measurements that suffice for a verdict.
 const ENOUGH: u64 = 8;
-/// A size is changed when it is this many times too large or too small, and by no more at once.
+/// A size changes only when it is this many times too large or too small.
 const WORTHWHILE: f64 = 2.0;
 const AT_ONCE: f64 = 8.0;
 
-/// Workers of a pass at one moment, and what was published by then.
+/// Measurement: workers of a pass at one moment, and what was published by then.
 #[derive(Debug, Clone, Copy)]
-struct Look {
+struct Measurement {
     at: Instant,
-    /// Batches that nobody has taken.
+    /// Batches that no worker has pulled.
     pending: u64,
     /// Batches that workers hold.
     held: u64,
-    /// Batches and ids published.
+    /// Batches published.
     batches: u64,
+    /// Ids published.
     ids: u64,
 }
 
-impl Look {
+impl Measurement {
     fn done(&self) -> u64 {
         self.batches.saturating_sub(self.pending + self.held)
     }
 
-    /// Whether every host has its hands full.
+    /// Whether every host is fully busy.
     fn is_busy(&self) -> bool {
         self.pending > 0 && self.held > 0
     }
 }
 
-/// Keeps the size of batches.
+/// Controls the batch size.
 #[derive(Debug)]
 pub(crate) struct Pace {
     size: u32,
-    last: Option<Look>,
+    last: Option<Measurement>,
     next: Instant,
 }
 
@@ -61,7 +63,7 @@ impl Pace {
         Self { size, last: None, next: Instant::now() }
     }
 
-    /// Looks at the workers once in a while; the size of batches from now on, when it is to be another.
+    /// Measures the workers from time to time; returns a new batch size if it should change.
     pub async fn look(&mut self, broker: &Broker, run: &RunName, published: &Published) -> Option<u32> {
         let at = Instant::now();
         if at < self.next {
@@ -71,7 +73,7 @@ impl Pace {
         let info = match broker.work_progress(&run.pass(1)).await {
             Ok(info) => info?,
             Err(error) => {
-                tracing::debug!(%run, error = full_cause(&error), "batches keep their size for now");
+                tracing::debug!(%run, error = full_cause(&error), "workers not measured: batches keep their size for now");
                 return None;
             }
         };
@@ -79,18 +81,18 @@ impl Pace {
         let held = info.num_ack_pending as u64;
         let batches = u64::from(published.batches);
         let ids = published.ids;
-        let now = Look { at, pending, held, batches, ids };
+        let now = Measurement { at, pending, held, batches, ids };
         let size = self.judge(&now)?;
-        tracing::info!(%run, ids = size, "batches are of another size from now on: ids cost more or less than before");
+        tracing::info!(%run, ids = size, "batch size changed: the measured cost per id changed");
         Some(size)
     }
 
-    /// Batches are of this size from now on, whatever was seen before.
+    /// Sets the size, and forgets earlier measurements.
     pub fn resize(&mut self, size: u32) {
         (self.size, self.last) = (size, None);
     }
 
-    fn judge(&mut self, now: &Look) -> Option<u32> {
+    fn judge(&mut self, now: &Measurement) -> Option<u32> {
         let before = match self.last {
             Some(before) if before.is_busy() && now.is_busy() => before,
             _ => {
@@ -98,7 +100,7 @@ impl Pace {
                 return None;
             }
         };
-        // Slow ones take several looks.
+        // Slow batches need several measurements.
         let seconds = seconds_of_host(&before, now)?;
         self.last = Some(*now);
         let size = better(self.size, seconds, &before, now)?;
@@ -107,9 +109,9 @@ impl Pace {
     }
 }
 
-/// Seconds that one host works on a batch, as seen between two moments at which all were busy; `None` while too little is
-/// done.
-fn seconds_of_host(before: &Look, now: &Look) -> Option<f64> {
+/// Seconds that one host works on a batch, from two measurements at which all hosts were busy; `None` while too few
+/// batches are finished.
+fn seconds_of_host(before: &Measurement, now: &Measurement) -> Option<f64> {
     let done = now.done().saturating_sub(before.done());
     if done < ENOUGH {
         return None;
@@ -120,9 +122,9 @@ fn seconds_of_host(before: &Look, now: &Look) -> Option<f64> {
     Some(if ahead { seconds_held / 2.0 } else { seconds_held })
 }
 
-/// The size at which a host works [`TARGET`] on a batch, when it is far enough from this one.
-fn better(size: u32, seconds: f64, before: &Look, now: &Look) -> Option<u32> {
-    // Batches that lingered are smaller than they may be.
+/// The size at which a host works for [`TARGET`] on a batch, if it differs enough from `size`.
+fn better(size: u32, seconds: f64, before: &Measurement, now: &Measurement) -> Option<u32> {
+    // Batches that lingered are smaller than allowed.
     let ids = (now.ids - before.ids) as f64 / (now.batches - before.batches).max(1) as f64;
     let size = f64::from(size);
     let better = ids / seconds * TARGET.as_secs_f64();
@@ -134,27 +136,27 @@ fn better(size: u32, seconds: f64, before: &Look, now: &Look) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// Two looks ten seconds apart, with so many batches of 100 ids done between them.
-    fn looks(held: u64, pending: u64, done: u64) -> (Look, Look) {
+    /// Two measurements ten seconds apart, with `done` batches of 100 ids finished between them.
+    fn measurements(held: u64, pending: u64, done: u64) -> (Measurement, Measurement) {
         let at = Instant::now();
-        let before = Look { at, pending, held, batches: 1000 + pending + held, ids: 0 };
+        let before = Measurement { at, pending, held, batches: 1000 + pending + held, ids: 0 };
         let batches = before.batches + done;
-        (before, Look { at: at + Duration::from_secs(10), batches, ids: done * 100, ..before })
+        (before, Measurement { at: at + Duration::from_secs(10), batches, ids: done * 100, ..before })
     }
 
     #[test]
     fn the_time_of_a_host_does_not_depend_on_how_many_there_are() {
-        // A host that works for 1 s on a batch does ten in ten seconds, and holds two.
+        // A host that works for 1 s on a batch finishes ten in ten seconds, and holds two.
         for hosts in [2, 10, 400] {
-            let (before, now) = looks(hosts * 2, 100, hosts * 10);
+            let (before, now) = measurements(hosts * 2, 100, hosts * 10);
             assert_eq!(seconds_of_host(&before, &now), Some(1.0), "{hosts} hosts");
-            // Near the end it holds what it works on alone: five, for 2 s each.
-            let (before, now) = looks(hosts, TAIL, hosts * 5);
+            // Near the end a host holds only what it works on: five batches, for 2 s each.
+            let (before, now) = measurements(hosts, TAIL, hosts * 5);
             assert_eq!(seconds_of_host(&before, &now), Some(2.0), "{hosts} hosts");
         }
     }
 
-    fn judged(size: u32, (before, now): (Look, Look)) -> Option<u32> {
+    fn judged(size: u32, (before, now): (Measurement, Measurement)) -> Option<u32> {
         let mut pace = Pace::new(size);
         assert_eq!(pace.judge(&before), None);
         pace.judge(&now)
@@ -163,33 +165,33 @@ mod tests {
     #[test]
     fn sizes_follow_the_costs() {
         // 2 s, 1 s, 0.1 s and a moment.
-        let sizes = [20, 40, 400, 400_000].map(|done| judged(100, looks(8, 100, done)));
+        let sizes = [20, 40, 400, 400_000].map(|done| judged(100, measurements(8, 100, done)));
         assert_eq!(sizes, [None, Some(200), Some(800), Some(800)]);
-        assert_eq!(judged(100, looks(80, 100, 50)), Some(25));
+        assert_eq!(judged(100, measurements(80, 100, 50)), Some(25));
         // Batches of a tenth of their size lingered.
-        assert_eq!(judged(1000, looks(8, 100, 20)), Some(125));
-        assert_eq!(judged(1, looks(8, 100, 20)), Some(8));
+        assert_eq!(judged(1000, measurements(8, 100, 20)), Some(125));
+        assert_eq!(judged(1, measurements(8, 100, 20)), Some(8));
     }
 
     #[test]
-    fn free_hands_and_few_batches_say_nothing() {
+    fn idle_hosts_and_few_batches_say_nothing() {
         for (held, pending, done) in [(8, 0, 1000), (0, 100, 1000), (8, 100, 7)] {
-            assert_eq!(judged(100, looks(held, pending, done)), None, "{held} {pending} {done}");
+            assert_eq!(judged(100, measurements(held, pending, done)), None, "{held} {pending} {done}");
         }
     }
 
     #[test]
-    fn what_takes_long_is_seen_over_several_looks() {
-        let (before, now) = looks(80, 100, 5);
+    fn slow_batches_are_judged_over_several_measurements() {
+        let (before, now) = measurements(80, 100, 5);
         let mut pace = Pace::new(100);
         assert_eq!([before, now].map(|look| pace.judge(&look)), [None, None]);
-        let later = Look {
+        let later = Measurement {
             at: now.at + Duration::from_secs(10),
             batches: now.batches + 5,
             ids: now.ids + 500,
             ..now
         };
-        // 40 s, of which an eighth is as much as is changed at once.
+        // 40 s, of which one change corrects at most a factor of eight.
         assert_eq!(pace.judge(&later), Some(13));
     }
 }

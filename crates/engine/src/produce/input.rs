@@ -1,11 +1,11 @@
-//! Where a run's ids come from, and how they are cut into batches.
+//! Where a run's ids come from, and how they become batches.
 //!
-//! Input is read twice: once to find every bad line and to learn count and digest, before anything is published; once to
-//! publish. Neither pass keeps more than one batch; the first also draws a bounded sample, on which the function is timed.
-//! The second reads the very bytes of the first, or fails (`blocks`).
+//! Input is read twice: first to find every bad line and to compute count and digest, before anything is published;
+//! then to publish. Neither reading keeps more than one batch; the first also draws a bounded sample, on which the
+//! function is timed. The second reading sees exactly the bytes of the first, or fails (`blocks`).
 //!
-//! An id is taken byte for byte, or refused by its line and the reason (`text`). Lines (`lines`), a column of CSV
-//! (`fields`) and a query's answer (`rows`) are three ways to write ids.
+//! An id is taken byte for byte, or refused with its line and the reason (`text`). Ids come as lines (`lines`), as a
+//! column of CSV (`fields`), or as a query's answer (`rows`).
 
 mod blocks;
 mod cut;
@@ -35,13 +35,13 @@ pub use lines::{Lines, feed};
 pub use rows::Value;
 pub use sample::Sample;
 
-/// How many bad lines are shown.
+/// How many bad lines an error shows.
 pub const SHOWN_FAULTS: usize = 10;
 
 /// The ids of a run as the user gave them.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// Numbers from the first to the last, both included.
+    /// Numbers from `first` to `last`, both included.
     Range {
         /// The first.
         first: u64,
@@ -50,54 +50,54 @@ pub enum Input {
     },
     /// A file that can be read twice.
     File {
-        /// The file, open: another that takes its name does not matter.
+        /// The open file, so that another file under its name does not matter.
         file: Arc<File>,
-        /// Its name for people: the path, or `standard input`.
+        /// Its name in messages: the path, or `standard input`.
         shown: String,
-        /// How ids are written in it.
+        /// How the file holds ids.
         form: Form,
     },
 }
 
-/// How ids are written in a file.
+/// How a file holds ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
-    /// A line is an id.
+    /// One id a line.
     Lines,
-    /// A column of CSV.
+    /// One id a record, in a column of CSV.
     Column(Column),
-    /// What a query answered, in RowBinary.
+    /// A query's answer in RowBinary.
     Rows(Value),
 }
 
-/// What is known of an input before it is published.
+/// What a producer knows of an input before it publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
     /// The ids in words.
     pub source: String,
-    /// Equal for equal ids.
+    /// Equal for equal sets of ids.
     pub fingerprint: String,
-    /// How many ids there are, repeats counted.
+    /// How many ids there are, including repeats.
     pub ids: u64,
-    /// Whether one can be there twice.
+    /// Whether an id can occur twice.
     pub may_repeat: bool,
-    /// Wrapping sum of `sipHash64(id)`, repeats counted; a range says by its ends what it holds.
+    /// Wrapping sum of `sipHash64(id)`, including repeats; `None` for a range, whose ends identify its ids.
     pub digest: Option<u64>,
-    /// Empty lines, which were passed over.
+    /// Empty lines, which are skipped.
     pub blank: u64,
-    /// Lines that hold no id, and were passed over because the user said so.
+    /// Lines without an id, skipped because the user allowed it.
     pub bad: u64,
-    /// The first of them.
+    /// The first bad lines, by number and fault.
     pub first_bad: Vec<(u64, String)>,
-    /// What was read, which is what is published.
+    /// Hashes of the bytes that were read, which the second reading checks.
     seen: Option<Arc<Seen>>,
 }
 
-/// Ids one after the other, as they are published.
+/// Ids one after the other, as the producer publishes them.
 pub type Ids<I> = Box<dyn Iterator<Item = Result<I, Error>> + Send>;
 
 impl Input {
-    /// Lines of a file.
+    /// The input that has one id in each line of `file`.
     pub fn lines(file: File, shown: impl Into<String>) -> Self {
         Self::File { file: Arc::new(file), shown: shown.into(), form: Form::Lines }
     }
@@ -116,28 +116,29 @@ impl Input {
         }
     }
 
-    /// Reads all of it without keeping more than a sample. Blocks.
+    /// Reads the whole input, but keeps only a sample. Blocks.
     ///
     /// # Errors
-    /// [`Error::BadLines`] with the first of them and their number; [`Error::NoIds`], [`Error::NoColumn`],
+    /// [`Error::BadLines`] with the first bad lines and their number; [`Error::NoIds`], [`Error::NoColumn`],
     /// [`Error::Input`].
     pub fn survey<I: Id>(&self) -> Result<(Survey, Sample<I>), Error> {
-        let (survey, sample) = self.look(|_, _| Ok(()))?;
+        let (survey, sample) = self.survey_with(|_, _| Ok(()))?;
         match survey.bad {
             0 => Ok((survey, sample)),
             _ => Err(self.bad_lines(&survey)),
         }
     }
 
-    /// The same, but lines that hold no id are passed over, and each is told, by number and fault. Blocks.
+    /// Reads like [`Self::survey`], but skips lines without an id, and reports each to `bad` by number and fault.
+    /// Blocks.
     ///
     /// # Errors
-    /// As [`Self::survey`], with [`Error::BadLines`] when no line holds an id; what `bad` fails with.
+    /// Errors of [`Self::survey`]; [`Error::BadLines`] only if no line holds an id; errors of `bad`.
     pub fn survey_past_bad<I: Id>(
         &self,
         bad: impl FnMut(u64, &str) -> Result<(), Error>,
     ) -> Result<(Survey, Sample<I>), Error> {
-        let (mut survey, sample) = self.look(bad)?;
+        let (mut survey, sample) = self.survey_with(bad)?;
         if survey.bad > 0 {
             let lines = if survey.bad == 1 { "line" } else { "lines" };
             survey.source += &format!(" but for {} bad {lines}", survey.bad);
@@ -145,7 +146,7 @@ impl Input {
         Ok((survey, sample))
     }
 
-    fn look<I: Id>(
+    fn survey_with<I: Id>(
         &self,
         mut bad: impl FnMut(u64, &str) -> Result<(), Error>,
     ) -> Result<(Survey, Sample<I>), Error> {
@@ -200,10 +201,10 @@ impl Input {
         }
     }
 
-    /// The ids that were surveyed, one after the other. Blocks.
+    /// The surveyed ids, one after the other. Blocks.
     ///
     /// # Errors
-    /// [`Error::Input`] when the input can be read no more, or has changed since.
+    /// [`Error::Input`] when the input cannot be read any more, or has changed.
     pub fn ids<I: Id>(&self, survey: &Survey) -> Result<Ids<I>, Error> {
         let file = match self {
             Self::Range { first, last } => {
@@ -217,7 +218,7 @@ impl Input {
             loop {
                 match reader.next::<I>() {
                     Ok(Some(Line::Id(id))) => return Some(Ok(id)),
-                    // It was surveyed, and is passed over as it was then.
+                    // The survey counted and skipped this line.
                     Ok(Some(Line::Bad { .. })) => {}
                     Ok(None) => return None,
                     Err(source) => return Some(Err(input.unreadable(source))),
@@ -254,17 +255,17 @@ impl Input {
     }
 }
 
-/// Does something that blocks, on a thread of its own that ends with it or with the process. Not one of tokio's: those are
-/// waited for at the end, and nothing can end a read.
+/// Runs blocking work on a thread of its own that ends with the work or with the process. Not on a tokio thread: tokio
+/// waits for its threads at the end, and nothing can interrupt a read.
 ///
 /// # Errors
-/// The system's, when it gives no thread; when the work panicked.
+/// When the system gives no thread; when the work panicked.
 pub fn aside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> {
     let (sender, receiver) = oneshot::channel();
-    // It begins now, not when it is waited for.
+    // The work begins now, not at the first await.
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         // A caller that is gone wants no answer.
         drop(sender.send(work()));
@@ -275,7 +276,7 @@ pub fn aside<T: Send + 'static>(
     }
 }
 
-/// The ends of a range, where a source or fingerprint is one: as [`Input::shown`] spells it.
+/// The ends of the range that a source or fingerprint names, in the form of [`Input::shown`].
 pub(crate) fn range_in(text: &str) -> Option<(u64, u64)> {
     let (first, last) = text.strip_prefix("ids ")?.split_once("..=")?;
     Some((first.parse().ok()?, last.parse().ok()?))
@@ -286,11 +287,11 @@ pub(crate) fn range_in(text: &str) -> Option<(u64, u64)> {
 pub enum Line<I> {
     /// An id.
     Id(I),
-    /// Something else.
+    /// No id.
     Bad {
-        /// Its number, from 1.
+        /// The number of the line, from 1.
         number: u64,
-        /// Why it is no id.
+        /// Why the line is no id.
         fault: String,
     },
 }
@@ -304,7 +305,7 @@ impl<I> Line<I> {
     }
 }
 
-/// A file on its way, however ids are written in it.
+/// A reader for any form of ids.
 enum Reader {
     Lines(PlainLines<Blocks>),
     Fields(Box<Fields<Blocks>>),
@@ -404,7 +405,7 @@ mod tests {
         assert_ne!(of(&a), of(&c));
     }
 
-    /// Of ten equal stretches of the input, the least and the most that the sample has of one.
+    /// The least and the most that a sample has of any of ten equal stretches of the input.
     fn stretches(ids: &[u64], first: u64, all: u64) -> (usize, usize) {
         let mut counts = [0; 10];
         ids.iter().for_each(|id| counts[((id - first) * 10 / all) as usize] += 1);
@@ -440,15 +441,15 @@ mod tests {
     #[test]
     fn bad_lines_are_passed_over_where_the_user_says_so() {
         let (_file, input) = file("1\nx\n3\n", None);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let (survey, _) = input
             .survey_past_bad::<u64>(|line, _| {
-                told.push(line);
+                reported.push(line);
                 Ok(())
             })
             .expect("two ids");
         assert_eq!((survey.ids, survey.bad, survey.first_bad[0].0), (2, 1, 2));
-        assert_eq!((told, &*survey.source), (vec![2], "file `ids` but for 1 bad line"));
+        assert_eq!((reported, &*survey.source), (vec![2], "file `ids` but for 1 bad line"));
         let ids: Vec<u64> = input.ids(&survey).expect("opens").map(|id| id.expect("an id")).collect();
         assert_eq!(ids, [1, 3]);
         // A whole file without an id is the wrong file.
@@ -462,7 +463,7 @@ mod tests {
         let (survey, _) = input.survey::<u64>().expect("sound");
         file.write_all(b"3\n").expect("written");
         let ids = |survey| input.ids::<u64>(survey).expect("opens").collect::<Result<Vec<u64>, Error>>();
-        // What came later is another run's.
+        // Later lines belong to another run.
         assert_eq!(ids(&survey).expect("the same"), [1, 2]);
         file.set_len(2).expect("cut");
         let error = ids(&survey).expect_err("shorter");

@@ -1,14 +1,14 @@
-//! Open runs: ids are published as they come, in batches that are full or have waited long enough, and the run is closed
+//! Open runs: ids are published as they arrive, in batches that are full or have waited long enough; the run is closed
 //! when its input ends.
 //!
-//! Batches are numbered as they are published, one after the other, so that there are never gaps: a number is tried only
-//! once the one before it is stored. Of several producers the first to store a number has it; the others count that batch
-//! with theirs and take the next. So each knows at any time what all of the run comes to, and the one whose input ends
-//! closes it for all.
+//! Batches get consecutive numbers without gaps: a producer tries a number only once the batch before it is stored. If
+//! several producers try one number, the first to store it wins; the others count that batch with theirs and take the
+//! next number. So each producer knows the run's totals at any time, and the one whose input ends closes the run for
+//! all.
 //!
-//! The end is stored like a batch, under the first number that is free, and so it is the stream that decides what came in
-//! time: whoever finds the end under a number has nothing more to publish. Then the run's record says what there is, which
-//! anybody can do who finds the end and no such word.
+//! The end marker is stored like a batch, under the first free number, so the stream decides which ids came in time: a
+//! producer that finds the marker publishes no more. Then the run's record gets the totals. Any producer that finds the
+//! marker without them may write them.
 
 mod append;
 
@@ -34,58 +34,58 @@ use crate::session::Session;
 use crate::stop::Stop;
 use crate::telemetry::metrics::Metrics;
 
-/// Ids a batch at most, while the first of them are timed.
+/// Most ids of a batch while the first ids are timed.
 const FIRST_SIZE: u32 = 256;
-/// Bad lines that are named.
+/// Bad lines that are logged.
 const NAMED: usize = 10;
 
-/// What is to be followed.
+/// The feed to follow.
 #[derive(Debug, Clone)]
 pub struct Feed {
     /// The run's name.
     pub run: RunName,
-    /// Ids a batch at most; `None` leaves it to what the first ids cost, and then to how fast workers are.
+    /// Most ids of a batch; `None` chooses by the cost of the first ids, and then by the speed of workers.
     pub batch_ids: Option<u32>,
-    /// How long an id waits for others at most.
+    /// How long an id may wait for others.
     pub linger: Duration,
-    /// Priority of its pass; a run that exists keeps its own.
+    /// Priority of the run's pass; an existing run keeps its own.
     pub priority: i8,
-    /// Dead letters beyond which it is paused.
+    /// The pass is paused beyond so many dead letters.
     pub max_dead: Option<u64>,
-    /// Ids a second that the whole fleet begins at most.
+    /// Rate limit: most ids that the whole fleet begins in a second.
     pub rate: Option<u32>,
-    /// Where it is counted what is published.
+    /// The metrics that count published batches.
     pub metrics: Metrics,
 }
 
-/// Where following a feed ended.
+/// In which state a producer leaves an open run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// The run is closed.
     Closed(Published),
-    /// It is open, with what came so far: this process was told to stop, or its input broke.
+    /// The run is open, with the totals so far: the user stopped this producer, or its input failed.
     Open(Published),
-    /// Another producer closed it meanwhile: these ids, and what follows them, are not in it.
+    /// Another producer closed the run meanwhile: these ids, and later ones, are not in it.
     ClosedElsewhere {
-        /// What it came to.
+        /// Totals of the run.
         published: Published,
-        /// Ids that were read and are not in it.
+        /// Ids that were read and are not in the run.
         not_taken: u64,
     },
 }
 
-/// How following a feed came out.
+/// The result of following a feed.
 #[derive(Debug)]
 pub struct Followed {
-    /// Where it ended.
+    /// The state of the run.
     pub end: End,
     /// Batches that this process stored.
     pub written: u64,
-    /// Lines that hold no id.
+    /// Lines without an id.
     pub bad: u64,
-    /// The first of them.
+    /// The first bad lines.
     pub first_bad: Vec<(u64, String)>,
-    /// What ended the input before its end.
+    /// The error that ended the input early.
     pub broken: Option<std::io::Error>,
 }
 
@@ -95,28 +95,28 @@ struct Producer<'a, I> {
     stop: &'a Stop,
     phases: &'a Phases<2>,
     cutter: Cutter<I>,
-    /// When the first id that is held came.
+    /// When the oldest held id arrived.
     held_since: Option<Instant>,
-    /// All batches of the run, whoever published them; so the next one's number too.
+    /// Totals of all batches of the run, from all producers; `batches` is also the next number.
     all: Published,
-    /// The largest batch that the pass's record speaks of.
+    /// The largest batch size that the pass's record announces.
     admitted: u32,
     pace: Pace,
     written: u64,
-    /// Whether the stream says that the run ends after those batches.
+    /// Whether the stream holds the end marker after these batches.
     ended: bool,
-    /// Ids that came too late.
+    /// Ids that came after the end marker.
     not_taken: u64,
     bad: u64,
     first_bad: Vec<(u64, String)>,
 }
 
-/// Publishes what comes until it ends, then closes the run; begins the run, or goes on with one that is open. What `time`
-/// says of the first ids is the size of batches, where nobody named one; nothing waits for its answer.
+/// Publishes ids as they arrive until the input ends, then closes the run; begins the run, or continues an open one. If
+/// the user chose no batch size, the result of `time` on the first ids sets it; publishing does not wait for that.
 ///
 /// # Errors
-/// [`Error::OtherIds`] when the name belongs to a run of another kind, [`Error::RunClosed`] when there are ids for one
-/// that is closed, [`Error::NoIds`] when there never were any; the broker's.
+/// [`Error::OtherIds`] when the name belongs to a run of another kind, [`Error::RunClosed`] when there are ids for a
+/// closed run, [`Error::NoIds`] when no id ever came; errors of NATS.
 pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
     session: &Session,
     feed: &Feed,
@@ -140,30 +140,30 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
     };
     open_pass(broker, records, &feed.run, &begun).await?;
     let phases = Phases::new();
-    let telling = stop.child();
+    let reporting = stop.child();
     let producer = Producer::new(session, feed, stop, &phases, &record);
     let producing = async {
         let produced = tokio::select! {
             produced = producer.produce(&mut lines, time) => produced,
             () = cancelled(records, &feed.run) => Err(Error::Cancelled { run: feed.run.to_string() }),
         };
-        telling.stop_taking();
+        reporting.stop_taking();
         produced
     };
-    let (produced, ()) = tokio::join!(producing, tell(records, &feed.run, &phases, &telling));
+    let (produced, ()) = tokio::join!(producing, tell(records, &feed.run, &phases, &reporting));
     if matches!(produced, Err(Error::Cancelled { .. })) {
         broker.purge_ids(broker.names().run_ids(&feed.run)).await?;
     }
     produced
 }
 
-/// Why no more lines are taken.
+/// Why the producer takes no more lines.
 enum Rest {
-    /// There are no more.
+    /// The input has ended.
     Ended,
-    /// This process was told to stop, or the run is closed.
+    /// The user stopped this producer, or another producer closed the run.
     Left,
-    /// They cannot be read.
+    /// The input cannot be read.
     Broken(std::io::Error),
 }
 
@@ -182,7 +182,7 @@ async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord
         so_far: None,
     };
     if records.run(&feed.run).await?.is_none() {
-        // Its numbers began at 0 in a stream that is gone; rows of them may be there.
+        // The run's numbers began at 0 in a stream that is lost, and their rows may exist.
         if let Some(kept) = store.run_record(&feed.run).await? {
             same_ids(&kept, &fresh, None)?;
             return Err(Error::ForgottenFeed { run: kept.run.to_string() });
@@ -196,12 +196,12 @@ async fn open(records: &Records, store: &Store, feed: &Feed) -> Result<RunRecord
     same_ids(&existing, &fresh, None)?;
     keep(store, &existing).await;
     if existing.published.is_none() {
-        tracing::info!(run = %feed.run, "the run is there: what comes is added to it");
+        tracing::info!(run = %feed.run, "the run exists: new ids are added to it");
     }
     Ok(existing)
 }
 
-/// A closed run is closed once more by an input without ids, and takes no others.
+/// A closed run accepts an input without ids, as if that closed it again, but no more ids.
 async fn nothing_more<I>(
     feed: &Feed,
     published: Published,
@@ -243,7 +243,7 @@ impl<'a, I: Id> Producer<'a, I> {
         }
     }
 
-    /// Publishes what there is and what comes, and closes the run when that ends.
+    /// Publishes waiting and arriving ids, and closes the run when the input ends.
     async fn produce<F: Future<Output = Option<u32>>>(
         mut self,
         lines: &mut mpsc::Receiver<Lines<I>>,
@@ -261,8 +261,8 @@ impl<'a, I: Id> Producer<'a, I> {
         Ok(Followed { end, written, bad, first_bad, broken })
     }
 
-    /// Takes lines until there are no more, or this process is told to stop, or the run is closed by another; what is held
-    /// is published before this returns.
+    /// Takes lines until the input ends, the user stops this producer, or another producer closes the run; publishes
+    /// held ids before it returns.
     async fn take_all<F: Future<Output = Option<u32>>>(
         &mut self,
         lines: &mut mpsc::Receiver<Lines<I>>,
@@ -280,7 +280,7 @@ impl<'a, I: Id> Producer<'a, I> {
                 }
             };
             tokio::select! {
-                // What has waited long enough goes out however much more comes.
+                // Ids that have waited long enough go out even while more arrive.
                 biased;
                 () = self.stop.no_more_taking() => break,
                 () = lingered => self.flush().await?,
@@ -339,12 +339,12 @@ impl<'a, I: Id> Producer<'a, I> {
         self.bad += 1;
         self.feed.metrics.bad_line();
         if self.first_bad.len() < NAMED {
-            tracing::warn!(run = %self.feed.run, line = number, fault, "a line holds no id, and is passed over");
+            tracing::warn!(run = %self.feed.run, line = number, fault, "line skipped: it holds no id");
             self.first_bad.push((number, fault));
         }
     }
 
-    /// Publishes what is held.
+    /// Publishes held ids.
     async fn flush(&mut self) -> Result<(), Error> {
         match self.cutter.cut() {
             Some(cut) => self.append(cut).await,
@@ -352,7 +352,7 @@ impl<'a, I: Id> Producer<'a, I> {
         }
     }
 
-    /// Closes the run, or says that it is open.
+    /// Closes the run, or reports it as open.
     async fn finish(&mut self, ended: bool) -> Result<End, Error> {
         if self.not_taken > 0 {
             let published = self.close().await?;
@@ -368,7 +368,7 @@ impl<'a, I: Id> Producer<'a, I> {
     }
 }
 
-/// The ids among some lines.
+/// A sample of the ids among some lines.
 fn sample_of<I: Id>(together: &[Line<I>]) -> Option<Sample<I>> {
     let sample = Sample::of(together.iter().filter_map(|line| match line {
         Line::Id(id) => Some(id.clone()),

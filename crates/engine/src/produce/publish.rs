@@ -1,6 +1,7 @@
-//! Publishing a run: batches go out in any order, each once, and the record closes the run.
+//! Publishing a run: batches go out in any order, each once; then the record closes the run.
 //!
-//! The same words again bring back what the broker has lost since: the records, which ClickHouse keeps too, and the batches.
+//! The same command given again restores what NATS has lost since: the records, which ClickHouse keeps too, and the
+//! batches.
 
 mod batches;
 mod held;
@@ -36,71 +37,71 @@ pub(crate) use batches::{Batch, Stored, look_up, publish_span};
 use batches::{Tally, publish_batches};
 use held::plan;
 
-/// What a producer does at a moment, by the place among its phases; 0 is to wait for its input.
+/// Phases of a producer, as indexes; phase 0 is waiting for the input.
 pub(crate) const WAITING_FOR_BROKER: usize = 1;
-/// How often it is looked whether the run was cancelled.
+/// How often the producer checks whether the run was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_secs(1);
 
-/// A run to be published.
+/// A run to publish.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// Its name.
+    /// The name of the run.
     pub run: RunName,
-    /// Its ids.
+    /// The ids.
     pub input: Input,
-    /// What is known of them.
+    /// The survey of the ids.
     pub survey: Survey,
-    /// Ids a batch, where somebody said so.
+    /// Ids of a batch, if the user chose a size.
     pub batch_ids: Option<u32>,
-    /// The size to take where nobody did, and the run is new ([`is_new`]).
+    /// The measured batch size for a new run ([`is_new`]), if the user chose none.
     pub chosen: Option<Choice>,
-    /// Priority of its first pass; a run that exists keeps its own.
+    /// Priority of the first pass; an existing run keeps its own.
     pub priority: i8,
-    /// Dead letters beyond which it is paused.
+    /// The pass is paused beyond so many dead letters.
     pub max_dead: Option<u64>,
-    /// Ids a second that the whole fleet begins at most.
+    /// Rate limit: most ids that the whole fleet begins in a second.
     pub rate: Option<u32>,
-    /// Where it is counted what is published.
+    /// The metrics that count published batches.
     pub metrics: Metrics,
 }
 
-/// How publishing came out.
+/// The result of publishing.
 #[derive(Debug, Clone)]
 pub struct Submitted {
     /// The closed record.
     pub record: RunRecord,
-    /// What it came to.
+    /// Totals of the run.
     pub published: Published,
     /// Batches that this process stored.
     pub written: u64,
-    /// Batches that were there already, from an earlier start.
+    /// Batches that an earlier start had stored.
     pub found: u64,
-    /// What was repaired of a run that had been published before, and had lost something since.
+    /// What was repaired in a run that had been published before and had lost data.
     pub repair: Option<Repair>,
 }
 
-/// How far publishing is.
+/// Progress of publishing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
     /// Batches stored or found.
     pub batches: u64,
-    /// Ids in them.
+    /// Ids in these batches.
     pub ids: u64,
 }
 
-/// Whether nothing is known of a run by that name, so that the size of its batches is still to be chosen.
+/// Whether no run of this name exists, so that its batch size must still be chosen.
 ///
 /// # Errors
-/// The broker's and ClickHouse's.
+/// When NATS or ClickHouse does not answer.
 pub async fn is_new(records: &Records, store: &Store, run: &RunName) -> Result<bool, Error> {
     Ok(records.run(run).await?.is_none() && store.run_record(run).await?.is_none())
 }
 
-/// Publishes a run, or what is missing of it: killed and started again with the same words it resumes.
+/// Publishes a run, or its missing batches: after a kill, the same command resumes it.
 ///
 /// # Errors
 /// [`Error::OtherIds`] when the name belongs to other ids, [`Error::OtherBatch`] when they come in another order;
-/// [`Error::InputChanged`] when the input is no more what was surveyed: the run is then not closed; [`Error::Stopped`].
+/// [`Error::InputChanged`] when the input changed after the survey: the run then stays open; [`Error::Stopped`].
 pub async fn submit<I: Id>(
     session: &Session,
     submission: &Submission,
@@ -127,7 +128,7 @@ pub async fn submit<I: Id>(
     }
     failpoint::pass("produce-after-record");
     if before.is_none() {
-        // Workers begin before all is published.
+        // The pass is opened first, so that workers begin before all ids are published.
         let Submission { priority, rate, max_dead, .. } = *submission;
         let begun = PassRecord::begin(&run.pass(1), record.batch_ids, records.server_ms().await?);
         let begun = PassRecord { priority, rate, max_dead, ..begun };
@@ -140,7 +141,7 @@ pub async fn submit<I: Id>(
     let Tally { written, found, .. } = tally;
     let published = tally.published(&record)?;
     failpoint::pass("produce-before-close");
-    // A broker that is away is waited for until somebody says not to: the same words close the run later.
+    // Waits while NATS is away, until the user stops it: the same command closes the run later.
     let record = tokio::select! {
         record = patiently(run, stop, || close_run(records, run, published.clone())) => record?,
         () = stop.no_more_taking() => return Err(Error::Stopped),
@@ -157,7 +158,7 @@ pub async fn submit<I: Id>(
     Ok(Submitted { record, published, written, found, repair })
 }
 
-/// Publishes the batches that the stream lacks, and tells the fleet of it; what that came to.
+/// Publishes the batches that the stream lacks, with a heartbeat meanwhile; returns the totals.
 async fn publish<I: Id>(
     session: &Session,
     submission: &Submission,
@@ -169,7 +170,7 @@ async fn publish<I: Id>(
     let run = &submission.run;
     let is_again = record.published.is_some();
     let phases = Phases::new();
-    let telling = stop.child();
+    let reporting = stop.child();
     let mut tally = Tally::default();
     let publishing = Box::pin(async {
         let mut plan = plan::<I>(broker, submission, record.batch_ids, is_again, stop).await?;
@@ -186,14 +187,14 @@ async fn publish<I: Id>(
             published = publishing => published,
             () = cancelled(records, run) => Err(Error::Cancelled { run: run.to_string() }),
         };
-        telling.stop_taking();
+        reporting.stop_taking();
         published
     };
-    let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &telling));
+    let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &reporting));
     match published {
         Ok(()) => Ok(tally),
         Err(cancelled @ Error::Cancelled { .. }) => {
-            // What was on its way when the run was cancelled.
+            // These batches were in flight when the run was cancelled.
             broker.purge_ids(broker.names().run_ids(run)).await?;
             Err(cancelled)
         }
@@ -204,7 +205,7 @@ async fn publish<I: Id>(
     }
 }
 
-/// How a batch came to be in the stream, as it is counted.
+/// How a batch came to be in the stream, as a label for metrics.
 fn origin(written: Written) -> Origin {
     match written {
         Written::First => Origin::Published,
@@ -212,8 +213,7 @@ fn origin(written: Written) -> Origin {
     }
 }
 
-/// Creates the record, or finds one that was made of the same ids: in the bucket, or in ClickHouse when the bucket has
-/// forgotten it.
+/// Creates the record, or finds one of the same ids: in the bucket, or in ClickHouse if the bucket has lost it.
 async fn open_run<I: Id>(
     records: &Records,
     store: &Store,
@@ -237,7 +237,7 @@ async fn open_run<I: Id>(
     if survey.ids.div_ceil(u64::from(fresh.batch_ids)) > u64::from(u32::MAX) {
         return Err(Error::TooManyBatches { input: survey.source.clone() });
     }
-    // The lookup goes first so that a second start of a run does not look like a failed write to the broker.
+    // The lookup goes first, so that resuming a run does not look like a failed write.
     if records.run(run).await?.is_none() {
         let kept = store.run_record(run).await?;
         if let Some(kept) = &kept {
@@ -255,17 +255,17 @@ async fn open_run<I: Id>(
     let given = RunRecord { fingerprint: spelled_as::<I>(&existing, survey).await?, ..fresh };
     same_ids(&existing, &given, *batch_ids)?;
     keep(store, &existing).await;
-    tracing::info!(%run, "the run exists and was made of the same ids: resuming");
+    tracing::info!(%run, "the run exists and has the same ids: resuming");
     Ok(existing)
 }
 
-/// Keeps the record in ClickHouse too. A server that is full or away does not stop publishing: a sink keeps it later.
+/// Persists the record in ClickHouse too. If that fails, publishing goes on, and a sink persists it later.
 pub(crate) async fn keep(store: &Store, record: &RunRecord) {
     if let Err(error) = store.keep_run(record).await {
         tracing::warn!(
             run = %record.run,
             error = full_cause(&error),
-            "the run's record is in NATS alone for now: a sink keeps it in ClickHouse, too"
+            "the run's record was not written to ClickHouse: a sink will write it"
         );
     }
 }
@@ -288,7 +288,7 @@ pub(crate) fn same_ids(existing: &RunRecord, given: &RunRecord, batch_ids: Optio
     })
 }
 
-/// The words that a run was made with, as far as its record says.
+/// The command that made a run, as far as its record says.
 fn words_of(record: &RunRecord) -> String {
     let RunRecord { run, source, .. } = record;
     let file = source.strip_prefix("file `").and_then(|rest| rest.strip_suffix('`'));
@@ -300,8 +300,8 @@ fn words_of(record: &RunRecord) -> String {
     }
 }
 
-/// The fingerprint of what was surveyed, as the run's record would spell it: a range says by its ends which ids it holds, and a
-/// list of the very same ids by their digest. A long range takes a while, and only where there are as many ids in both.
+/// The survey's fingerprint in the form that the run's record uses: a range is named by its ends, a list by its digest.
+/// Comparing a long range with a list takes a while, and happens only if both have equally many ids.
 async fn spelled_as<I: Id>(record: &RunRecord, survey: &Survey) -> Result<String, Error> {
     let of_record = &record.fingerprint;
     let given = &survey.fingerprint;
@@ -327,14 +327,14 @@ async fn spelled_as<I: Id>(record: &RunRecord, survey: &Survey) -> Result<String
     Ok(if is_same { of_record.clone() } else { given.clone() })
 }
 
-/// What is published is not what was checked: the run stays open.
+/// The error for published ids that differ from the survey: the run stays open.
 fn not_surveyed(submission: &Submission, now: String) -> Error {
     let Submission { run, input, survey, .. } = submission;
     let surveyed = survey.fingerprint.clone();
     Error::InputChanged { run: run.to_string(), input: input.shown(), surveyed, now }
 }
 
-/// The same with what the input has now.
+/// The same error as [`not_surveyed`], with the input's current fingerprint.
 async fn changed<I: Id>(submission: &Submission) -> Error {
     let input = submission.input.clone();
     let again = aside("input", move || input.survey_past_bad::<I>(|_, _| Ok(()))).await;
@@ -346,14 +346,14 @@ async fn changed<I: Id>(submission: &Submission) -> Error {
     not_surveyed(submission, now)
 }
 
-/// Whether the stream holds every batch of a published run, and none of them is known to be damaged. Two questions,
+/// Whether the stream holds every batch of a published run, none of them known to be damaged. It takes two requests,
 /// however many batches there are.
 async fn is_whole(broker: &Broker, run: &RunName, published: &Published) -> Result<bool, Error> {
     let stored = broker.count_ids(run).await?;
     Ok(stored == u64::from(published.batches) && broker.count_aside(run).await? == 0)
 }
 
-/// The ids in words; with the size of their batches where somebody chose it.
+/// The ids in words; with their batch size if `with_batches`.
 fn described(record: &RunRecord, with_batches: bool) -> String {
     let mut words = record.source.clone();
     if record.fingerprint != record.source && !record.is_open() {
@@ -365,7 +365,7 @@ fn described(record: &RunRecord, with_batches: bool) -> String {
     words
 }
 
-/// Begins the first pass, whose batches have no more ids than this.
+/// Begins the first pass, whose batches have at most `batch_ids` ids.
 pub(crate) async fn open_pass(
     broker: &Broker,
     records: &Records,
@@ -379,25 +379,25 @@ pub(crate) async fn open_pass(
     Ok(())
 }
 
-/// Whether somebody has cancelled the pass that a run comes with: its ids are gone, and no others come.
+/// Whether an operator has cancelled the run's first pass: its ids are deleted, and no others follow.
 pub(crate) async fn is_cancelled(records: &Records, run: &RunName) -> Result<bool, Error> {
     let first = records.pass(&run.pass(1)).await?;
     Ok(first.is_some_and(|entry| entry.record.state == PassState::Cancelled))
 }
 
-/// Keeps the fleet told of what this producer waits for.
+/// Reports what this producer waits for to the fleet.
 pub(crate) async fn tell(records: &Records, run: &RunName, phases: &Phases<2>, stop: &Stop) {
     let mut recent = Recent::new();
-    let look = || {
+    let doing = || {
         let seconds = phases.seconds();
         let total = seconds.into();
         let recent = recent.note(seconds).0.into();
         Doing::Produce { run: run.to_string(), recent, total }
     };
-    heartbeat::report(records, &build::of_this_program(""), stop, look).await;
+    heartbeat::report(records, &build::of_this_program(""), stop, doing).await;
 }
 
-/// Resolves when somebody has cancelled the run.
+/// Resolves when an operator has cancelled the run.
 pub(crate) async fn cancelled(records: &Records, run: &RunName) {
     loop {
         tokio::time::sleep(CANCEL_LOOK).await;
@@ -407,7 +407,7 @@ pub(crate) async fn cancelled(records: &Records, run: &RunName) {
     }
 }
 
-/// Brings back the passes of a published run that the bucket has forgotten: sealed where ClickHouse says so.
+/// Restores passes of a published run that the bucket has lost; as sealed, if ClickHouse has their seal.
 async fn restore_passes(
     records: &Records,
     store: &Store,
@@ -416,16 +416,16 @@ async fn restore_passes(
 ) -> Result<(), Error> {
     let known = records.passes_of(run).await?;
     let passes = store.sealed_passes(run).await?;
-    // Not the first of several, which an operator may have had forgotten.
+    // Only if there is no other pass: an operator may have removed this one with `forget`.
     if known.is_empty() && passes.is_empty() {
-        // Without a seal it is proven, and repaired, like any running one.
+        // Without a seal the sealer proves and repairs it like any running pass.
         let begun = PassRecord::begin(&run.pass(1), record.batch_ids, records.server_ms().await?);
         return records.create_pass(&begun).await.map(drop);
     }
-    // The newest first: killed after that, what readers see is known.
+    // The newest pass first: after a kill, the bucket then knows the pass that readers see.
     for seen in passes.into_iter().rev() {
         let is_known = known.iter().any(|record| record.pass == seen.pass);
-        // A row alone makes no pass; it may be false. A forgotten pass has neither.
+        // A row in ClickHouse alone proves no pass, because the row may be false. A forgotten pass has neither.
         if is_known || (!known.is_empty() && store.raw_rows(&run.pass(seen.pass)).await? == 0) {
             continue;
         }
@@ -437,7 +437,7 @@ async fn restore_passes(
     Ok(())
 }
 
-/// Writes what was published into the record; of two producers the second finds it written, and the same.
+/// Writes the totals into the record. A second producer finds them there, and they must be equal.
 async fn close_run(records: &Records, run: &RunName, published: Published) -> Result<RunRecord, Error> {
     loop {
         let mut entry = records.known_run(run).await?;

@@ -1,9 +1,8 @@
-//! How many ids a batch should have, found by timing the function on a sample of the run's ids before any is published.
+//! Choosing the batch size, by timing the function on a sample of the run's ids before any is published.
 //!
-//! The sample is computed where workers compute, in processes of their own, so an id that crashes or never ends costs
-//! some of the time that is spent here, and nothing else. What is measured is ids done in a stretch of time by busy
-//! cores, not the time of each: ids that never end, and the few that cost more than all others, count for what they
-//! cost.
+//! The sample runs where workers compute, in processes of their own. So an id that crashes or never ends costs only
+//! some of the time spent here. The measure is ids finished by busy cores in a period, not the time of each id. So ids
+//! that never finish, and the few most expensive ids, still count toward the measured cost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,41 +24,45 @@ use crate::stop::Stop;
 use crate::telemetry::metrics::Metrics;
 use crate::work::WorkPlan;
 
-/// How long one host should work on a batch: long against what a batch costs beside its ids, short against a run.
+/// How long one host should work on a batch: long compared with a batch's fixed cost, short compared with a run.
 pub const TARGET: Duration = Duration::from_secs(2);
-/// Batches that a run has at least, ids permitting: what a fleet can share.
+/// Minimum number of batches of a run with enough ids, so that a fleet can share it.
 const SHARED: u64 = 64;
-/// The same where nothing is known of the ids, and the most ids of a batch then.
+/// Minimum number of batches when the ids could not be timed.
 const SHARED_BLINDLY: u64 = 256;
+/// Maximum ids of a batch when the ids could not be timed.
 const BLIND_IDS: u64 = 10_000;
 
-/// How long ids are timed, from the first that is done, unless less is enough.
+/// Longest timing, counted from the first finished id.
 const LONGEST: Duration = Duration::from_secs(1);
-/// Enough with [`MANY`] ids.
+/// Timing that is enough with [`MANY`] ids.
 const USUAL: Duration = Duration::from_millis(500);
+/// Ids that are enough after [`USUAL`].
 const MANY: u64 = 200;
-/// Enough where the time that ids take would allow many times the ids that something else does.
+/// Timing that is enough if the time of ids is clearly not the bound: it allows [`BY_FAR`] times the ids of another bound.
 const GLANCE: Duration = Duration::from_millis(50);
+/// See [`GLANCE`].
 const BY_FAR: u64 = 4;
-/// Below this many ids, the wait for the first is part of the measure.
+/// Below this many ids, the time until the first one is part of the measure.
 const FEW: u64 = 16;
-/// How long the first id is waited for.
+/// How long to wait for the first id.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the first ids of the process are waited for, before anything is timed: they may load what all others need.
+/// How long to wait for the first ids of the process before timing: they may load what all others need.
 const WARM_UP: Duration = Duration::from_secs(30);
-/// Time of one core that a piece of the sample should take.
+/// Core time that a piece of the sample should take.
 const PIECE: Duration = Duration::from_millis(20);
-/// Ids of such a piece at most, and how much larger than the one before it may be.
+/// Most ids of a piece of the sample.
 const PIECE_IDS: usize = 1 << 16;
+/// How many times larger than the previous piece a piece may be.
 const GROWTH: usize = 4;
 
-/// What keeps a batch from having more ids.
+/// Which bound limits the ids of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// One host is to work no longer on it.
+    /// One host should work no longer on a batch.
     Time,
-    /// A batch holds no more ids.
+    /// A batch may hold no more ids.
     Ids,
     /// A message holds no more bytes of ids.
     IdBytes,
@@ -67,38 +70,38 @@ pub enum Bound {
     RowBytes,
     /// An insert takes no more rows.
     InsertBytes,
-    /// The run would have too few batches to be shared.
+    /// The fleet could not share the run, because it would have too few batches.
     Sharing,
 }
 
-/// A size of batches, and why.
+/// A batch size, and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Choice {
-    /// Ids a batch.
+    /// Ids of a batch.
     pub batch_ids: u32,
-    /// Cores of the host that it is meant for.
+    /// Cores of the host that the size is meant for.
     pub threads: usize,
-    /// What keeps it from being more.
+    /// The bound that limits the size.
     pub bound: Bound,
-    /// What was measured; `None` where nothing had to be, or could be.
+    /// The measurement; `None` if none was needed, or possible.
     pub timing: Option<Timing>,
-    /// Why nothing could be measured.
+    /// Why no measurement was possible.
     pub untimed: Option<String>,
 }
 
-/// A run's ids for which a size is chosen.
+/// What limits the batch size of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// How many there are.
+    /// How many ids the run has.
     pub ids: u64,
-    /// Cores of a host that works on them.
+    /// Cores of a host that will compute them.
     pub threads: usize,
-    /// The broker's `max_payload`.
+    /// The NATS server's `max_payload`, in bytes.
     pub max_payload: usize,
 }
 
 impl Limits {
-    /// The size for ids that cost this much.
+    /// The size for ids with this measured cost.
     pub fn choose(&self, timing: &Timing) -> Choice {
         let host_nanos = TARGET.as_nanos() as u64 * self.threads as u64;
         let time = (host_nanos / timing.id_nanos.max(1), Bound::Time);
@@ -108,14 +111,14 @@ impl Limits {
         Choice { batch_ids, threads: self.threads, bound, timing: Some(*timing), untimed: None }
     }
 
-    /// The least of what bounds a batch, whatever its ids cost.
+    /// The smallest bound of a batch, apart from the ids' time.
     fn beside_time(&self, timing: &Timing) -> (u64, Bound) {
         let holds = |bytes: u64, each: u64| bytes / each.max(1);
         let payload = self.max_payload as u64;
         let bounds = [
             (u64::from(MAX_BATCH_IDS), Bound::Ids),
             (holds(max_ids_bytes(self.max_payload) as u64, timing.id_bytes), Bound::IdBytes),
-            // Half of it: rows are of different sizes, and those of a sample smaller than others perhaps.
+            // Half of the payload, because rows differ in size, and the sample's rows may be smaller than others.
             (holds(payload / 2, timing.row_bytes), Bound::RowBytes),
             (holds(MAX_INSERT_BYTES / 2, timing.raw_bytes), Bound::InsertBytes),
             (self.ids / SHARED, Bound::Sharing),
@@ -123,20 +126,20 @@ impl Limits {
         bounds.into_iter().min_by_key(|(most, _)| *most).expect("there are five")
     }
 
-    /// The size for ids of which nothing is known.
+    /// The size for ids without a measurement.
     fn blindly(&self, untimed: Option<String>) -> Choice {
         let batch_ids = blind_size(self.ids);
         Choice { batch_ids, threads: self.threads, bound: Bound::Sharing, timing: None, untimed }
     }
 }
 
-/// Ids a batch where nothing is known of what they cost: enough of them to cost nothing beside, and few enough that a short
-/// run of heavy ones is shared.
+/// Ids of a batch when their cost is unknown: enough to make the fixed cost small, few enough to share a short run of
+/// expensive ids.
 pub(crate) fn blind_size(ids: u64) -> u32 {
     (ids / SHARED_BLINDLY).clamp(1, BLIND_IDS) as u32
 }
 
-/// Chooses the size of a run's batches by timing its ids. What cannot be timed gets a size nevertheless.
+/// Chooses the batch size of a run by timing its ids; chooses one without timing if that fails.
 ///
 /// # Errors
 /// [`Error::Stopped`].
@@ -150,10 +153,10 @@ pub async fn choose<I: Id>(
     if limits.ids / SHARED <= 1 {
         return Ok(limits.blindly(None));
     }
-    // No more than this host has: what runs beside each other on one core would be timed together.
+    // No more threads than this host has cores: threads that share a core would be timed together.
     let threads = plan.threads.min(usable_cores());
     let load = Arc::new(WorkLoad::new(threads));
-    // What a sample does is no work of this process: it is counted apart.
+    // The sample is no work of this process, so it has its own metrics.
     let metrics = Metrics::default();
     let cores = Cores::start(function.clone(), threads, plan.place.clone(), plan.limits, metrics, load)?;
     let timed = tokio::select! {
@@ -167,16 +170,16 @@ pub async fn choose<I: Id>(
     })
 }
 
-/// Keeps cores busy with a sample, and counts.
+/// Keeps cores busy with a sample, and counts finished ids.
 struct Timer<'a, I: Id> {
     cores: &'a Cores<I>,
     threads: usize,
     sample: Sample<I>,
     begun: Instant,
-    /// When the first ids were done.
+    /// When the first ids finished.
     first: Option<Instant>,
-    /// Since when pieces are not much larger than before, and how many ids had been done by then: what small pieces cost beside
-    /// their ids is not the ids' cost.
+    /// Since when pieces have not grown much, and how many ids were finished by then: the fixed cost of small pieces is
+    /// not the ids' cost.
     steady: (Instant, u64),
     ids: u64,
     dead: u64,
@@ -203,9 +206,9 @@ impl<'a, I: Id> Timer<'a, I> {
         }
     }
 
-    /// What an id costs; `None` when all of them became dead letters.
+    /// The measured cost of an id; `None` when all ids became dead letters.
     async fn time(mut self, limits: &Limits) -> Result<Option<Timing>, Error> {
-        // A pipeline may take its time to start; that is no id's cost.
+        // A pipeline may be slow to start; that is no id's cost.
         self.cores.ready().await?;
         self.warm_up().await?;
         self.begun = Instant::now();
@@ -233,7 +236,7 @@ impl<'a, I: Id> Timer<'a, I> {
         Ok((self.ids == 0 || self.dead < self.ids).then(|| self.timing()))
     }
 
-    /// Has each core compute an id that is not timed. One that takes too long goes on beside the others.
+    /// Has each core compute an id that is not timed. One that takes too long runs on beside the others.
     async fn warm_up(&mut self) -> Result<(), Error> {
         let first = compute(self.cores, self.sample.take(self.threads));
         match tokio::time::timeout(WARM_UP, first).await {
@@ -254,7 +257,7 @@ impl<'a, I: Id> Timer<'a, I> {
         }
     }
 
-    /// Ids that were done in how long.
+    /// How many ids were finished in which time.
     fn done(&self) -> (u64, Duration) {
         let (since, before) = self.steady;
         match self.ids - before {
@@ -280,7 +283,7 @@ impl<'a, I: Id> Timer<'a, I> {
 
     fn timing(&self) -> Timing {
         let (ids, time) = self.done();
-        // Every core has had an id in hand all the time; where none was done, each has cost that much at least.
+        // Every core has had an id all the time; if none finished, each costs at least that long.
         let id_nanos = match ids {
             0 => time.as_nanos() as u64,
             ids => time.as_nanos() as u64 * self.threads as u64 / ids,
@@ -295,21 +298,21 @@ impl<'a, I: Id> Timer<'a, I> {
 pub(crate) async fn compute<I: Id>(cores: &Cores<I>, ids: Vec<I>) -> Result<(Vec<I>, Computed<I>), Error> {
     let run = "sample".parse().expect("a legal name");
     let key = BatchKey { pass: PassId { run, pass: 1 }, batch: 0, ids: ids.len() as u32 };
-    // For the last time: nothing here waits before it tries an id again.
+    // As the last attempt, because the sample does not pause and try an id again.
     let computed = cores.compute(&key, ids.clone(), true, false).await?;
     Ok((ids, computed))
 }
 
-/// The largest number with two digits and zeros that is no more than this one: a size that a person can read.
+/// The number rounded down to two digits and zeros, so that an operator can read it easily.
 fn rounded_down(number: u64) -> u64 {
     let unit = 10u64.pow(number.ilog10().saturating_sub(1));
     number / unit * unit
 }
 
-/// Ids of one batch take no more than this in a message, whatever the server allows: workers hold several.
+/// Most bytes that the ids of a batch take in a message, whatever the server allows: workers hold several batches.
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
-/// Bytes of ids that one message takes where the server's `max_payload` is this.
+/// Most bytes of ids in one message for this `max_payload` of the server.
 pub(crate) fn max_ids_bytes(max_payload: usize) -> usize {
     MAX_BATCH_BYTES.min(max_payload / 2)
 }
@@ -357,7 +360,7 @@ mod tests {
         assert_eq!([10, 2_560, 1 << 40].map(blindly), [1, 10, 10_000]);
     }
 
-    /// Ids cost what their remainder of 1000 says, and every id is remembered.
+    /// Ids cost what their remainder of 1000 says; the function records every id.
     struct Costly {
         cost: fn(u64) -> Outcome<Duration>,
         seen: Mutex<HashSet<u64>>,
@@ -376,7 +379,7 @@ mod tests {
 
         fn compute(&self, id: &u64) -> Outcome<Nothing> {
             self.seen.lock().expect("no panic").insert(*id);
-            // Asleep, so that what a busy machine does beside it is not counted.
+            // A sleep, so that other load on the machine does not count.
             std::thread::sleep((self.cost)(*id)?);
             Ok(Nothing { nothing: 0 })
         }
@@ -399,7 +402,7 @@ mod tests {
     async fn the_sample_is_of_the_whole_run() {
         let (choice, seen) = choose_for(|_| Ok(Duration::from_millis(1)), 1_000_000).await;
         let timing = choice.timing.expect("timed");
-        // A thread sleeps no shorter than it was told to.
+        // A thread sleeps at least as long as asked.
         assert!(timing.id_nanos >= 1_000_000 && choice.bound == Bound::Time, "{choice:?}");
         assert!(choice.batch_ids <= 4_000, "{choice:?}");
         for tenth in 0..10 {
@@ -412,7 +415,7 @@ mod tests {
     async fn rare_ids_that_cost_most_count_for_what_they_cost() {
         let cost = |id| Ok(if id % 20 == 0 { Duration::from_millis(40) } else { Duration::ZERO });
         let (choice, _) = choose_for(cost, 1_000_000).await;
-        // 2 ms on average, of which a sample that is not spread evenly might see nothing.
+        // 2 ms on average, which a sample that is not spread evenly might miss.
         let timing = choice.timing.expect("timed");
         assert!(timing.id_nanos >= 1_000_000, "{choice:?}");
     }

@@ -1,4 +1,4 @@
-//! What the sink and the sealer of one process tell each other, so that the last rows of a pass wait for no timer.
+//! Signals between the sink and the sealer of one process, so that the last rows of a pass wait for no timer.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use millstream::names::RunName;
 use tokio::sync::Notify;
 
-/// Two bells: one for the sink, one for the sealer. A bell that rings while it is not listened to is heard later, once.
+/// Two signals: one for the sink, one for the sealer. A signal that arrives while its receiver is busy is received
+/// later, once.
 #[derive(Debug, Default)]
 pub(crate) struct Bells {
     computed: Notify,
@@ -15,23 +16,23 @@ pub(crate) struct Bells {
 }
 
 impl Bells {
-    /// The sealer says that all batches of a pass are computed: the sink need not wait for more rows.
+    /// The sealer signals that all batches of a pass are computed: the sink need not wait for more rows.
     pub(crate) fn ring_computed(&self) {
         self.computed.notify_one();
     }
 
-    /// Returns once the sealer has said so.
+    /// Returns once the sealer has sent that signal.
     pub(crate) async fn computed(&self) {
         self.computed.notified().await;
     }
 
-    /// The sink says that rows of this run have landed: the sealer may look whether they were the last.
+    /// The sink signals that rows of this run are stored: the sealer may check whether they were the last.
     pub(crate) fn ring_landed(&self, run: &RunName) {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone());
         self.landed.notify_one();
     }
 
-    /// Returns the runs whose rows have landed since it last did, once there are any.
+    /// Waits for stored rows, and returns the runs that have them since the last call.
     pub(crate) async fn landed(&self) -> BTreeSet<RunName> {
         self.landed.notified().await;
         std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,4 +1,4 @@
-//! What is inserted together: rows as messages bring them, in groups of one pass and one schema.
+//! Rows that are inserted together: groups of messages of one pass and one schema.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,29 +12,29 @@ use millstream::names::{Names, PassId, RunName};
 use crate::model::rows::{MAX_INSERT_BYTES, MAX_INSERT_ROWS, Portion};
 use crate::nats::delivery::Delivery;
 
-/// What rows of one INSERT have in common.
+/// What the rows of one INSERT have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct GroupKey {
     pub pass: PassId,
-    /// The fingerprint of their columns: an INSERT names its columns once.
+    /// The fingerprint of the rows' columns: an INSERT names its columns once.
     pub schema: u64,
 }
 
-/// The rows of one computed batch, or of a part of one, as a message brings them. The bytes share the message's.
+/// The rows of a batch, or of one split message, sharing the message's bytes.
 pub(super) struct MessageRows {
     pub portion: Portion,
-    /// Places of its ids within the batch.
+    /// Places of the ids within the batch.
     places: Range<u32>,
     pub ids: u64,
     raw_bytes: u64,
     /// The columns, as the message names them.
     pub columns: Bytes,
-    /// The build that computed it.
+    /// The build that computed the rows.
     pub build: Bytes,
     pub body: Bytes,
 }
 
-/// Such rows in our hands.
+/// Rows that the sink holds, with their delivery.
 pub(super) struct Item {
     pub delivery: Delivery,
     pub rows: MessageRows,
@@ -43,7 +43,7 @@ pub(super) struct Item {
 #[derive(Default)]
 pub(super) struct Group {
     pub items: Vec<Item>,
-    /// Places that it has of each batch.
+    /// Places that the group has of each batch.
     places: HashMap<u32, Vec<Range<u32>>>,
     pub rows: u64,
     bytes: u64,
@@ -62,8 +62,8 @@ impl Group {
                 && !self.overlaps(rows))
     }
 
-    /// Whether it has rows of some of these ids already, as when one worker cut a batch otherwise than another. The ask takes
-    /// rows in one part of the table for as many ids: no INSERT may have an id twice.
+    /// Whether the group already has rows of some of these ids, as when two workers split a batch differently. The ask
+    /// relies on it: within one part of the table, rows count as ids, so no INSERT may have an id twice.
     fn overlaps(&self, rows: &MessageRows) -> bool {
         let mut of_batch = self.places.get(&rows.portion.batch).into_iter().flatten();
         of_batch.any(|own| own.start < rows.places.end && rows.places.start < own.end)
@@ -79,7 +79,7 @@ impl Group {
     }
 }
 
-/// The rows of a message, if it is one that has rows.
+/// The rows of a message; `None` for a manifest.
 pub(super) fn read_rows(
     names: &Names,
     subject: &str,
@@ -99,7 +99,7 @@ pub(super) fn read_rows(
     if !names.is_rows_subject(subject, &pass, portion.batch) {
         return Err(foreign());
     }
-    // Behind each other in one INSERT, a body that ends early would take bytes of the next for its own.
+    // In a joined INSERT, a body that is too short would take bytes of the next one.
     if frame::raw_len(body) != Some(raw_bytes) {
         return Err(EnvelopeFault::Body { length: payload.len() });
     }

@@ -1,4 +1,4 @@
-//! Landing one group: ask, insert what is not there, ask, ack what landed, again with the rest.
+//! Storing one group: ask, insert missing rows, ask, ack stored rows, and repeat with the rest.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use tracing::{Instrument, Level, Span, field};
 use super::group::{GroupKey, Item};
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
-use super::{ASKING, INSERTING, SET_BACK, Sink};
+use super::{ASKING, INSERTING, REDELIVER_AFTER, Sink};
 use crate::clickhouse::store::{Fit, in_ranges};
 use crate::error::{Error, StoreFault, full_cause};
 use crate::failpoint;
@@ -20,13 +20,13 @@ use crate::model::host::{Cause, REFUSED_HINT};
 use crate::retry::Backoff;
 use crate::telemetry::labels::NotTaken;
 
-/// Pauses between attempts while ClickHouse is away: bounded so that its return is noticed soon.
+/// Pauses between attempts while ClickHouse is away: bounded so that the sink soon notices its return.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Rows that the table does not take come again after this at the latest.
+/// Longest redelivery delay of rows that the table does not take.
 const LEFT_AT_MOST: Duration = Duration::from_secs(600);
 
-/// Traces that an insert's span lists at most.
+/// Most traces that an insert's span lists.
 const TRACES: usize = 32;
 
 /// A group on its way into ClickHouse.
@@ -34,22 +34,22 @@ struct Landing<'a> {
     sink: &'a Sink,
     key: &'a GroupKey,
     schema: Arc<Schema>,
-    /// Whether the table's types are wider than those of the rows, so that the server has to convert values.
+    /// Whether the table's types are wider than the rows' types, so that the server has to convert values.
     wider: bool,
     items: Vec<Item>,
     pause: Backoff,
-    /// Of the last insert.
+    /// The query id of the last insert.
     query_id: String,
     /// Why the last step failed.
     fault: StoreFault,
-    /// How the last insert failed, until it is known whether its rows are stored all the same.
+    /// How the last insert failed, until it is known whether its rows are stored anyway.
     failed: Option<StoreFault>,
 }
 
 impl Sink {
-    /// Returns when every item is ended: acked after ClickHouse said that all of its ids are there, or handed back.
+    /// Returns when every item is ended: acked after ClickHouse reported all of its ids, or returned to the stream.
     pub(super) async fn land(&self, key: &GroupKey, mut items: Vec<Item>) {
-        // Batches come as workers finish them; in order, ClickHouse has nothing to sort.
+        // Batches arrive as workers finish them; in order, ClickHouse has nothing to sort.
         items.sort_unstable_by_key(|item| item.rows.portion.batch);
         let Some(Known { schema, fit }) = self.judge(key, &items).await else {
             return hand_back(items, Duration::ZERO).await;
@@ -80,7 +80,7 @@ impl Sink {
                 Step::Insert => landing.insert().await,
                 Step::End => landing.end_insert().await,
                 Step::Wait => landing.wait().await,
-                Step::Apart => return landing.apart().await,
+                Step::Apart => return landing.insert_alone().await,
                 Step::HandBack => return hand_back(landing.items, Duration::ZERO).await,
                 Step::SetBack => return hand_back(landing.items, self.store.insert_over()).await,
                 Step::Done => return,
@@ -89,7 +89,7 @@ impl Sink {
         }
     }
 
-    /// What the table says of the columns of these rows; `None` when work is given up before it answers.
+    /// Whether the table takes the columns of these rows; `None` when the sink gives up before ClickHouse answers.
     async fn judge(&self, key: &GroupKey, items: &[Item]) -> Option<Known> {
         let first = items.first()?;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
@@ -101,20 +101,21 @@ impl Sink {
                 },
                 () = self.stop.given_up() => return None,
             };
-            tracing::warn!(run = %key.pass.run, pass = key.pass.pass, error = full_cause(&error), "the table's columns cannot be asked about yet, trying again");
+            tracing::warn!(run = %key.pass.run, pass = key.pass.pass, error = full_cause(&error), "the table's columns cannot be read yet, trying again");
             if !self.stop.pause(pause.wait()).await {
                 return None;
             }
         }
     }
 
-    /// Rows that this table does not take now: for another sink, or for later. The more often they came, the later.
+    /// Returns rows that this table does not take now: for another sink, or for later. More redeliveries mean a longer
+    /// delay.
     async fn leave(&self, key: &GroupKey, items: Vec<Item>, faults: &[String]) {
         let Some(first) = items.first() else { return };
         let why = format!("{}: {}", of_build(first), faults.join(", "));
         let delay = |item: &Item| {
             let times = u32::try_from(item.delivery.deliveries()).unwrap_or(u32::MAX);
-            SET_BACK.saturating_mul(times).min(LEFT_AT_MOST)
+            REDELIVER_AFTER.saturating_mul(times).min(LEFT_AT_MOST)
         };
         let longest = items.iter().map(delay).max().unwrap_or_default();
         self.state.left.note(key, Cause::Columns, why, longest);
@@ -125,7 +126,7 @@ impl Sink {
         }
     }
 
-    /// Rows of columns that the table has, and which ClickHouse refuses all the same.
+    /// Returns rows that ClickHouse refuses although the table has their columns.
     async fn reject(&self, key: &GroupKey, items: Vec<Item>, fault: &StoreFault) {
         let drops = fault.constraint().map(|name| self.store.tables().drop_constraint(name));
         let helps = drops
@@ -136,17 +137,17 @@ impl Sink {
                 key,
                 Cause::Refused,
                 format!("{}: {fault}{helps}", of_build(item)),
-                SET_BACK,
+                REDELIVER_AFTER,
             );
             tracing::error!(
                 subject = item.delivery.subject(),
                 build = %String::from_utf8_lossy(&item.rows.build),
                 %fault,
                 hint = format!("{}{helps}", REFUSED_HINT.replace("RUN", key.pass.run.as_str())),
-                "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
+                "ClickHouse refuses this batch's rows: they stay in the stream and are redelivered after 60 s"
             );
         }
-        hand_back(items, SET_BACK).await;
+        hand_back(items, REDELIVER_AFTER).await;
     }
 }
 
@@ -169,7 +170,7 @@ impl Landing<'_> {
         }
     }
 
-    /// Acks what is stored.
+    /// Acks stored rows.
     async fn settle(&mut self) -> Result<(), StoreFault> {
         failpoint::pass("sink-before-ask");
         let (asking, begun) = (self.sink.phases.begin(ASKING), Instant::now());
@@ -181,7 +182,7 @@ impl Landing<'_> {
         let mut stored = stored.into_iter();
         let mut landed = |item: &Item| stored.next().is_some_and(|stored| is_landed(item.rows.ids, stored));
         let landed: Vec<Item> = self.items.extract_if(.., |item| landed(item)).collect();
-        // Before the ack: a kill between the two has it noted once more.
+        // Before the ack, so that a kill between the two repeats the note instead of losing it.
         if let Err(fault) = self.note_views(&landed).await {
             self.items.extend(landed);
             self.items.sort_unstable_by_key(|item| item.rows.portion.batch);
@@ -199,13 +200,14 @@ impl Landing<'_> {
         Ok(())
     }
 
-    /// Rows that are stored although their insert failed may have come to no materialized view of the operator's. Neither may
-    /// those that were delivered to another process before, which did not say how its insert ended.
+    /// Notes views that may lack rows. Rows that are stored although their insert failed may be missing in an
+    /// operator's materialized view. So may rows that were delivered to another process before, which did not report
+    /// how its insert ended.
     async fn note_views(&mut self, landed: &[Item]) -> Result<(), StoreFault> {
         let of_others = |item: &&Item| self.query_id.is_empty() && item.delivery.deliveries() > 1;
         let (doubtful, fault): (Vec<&Item>, _) = match &self.failed {
             Some(fault) => (landed.iter().collect(), fault.clone()),
-            None => (landed.iter().filter(of_others).collect(), unsaid()),
+            None => (landed.iter().filter(of_others).collect(), unreported()),
         };
         if doubtful.is_empty() {
             self.failed = None;
@@ -214,7 +216,7 @@ impl Landing<'_> {
         let batches = in_ranges(doubtful.iter().map(|item| item.rows.portion.batch));
         let PassId { run, pass } = &self.key.pass;
         match self.sink.store.note_view_fault(&self.key.pass, &batches, &fault).await {
-            // It is noted once the server answers again: until then nothing is acked.
+            // The note is written once the server answers again: until then no row is acked.
             Err(Error::Store { source: away @ (StoreFault::Unclear(_) | StoreFault::Silent(_)), .. }) => {
                 return Err(away);
             }
@@ -222,22 +224,22 @@ impl Landing<'_> {
             Ok(views) => {
                 self.sink.state.metrics.views_lack_rows(views.len());
                 tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
-                hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
+                hint = "the rows are stored; repair the view, then `doctor` shows the statement that fills it",
                 "materialized views on the rows table may lack these rows")
             }
             Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
-                "materialized views on the rows table may lack these rows, and this could not be written down"),
+                "materialized views on the rows table may lack these rows, and the sink could not record this"),
         }
         self.failed = None;
         Ok(())
     }
 
-    /// An insert under way is never dropped: what became of it would not be known.
+    /// An insert under way is never dropped, because its outcome would be unknown.
     async fn insert(&mut self) -> Seen {
         let Sink { name, attempts, state, store, phases, .. } = self.sink;
         let _inserting = phases.begin(INSERTING);
         self.query_id = format!("{name}-{}", attempts.fetch_add(1, Ordering::Relaxed));
-        // From the same bytes as before, if there was a before (**own-the-bytes**).
+        // A repeated insert uses the same bytes (**own-the-bytes**).
         let bodies: Vec<Bytes> = self.items.iter().map(|item| item.rows.body.clone()).collect();
         let (rows, bytes) = (self.rows(), bodies.iter().map(|body| body.len() as u64).sum());
         let begun = Instant::now();
@@ -261,8 +263,7 @@ impl Landing<'_> {
         Seen::Failed(class)
     }
 
-    /// The span of the insert that `query_id` names. At level debug it lists the traces of its batches, as far as a line has
-    /// room for them.
+    /// The span of the insert that `query_id` names. At level debug it lists the first traces of its batches.
     fn span(&self, rows: u64, bytes: u64) -> Span {
         let PassId { run, pass } = &self.key.pass;
         let table = self.sink.store.tables().rows();
@@ -282,16 +283,20 @@ impl Landing<'_> {
         self.items.iter().map(|item| item.rows.ids).sum()
     }
 
-    /// Returns when an insert of unknown outcome is over, or when work is given up.
+    /// Returns when an insert of unknown outcome is over, or when the sink gives up.
     async fn end_insert(&mut self) -> Seen {
         let query_id = &self.query_id;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
             match self.sink.store.kill(query_id).await {
                 Ok(()) => return Seen::Ended,
-                // Not allowed to: it ends by its own time limit, and is asked about again and again until then.
+                // Without the right to kill, the insert ends by its own time limit, and the sink asks again until then.
                 Err(StoreFault::Exception { code: 497, text }) => {
-                    tracing::warn!(query_id, text, "no right to kill an insert of our own");
+                    tracing::warn!(
+                        query_id,
+                        text,
+                        "no right to kill our own insert: waiting until it ends by its time limit"
+                    );
                     return Seen::Ended;
                 }
                 Err(fault) => {
@@ -312,9 +317,9 @@ impl Landing<'_> {
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
     }
 
-    /// One of these bodies is refused, or all of them, as the table is another by now: it is asked once more. Alone, those
-    /// that are at no fault land.
-    async fn apart(self) {
+    /// Inserts each body alone, after ClickHouse refused one or all of them. The table may have changed, so its columns
+    /// are read again. Valid bodies are then stored.
+    async fn insert_alone(self) {
         let Self { sink, key, items, fault, wider, .. } = self;
         sink.schemas.doubt(key.schema);
         if items.len() > 1 {
@@ -328,18 +333,18 @@ impl Landing<'_> {
         };
         match known.fit == if wider { Fit::Wider } else { Fit::Exact } {
             true => sink.reject(key, items, &fault).await,
-            // The table has changed. It cannot change with each attempt for long.
+            // The table has changed, so this recursion ends once it stops changing.
             false => Box::pin(sink.land(key, items)).await,
         }
     }
 }
 
 fn unconfirmed() -> StoreFault {
-    StoreFault::Unclear("the insert is done, and not all of its rows are there".into())
+    StoreFault::Unclear("the insert succeeded, but some of its rows are not stored".into())
 }
 
-fn unsaid() -> StoreFault {
-    StoreFault::Unclear("the sink that had these rows before did not say how its insert ended".into())
+fn unreported() -> StoreFault {
+    StoreFault::Unclear("the sink that had these rows before did not report how its insert ended".into())
 }
 
 async fn hand_back(items: Vec<Item>, delay: Duration) {

@@ -1,4 +1,4 @@
-//! Rows that the table does not take: what stands against them, told to the fleet and to a rebuild.
+//! Rows that the table does not take, and why: reported to the fleet and to a rebuild.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,24 +7,24 @@ use std::time::{Duration, Instant};
 use super::group::GroupKey;
 use crate::model::host::{Cause, LeftPass};
 
-/// How much later than announced rows may come again before it is taken that another sink has stored them.
+/// Extra time after the announced redelivery; then another sink has presumably stored the rows.
 const LATER: Duration = Duration::from_secs(30);
-/// A report is a small record: so many symbols of it are about rows that wait.
-const TOLD: usize = 1000;
-/// So many passes are named in it, and of each so many symbols.
-const PASSES_TOLD: (usize, usize) = (100, 500);
+/// A report is a small record: most characters of it about waiting rows.
+const REPORT_CHARS: usize = 1000;
+/// Most passes in a report, and most characters for each.
+const REPORT_PASSES: (usize, usize) = (100, 500);
 
-/// Rows that have one thing in common: why they were handed back.
+/// Why rows were returned: the key of waiting rows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     cause: Cause,
-    /// The fingerprint of their schema.
+    /// The fingerprint of the rows' schema.
     schema: u64,
     run: String,
     pass: u32,
 }
 
-/// What stands against rows that were handed back and have not come again since.
+/// Reasons for rows that were returned and have not been redelivered since.
 #[derive(Debug, Default)]
 pub struct Left(Mutex<BTreeMap<Kind, Waiting>>);
 
@@ -35,7 +35,7 @@ struct Waiting {
 }
 
 impl Left {
-    /// Rows were handed back for this long.
+    /// Notes that rows were returned for this delay.
     pub(super) fn note(&self, key: &GroupKey, cause: Cause, why: String, delay: Duration) {
         let until = Instant::now() + delay + LATER;
         let kind = Kind { cause, schema: key.schema, run: key.pass.run.to_string(), pass: key.pass.pass };
@@ -44,12 +44,12 @@ impl Left {
         waiting.insert(kind, Waiting { until: until.max(before), why });
     }
 
-    /// The table takes rows of this schema.
+    /// Notes that the table takes rows of this schema.
     pub(super) fn fits(&self, schema: u64) {
         self.waiting().retain(|kind, _| kind.cause != Cause::Columns || kind.schema != schema);
     }
 
-    /// What stands against rows that wait: each text once.
+    /// Why rows wait: each text once.
     pub fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> = self.current(|_, waiting| waiting.why.clone());
         faults.sort_unstable();
@@ -60,14 +60,14 @@ impl Left {
     /// The passes whose rows wait.
     pub(super) fn passes(&self) -> Vec<LeftPass> {
         let mut passes = self.current(|kind, waiting| {
-            let why = waiting.why.chars().take(PASSES_TOLD.1).collect();
+            let why = waiting.why.chars().take(REPORT_PASSES.1).collect();
             LeftPass { run: kind.run.clone(), pass: kind.pass, cause: kind.cause, why }
         });
-        passes.truncate(PASSES_TOLD.0);
+        passes.truncate(REPORT_PASSES.0);
         passes
     }
 
-    /// What `each` says of those that are expected again.
+    /// The results of `each` for rows whose redelivery is still expected.
     fn current<T>(&self, each: impl Fn(&Kind, &Waiting) -> T) -> Vec<T> {
         let mut waiting = self.waiting();
         let now = Instant::now();
@@ -75,13 +75,13 @@ impl Left {
         waiting.iter().map(|(kind, waiting)| each(kind, waiting)).collect()
     }
 
-    /// The same in one text, shortened; `None` where no rows wait.
+    /// The reasons in one text, shortened; `None` if no rows wait.
     pub(super) fn told(&self) -> Option<String> {
-        let told = self.faults().join("; ");
-        match told.char_indices().nth(TOLD) {
-            _ if told.is_empty() => None,
-            Some((end, _)) => Some(format!("{}…", &told[..end])),
-            None => Some(told),
+        let text = self.faults().join("; ");
+        match text.char_indices().nth(REPORT_CHARS) {
+            _ if text.is_empty() => None,
+            Some((end, _)) => Some(format!("{}…", &text[..end])),
+            None => Some(text),
         }
     }
 
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_told_until_the_table_takes_it() {
+    fn what_waits_is_reported_until_the_table_takes_it() {
         let left = Left::default();
         let key =
             |pass, schema| GroupKey { pass: PassId { run: "a".parse().expect("a name"), pass }, schema };
@@ -115,6 +115,6 @@ mod tests {
             [(1, Cause::Refused), (2, Cause::Refused)]
         );
         left.note(&key(1, 2), Cause::Columns, "ö".repeat(5000), Duration::ZERO);
-        assert_eq!(left.told().map(|told| told.chars().count()), Some(TOLD + 1));
+        assert_eq!(left.told().map(|text| text.chars().count()), Some(REPORT_CHARS + 1));
     }
 }

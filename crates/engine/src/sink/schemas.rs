@@ -1,7 +1,8 @@
-//! What the table says of the columns that rows came with: **rows-name-their-schema**.
+//! Which columns the table takes: **rows-name-their-schema**.
 //!
-//! Rows of another version of the pipeline are stored like its own, if the table has each of their columns with a type
-//! that holds the values. Else they are left to other sinks, or to a later moment: the table may change.
+//! The sink stores rows of another pipeline version like its own. The table must have each of their columns, with a
+//! type that holds the values. Otherwise the sink leaves the rows to other sinks, or to later, because the table may
+//! change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,23 +14,23 @@ use super::group::Item;
 use crate::clickhouse::store::{Fit, Store};
 use crate::error::Error;
 
-/// How long an answer of the table's holds: an operator may alter it.
+/// How long the table's answer is valid, because an operator may alter the table.
 const HOLDS: Duration = Duration::from_secs(60);
 
-/// Schemas that rows came with, and whether the table takes them.
+/// Schemas of received rows, and whether the table takes them.
 #[derive(Default)]
 pub(super) struct Schemas(Mutex<HashMap<u64, (Instant, Known)>>);
 
-/// A schema, and what the table says of it.
+/// A schema, and whether the table takes it.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
-    /// The columns; `None` when the message's own text of them cannot be read.
+    /// The columns; `None` when the message's column list cannot be parsed.
     pub schema: Option<Arc<Schema>>,
     pub fit: Fit,
 }
 
 impl Schemas {
-    /// Whether the table takes rows of these columns, as asked a moment ago.
+    /// Whether the table takes rows of these columns, by a recent answer.
     pub async fn judge(&self, store: &Store, fingerprint: u64, item: &Item) -> Result<Known, Error> {
         let fresh = self.known().get(&fingerprint).filter(|(asked, _)| asked.elapsed() < HOLDS).cloned();
         if let Some((_, known)) = fresh {
@@ -42,7 +43,7 @@ impl Schemas {
                 schema: Some(Arc::new(schema)),
             },
             None => {
-                let fault = format!("their columns are told in a way that this build cannot read: {text}");
+                let fault = format!("this build cannot parse their column list: {text}");
                 Known { schema: None, fit: Fit::Unfit(vec![fault]) }
             }
         };
@@ -50,7 +51,7 @@ impl Schemas {
             tracing::error!(
                 columns = %text,
                 faults = faults.join("; "),
-                hint = "run `setup` of the build that computed them, which shows what the table lacks; the rows wait",
+                hint = "run `setup` with the build that computed the rows: it shows the missing columns; the rows wait in the stream",
                 "rows of another schema are not stored: the table does not take their columns"
             );
         }
@@ -58,7 +59,7 @@ impl Schemas {
         Ok(known)
     }
 
-    /// The table is asked again before the next rows of this schema: it refused some.
+    /// Makes the sink ask the table again before the next rows of this schema, because it refused some.
     pub fn doubt(&self, fingerprint: u64) {
         self.known().remove(&fingerprint);
     }

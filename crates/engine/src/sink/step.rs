@@ -1,43 +1,43 @@
-//! What to do next with rows on their way into ClickHouse: the decision alone. `land.rs` takes the steps on real servers,
-//! `simulation.rs` on the worst that there could be.
+//! What to do next with rows on their way into ClickHouse: only the decision. `land.rs` takes the steps on real
+//! servers, `simulation.rs` against simulated failures.
 
 use crate::error::Class;
 
-/// Something to be done with a group of rows.
+/// The next action for a group of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Ask which of them are stored, ack those, keep the others.
+    /// Ask which rows are stored, ack those, keep the others.
     Ask,
-    /// Insert those that were not stored a moment ago.
+    /// Insert the rows that were missing a moment ago.
     Insert,
-    /// Ask after an insert that is said to be done (**ask-before-ack**: a 200 is no proof).
+    /// Ask after an insert that ClickHouse reported as successful (**ask-before-ack**: a 200 is no proof).
     Confirm,
-    /// Make sure that an insert of unknown outcome is over: it could commit after the next question.
+    /// End an insert of unknown outcome: it could commit after the next ask.
     End,
     /// Wait a while, then begin again.
     Wait,
-    /// Land each alone, as one of them is refused.
+    /// Insert each body alone, because ClickHouse refused one of them.
     Apart,
-    /// Hand back what is left.
+    /// Return the remaining rows to the stream.
     HandBack,
-    /// Hand back what is left for a time after which no insert of it can be under way.
+    /// Return the remaining rows, with a delay after which no insert of them can run.
     SetBack,
-    /// Nothing is left.
+    /// No rows are left.
     Done,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// All that was left is stored, and acked.
+    /// All remaining rows are stored, and acked.
     AllStored,
-    /// Some of it is not stored.
+    /// Some rows are not stored.
     Missing,
-    /// The process was paused since it asked: somebody else may have inserted what was missing.
+    /// The process was suspended since the ask: another sink may have inserted the missing rows.
     Overslept,
-    /// The question was not answered.
+    /// ClickHouse did not answer the ask.
     NoAnswer,
-    /// The insert is said to be done.
+    /// ClickHouse reported the insert as successful.
     Accepted,
     /// The insert failed.
     Failed(Class),
@@ -45,12 +45,12 @@ pub(crate) enum Seen {
     Ended,
     /// The wait is over.
     Waited,
-    /// Work is given up.
+    /// The sink gives up, because its deadline has passed.
     GivenUp,
 }
 
 impl Step {
-    /// The step after this one, which came to `seen`. Nothing is inserted but after an answer that says that it is missing.
+    /// The step after this one, whose result is `seen`. An insert follows only an answer that rows are missing.
     pub(crate) fn next(self, seen: Seen) -> Self {
         match seen {
             Seen::AllStored => Self::Done,
@@ -67,8 +67,8 @@ impl Step {
     }
 }
 
-/// Whether so many ids of a batch or part are all that it has. More than that are for `verify` to name: inserting once
-/// more would not make them fewer.
+/// True when at least the expected number of ids is stored. Surplus ids are reported by `verify`; re-inserting cannot
+/// remove them.
 pub(crate) fn is_landed(ids: u64, stored: u64) -> bool {
     stored >= ids
 }

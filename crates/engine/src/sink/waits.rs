@@ -1,4 +1,4 @@
-//! What keeps passes from their seal, as the sealer of this process found it: told to the fleet with what the sink does.
+//! Passes that this process's sealer cannot seal, and why; reported to the fleet with the sink's heartbeat.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,22 +7,22 @@ use millstream::names::PassId;
 
 use crate::model::host::WaitingPass;
 
-/// A report is a small record: so many passes are named in it, and of each so many symbols.
-const TOLD: (usize, usize) = (50, 1000);
+/// Most passes in a report, and most characters for each.
+const REPORTED: (usize, usize) = (50, 1000);
 
-/// What keeps passes from their seal.
+/// Why passes are not sealed.
 #[derive(Debug, Default)]
 pub struct Waits(Mutex<BTreeMap<PassId, String>>);
 
 impl Waits {
-    /// A pass waits for something that a person has to see to; whether that is another reason than before.
+    /// Notes that a pass waits for an operator; `true` if the reason is new.
     pub(crate) fn note(&self, pass: &PassId, why: &str) -> bool {
-        let why: String = why.chars().take(TOLD.1).collect();
+        let why: String = why.chars().take(REPORTED.1).collect();
         let before = self.waits().insert(pass.clone(), why.clone());
         before.as_ref() != Some(&why)
     }
 
-    /// It waits no longer.
+    /// Notes that the pass no longer waits.
     pub(crate) fn clear(&self, pass: &PassId) {
         self.waits().remove(pass);
     }
@@ -32,16 +32,17 @@ impl Waits {
         self.waits().len()
     }
 
-    /// The first of the passes that wait.
+    /// The first waiting passes.
     pub fn told(&self) -> Vec<WaitingPass> {
         let waits = self.waits();
-        let told = waits.iter().take(TOLD.0);
-        told.map(|(PassId { run, pass }, why)| WaitingPass {
-            run: run.to_string(),
-            pass: *pass,
-            why: why.clone(),
-        })
-        .collect()
+        let reported = waits.iter().take(REPORTED.0);
+        reported
+            .map(|(PassId { run, pass }, why)| WaitingPass {
+                run: run.to_string(),
+                pass: *pass,
+                why: why.clone(),
+            })
+            .collect()
     }
 
     fn waits(&self) -> MutexGuard<'_, BTreeMap<PassId, String>> {
@@ -56,13 +57,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_told_until_it_is_over() {
+    fn a_wait_is_reported_until_it_is_over() {
         let waits = Waits::default();
         let run: RunName = "a".parse().expect("a name");
         assert!(waits.note(&run.pass(1), "merges are stopped"));
         assert!(!waits.note(&run.pass(1), "merges are stopped"));
         assert!(waits.note(&run.pass(1), &"x".repeat(5000)));
-        assert_eq!(waits.told().iter().map(|wait| wait.why.len()).collect::<Vec<_>>(), [TOLD.1]);
+        assert_eq!(waits.told().iter().map(|wait| wait.why.len()).collect::<Vec<_>>(), [REPORTED.1]);
         waits.clear(&run.pass(1));
         assert!(waits.told().is_empty());
     }

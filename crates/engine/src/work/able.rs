@@ -1,7 +1,8 @@
-//! Whether this host can compute, and so may draw batches: proven before the first, and again after each failure of its own.
+//! Whether this host can compute, and so may pull batches: proven before the first pull, and again after each failure
+//! of its own.
 //!
-//! What keeps a host from computing (no threads, a model that is missing) is never a batch's fault. The batch is handed back
-//! for others, and that delivery does not count when it is judged how often a batch was given up.
+//! No batch is to blame if a host cannot compute (no threads, a missing model). The worker returns such a batch to the
+//! stream, and that delivery does not count as a failure of the batch.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,44 +21,44 @@ use crate::work::plan::WorkPlan;
 
 /// Waits between two proofs.
 const PROVE_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// The batches remembered that were handed back for this host's sake.
+/// How many returned batches are remembered.
 const REMEMBERED: usize = 256;
 
-/// Proves that this host can compute as a worker does before it draws, and leaves nothing behind.
+/// Proves that this host can compute, as a worker does before it pulls, and leaves nothing behind.
 ///
 /// # Errors
-/// Why it cannot: [`Error::Child`], [`Error::Start`], [`Error::Pool`].
+/// Why the host cannot compute: [`Error::Child`], [`Error::Start`], [`Error::Pool`].
 pub async fn prove<I: Id>(function: &Function<I>, plan: &WorkPlan) -> Result<(), Error> {
     let WorkPlan { threads, place, limits, .. } = plan.clone();
     let load = Arc::new(WorkLoad::new(threads));
     Cores::start(function.clone(), threads, place, limits, Metrics::default(), load)?.ready().await
 }
 
-/// Whether this host can compute. Clones are the same.
+/// Whether this host can compute. Clones share the state.
 #[derive(Debug, Clone)]
 pub(crate) struct Able {
-    /// Why it cannot.
+    /// Why the host cannot compute.
     why: Arc<watch::Sender<Option<String>>>,
-    /// Why it should not, though it can.
+    /// Why the host should not compute, although it can.
     barred: Arc<watch::Sender<Option<String>>>,
-    /// Subjects of batches that were handed back because of it, and how often.
+    /// Subjects of batches that were returned because of this host, and how often.
     returned: Arc<Mutex<BTreeMap<String, i64>>>,
 }
 
 impl Able {
-    /// Nothing is proven yet.
+    /// The initial state: nothing is proven yet.
     pub fn new() -> Self {
         let (why, _) = watch::channel(Some("it is getting ready".to_owned()));
         let (barred, _) = watch::channel(None);
         Self { why: Arc::new(why), barred: Arc::new(barred), returned: Arc::default() }
     }
 
-    /// Why it draws nothing; `None` where it does.
+    /// Why this host pulls no batches; `None` if it pulls them.
     pub fn why(&self) -> Option<String> {
         self.why.borrow().clone().or_else(|| self.barred.borrow().clone())
     }
 
-    /// Waits until it can compute, and should.
+    /// Waits until the host can compute, and should.
     pub async fn once_able(&self) {
         while self.why().is_some() {
             until(&self.why, Option::is_none).await;
@@ -65,7 +66,7 @@ impl Able {
         }
     }
 
-    /// Waits until it cannot, or should not.
+    /// Waits until the host cannot compute, or should not.
     pub async fn once_unable(&self) {
         tokio::select! {
             () = until(&self.why, Option::is_some) => {}
@@ -73,17 +74,17 @@ impl Able {
         }
     }
 
-    /// It should draw nothing, for this reason; or may again.
+    /// Bars the host from pulling, for this reason; `None` allows it again.
     pub fn bar(&self, why: Option<String>) {
         self.barred.send_replace(why);
     }
 
-    /// Waits until it is not known whether it can compute.
+    /// Waits until the host's ability is in doubt.
     async fn once_unproven(&self) {
         until(&self.why, Option::is_some).await;
     }
 
-    /// A batch could not be computed because of this host, and is handed back.
+    /// Notes that a batch was returned because this host could not compute it.
     pub fn failed(&self, subject: &str, why: String) {
         let mut returned = self.returned();
         *returned.entry(subject.to_owned()).or_default() += 1;
@@ -94,7 +95,7 @@ impl Able {
         self.why.send_replace(Some(why));
     }
 
-    /// How often batches were handed back because of this host.
+    /// How often batches were returned because of this host.
     pub fn returns(&self) -> BTreeMap<String, i64> {
         self.returned().clone()
     }
@@ -103,7 +104,7 @@ impl Able {
         self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Proves that `cores` can compute, now and whenever that is in doubt, until taking stops.
+    /// Proves that `cores` can compute, now and whenever that is in doubt, until the worker stops pulling.
     pub async fn keep<I: Id>(&self, cores: &Cores<I>, stop: &Stop) {
         let mut pause = Backoff::new(PROVE_AGAIN.0, PROVE_AGAIN.1);
         let mut failed = false;
@@ -118,7 +119,7 @@ impl Able {
             };
             let Err(error) = proof else {
                 if std::mem::take(&mut failed) {
-                    tracing::info!("this host can compute again, and draws batches");
+                    tracing::info!("this host can compute again: it pulls batches");
                 }
                 pause.reset();
                 self.why.send_replace(None);
@@ -142,12 +143,12 @@ impl Able {
             error,
             hint,
             again_in,
-            "this host cannot compute: it draws no batches, and tries again"
+            "this host cannot compute: it draws no batches until a new attempt succeeds"
         );
     }
 }
 
-/// Waits until a reason is as wanted. Its sender is never closed while it is waited for.
+/// Waits until a reason is as wanted. The caller keeps the sender open meanwhile.
 async fn until(reason: &watch::Sender<Option<String>>, wanted: fn(&Option<String>) -> bool) {
     let mut reason = reason.subscribe();
     drop(reason.wait_for(wanted).await);

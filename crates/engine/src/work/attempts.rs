@@ -1,4 +1,4 @@
-//! Computing the ids of a batch: attempt after attempt, as fast as their run's rate allows.
+//! Computing the ids of a batch: attempt after attempt, within their run's rate limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ use crate::nats::delivery::Delivery;
 use crate::retry::Backoff;
 use crate::work::schedule::Charge;
 
-/// From this delivery of a batch on its ids are computed alone: the worker that had it before may have died of one.
+/// From this delivery on each id is computed in an isolated process: an id may have killed the earlier workers.
 const SUSPECT: i64 = 3;
-/// How often it is looked whether a portion of a limited run is as good as done.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often the worker checks whether a portion of a rate-limited run is nearly finished.
+const POLL: Duration = Duration::from_millis(20);
 
 impl<I: Id> Worker<I> {
-    /// Computes all ids; those that ask for another attempt get it after a pause.
+    /// Computes all ids; ids that ask for another attempt get it after a pause.
     pub(super) async fn compute(
         &self,
         pass: &PassRecord,
@@ -41,19 +41,19 @@ impl<I: Id> Worker<I> {
         for attempt in 1.. {
             let last = self.is_last(attempt, begun);
             match pass.rate {
-                None => self.grind(key, left, (last, suspect), results).await?,
-                Some(_) => self.grind_slowly(key, left, (last, suspect), results, delivery).await?,
+                None => self.compute_attempt(key, left, (last, suspect), results).await?,
+                Some(_) => self.compute_limited(key, left, (last, suspect), results, delivery).await?,
             }
             let again = results.take_again();
             let why = again.last().map(|(_, why)| why.clone()).unwrap_or_default();
             left = again.into_iter().map(|(id, _)| id).collect();
-            self.say_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
-            // They come as they are done.
+            self.log_trouble(key, charge.attempted(left.len() as u64, key.ids), &why);
+            // Ids arrive in the order in which they finish.
             left.sort_unstable();
             if left.is_empty() {
                 break;
             }
-            tracing::debug!(run = %key.pass.run, batch = key.batch, ids = left.len(), attempt, why, "ids to be tried again");
+            tracing::debug!(run = %key.pass.run, batch = key.batch, ids = left.len(), attempt, why, "ids asked for another attempt");
             self.metrics.asked_again(left.len() as u64);
             let begun = *begun.get_or_insert_with(Instant::now);
             let _asking = self.load.asking(&key.pass, left.len() as u64, &why);
@@ -62,14 +62,14 @@ impl<I: Id> Worker<I> {
         Ok(())
     }
 
-    /// Whether ids that ask for another attempt after this one get none. `begun` is when they first asked.
+    /// Whether this is the last attempt. `begun` is when ids first asked for another one.
     fn is_last(&self, attempt: u32, begun: Option<Instant>) -> bool {
         let Limits { attempts, retry_for, .. } = self.limits;
         let asked = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
         attempt >= attempts && (attempts == 1 || asked >= retry_for)
     }
 
-    /// How long until the next attempt: once their number is used up, the last is at the end of their time.
+    /// Pause before the next attempt. Once the attempts are used up, the last one comes at the end of the allowed time.
     fn pause(&self, pause: &mut Backoff, attempt: u32, begun: Instant) -> Duration {
         let Limits { attempts, retry_for, first_pause, .. } = self.limits;
         let pause = pause.wait();
@@ -77,8 +77,8 @@ impl<I: Id> Worker<I> {
         if attempt + 1 < attempts { pause } else { pause.min(rest.max(first_pause)) }
     }
 
-    /// Tells of a pass whose ids ask for another attempt.
-    fn say_trouble(
+    /// Logs when a pass gets into, or out of, trouble with repeated attempts.
+    fn log_trouble(
         &self,
         BatchKey { pass: PassId { run, pass }, .. }: &BatchKey,
         news: Option<bool>,
@@ -86,14 +86,17 @@ impl<I: Id> Worker<I> {
     ) {
         match news {
             Some(true) => {
-                tracing::warn!(%run, pass, why, "many ids ask for another attempt: fewer batches of the run are drawn");
+                tracing::warn!(%run, pass, why, "many ids ask for another attempt: this host pulls fewer batches of the run");
             }
-            Some(false) => tracing::info!(%run, pass, "few ids ask for another attempt any more"),
+            Some(false) => {
+                tracing::info!(%run, pass, "few ids ask for another attempt now: this host pulls as many batches as before")
+            }
             None => {}
         }
     }
 
-    /// Whether the batch may be why it was given up so often: hosts that could not compute it do not count.
+    /// Whether the batch may be the reason for its redeliveries. Deliveries that hosts returned because they could not
+    /// compute do not count.
     async fn is_suspect(&self, delivery: &Delivery) -> bool {
         if delivery.deliveries() < SUSPECT {
             return false;
@@ -104,7 +107,7 @@ impl<I: Id> Worker<I> {
         delivery.deliveries() - own.max(others) >= SUSPECT
     }
 
-    async fn grind(
+    async fn compute_attempt(
         &self,
         key: &BatchKey,
         ids: Vec<I>,
@@ -115,9 +118,9 @@ impl<I: Id> Worker<I> {
         self.cores.compute_onto(key, ids, (last, suspect), results).await
     }
 
-    /// Computes ids as their run's rate allows, and holds no core in between. The rate may change meanwhile. An id that
-    /// lasts holds up no other while there is a core without one.
-    async fn grind_slowly(
+    /// Computes ids within their run's rate limit, and holds no core in between. The rate may change meanwhile. A long
+    /// id delays no other while a core is free.
+    async fn compute_limited(
         &self,
         key: &BatchKey,
         mut ids: Vec<I>,
@@ -130,33 +133,33 @@ impl<I: Id> Worker<I> {
         let admitting = async move {
             while !ids.is_empty() {
                 while end - results.answered() - ids.len() >= self.load.cores() {
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL).await;
                 }
                 let some = self.admit(key, ids.len(), delivery).await?;
                 let rest = ids.split_off(some);
-                // The task that takes them ends with this one.
+                // The receiving task ends together with this one.
                 let _taken = sender.send(ids);
                 ids = rest;
             }
             Ok(())
         };
-        let grinding = async {
+        let computing = async {
             let mut portions = FuturesUnordered::new();
             loop {
                 tokio::select! {
-                    Some(ids) = admitted.recv() => portions.push(self.grind(key, ids, flags, results)),
+                    Some(ids) = admitted.recv() => portions.push(self.compute_attempt(key, ids, flags, results)),
                     Some(computed) = portions.next() => computed?,
                     else => return Ok(()),
                 }
             }
         };
-        tokio::try_join!(admitting, grinding).map(drop)
+        tokio::try_join!(admitting, computing).map(drop)
     }
 
-    /// Waits until some of `left` ids may begin; how many.
+    /// Waits until some of `left` ids may begin; returns how many.
     async fn admit(&self, key: &BatchKey, left: usize, delivery: &Delivery) -> Result<usize, Error> {
         let rate = || self.open.borrow().get(&key.pass).and_then(|pass| pass.rate);
-        // Two batches that waited for room with room in their hands would wait for each other.
+        // Two batches that kept permits while they wait for permits would deadlock.
         delivery.hold(None);
         let some = if rate().is_some() {
             let _paced = self.load.paced();
@@ -168,7 +171,8 @@ impl<I: Id> Worker<I> {
         Ok(some)
     }
 
-    /// Waits without holding a core, where there is a seat; the room is taken again before it goes on.
+    /// Waits, without holding a core if the number of waiting batches allows it, and takes the permits again before it
+    /// returns.
     async fn wait(&self, pause: Duration, ids: u32, delivery: &Delivery) -> Result<(), Error> {
         let seat = self.waiting.try_acquire().ok();
         if seat.is_some() {

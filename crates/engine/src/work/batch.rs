@@ -1,8 +1,8 @@
-//! A batch in hand: what of it is computed, what is stored, and what is left.
+//! A held batch: which of its ids are computed, stored, or left.
 //!
-//! Rows are stored together once all are done. Those that are done do not wait longer than a limit for the rest of their
-//! batch, though: an id may take hours, or ask for another attempt again and again. They are stored in parts then, and
-//! the worker that draws the batch after a restart computes what is left.
+//! Rows are stored together once all ids are finished. But finished rows wait only for a limited time, because an id
+//! may take hours, or ask for another attempt again and again. After that time the worker stores them in split rows
+//! messages, and after a restart the next worker computes only the remaining ids.
 
 use std::sync::Arc;
 
@@ -16,47 +16,47 @@ use crate::error::Error;
 use crate::model::times::Spent;
 use crate::work::rows_message::{Encoded, Known, Stored, Target};
 
-/// A batch that is being computed.
+/// A batch under computation.
 pub(crate) struct Batch<I> {
     target: Target,
-    /// Where ids are put down as they are done.
+    /// The store for computed ids.
     pub results: Arc<Results<I>>,
-    /// The message that brought the ids.
+    /// The message that carried the ids.
     ids: Bytes,
-    kept: Mutex<Kept<I>>,
+    unstored: Mutex<Unstored<I>>,
 }
 
-/// What is not stored yet.
-struct Kept<I> {
+/// Rows that are not in the stream yet.
+struct Unstored<I> {
     known: Known,
-    /// Rows that are done.
+    /// Finished rows.
     rows: Computed<I>,
 }
 
-/// What became of some more ids of a batch.
+/// Outcome of storing some ids of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct News {
-    /// How many have rows that are stored.
+    /// Ids whose rows were stored.
     pub ids: u32,
-    /// Dead letters among them.
+    /// Dead letters among these ids.
     pub dead: u32,
-    /// What they took of the cores.
+    /// Core time that the ids took.
     pub spent: Spent,
 }
 
 impl<I: Id> Batch<I> {
-    /// A batch of which nothing is known to be stored, whose ids came in this message.
+    /// A batch with no known stored rows, whose ids came in the message `ids`.
     pub fn new(target: Target, results: Arc<Results<I>>, ids: Bytes) -> Self {
         let known = Known::nothing(target.key.ids);
         let rows = Computed::none(&target.schema);
-        Self { target, results, ids, kept: Mutex::new(Kept { known, rows }) }
+        Self { target, results, ids, unstored: Mutex::new(Unstored { known, rows }) }
     }
 
-    /// Which of the batch's ids have no row in the stream. Asked when the batch was delivered before: the worker that
-    /// had it may have stored some of it.
+    /// Which of the batch's ids have no row in the stream. Ask for a redelivered batch, because an earlier worker may
+    /// have stored some rows.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.
+    /// [`Error::Stopped`] when the worker gives up, [`Error::Message`] when stored messages cannot be read.
     pub async fn left_of(&self, ids: Vec<I>) -> Result<Vec<I>, Error> {
         let known = self.target.look().await?;
         let left = known.open.iter().flat_map(|places| &ids[places.start as usize..places.end as usize]);
@@ -64,28 +64,29 @@ impl<I: Id> Batch<I> {
         if left.len() < ids.len() {
             let key = &self.target.key;
             let left = left.len();
-            tracing::debug!(run = %key.pass.run, batch = key.batch, left, "rows of the batch are stored already");
+            tracing::debug!(run = %key.pass.run, batch = key.batch, left, "rows of the batch are stored already: computing only the rest");
         }
-        self.kept.lock().await.known = known;
+        self.unstored.lock().await.known = known;
         Ok(left)
     }
 
-    /// Stores what is done and not stored.
+    /// Stores finished rows that are not stored yet.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
+    /// [`Error::Stopped`] when the worker gives up, [`Error::Message`] when another worker's messages cannot be read.
     pub async fn store(&self) -> Result<News, Error> {
         let schema = &self.target.schema;
-        let mut kept = self.kept.lock().await;
-        self.target.keep_cuts(&kept.known).await?;
-        let mut rows = std::mem::replace(&mut kept.rows, Computed::none(schema));
+        let mut unstored = self.unstored.lock().await;
+        self.target.keep_cuts(&unstored.known).await?;
+        let mut rows = std::mem::replace(&mut unstored.rows, Computed::none(schema));
         rows.append(self.results.take(schema));
         let mut news = News { spent: rows.spent, ..News::default() };
-        // Each round cuts so many parts off; rows that are left wait for their neighbours, as long as they are not too many.
+        // Each round splits off a limited number of messages. The remaining rows wait for their neighbours, unless they
+        // are too large.
         while !rows.ids.is_empty() {
             let done = rows.ids.len();
             let encoded = self.encode(rows)?;
-            let Stored { dead, packing, rest } = self.target.store(encoded, &mut kept.known).await?;
+            let Stored { dead, packing, rest } = self.target.store(encoded, &mut unstored.known).await?;
             news.ids += (done - rest.ids.len()) as u32;
             news.dead += dead;
             news.spent.encoding += packing;
@@ -94,11 +95,11 @@ impl<I: Id> Batch<I> {
                 break;
             }
         }
-        kept.rows = rows;
+        unstored.rows = rows;
         Ok(news)
     }
 
-    /// Rows of the batch, whole or some of them, as messages are made of them.
+    /// All or some rows of the batch, ready to be made into messages.
     fn encode(&self, rows: Computed<I>) -> Result<Encoded<I>, Error> {
         let Target { key, schema, maker, broker, .. } = &self.target;
         let schema = schema.clone();

@@ -1,7 +1,8 @@
-//! A host whose ids fail far more often than those of others: a file is missing there, its CPU lacks an instruction. Failing
-//! is fast, so such a host would draw most of a run and leave dead letters.
+//! A host whose ids fail far more often than those of other hosts: a file is missing there, or its CPU lacks an
+//! instruction. Failing is fast, so such a host would pull most of a run and produce dead letters.
 //!
-//! Once more than half of its ids have failed, a host draws nothing until other hosts' ids say whether the run is like that.
+//! Once more than half of its ids have failed, a host pulls nothing. It resumes if other hosts are no better, or give no
+//! results in time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,18 +18,18 @@ use crate::nats::bucket::Records;
 use crate::stop::Stop;
 use crate::work::able::Able;
 
-/// So many ids of a pass say something about a host.
+/// Ids of a pass that suffice to judge a host.
 const ENOUGH: u64 = 20;
-/// The share of dead letters that makes a host doubt itself.
+/// Share of dead letters from which a host is doubtful.
 const DOUBT: f64 = 0.5;
-/// How many times as large as the others' a host's share of dead letters must be.
+/// Factor by which a host's share of dead letters must exceed that of other hosts.
 const FAR_MORE: f64 = 5.0;
-/// How long others are waited for.
+/// How long a doubtful host waits for results of other hosts.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often they are asked meanwhile, and looked at again afterwards.
+/// How often a doubtful host reads the others' reports.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Ids of a pass, and how many of them are dead letters.
+/// Ids of a pass, and how many of them became dead letters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Fate {
     ids: u64,
@@ -44,13 +45,13 @@ impl Fate {
         self.ids >= ENOUGH && self.share() > DOUBT
     }
 
-    /// Whether that is far more than what became of others' ids; `None` where those are too few.
+    /// Whether this host's share of dead letters far exceeds the others'; `None` if the others have too few ids.
     fn is_far_more_than(self, others: Self) -> Option<bool> {
         (others.ids >= ENOUGH).then(|| self.share() > others.share() * FAR_MORE)
     }
 }
 
-/// What became of this host's ids, and what is made of that. Clones are the same.
+/// Results of this host's ids, and the verdict on this host. Clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Outlier {
     passes: Arc<Mutex<BTreeMap<PassId, Own>>>,
@@ -61,11 +62,11 @@ pub(crate) struct Outlier {
 #[derive(Debug, Default)]
 struct Own {
     fate: Fate,
-    /// Since when others are waited for.
+    /// Since when this host has waited for other hosts' results.
     doubtful: Option<Instant>,
-    /// Whether that it is far worse was told.
-    told: bool,
-    /// Others were waited for in vain, or are no better.
+    /// Whether the verdict was logged.
+    logged: bool,
+    /// The host is cleared: other hosts are no better, or gave no results in time.
     cleared: bool,
 }
 
@@ -78,7 +79,7 @@ impl Outlier {
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A batch of a pass came to this.
+    /// Notes the result of a batch of a pass.
     pub fn note(&self, key: &PassId, ids: u64, dead: u64) {
         let mut passes = self.passes();
         let own = passes.entry(key.clone()).or_default();
@@ -86,12 +87,12 @@ impl Outlier {
         if own.fate.is_doubtful() && !own.cleared && own.doubtful.is_none() {
             own.doubtful = Some(Instant::now());
             drop(passes);
-            self.able.bar(Some("most of its ids fail; it waits for what other hosts come to".to_owned()));
+            self.able.bar(Some("most of its ids fail; it waits for the results of other hosts".to_owned()));
             self.doubt.notify_one();
         }
     }
 
-    /// Judges this host by the others, until taking stops.
+    /// Judges this host by the results of others, until the worker stops pulling.
     pub async fn judge(&self, records: &Records, open: &watch::Receiver<Open>, stop: &Stop) {
         loop {
             tokio::select! {
@@ -106,7 +107,7 @@ impl Outlier {
         }
     }
 
-    /// Looks at every doubtful pass; whether none is left.
+    /// Checks every doubtful pass; `true` if none is left.
     async fn is_decided(&self, records: &Records, open: &watch::Receiver<Open>) -> bool {
         self.passes().retain(|key, _| open.borrow().contains_key(key));
         let Ok(reports) = heartbeat::alive(records).await else { return false };
@@ -118,7 +119,7 @@ impl Outlier {
             match own.fate.is_far_more_than(others) {
                 Some(true) => {
                     let blame = blame(key, own.fate, others);
-                    if !std::mem::replace(&mut own.told, true) {
+                    if !std::mem::replace(&mut own.logged, true) {
                         tracing::error!(why = blame, hint = HINT, "this host draws no batches");
                     }
                     why = Some(blame);
@@ -141,8 +142,8 @@ impl Outlier {
     }
 }
 
-const HINT: &str = "find out what is different here, and start this worker again; `dead RUN --host NAME` lists what it left, `replay RUN \
-                    --dead --host NAME` computes that again";
+const HINT: &str = "find out what differs on this host, then restart its worker; `dead RUN --host NAME` lists its dead letters, \
+                    `replay RUN --dead --host NAME` computes them again";
 
 fn blame(PassId { run, .. }: &PassId, own: Fate, others: Fate) -> String {
     format!(
@@ -151,7 +152,7 @@ fn blame(PassId { run, .. }: &PassId, own: Fate, others: Fate) -> String {
     )
 }
 
-/// What became of a pass's ids in other workers, and whether there are any.
+/// Results of a pass's ids on other workers, and whether such workers exist.
 fn fate_elsewhere(reports: &[HostReport], pass: &PassId) -> (Fate, bool) {
     let mut fate = Fate::default();
     let mut there = false;
@@ -174,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    /// What a worker says of run `a`.
+    /// A worker's report about run `a`.
     fn worker(instance: u32, ids: u64, dead: u64) -> HostReport {
         let share = RunShare {
             run: "a".to_owned(),
@@ -200,7 +201,7 @@ mod tests {
         HostReport { host, pid, instance, started_ms: 0, build: String::new(), doing }
     }
 
-    /// Two containers with one host name are both process 1: each took the other for itself.
+    /// Regression: two containers with one host name both had process id 1, and each took the other for itself.
     #[test]
     fn another_container_with_the_same_host_name_and_process_id_is_another_worker() {
         let key = PassId { run: "a".parse().expect("a name"), pass: 1 };

@@ -1,4 +1,4 @@
-//! How a worker works.
+//! A worker's settings.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use millstream::Limits;
 
 use crate::compute::Place;
 
-/// How a worker works.
+/// A worker's settings.
 #[derive(Debug, Clone)]
 pub struct WorkPlan {
     /// Compute threads.
     pub threads: usize,
     /// Which process computes.
     pub place: Place,
-    /// What each id may take.
+    /// Limits for each id.
     pub limits: Limits,
     /// How long held batches may take to finish after a stop.
     pub drain: Duration,

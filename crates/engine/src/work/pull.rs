@@ -1,6 +1,6 @@
-//! Taking batches from the broker: permits first, then a pull of no more than they cover (**permits-before-pull**).
+//! Pulling batches from NATS: permits first, then a pull of no more than they cover (**permits-before-pull**).
 //!
-//! The stop is looked at here and nowhere later: what has been taken is finished.
+//! The worker checks the stop token here and nowhere later: it finishes every batch that it has pulled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,109 +22,111 @@ use crate::stop::Stop;
 use crate::work::able::Able;
 use crate::work::schedule::{Charge, Shares, Turn};
 
-/// How often it is looked whether all cores are free, near the end of a pass.
-const LOOK_FOR_ROOM: Duration = Duration::from_millis(5);
-/// How long a pull that is under way may take once taking stops: what it brings is handed back at once by the drain.
+/// How often the worker checks whether all cores are free, near the end of a pass.
+const POLL_PERMITS: Duration = Duration::from_millis(5);
+/// How long a running pull may take after the stop; the drain returns its batches to the stream at once.
 const LAST_PULL: Duration = Duration::from_secs(2);
-/// The most batches of one pull: beyond this a round trip costs nothing against the work.
+/// Most batches of one pull: beyond this number a round trip costs little compared with the work.
 const MAX_PULL: usize = 64;
 
-/// Room for batches, counted in cores: what every core can start, and as much again one ahead.
+/// Permits for batches, counted in cores: one batch for every core, and as much again one ahead.
 #[derive(Debug, Clone)]
 pub struct Slots {
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     cores: u32,
-    /// Room that batches keep of which little is left, for as long as that lasts.
+    /// Permits held by nearly finished batches, until these end.
     kept: Arc<AtomicU32>,
 }
 
-/// Room that the rest of a batch keeps, until it is dropped.
+/// Permits that the rest of a batch holds; dropping the value returns them.
 pub(crate) struct Kept {
     kept: Arc<AtomicU32>,
-    room: u32,
+    permits: u32,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.kept.fetch_sub(self.room, Ordering::Relaxed);
+        self.kept.fetch_sub(self.permits, Ordering::Relaxed);
     }
 }
 
 impl Slots {
-    /// Room for a pool of `cores` threads.
+    /// Permits for a pool of `cores` threads.
     pub fn new(cores: usize) -> Self {
-        Self { room: Arc::new(Semaphore::new(cores * 2)), cores: cores as u32, kept: Arc::default() }
+        Self { permits: Arc::new(Semaphore::new(cores * 2)), cores: cores as u32, kept: Arc::default() }
     }
 
-    /// Cores that a batch of at most `batch_ids` ids can occupy: a large one all of them, a small one few.
+    /// Permits that a batch of at most `batch_ids` ids needs: a large batch all cores, a small one few.
     fn cost(&self, batch_ids: u32) -> u32 {
         batch_ids.clamp(1, self.cores)
     }
 
-    /// How many batches of at most `batch_ids` ids there is room for in all.
+    /// How many batches of at most `batch_ids` ids the permits cover in total.
     pub fn batches(&self, batch_ids: u32) -> usize {
         (self.cores * 2 / self.cost(batch_ids)) as usize
     }
 
-    /// Cores for which batches could be drawn now.
+    /// Cores for which the worker could pull batches now.
     pub fn free(&self) -> usize {
-        self.room.available_permits()
+        self.permits.available_permits()
     }
 
-    /// So many ids are left of a batch, whose others are stored: what they keep is no reason to draw nothing.
+    /// Notes that only `ids` ids of a batch are left. The permits that they keep must not stop the worker from pulling.
     pub(crate) fn keep(&self, ids: u32) -> Kept {
-        let room = self.cost(ids);
-        self.kept.fetch_add(room, Ordering::Relaxed);
-        Kept { kept: self.kept.clone(), room }
+        let permits = self.cost(ids);
+        self.kept.fetch_add(permits, Ordering::Relaxed);
+        Kept { kept: self.kept.clone(), permits }
     }
 
-    /// Room that is free while nothing lies ahead, though a few ids may last.
+    /// Permits that are free while no batch is ahead, even if a few long ids keep theirs.
     fn beside(&self) -> u32 {
         self.cores.saturating_sub(self.kept.load(Ordering::Relaxed))
     }
 
-    /// Waits for room for one batch.
+    /// Waits for permits for one batch.
     pub async fn one(&self, batch_ids: u32) -> OwnedSemaphorePermit {
-        let room = self.room.clone().acquire_many_owned(self.cost(batch_ids));
-        room.await.expect("the semaphore is never closed")
+        let permit = self.permits.clone().acquire_many_owned(self.cost(batch_ids));
+        permit.await.expect("the semaphore is never closed")
     }
 
-    /// Waits for cores that can start one batch now.
+    /// Waits until one batch can start now.
     async fn one_now(&self, batch_ids: u32) -> OwnedSemaphorePermit {
-        // As much room as lies ahead has to be free beside it. That is looked for, not queued for: the semaphore serves in turn,
-        // and what needs little room, as another attempt of an id does, would wait behind until all of it is free.
+        // Require the prefetch permits to be free as well, then release them: this batch must start now, not wait in
+        // line. This polls instead of queuing, because the semaphore is fair: small requests, such as another attempt
+        // of an id, would wait behind this one.
         loop {
             let beside = self.beside();
-            if let Ok(mut room) = self.room.clone().try_acquire_many_owned(beside + self.cost(batch_ids)) {
-                drop(room.split(beside as usize));
-                return room;
+            if let Ok(mut permit) = self.permits.clone().try_acquire_many_owned(beside + self.cost(batch_ids))
+            {
+                drop(permit.split(beside as usize));
+                return permit;
             }
-            tokio::time::sleep(LOOK_FOR_ROOM).await;
+            tokio::time::sleep(POLL_PERMITS).await;
         }
     }
 
-    /// Takes room for more batches where it is free.
+    /// Takes permits for more batches as long as they are free.
     fn more(&self, batch_ids: u32, ahead: bool, most: usize, permits: &mut Vec<OwnedSemaphorePermit>) {
         let cost = self.cost(batch_ids);
         let beside = if ahead { 0 } else { self.beside() };
         while permits.len() < most.min(MAX_PULL)
-            && self.room.available_permits() as u32 >= cost + beside
-            && let Ok(another) = self.room.clone().try_acquire_many_owned(cost)
+            && self.permits.available_permits() as u32 >= cost + beside
+            && let Ok(another) = self.permits.clone().try_acquire_many_owned(cost)
         {
             permits.push(another);
         }
     }
 }
 
-/// A batch that was drawn.
+/// A batch that the worker pulled.
 pub(crate) struct Drawn {
     pub pass: PassRecord,
     pub delivery: Delivery,
     pub charge: Charge,
 }
 
-/// Draws batches of the running passes, each in its turn, until taking stops, and hands each to `deliver`. Draws none while
-/// this host cannot compute.
+/// Pulls batches of the running passes in turn, until the stop, and passes each to `deliver`. Pulls none while this
+/// host cannot compute.
 pub(crate) async fn consume(
     broker: &Broker,
     able: &Able,
@@ -162,7 +164,7 @@ pub(crate) async fn consume(
         };
         let pulled = tokio::select! {
             pulled = pull_pass(broker, &mut consumers, &shares, &choice.key, permits.len()) => pulled,
-            // A server that does not answer now would be waited for until long after.
+            // A server that does not answer would delay the end far too long.
             () = stopped => return,
         };
         let Some(pulled) = pulled else { continue };
@@ -176,7 +178,7 @@ pub(crate) async fn consume(
     }
 }
 
-/// Waits for room, and for a pass that may have something for it.
+/// Waits for permits, and for a pass that may have batches.
 async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphorePermit>) {
     loop {
         let Some(choice) = shares.next(slots.cores as usize) else {
@@ -185,7 +187,7 @@ async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphoreP
         };
         let batch_ids = choice.record.batch_ids;
         let permit = if choice.ahead { slots.one(batch_ids).await } else { slots.one_now(batch_ids).await };
-        // Others may have been done meanwhile, and it may be another's turn.
+        // Other passes may have ended meanwhile, and the turn may have changed.
         let Some(now) = shares.next(slots.cores as usize) else { continue };
         if now.key == choice.key && now.ahead == choice.ahead {
             let mut permits = vec![permit];
@@ -195,7 +197,7 @@ async fn next_turn(shares: &Shares, slots: &Slots) -> (Turn, Vec<OwnedSemaphoreP
     }
 }
 
-/// What the pass has for us now. A failure is told, and leaves the pass for its next turn; `None` without a consumer.
+/// Pulls the pass's waiting batches. Logs a failure and leaves the pass until its next turn; `None` without a consumer.
 async fn pull_pass(
     broker: &Broker,
     consumers: &mut HashMap<PassId, PullConsumer>,
@@ -209,12 +211,12 @@ async fn pull_pass(
             Ok(Some(consumer)) => drop(consumers.insert(key.clone(), consumer)),
             Ok(None) => {
                 if shares.absent(key) {
-                    tracing::warn!(%run, pass, "the pass has no consumer: a sink makes it again, or `verify {run} --repair`");
+                    tracing::warn!(%run, pass, "the pass has no consumer: a sink creates it again, or `verify {run} --repair` does");
                 }
                 return None;
             }
             Err(error) => {
-                tracing::warn!(%run, pass, %error, "the pass cannot be pulled from, trying again");
+                tracing::warn!(%run, pass, %error, "pulling from the pass failed, trying again");
                 shares.put_off(key);
                 return None;
             }
@@ -230,7 +232,7 @@ async fn pull_pass(
     Some(messages)
 }
 
-/// Asks for what is there now, and does not wait for more.
+/// Requests the waiting messages, without waiting for more.
 async fn pull(consumer: &PullConsumer, most: usize, messages: &mut Vec<Message>) -> Result<(), Source> {
     // No heartbeat: with one, 0.51 stalls (`Poll::Pending` without a waker).
     let mut batch =
@@ -245,14 +247,14 @@ async fn pull(consumer: &PullConsumer, most: usize, messages: &mut Vec<Message>)
 mod tests {
     use super::*;
 
-    async fn waits(room: impl Future<Output = OwnedSemaphorePermit>) -> bool {
-        tokio::time::timeout(Duration::from_millis(20), room).await.is_err()
+    async fn waits(permit: impl Future<Output = OwnedSemaphorePermit>) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), permit).await.is_err()
     }
 
     #[tokio::test]
     async fn permits_before_pull() {
         let slots = Slots::new(4);
-        // A large batch occupies every core: one runs, one is ahead, and no third is asked for.
+        // A large batch occupies every core: one runs, one is ahead, and the worker asks for no third.
         let mut large = vec![slots.one(10_000).await];
         slots.more(10_000, true, usize::MAX, &mut large);
         assert_eq!(large.len(), 2);
@@ -279,10 +281,10 @@ mod tests {
         let other = slots.one(1);
         tokio::pin!(looking);
         assert!(futures_util::poll!(looking.as_mut()).is_pending());
-        assert!(!waits(other).await, "another attempt of an id needs not all of the room");
+        assert!(!waits(other).await, "another attempt of an id does not need all permits");
     }
 
-    /// The last 64 batches of a pass waited for an id that lasted hours, and all other passes with them.
+    /// Regression: the last 64 batches of a pass, and all other passes, waited for an id that took hours.
     #[tokio::test]
     async fn an_id_that_lasts_keeps_no_batch_from_being_drawn() {
         let slots = Slots::new(4);

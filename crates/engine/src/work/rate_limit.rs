@@ -1,8 +1,9 @@
-//! A run's rate limit, kept by the whole fleet without a word between hosts: each keeps its part of it, by its cores
-//! among those of all that compute now.
+//! A run's rate limit, kept by the whole fleet without messages between hosts: each host takes a part of the rate, by
+//! its share of all working cores.
 //!
-//! A host that has just begun takes nothing of a limited run until every other has had the time to notice it, and to make
-//! its own part smaller. One that is gone is missed for a few seconds. So the fleet is at times below the limit, not above.
+//! A new host takes no part of a limited run until every other host has had time to notice it and to reduce its own.
+//! The others notice a dead host only after a few seconds. So the fleet may fall below the limit, but does not exceed
+//! it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,16 +18,16 @@ use crate::model::host::Doing;
 use crate::nats::bucket::Records;
 use crate::stop::Stop;
 
-/// A process that has said nothing for this long does not count any more.
+/// A process without a new heartbeat for so long no longer counts.
 const SILENT: Duration = Duration::from_secs(12);
-/// Ids of a limited run are computed in portions of about this long.
+/// Seconds of work in a portion of a limited run's ids.
 const PORTION: f64 = 0.25;
-/// How often a host without a part looks whether it has one.
-const LOOK: Duration = Duration::from_millis(250);
-/// Parts are kept as whole numbers of this many.
+/// How often a waiting host checks its part of the rate again.
+const POLL: Duration = Duration::from_millis(250);
+/// Parts are stored as whole numbers of this many.
 const WHOLE: f64 = 1e9;
 
-/// What this host may take of limited runs.
+/// This host's parts of rate limits.
 #[derive(Debug, Default)]
 pub(crate) struct Rates {
     part: AtomicU64,
@@ -34,7 +35,7 @@ pub(crate) struct Rates {
     next: Mutex<HashMap<PassId, Instant>>,
 }
 
-/// Who computed when it was last looked.
+/// Workers seen in the bucket.
 #[derive(Debug, Default)]
 struct Fleet(HashMap<String, Seen>);
 
@@ -46,18 +47,18 @@ struct Seen {
 }
 
 impl Fleet {
-    /// Takes note of a record as it is now.
+    /// Notes a worker's current record.
     fn note(&mut self, key: String, revision: u64, cores: usize) {
         let seen = Seen { revision, cores, since: Instant::now() };
         match self.0.get_mut(&key) {
-            // Told by a new revision, not by a clock: those of other hosts may be wrong.
+            // A new revision is the sign of life, not a time stamp: other hosts' clocks may be wrong.
             Some(known) if known.revision == revision => {}
             Some(known) => *known = seen,
             None => drop(self.0.insert(key, seen)),
         }
     }
 
-    /// Cores of all that are alive, `own` excepted.
+    /// Cores of all live workers except `own`.
     fn others(&mut self, own: &str) -> usize {
         self.0.retain(|_, seen| seen.since.elapsed() < SILENT);
         self.0.iter().filter(|(key, _)| *key != own).map(|(_, seen)| seen.cores).sum()
@@ -65,7 +66,7 @@ impl Fleet {
 }
 
 impl Rates {
-    /// Keeps this host's part up to date while `limited` says that it matters, until taking stops.
+    /// Updates this host's part while `limited` says that a rate limit applies, until the worker stops pulling.
     pub async fn follow(
         &self,
         records: &Records,
@@ -91,7 +92,7 @@ impl Rates {
                     Err(error) => {
                         tracing::warn!(
                             error = full_cause(&error),
-                            "it is not known who shares a run's rate limit"
+                            "heartbeats of other workers not read: this host keeps its part of the rate limit"
                         );
                     }
                 }
@@ -103,16 +104,16 @@ impl Rates {
         }
     }
 
-    /// Ids a second that this host may begin of a run whose limit is `rate`.
+    /// Ids a second that this host may begin of a run with limit `rate`.
     fn own(&self, rate: u32) -> f64 {
         self.part.load(Ordering::Relaxed) as f64 / WHOLE * f64::from(rate)
     }
 
-    /// Waits until some of `left` ids may begin by what `rate` says at the time; how many. All of them once there is no
-    /// limit any more.
+    /// Waits until some of `left` ids may begin by the current `rate`; returns how many. Without a limit, all of them
+    /// may.
     ///
     /// # Errors
-    /// [`Error::Stopped`] once no more work is taken.
+    /// [`Error::Stopped`] once the worker stops pulling.
     pub async fn admit(
         &self,
         key: &PassId,
@@ -124,7 +125,7 @@ impl Rates {
             let Some(rate) = rate() else { return Ok(left) };
             let own = self.own(rate);
             let wait =
-                if own > 0.0 { self.next_of(key).saturating_duration_since(Instant::now()) } else { LOOK };
+                if own > 0.0 { self.next_of(key).saturating_duration_since(Instant::now()) } else { POLL };
             if wait.is_zero() {
                 let portion = ((own * PORTION) as usize).clamp(1, left.max(1));
                 let pause = Duration::from_secs_f64(portion as f64 / own);
@@ -132,8 +133,8 @@ impl Rates {
                 return Ok(portion);
             }
             tokio::select! {
-                // Not all at once: the limit or this host's part may change.
-                () = tokio::time::sleep(wait.min(LOOK)) => {}
+                // In steps, because the limit or this host's part may change.
+                () = tokio::time::sleep(wait.min(POLL)) => {}
                 () = stop.no_more_taking() => return Err(Error::Stopped),
             }
         }
@@ -147,7 +148,7 @@ impl Rates {
         self.next().get(key).copied().unwrap_or_else(Instant::now)
     }
 
-    /// Forgets passes that are over.
+    /// Forgets finished passes.
     pub fn retain(&self, is_open: impl Fn(&PassId) -> bool) {
         self.next().retain(|key, _| is_open(key));
     }
@@ -178,14 +179,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_hears_that_the_limit_is_gone() {
+    async fn removing_the_limit_wakes_waiting_workers() {
         let rates = Rates::default();
         let stop = Stop::new();
         let limit = Mutex::new(Some(1));
         let rate = || *limit.lock().expect("no panic");
         let key = key();
         let lift = async {
-            tokio::time::sleep(LOOK / 2).await;
+            tokio::time::sleep(POLL / 2).await;
             *limit.lock().expect("no panic") = None;
         };
         let (admitted, ()) = tokio::join!(rates.admit(&key, rate, 1000, &stop), lift);
@@ -198,13 +199,13 @@ mod tests {
         let stop = Stop::new();
         let key = key();
         let waiting = rates.admit(&key, || Some(1000), 10, &stop);
-        assert!(tokio::time::timeout(LOOK * 2, waiting).await.is_err());
+        assert!(tokio::time::timeout(POLL * 2, waiting).await.is_err());
         stop.stop_taking();
         assert!(matches!(rates.admit(&key, || Some(1000), 10, &stop).await, Err(Error::Stopped)));
     }
 
     #[test]
-    fn who_says_nothing_new_does_not_count_for_ever() {
+    fn a_worker_without_a_new_heartbeat_stops_counting() {
         let mut fleet = Fleet::default();
         fleet.note("own".into(), 1, 4);
         fleet.note("other".into(), 2, 12);

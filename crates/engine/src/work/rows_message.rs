@@ -1,11 +1,11 @@
-//! Storing a batch's rows: in one message, or in parts where one would be larger than the server takes, or where some rows
-//! are done long before the others.
+//! Storing a batch's rows, in one message or in split rows messages. The worker splits them if one message would exceed
+//! the server's limit, or if some rows are finished long before the others.
 //!
-//! The subject of a batch holds either its rows or a cut, which says into which ranges its ids, in their order, are cut.
-//! Each range has a subject of its own, and that holds again either rows or a cut. The first worker to write one of these
-//! messages wins. A worker that finds a cut goes by it, with rows of its own, and writes what is missing: so each id
-//! has its row in one message, whatever a function returns the second time and whichever worker died between two parts.
-//! Should a worker's rows be too large for a part that another one cut, or not all be done, that part is cut again.
+//! The subject of a batch holds either its rows or a manifest, which divides the batch's ids, in order, into ranges.
+//! Each range has a subject of its own, which again holds either rows or a manifest. The first worker that writes one
+//! of these messages wins. A worker that finds an existing manifest follows it and writes only the missing messages,
+//! from its own rows. So each id has its row in one message, even if the function is not deterministic or a worker dies
+//! in between. If a worker's rows are too large for a range, or incomplete, the worker divides that range again.
 
 mod course;
 mod encoded;
@@ -34,12 +34,12 @@ pub(crate) use course::parts_of;
 pub(crate) use course::{Course, EARLY_PARTS, Known, Next};
 pub(crate) use encoded::{Encoded, Message};
 
-/// Pauses between looks at a subject that was taken and holds nothing.
+/// Pauses before reading a subject again that was taken but holds no message.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
-/// Subjects that are looked at together.
-const LOOKS: usize = 32;
+/// Subjects that are read concurrently.
+const CONCURRENT_READS: usize = 32;
 
-/// Where and how the rows of one batch are stored.
+/// Where and how the rows of a batch are stored.
 pub(crate) struct Target {
     pub broker: Broker,
     pub key: BatchKey,
@@ -52,32 +52,32 @@ pub(crate) struct Target {
     pub stop: Stop,
 }
 
-/// What storing some rows came to.
+/// Outcome of storing some rows.
 pub(crate) struct Stored<I> {
-    /// Dead letters among those that are stored.
+    /// Dead letters among the stored rows.
     pub dead: u32,
-    /// How long rows were packed, on a thread beside those that compute.
+    /// How long packing took, on a thread beside the compute threads.
     pub packing: Duration,
-    /// Rows that are not stored yet: of too many ids between others that are not done.
+    /// Rows that are not stored yet: too many of their neighbours are unfinished.
     pub rest: Computed<I>,
 }
 
 impl Target {
-    /// Looks at what is stored of the batch.
+    /// Reads which messages of the batch are stored.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what is stored cannot be read.
+    /// [`Error::Stopped`] when the worker gives up, [`Error::Message`] when a stored message cannot be read.
     pub async fn look(&self) -> Result<Known, Error> {
         let mut known = Known::default();
         let mut level = Known::nothing(self.key.ids).open;
         while !level.is_empty() {
-            let looks = std::mem::take(&mut level).into_iter().map(async |places| {
+            let reads = std::mem::take(&mut level).into_iter().map(async |places| {
                 let subject = self.subject(&places);
                 let ask = || self.broker.rows_message(&subject);
                 let found = patiently(&self.key.pass.run, &self.stop, ask).await?;
                 Ok::<_, Error>((places, subject, found))
             });
-            let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+            let found: Vec<_> = stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
             for (places, subject, found) in found {
                 let parts = known.note(places, &subject, found);
                 let parts = parts.map_err(|source| Error::Message { subject, source })?;
@@ -88,11 +88,11 @@ impl Target {
         Ok(known)
     }
 
-    /// Writes cuts again that are gone: the sealer makes room in the stream while a batch is not finished, and removes them
-    /// then. The worker that draws the batch next has to find them, to know that some of its rows are stored.
+    /// Writes lost manifests again. The sealer may remove them to make room in the stream while a batch is unfinished.
+    /// The next worker needs them to see that some rows are stored.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when work is given up.
+    /// [`Error::Stopped`] when the worker gives up.
     pub async fn keep_cuts(&self, known: &Known) -> Result<(), Error> {
         for (subject, bytes) in &known.cuts {
             self.broker.write_once(subject, bytes.clone(), self.writing()).await?;
@@ -104,11 +104,11 @@ impl Target {
         Writing { trace: Some(self.trace), metrics: &self.metrics, stop: &self.stop }
     }
 
-    /// Stores rows, all or those that no worker stored before. Where not all ids that lack one have one here, a cut tells
-    /// them from the others.
+    /// Stores rows: all of them, or those that no worker stored before. If some ids of a range are unfinished, a
+    /// manifest separates them.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when work is given up, [`Error::Message`] when what another worker stored cannot be read.
+    /// [`Error::Stopped`] when the worker gives up, [`Error::Message`] when another worker's message cannot be read.
     pub async fn store<I: Id>(&self, rows: Encoded<I>, known: &mut Known) -> Result<Stored<I>, Error> {
         let mut stored = Stored { dead: 0, packing: Duration::ZERO, rest: Computed::none(&self.schema) };
         let rows = Arc::new(rows);
@@ -141,7 +141,7 @@ impl Target {
         let under_way = self.load.packing();
         let packer = rows.clone();
         let wanted = places.clone();
-        // Megabytes are compressed: not for a thread that does I/O.
+        // Compressing megabytes takes too long for a thread that does I/O.
         let packed = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
             (packer.message(&wanted), begun.elapsed())
@@ -164,7 +164,7 @@ impl Target {
         }
     }
 
-    /// Stores a message unless its subject holds one; returns the parts into which what is stored there is cut.
+    /// Stores a message unless its subject holds one; returns the ranges of the manifest that is stored there.
     async fn write(
         &self,
         places: &Range<u32>,
@@ -190,13 +190,16 @@ impl Target {
             }
             match self.broker.rows_message(&subject).await {
                 Ok(Some(found)) => {
-                    tracing::debug!(subject, "another worker's message is stored already");
+                    tracing::debug!(subject, "not stored: another worker's message has this subject already");
                     let parts = known.note(places.clone(), &subject, Some(found));
                     return parts.map_err(|source| Error::Message { subject, source });
                 }
-                // Removed since, behind the seal for one: late rows are stored once more, and the sink asks about them.
+                // The message was removed meanwhile, for example after the seal. The late rows are stored again, and
+                // the sink asks ClickHouse about them.
                 Ok(None) => {}
-                Err(error) => tracing::warn!(error = full_cause(&error), "trying again"),
+                Err(error) => {
+                    tracing::warn!(error = full_cause(&error), "stored message not read, trying again")
+                }
             }
             if !self.stop.pause(pause.wait()).await {
                 return Err(Error::Stopped);
@@ -205,7 +208,7 @@ impl Target {
     }
 }
 
-/// The message that a worker stores of a batch whose rows are no more than one message may carry.
+/// The message of a batch whose rows fit into one message.
 pub fn whole_message<I: Id>(
     key: &BatchKey,
     computed: Computed<I>,
@@ -235,7 +238,7 @@ mod tests {
 
     const MAX_PAYLOAD: usize = 40_000;
 
-    /// Rows of noise; some ids ask for a second attempt, so that their rows lie behind all others.
+    /// Rows of noise. Some ids ask for a second attempt, so that their rows come after all others.
     #[derive(Default)]
     struct Noisy {
         again: Mutex<HashSet<String>>,
@@ -302,7 +305,7 @@ mod tests {
         ids
     }
 
-    /// Every message that is stored of a batch, by the places of its ids.
+    /// Every stored message of a batch, by the places of its ids.
     fn messages(rows: &Encoded<String>) -> BTreeMap<(u32, u32), Vec<u8>> {
         let all = 0..rows.ids_in_all();
         let mut left = vec![all];
@@ -387,7 +390,8 @@ mod tests {
         assert_eq!(read_back(batch.rows)["7"].0, STATUS_DEAD);
     }
 
-    /// Two workers with other rows for the same ids: the second goes by the cuts of the first, and cuts once more.
+    /// Two workers with different rows for the same ids: the second follows the manifests of the first, and divides
+    /// once more.
     #[tokio::test]
     async fn another_workers_cut_is_gone_by() {
         let cut = |parts: &[u32]| {
@@ -399,7 +403,7 @@ mod tests {
         assert!(!rows.message(&(0..499)).parts.is_empty());
     }
 
-    /// Messages by the places of their ids, as the stream holds them: the first one stays.
+    /// Messages by the places of their ids, as in the stream: the first one stays.
     type Stored = BTreeMap<(u32, u32), Vec<u8>>;
 
     /// One round of [`Target::store`], which ends after some messages if its worker dies.
@@ -417,7 +421,7 @@ mod tests {
         *open = course.open();
     }
 
-    /// As [`Target::look`] finds them.
+    /// Open places, as [`Target::look`] finds them.
     fn open_places(stream: &Stored, ids: u32) -> Vec<Range<u32>> {
         let mut known = Known::default();
         let mut left = Known::nothing(ids).open;
@@ -439,7 +443,7 @@ mod tests {
         Encoded::some(&key(all.len() as u32), all, computed, schema.clone(), maker, HEADERS + 1500)
     }
 
-    /// Workers with other ids done at each moment, and other rows of the same ids, die at any message and begin again.
+    /// Workers with different finished ids, and different rows of equal ids, die at any message and begin again.
     #[test]
     fn workers_with_other_ids_done_store_each_id_once() {
         const IDS: u32 = 40;

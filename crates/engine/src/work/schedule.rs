@@ -1,12 +1,13 @@
-//! Which pass a host draws from next: each gets its share of the cores' time, and a small run behind a large one begins
-//! at once.
+//! The scheduler: which pass a host pulls from next. Each pass gets its share of the cores' time, and a small run
+//! behind a large one begins at once.
 //!
-//! Every pass has an account of the core time that it has taken here, divided by its weight; the pass with the smallest
-//! account is drawn from (stride scheduling: Waldspurger and Weihl, 1995). A batch is charged with what it will take, as
-//! far as that is known, when it is drawn, and with what it took when it is done. A pass that had nothing to draw gains
-//! nothing by that: its account is raised to the smallest of those that had.
+//! Every pass has an account of the core time that it has used on this host, divided by its weight; the host pulls from
+//! the pass with the smallest account (stride scheduling: Waldspurger and Weihl, 1995). When a batch is pulled, its
+//! account is charged with the estimated cost, if that is known; when the batch ends, with the real cost. An idle pass
+//! gains no credit: its account is raised to the smallest one of the busy passes.
 //!
-//! Hosts do this each for themselves. Since all of them draw from the same consumers, the fleet's time is shared alike.
+//! Hosts schedule independently. Since all of them pull from the same consumers, the whole fleet's time is shared
+//! fairly.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,67 +19,67 @@ use crate::model::record::{Open, PassRecord, PassState};
 use crate::model::times::Spent;
 use crate::retry::Backoff;
 
-/// How soon a pass that had nothing is asked again.
+/// How soon the host polls an idle pass again.
 const IDLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
-/// A consumer that is missing for longer is told of, as often.
+/// A consumer that is missing for this long is logged, and again after each such time.
 const ABSENT: Duration = Duration::from_secs(2);
-/// How much of the cost of an id the latest batch says; the rest is what those before it said.
+/// Weight of the latest batch in the estimated cost of an id; the rest comes from earlier batches.
 const LATEST: f64 = 0.25;
-/// Batches that are drawn ahead of free cores only while more of them wait, if they take longer than [`LONG`]: otherwise
-/// one host would sit on work that others have cores for.
+/// Batches longer than [`LONG`] are pulled ahead of free cores only while more than this many wait: otherwise one host
+/// would hold work that other hosts have cores for.
 pub(crate) const TAIL: u64 = 64;
-/// A pass is in trouble once this share of its ids has asked for another attempt lately.
+/// Share of recent ids that asked for another attempt, from which a pass is in trouble.
 const TROUBLE: f64 = 0.3;
-/// How much of that share the latest attempt at a batch says.
+/// Weight of the latest attempt in that share.
 const LATEST_ATTEMPT: f64 = 0.2;
-/// Batches of such a pass that a host has at a time.
+/// Batches of a pass in trouble that a host holds at a time.
 const IN_TROUBLE: usize = 2;
-/// A batch that takes a host's cores this long is not drawn ahead near the end of a pass.
+/// A batch that takes a host's cores so long is not pulled ahead near the end of a pass.
 pub(crate) const LONG: Duration = Duration::from_millis(500);
 
-/// The accounts of one host. Clones are the same.
+/// The accounts of one host's scheduler. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shares(Arc<Mutex<BTreeMap<PassId, Account>>>);
 
 #[derive(Debug)]
 struct Account {
     record: PassRecord,
-    /// Seconds of cores, divided by the weight.
+    /// Core seconds, divided by the weight.
     used: f64,
-    /// Seconds of cores that an id takes; `None` before the first batch is done.
+    /// Core seconds for an id; `None` before the first batch is finished.
     per_id: Option<f64>,
-    /// Batches of it in hand here.
+    /// Batches of the pass that this host holds.
     held: usize,
-    /// Batches that nobody has drawn yet, as of the last draw.
+    /// Batches that no worker has pulled yet, as of the last pull.
     pending: u64,
-    /// Whether the last draw brought nothing.
+    /// Whether the last pull returned nothing.
     empty: bool,
     ask_again: Instant,
     pause: Backoff,
-    /// The share of its ids that asked for another attempt lately.
+    /// Share of recent ids that asked for another attempt.
     trouble: f64,
-    /// Since when it has had no consumer, or since that was last told.
+    /// Since when the pass has had no consumer, or since the last log line about it.
     absent: Option<Instant>,
 }
 
-/// Which pass to draw from, and how.
+/// Which pass to pull from, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Turn {
     pub key: PassId,
     pub record: PassRecord,
-    /// Batches to draw at most, until the next pass's turn.
+    /// Most batches to pull, until the next pass's turn.
     pub most: usize,
-    /// Whether a batch may be drawn before there is a free core for it.
+    /// Whether a batch may be pulled before a core is free for it.
     pub ahead: bool,
 }
 
-/// What a batch was charged with when it was drawn. Dropped without [`Self::settle`], it is given back.
+/// Cost charged for a pulled batch. If dropped without [`Self::settle`], the cost is refunded.
 #[derive(Debug)]
 pub(crate) struct Charge {
     shares: Shares,
     key: PassId,
     seconds: f64,
-    /// What part of that is given back.
+    /// The refunded part of the cost.
     given_back: Mutex<f64>,
 }
 
@@ -100,18 +101,18 @@ impl Account {
         }
     }
 
-    /// Its share against that of a pass of priority 0: each step doubles it.
+    /// The pass's weight: 1 at priority 0, doubled by each step.
     fn weight(&self) -> f64 {
         f64::from(self.record.priority).exp2()
     }
 
-    /// Seconds of cores that a batch takes, as far as that is known.
+    /// Core seconds that a batch takes, as far as that is known.
     fn cost(&self) -> f64 {
         self.per_id.unwrap_or(0.0) * f64::from(self.record.batch_ids)
     }
 
-    /// Whether it may be drawn from now. A host has one batch at a time of a pass with a rate, and two of a pass whose
-    /// ids ask for another attempt: what they need is away, and further ids would only use up their attempts.
+    /// Whether the host may pull from the pass now. A host holds one batch of a rate-limited pass, and two of a pass in
+    /// trouble: what its ids need is unavailable, and more ids would only use up their attempts.
     fn is_due(&self, now: Instant) -> bool {
         let most = match (self.record.rate, self.is_in_trouble()) {
             (Some(_), _) => 1,
@@ -131,7 +132,7 @@ impl Shares {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of the passes that run now. A new one begins level with the one that is furthest behind.
+    /// Updates the running passes. A new pass begins level with the one that is furthest behind.
     pub fn follow(&self, passes: &Open) {
         let mut accounts = self.open();
         let running = |key: &PassId| passes.get(key).filter(|record| record.state == PassState::Running);
@@ -144,7 +145,7 @@ impl Shares {
         }
     }
 
-    /// The pass whose turn it is, of those that may have something.
+    /// The pass whose turn it is, among those that may have batches.
     pub fn next(&self, cores: usize) -> Option<Turn> {
         let accounts = self.open();
         let now = Instant::now();
@@ -156,7 +157,7 @@ impl Shares {
         let until_next = due.get(1).map(|(_, next)| (next.used - account.used) * account.weight());
         let most = match until_next {
             _ if account.record.rate.is_some() || account.is_in_trouble() => 1,
-            // Nobody else wants anything, or the cost is not known yet.
+            // No other pass wants cores, or the cost is not known yet.
             None => usize::MAX,
             Some(_) if cost == 0.0 => 1,
             Some(seconds) => (seconds / cost) as usize + 1,
@@ -166,7 +167,7 @@ impl Shares {
         Some(Turn { key: (*key).clone(), record: account.record.clone(), most, ahead })
     }
 
-    /// How long until a pass that had nothing may be asked again.
+    /// How long until an idle pass may be polled again.
     pub fn idle_for(&self) -> Duration {
         let now = Instant::now();
         let waits =
@@ -174,7 +175,7 @@ impl Shares {
         waits.unwrap_or(IDLE.1).clamp(Duration::from_millis(1), IDLE.1)
     }
 
-    /// Takes note of a draw: how many batches it brought, and how many there are still.
+    /// Notes the result of a pull: how many batches it returned, and how many are still pending.
     pub fn drawn(&self, key: &PassId, brought: usize, pending: Option<u64>) {
         let mut accounts = self.open();
         let level = least_used(&accounts);
@@ -195,8 +196,8 @@ impl Shares {
         account.pending = pending.unwrap_or(u64::MAX);
     }
 
-    /// Takes note that a pass has no consumer to draw from; whether it is time to say so. A pass that has just begun gets
-    /// its consumer a moment after its record.
+    /// Notes that a pass has no consumer; `true` if that should be logged now. A pass that has just begun gets its
+    /// consumer a moment after its record.
     pub fn absent(&self, key: &PassId) -> bool {
         let mut accounts = self.open();
         let now = Instant::now();
@@ -210,14 +211,14 @@ impl Shares {
         is_due
     }
 
-    /// Leaves a pass alone for a while, which gave no answer.
+    /// Skips a pass for a while, because a pull got no answer.
     pub fn put_off(&self, key: &PassId) {
         if let Some(account) = self.open().get_mut(key) {
             account.ask_again = Instant::now() + account.pause.wait();
         }
     }
 
-    /// Charges a pass with a batch that was drawn from it.
+    /// Charges a pass with a batch that was pulled from it.
     pub fn charge(&self, key: &PassId) -> Charge {
         let mut seconds = 0.0;
         if let Some(account) = self.open().get_mut(key) {
@@ -229,13 +230,14 @@ impl Shares {
     }
 }
 
-/// The smallest account of those that had something.
+/// The smallest account of the passes that had batches.
 fn least_used(accounts: &BTreeMap<PassId, Account>) -> Option<f64> {
     accounts.values().filter(|account| !account.empty).map(|account| account.used).min_by(f64::total_cmp)
 }
 
 impl Charge {
-    /// So many of a batch's ids asked for another attempt; the pass is in trouble now, or is no longer, if that is news.
+    /// Notes that `asked` of a batch's `ids` asked for another attempt. Returns whether the pass is in trouble now, if
+    /// that changed.
     pub fn attempted(&self, asked: u64, ids: u32) -> Option<bool> {
         let mut accounts = self.shares.open();
         let account = accounts.get_mut(&self.key)?;
@@ -246,7 +248,7 @@ impl Charge {
         (before != now).then_some(now)
     }
 
-    /// Replaces what was expected of so many of the batch's ids, of which there are `all`, by what they took.
+    /// Replaces the estimated cost of `ids` ids, out of `all` ids of the batch, with the real cost.
     pub fn settle(&self, spent: Spent, ids: u32, all: u32) {
         let took = (spent.computing + spent.encoding).as_secs_f64();
         let part = f64::from(ids) / f64::from(all.max(1));
@@ -300,7 +302,7 @@ mod tests {
         Spent { computing: Duration::from_secs_f64(number), encoding: Duration::ZERO }
     }
 
-    /// Draws batches one after the other, each of which takes what `cost` says; how much each run got.
+    /// Pulls batches one after the other, each of which costs `cost`; returns how many each run got.
     fn play(shares: &Shares, batches: usize, cost: impl Fn(&str) -> f64) -> BTreeMap<String, f64> {
         let mut got = BTreeMap::new();
         for _ in 0..batches {
@@ -363,7 +365,7 @@ mod tests {
         assert!(!shares.absent(&first), "its record is a moment older than its consumer");
         assert_ne!(shares.next(2).expect("the other").key, first);
         shares.open().get_mut(&first).expect("it runs").absent = Instant::now().checked_sub(ABSENT);
-        assert!(shares.absent(&first) && !shares.absent(&first), "told once in so long");
+        assert!(shares.absent(&first) && !shares.absent(&first), "logged once in that time");
     }
 
     #[test]

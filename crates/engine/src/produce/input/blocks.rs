@@ -1,8 +1,8 @@
-//! A file that is read twice, and is the same both times or says that it is not.
+//! A file that is read twice: the second reading sees the same bytes, or fails.
 //!
-//! The first reading notes a hash of every block. The second compares each block before anything of it is used, and ends
-//! where the first did: what was added behind is not seen, and what was written over is never taken for what was
-//! checked. The file is opened once, so that another of its name does not matter.
+//! The first reading stores a hash of every block. The second compares each block before using any of it, and ends
+//! where the first did: appended data is ignored, and overwritten data is never used as if it had been checked. The
+//! file is opened once, so that another file under its name does not matter.
 
 use crate::model::input_fault::ReadFault;
 
@@ -12,30 +12,30 @@ use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// Bytes that are hashed together: a hash of eight bytes for each, so 32 KiB for a gigabyte of input.
+/// Bytes of a block: with eight bytes of hash each, a gigabyte of input needs 32 KiB.
 const BLOCK: usize = 256 << 10;
 
-/// What was read of a file.
+/// What the first reading saw of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     length: u64,
     hashes: Vec<u64>,
-    /// Whether its last line has an end.
+    /// Whether the last line has a line end.
     ends_line: bool,
 }
 
 enum Task {
-    /// For the first time.
+    /// The first reading.
     See(Seen),
-    /// The same again.
+    /// The second reading, which compares.
     Check(Arc<Seen>),
 }
 
-/// Reads a file from its beginning, whatever others do with the descriptor's position.
+/// Reads a file from its beginning, independently of the descriptor's position.
 pub(super) struct Blocks {
     file: Arc<File>,
     task: Task,
-    /// Where the block begins.
+    /// Offset of the block.
     begin: u64,
     block: Vec<u8>,
     used: usize,
@@ -43,12 +43,12 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// For the first time.
+    /// Begins the first reading.
     pub fn see(file: Arc<File>) -> Self {
         Self::new(file, Task::See(Seen::default()))
     }
 
-    /// The same again.
+    /// Begins the second reading.
     pub fn check(file: Arc<File>, seen: Arc<Seen>) -> Self {
         Self::new(file, Task::Check(seen))
     }
@@ -57,7 +57,7 @@ impl Blocks {
         Self { file, task, begin: 0, block: Vec::new(), used: 0, ended: false }
     }
 
-    /// What was read the first time.
+    /// What the first reading saw.
     pub fn into_seen(self) -> Seen {
         match self.task {
             Task::See(seen) => seen,
@@ -88,9 +88,9 @@ impl Blocks {
                 let same = read == left && (read == 0 || known == Some(&hash(&self.block)));
                 let ended = self.begin + read as u64 == seen.length;
                 self.ended = ended;
-                // The last line of a file that grows may have been half of one.
+                // In a growing file, the last line may have been incomplete.
                 if !same || (ended && !seen.ends_line && goes_on(&self.file, seen.length)?) {
-                    // Nothing of it is used.
+                    // None of the block is used.
                     self.block.clear();
                     return Err(ReadFault::Changed.into());
                 }
@@ -135,7 +135,7 @@ fn read_full(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(read)
 }
 
-/// Whether a line that had no end goes on now.
+/// Whether a line that had no end continues now.
 fn goes_on(file: &File, at: u64) -> io::Result<bool> {
     let mut next = [0; 1];
     Ok(at > 0 && read_full(file, &mut next, at)? > 0 && !matches!(next, [b'\n' | b'\r']))
@@ -153,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// What a second reading gives when this was done to the file after the first.
+    /// The result of a second reading after `change` was applied to the file.
     fn again(text: &[u8], change: impl FnOnce(&mut File)) -> io::Result<Vec<u8>> {
         let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(text).expect("written");
@@ -185,7 +185,7 @@ mod tests {
             let read = again(&text, |file| file.write_all(b"8\n").expect("written"));
             assert_eq!(read.expect("the same"), text, "{length}");
         }
-        // The end of a line is all that came.
+        // Only the end of the last line was appended.
         assert_eq!(again(b"7", |file| file.write_all(b"\n8\n").expect("written")).expect("the same"), b"7");
     }
 

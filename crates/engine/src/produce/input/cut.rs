@@ -1,4 +1,4 @@
-//! Ids, cut into batches.
+//! Cutting ids into batches.
 
 use millstream::{Id, MAX_BATCH_IDS};
 
@@ -9,11 +9,11 @@ use crate::model::id_digest::IdDigest;
 pub struct Cut<I> {
     /// The ids.
     pub ids: Vec<I>,
-    /// Those that were dropped because they were there already.
+    /// Repeats that were dropped.
     pub repeats: IdDigest,
 }
 
-/// Cuts a stream of ids into batches, by number and by size.
+/// Cuts a stream of ids into batches, by number of ids and by size.
 #[derive(Debug)]
 pub struct Cutter<I> {
     ids: Vec<I>,
@@ -23,33 +23,33 @@ pub struct Cutter<I> {
 }
 
 impl<I: Id> Cutter<I> {
-    /// Batches of `batch_ids` ids, fewer where they would not fit in `max_bytes`.
+    /// A cutter for batches of `batch_ids` ids, fewer if they would not fit in `max_bytes`.
     pub fn new(batch_ids: u32, max_bytes: usize) -> Self {
         let batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
         Self { ids: Vec::with_capacity(batch_ids), bytes: 0, batch_ids, max_bytes }
     }
 
-    /// Whether it holds no id.
+    /// Whether the cutter holds no id.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Batches are of this size from now on.
+    /// Changes the batch size from now on.
     pub fn resize(&mut self, batch_ids: u32) {
         self.batch_ids = batch_ids.clamp(1, MAX_BATCH_IDS) as usize;
     }
 
-    /// Takes an id; gives the batch that it completes.
+    /// Takes an id; returns a batch if the id completes one.
     pub fn push(&mut self, id: I) -> Option<Cut<I>> {
         let size = id.wire_size();
         let full = if !self.ids.is_empty() && self.bytes + size > self.max_bytes { self.cut() } else { None };
         self.bytes += size;
         self.ids.push(id);
-        // Both at once cannot be: a batch cut by size leaves this id alone, unless one id makes a batch.
+        // One id never completes two batches: a batch cut by size leaves this id alone, unless a batch has one id.
         if full.is_none() && self.ids.len() >= self.batch_ids { self.cut() } else { full }
     }
 
-    /// The ids that are left.
+    /// Cuts the remaining ids.
     pub fn cut(&mut self) -> Option<Cut<I>> {
         if self.ids.is_empty() {
             return None;

@@ -1,7 +1,7 @@
 //! One id a record of CSV, in one of its columns (RFC 4180 with any delimiter).
 //!
-//! A reader of its own, because a quote that is never closed must not swallow the rest of the file: where quotes do not
-//! agree with delimiters, it says on which line the quote opened.
+//! A reader of our own, because an unclosed quote must not swallow the rest of the file: where quotes and delimiters
+//! disagree, the error names the line on which the quote opened.
 
 use std::io::{self, BufRead};
 use std::mem;
@@ -17,32 +17,32 @@ use crate::model::input_fault::{ColumnFault, ReadFault};
 pub struct Column {
     /// By name or by number.
     pub at: At,
-    /// What stands between two fields.
+    /// The byte between two fields.
     pub delimiter: u8,
 }
 
-/// How a column is named.
+/// How the user names a column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum At {
-    /// As the first record names it.
+    /// A name in the first record.
     Name(String),
-    /// Counted from 1, where the first record is one of ids.
+    /// A number, counted from 1; then the first record holds an id.
     Number(usize),
 }
 
-/// What is read from its first record on.
+/// Reads records, including the first one.
 pub(super) struct Fields<R> {
     reader: R,
     record: Record,
-    /// Fields that every record has.
+    /// Number of fields in every record.
     width: usize,
     header: bool,
-    /// A first record that is one of ids.
+    /// Whether the first record holds an id and was not returned yet.
     first: bool,
     pub blank: u64,
 }
 
-/// Why CSV cannot be read at all.
+/// Why the input cannot be read as CSV.
 pub(super) enum NoFields {
     Read(io::Error),
     Column(ColumnFault),
@@ -142,7 +142,7 @@ impl<R: BufRead> Fields<R> {
     }
 }
 
-/// Where the column of that name is.
+/// The place of the column with this name.
 fn place_of<I: Id>(name: &str, names: &[String]) -> Result<usize, ColumnFault> {
     if !is_text::<I>() && I::parse(name).is_ok() && names.iter().any(|found| found == name) {
         return Err(ColumnFault::LikeIds { line: millstream::shortened(&names.join(",")) });
@@ -170,7 +170,7 @@ fn counted(fields: usize) -> String {
 enum State {
     /// At the beginning of a field.
     Start,
-    /// Within one that has no quotes.
+    /// Within a field without quotes.
     Plain,
     /// Within quotes.
     Quoted,
@@ -180,26 +180,29 @@ enum State {
     Return,
 }
 
-/// A record on its way, a byte at a time.
+/// A record that is parsed byte by byte.
 struct Record {
     delimiter: u8,
-    /// The field that is kept; all of them as names without.
+    /// The field to keep; `None` keeps all of them as names.
     wanted: Option<usize>,
     names: Vec<String>,
     state: State,
     /// Lines that have ended.
     lines: u64,
-    /// The line on which the record begins, and its last quote opened.
+    /// The line on which the record begins.
     begun: u64,
+    /// The line on which the record's last quote opened.
     opened: u64,
-    /// Fields that have ended, and whether one of them has something in it, be it quotes.
+    /// Fields that have ended.
     fields: usize,
+    /// Whether a field is not empty, or has quotes.
     any: bool,
-    /// Bytes of the field, as far as they are kept, and how many there are.
+    /// Bytes of the field, up to the longest kept length.
     field: Vec<u8>,
+    /// Full length of the field, in bytes.
     field_length: u64,
     field_quoted: bool,
-    /// The same of the wanted field.
+    /// Bytes of the wanted field, up to the longest kept length.
     kept: Vec<u8>,
     length: u64,
     quoted: bool,
@@ -241,7 +244,7 @@ impl Record {
         (self.field_length, self.field_quoted) = (0, false);
     }
 
-    /// Whether it was an empty line.
+    /// Whether the record is an empty line.
     fn is_blank(&self) -> bool {
         self.fields == 1 && !self.any
     }
@@ -255,7 +258,7 @@ impl Record {
                 self.field_quoted = true;
                 self.state = Quoted;
             }
-            // Lines that end with it alone would all be one record.
+            // Otherwise lines that end with a carriage return alone would all be one record.
             (Plain, byte) if byte != b'\n' && self.field.ends_with(b"\r") => {
                 return Err(ReadFault::BareReturn { line: self.lines + 1 });
             }
@@ -309,7 +312,7 @@ impl Record {
         }
     }
 
-    /// The last field: a carriage return behind it is a part of the line's end.
+    /// Ends the last field: a carriage return behind it is part of the line's end.
     fn end_record(&mut self) {
         if !self.field_quoted && self.field_length <= LONGEST as u64 && self.field.ends_with(b"\r") {
             self.field.pop();

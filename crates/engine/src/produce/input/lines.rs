@@ -8,21 +8,21 @@ use tokio::sync::mpsc;
 use super::Line;
 use super::text::{LONGEST, id_of_plain, is_blank, is_text, mark_before, too_long};
 
-/// Times that lines are handed over ahead of the producer: each is what one read brought.
+/// Channel capacity, in chunks; a chunk holds the lines of one read.
 const READ_AHEAD: usize = 4;
 
-/// Lines that were read together.
+/// Lines that one read returned.
 pub type Lines<I> = io::Result<Vec<Line<I>>>;
 
-/// Reads lines as they come, on a thread of its own that ends with the input, with the receiver, or with the process. What
-/// is there is handed over at once: a line that is not whole yet holds nothing back.
+/// Reads lines as they arrive, on a thread of its own that ends with the input, with the receiver, or with the process.
+/// Complete lines are passed on at once: an incomplete line does not delay them.
 ///
 /// # Errors
-/// The system's, when it gives no thread.
+/// When the system gives no thread.
 pub fn feed<I: Id>(from: impl Read + Send + 'static) -> io::Result<mpsc::Receiver<Lines<I>>> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     let mut lines = PlainLines::new(BufReader::with_capacity(1 << 16, from));
-    // Not one of tokio's: those are waited for, and nothing can end a read.
+    // Not a tokio thread: tokio waits for its threads at the end, and nothing can interrupt a read.
     std::thread::Builder::new().name("input".into()).spawn(move || {
         loop {
             let together = lines.together();
@@ -35,17 +35,17 @@ pub fn feed<I: Id>(from: impl Read + Send + 'static) -> io::Result<mpsc::Receive
     Ok(receiver)
 }
 
-/// Lines by number. A line ends with a line feed; with a carriage return before it where the first line does.
+/// Lines by number. A line ends with a line feed; with a carriage return before it if the first line does.
 pub(super) struct PlainLines<R> {
     reader: R,
     number: u64,
-    /// Lines without anything, which were passed over.
+    /// Empty lines, which are skipped.
     pub blank: u64,
-    /// Whether lines end with CRLF, once the first has ended.
+    /// Whether lines end with CRLF; `None` until the first line has ended.
     returns: Option<bool>,
-    /// The line without its end, as far as it is kept.
+    /// The line without its end, up to the longest kept length.
     bytes: Vec<u8>,
-    /// Bytes of all of it.
+    /// Full length of the line, in bytes.
     length: u64,
 }
 
@@ -67,7 +67,7 @@ impl<R: BufRead> PlainLines<R> {
         Ok(None)
     }
 
-    /// Reads one line, whatever is in it; `false` at the end.
+    /// Reads one line of any content; `false` at the end.
     fn read(&mut self) -> io::Result<bool> {
         self.bytes.clear();
         let most = LONGEST as u64;
@@ -98,9 +98,9 @@ impl<R: BufRead> PlainLines<R> {
         Ok(true)
     }
 
-    /// What was read, unless it is nothing.
+    /// The line that was read, unless it is empty.
     fn line<I: Id>(&mut self) -> Option<Line<I>> {
-        // Only the beginning of a line that is too long is known.
+        // The reader has only the beginning of a line that is too long.
         let is_cut = self.length > LONGEST as u64;
         if !is_cut && (self.bytes.is_empty() || (!is_text::<I>() && is_blank(&self.bytes))) {
             self.blank += 1;
@@ -112,7 +112,7 @@ impl<R: BufRead> PlainLines<R> {
 }
 
 impl<R: Read> PlainLines<BufReader<R>> {
-    /// Waits for a line, and takes those that are there with it; none at the end.
+    /// Waits for a line, and takes all complete lines that were read with it; none at the end.
     fn together<I: Id>(&mut self) -> Lines<I> {
         let mut lines = Vec::new();
         loop {
@@ -120,7 +120,7 @@ impl<R: Read> PlainLines<BufReader<R>> {
                 Ok(true) => lines.extend(self.line()),
                 Ok(false) => break,
                 Err(error) if lines.is_empty() => return Err(error),
-                // It will be there at the next call, too.
+                // The next call will meet the error again.
                 Err(_) => break,
             }
             if !lines.is_empty() && !self.reader.buffer().contains(&b'\n') {
@@ -152,7 +152,7 @@ mod tests {
         read::<String>(text).0
     }
 
-    /// Hands out one piece a read, as a pipe does.
+    /// Returns one piece for each read, like a pipe.
     struct Pieces(Vec<&'static str>);
 
     impl Read for Pieces {
@@ -185,11 +185,11 @@ mod tests {
                     .join(" "),
             );
         }
-        // What is left of a line is waited for only when what came before it is gone.
+        // The rest of a line is awaited only after the lines before it were passed on.
         assert_eq!(seen, ["1 2", "34", "bad 5", "5"]);
     }
 
-    /// The id behind so many blanks was passed over with them, as an empty line.
+    /// Regression: the id behind so many blanks was skipped with them, as an empty line.
     #[test]
     fn an_id_behind_more_blanks_than_a_line_may_have_is_refused() {
         let text = [b"1\n", &[b' '; LONGEST][..], b"2\n3\n"].concat();
@@ -214,7 +214,7 @@ mod tests {
             let bad = seen.iter().find(|line| line.starts_with("bad")).expect("refused");
             assert!(bad.starts_with(&format!("bad {line}: ")) && bad.contains("carriage return"), "{bad}");
         }
-        // Around a number it is a blank like others.
+        // Around a number a carriage return is a blank like others.
         assert_eq!(read::<u64>(b"1\n2\r\n\r\n3 \r\n").0, ["1", "2", "3"]);
     }
 
@@ -222,7 +222,7 @@ mod tests {
     fn blank_lines_are_passed_over_and_counted() {
         assert_eq!(read::<u64>(b"3\r\n\n 1 \n  \n2"), (vec!["3".into(), "1".into(), "2".into()], 2));
         assert_eq!(read::<String>(b"a\n\nb\n"), (vec!["a".into(), "b".into()], 1));
-        // Blanks may be an id of the user's: they are not passed over without a word.
+        // Blanks may be an id of the user's, so they are not skipped silently.
         assert_eq!(texts(b"a\n  \n"), ["a", "bad 2: `  ` holds nothing but blanks"]);
     }
 
@@ -241,7 +241,7 @@ mod tests {
             let (seen, _) = read::<u64>(text.as_bytes());
             assert_eq!(seen.len(), 3, "{length}");
             assert!(seen[1].starts_with("bad 2: ") && seen[2] == "2", "{length}: {seen:?}");
-            // Text behind so many bytes is not an id of its own.
+            // Text behind so many bytes is no id of its own.
             let text = format!("{}\n12\n", "x".repeat(length - 2) + "12");
             assert_eq!(texts(text.as_bytes())[1..], ["12"], "{length}");
         }

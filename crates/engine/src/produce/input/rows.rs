@@ -14,7 +14,7 @@ use crate::model::input_fault::ReadFault;
 pub enum Value {
     /// Its length, then its bytes.
     Text,
-    /// A number of so many bytes, the lowest first.
+    /// A number of this many bytes, the lowest first.
     Number(usize),
 }
 

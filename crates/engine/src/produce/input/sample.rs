@@ -1,15 +1,15 @@
-//! Some ids of an input, on which the function is timed.
+//! A sample of an input, on which the function is timed.
 
 use millstream::Id;
 
-/// Ids of a file that are kept as its sample: a second's work of most functions, and 32 MiB of the longest ids.
+/// Ids of a file that its sample keeps: a second's work of most functions, and 32 MiB of the longest ids.
 pub(super) const SAMPLED: usize = 8192;
 
-/// Ids from all over an input, for as long as somebody takes them.
+/// Ids from all over an input, as many as the caller takes.
 #[derive(Debug, Clone)]
 pub struct Sample<I> {
     drawn: Drawn<I>,
-    /// How many were taken.
+    /// How many ids were taken.
     taken: u64,
 }
 
@@ -24,7 +24,7 @@ impl<I: Id> Sample<I> {
         Self { drawn: Drawn::Range { first, ids }, taken: 0 }
     }
 
-    /// Of ids that are at hand.
+    /// A sample of ids that are in memory.
     pub fn of(ids: impl IntoIterator<Item = I>) -> Self {
         let mut sample = Self::of_list();
         (0..).zip(ids).for_each(|(place, id)| sample.offer(id, place));
@@ -35,21 +35,21 @@ impl<I: Id> Sample<I> {
         Self { drawn: Drawn::List(Vec::new()), taken: 0 }
     }
 
-    /// Offers the id at this place of the list: in the end each was kept with the same probability (Vitter's algorithm R,
-    /// <https://doi.org/10.1145/3147.3165>), and in no order.
+    /// Offers the id at this place of the list. In the end each id was kept with equal probability (Vitter's algorithm
+    /// R, <https://doi.org/10.1145/3147.3165>), in no order.
     pub(super) fn offer(&mut self, id: I, place: u64) {
         let Drawn::List(kept) = &mut self.drawn else { return };
-        let seat = ((u128::from(scattered(place)) * u128::from(place + 1)) >> u64::BITS) as usize;
+        let slot = ((u128::from(scattered(place)) * u128::from(place + 1)) >> u64::BITS) as usize;
         if kept.len() < SAMPLED {
             kept.push(id);
             let last = kept.len() - 1;
-            kept.swap(seat, last);
-        } else if seat < SAMPLED {
-            kept[seat] = id;
+            kept.swap(slot, last);
+        } else if slot < SAMPLED {
+            kept[slot] = id;
         }
     }
 
-    /// How many ids there are to be taken at once.
+    /// How many ids the sample can give before it repeats.
     pub fn len(&self) -> u64 {
         match &self.drawn {
             Drawn::Range { ids, .. } => *ids,
@@ -57,15 +57,15 @@ impl<I: Id> Sample<I> {
         }
     }
 
-    /// Whether there are none, which no input that was surveyed has.
+    /// Whether the sample is empty, which no surveyed input's is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The next ids, `most` at most and at least one, sorted and without repeats. From its beginning on, what was taken lies
-    /// evenly over all of the input; a list begins again at its end.
+    /// The next ids, at least one and at most `most`, sorted and without repeats. All ids taken so far lie evenly over
+    /// the whole input; a list begins again at its end.
     pub fn take(&mut self, most: usize) -> Vec<I> {
-        /// The golden ratio's fraction of 2^64: its multiples lie evenly wherever one stops.
+        /// The golden ratio's fraction of 2^64: its multiples lie evenly, wherever the sequence stops.
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let from = self.taken;
         let mut ids: Vec<I> = match &self.drawn {
@@ -88,7 +88,7 @@ impl<I: Id> Sample<I> {
     }
 }
 
-/// A number that has nothing visible in common with its neighbours' (splitmix64's last steps).
+/// A number without visible relation to its neighbours' (the last steps of splitmix64).
 fn scattered(number: u64) -> u64 {
     let mixed = (number ^ (number >> 30)).wrapping_add(1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

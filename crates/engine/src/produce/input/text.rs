@@ -1,4 +1,4 @@
-//! What text may be an id, and what files are no text.
+//! Which text may be an id, and which files are no text.
 
 use crate::model::input_fault::ReadFault;
 
@@ -7,27 +7,27 @@ use std::io;
 
 use millstream::{Id, MAX_STRING_ID, shortened};
 
-/// The longest line or field that is kept, in bytes: longer ones are no ids, and a file without line ends must not fill
+/// Longest line or field that is kept, in bytes. Longer ones are no ids, and a file without line ends must not fill
 /// memory.
 pub(super) const LONGEST: usize = 64 << 10;
-/// The mark that some programs put before text in UTF-8.
+/// The byte-order mark that some programs put before text in UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl ReadFault {
-    /// The fault within an error of reading.
+    /// The fault inside an I/O error.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 
-    /// What a person can do about it.
+    /// What the user can do about the fault.
     pub fn hint(&self) -> String {
         match self {
             Self::Changed => "give the input as it was, or a copy of it that does not change".into(),
             Self::OpenQuote { .. } | Self::EarlyQuote { .. } => {
-                "nothing was published; within quotes a quote is written twice (\"\"); mend that line".into()
+                "nothing was published; within quotes a quote is written twice (\"\"); correct that line".into()
             }
             Self::BareReturn { .. } => {
-                "nothing was published; lines end with LF or CRLF: `tr '\\r' '\\n' < FILE` mends a file of a Mac of old".into()
+                "nothing was published; lines end with LF or CRLF: `tr '\\r' '\\n' < FILE` converts a file of an old Mac".into()
             }
             Self::BlankQuote { .. } => {
                 "nothing was published; remove the blank, or choose another --delimiter".into()
@@ -49,12 +49,12 @@ impl From<ReadFault> for io::Error {
     }
 }
 
-/// How many bytes at the beginning of an input are a mark and no text.
+/// How many bytes at the beginning of an input are a byte-order mark and no text.
 ///
 /// # Errors
 /// [`ReadFault::Encoding`], [`ReadFault::NoText`].
 pub(super) fn mark_before(begin: &[u8]) -> io::Result<usize> {
-    // The longer marks first: one of UTF-16 is the begin of one of UTF-32.
+    // The longer marks first, because a UTF-16 mark is the beginning of a UTF-32 mark.
     const OTHERS: [(&[u8], &str); 4] = [
         (b"\xff\xfe\0\0", "UTF-32LE"),
         (b"\0\0\xfe\xff", "UTF-32BE"),
@@ -78,13 +78,13 @@ pub(super) fn mark_before(begin: &[u8]) -> io::Result<usize> {
     Ok(if begin.starts_with(MARK) { MARK.len() } else { 0 })
 }
 
-/// Whether ids of this type are text, of which every byte counts.
+/// Whether ids of this type are text, in which every byte counts.
 pub(super) fn is_text<I: Id>() -> bool {
     I::CLICKHOUSE == String::CLICKHOUSE
 }
 
-/// A line, or a field without quotes, as an id: byte for byte, or the reason why not. What an editor does not show and
-/// hardly ever belongs to an id is refused there.
+/// A line, or a field without quotes, as an id: byte for byte, or the reason for refusing it. Characters that an editor
+/// hides and that hardly ever belong to an id are refused.
 pub(super) fn id_of_plain<I: Id>(bytes: &[u8]) -> Result<I, String> {
     if is_text::<I>() {
         let why = if bytes.contains(&0) {
@@ -105,13 +105,13 @@ pub(super) fn id_of_plain<I: Id>(bytes: &[u8]) -> Result<I, String> {
     id_of_value(bytes)
 }
 
-/// A value that was marked off by quotes or by its length: byte for byte, or the reason why not.
+/// A value delimited by quotes or by its length, as an id: byte for byte, or the reason for refusing it.
 pub(super) fn id_of_value<I: Id>(bytes: &[u8]) -> Result<I, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| format!("it is not UTF-8: `{}`", shown(bytes)))?;
     I::parse(text).map_err(|fault| fault.to_string())
 }
 
-/// Why so much text is no id.
+/// Why a text of this length is no id.
 pub(super) fn too_long(length: u64) -> String {
     format!("{length} bytes are longer than the limit of an id, {MAX_STRING_ID}")
 }
@@ -120,7 +120,7 @@ pub(super) fn is_blank(bytes: &[u8]) -> bool {
     bytes.iter().all(u8::is_ascii_whitespace)
 }
 
-/// Bytes as a person may see them.
+/// Bytes in a printable form.
 fn shown(bytes: &[u8]) -> Cow<'_, str> {
     let begin = &bytes[..bytes.len().min(400)];
     match std::str::from_utf8(begin) {

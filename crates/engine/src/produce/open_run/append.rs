@@ -1,4 +1,4 @@
-//! Putting batches, and the end, behind what an open run has in the stream.
+//! Appending batches, and the end marker, to an open run in the stream.
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -21,13 +21,13 @@ use crate::retry::patiently;
 use crate::telemetry::labels::Origin;
 use crate::telemetry::trace::TraceContext;
 
-/// After so many batches the run's record says what there is, so that a later start has little to read back.
+/// Batches after which the run's record gets new totals, so that a later start has little to read back.
 const NOTED_EVERY: u32 = 256;
-/// Batches that are read back at once.
+/// Batches that are read back concurrently.
 const READ_AT_ONCE: usize = 32;
 
 impl<I: Id> Producer<'_, I> {
-    /// Publishes a batch under the first number that is free, unless the run is closed.
+    /// Publishes a batch under the first free number, unless the run is closed.
     pub(super) async fn append(&mut self, cut: Cut<I>) -> Result<(), Error> {
         self.held_since = None;
         let _waiting = self.phases.begin(WAITING_FOR_BROKER);
@@ -63,8 +63,8 @@ impl<I: Id> Producer<'_, I> {
         Ok(())
     }
 
-    /// Stores a message under the next number. `false` when another producer's is there: it is counted then, or the run
-    /// has ended.
+    /// Stores a message under the next number. `false` when another producer's message is there: then that batch is
+    /// counted, or the run has ended.
     async fn store(&mut self, message: Bytes, trace: Option<TraceContext>) -> Result<bool, Error> {
         let run = &self.feed.run;
         let number = self.all.batches;
@@ -80,7 +80,7 @@ impl<I: Id> Producer<'_, I> {
                 .patiently(|| look_up::<I>(&self.session.broker, run, &subject, number, &message))
                 .await?;
             match found {
-                // Stored by an attempt whose answer was lost; or by another producer, and the very same.
+                // An earlier attempt with a lost reply stored it, or another producer stored an identical batch.
                 Stored::Same => return Ok(true),
                 Stored::Other(bytes) => {
                     match ids_of::<I>(run, number, &bytes)? {
@@ -108,12 +108,13 @@ impl<I: Id> Producer<'_, I> {
         Ok(())
     }
 
-    /// Says in the pass's record how large batches are before a larger one goes out: workers make room by it.
+    /// Announces a larger batch size in the pass's record before such a batch goes out, because workers take permits by
+    /// it.
     async fn admit(&mut self, ids: u32) -> Result<(), Error> {
         if ids <= self.admitted {
             return Ok(());
         }
-        // Twice at a time, so that it is said a few times only.
+        // Doubles the size each time, so that the record changes only a few times.
         let most = ids.next_power_of_two().min(MAX_BATCH_IDS);
         let records = &self.session.records;
         let first = self.feed.run.pass(1);
@@ -130,7 +131,7 @@ impl<I: Id> Producer<'_, I> {
         Ok(())
     }
 
-    /// Counts what the stream holds beyond what the record says.
+    /// Counts the batches that the stream holds beyond the record's totals.
     pub(super) async fn catch_up(&mut self) -> Result<(), Error> {
         let run = &self.feed.run;
         let end = self.session.broker.last_batch(run).await?.map_or(0, |last| last.saturating_add(1));
@@ -149,7 +150,7 @@ impl<I: Id> Producer<'_, I> {
         Ok(())
     }
 
-    /// Notes in the record what there is so far.
+    /// Writes the current totals into the record.
     pub(super) async fn note(&mut self) -> Result<(), Error> {
         let all = self.all.clone();
         let more = |known: &Option<Published>| known.as_ref().is_none_or(|known| known.batches < all.batches);
@@ -164,8 +165,8 @@ impl<I: Id> Producer<'_, I> {
         .map(drop)
     }
 
-    /// Ends the run in the stream, after all that anybody has stored, and has the record say what that comes to; what it
-    /// says already, if another was faster.
+    /// Stores the end marker behind all stored batches, and writes the totals into the record; returns the record's
+    /// totals if another producer was faster.
     pub(super) async fn close(&mut self) -> Result<Published, Error> {
         let run = &self.feed.run;
         if self.all.batches == 0 && self.patiently(|| self.session.broker.last_batch(run)).await?.is_none() {
@@ -191,7 +192,7 @@ impl<I: Id> Producer<'_, I> {
         Ok(record.published.unwrap_or(all))
     }
 
-    /// Changes the run's record until it needs no change, and returns it.
+    /// Changes the run's record until `change` has nothing to change, and returns it.
     async fn change(&self, mut change: impl FnMut(&mut RunRecord) -> bool) -> Result<RunRecord, Error> {
         let records = &self.session.records;
         let run = &self.feed.run;
@@ -205,7 +206,7 @@ impl<I: Id> Producer<'_, I> {
         }
     }
 
-    /// Asks the broker for as long as it takes.
+    /// Retries a request to NATS until it succeeds or this producer is stopped.
     async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -214,14 +215,14 @@ impl<I: Id> Producer<'_, I> {
     }
 }
 
-/// The ids that a stored batch has; `None` where the run ends.
+/// The ids of a stored batch; `None` for the end marker.
 async fn read_back<I: Id>(broker: &Broker, run: &RunName, batch: u32) -> Result<Option<IdDigest>, Error> {
     let found = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
     let (_, bytes) = found.ok_or_else(|| Error::BatchGone { run: run.to_string(), batch })?;
     Ok(ids_of::<I>(run, batch, &bytes)?.map(|ids| IdDigest::of(&ids)))
 }
 
-/// The ids of a batch; `None` where the run ends.
+/// The ids of a batch; `None` for the end marker.
 fn ids_of<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Result<Option<Vec<I>>, Error> {
     if is_end(bytes, run.as_str(), batch) {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Batches on their way: cut from the input, and published, each once.
+//! Batches: cut from the input, and published, each once.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -30,12 +30,12 @@ use crate::retry::patiently;
 use crate::stop::Stop;
 use crate::telemetry::trace::TraceContext;
 
-/// Batches on their way at once.
+/// Batches that may be in flight at once.
 const IN_FLIGHT: usize = 64;
-/// Batches cut ahead of publishing.
+/// Batches that may be cut ahead of publishing.
 const CUT_AHEAD: usize = 8;
 
-/// A batch as it is published.
+/// A batch in its published form.
 pub(crate) struct Batch {
     pub number: u32,
     pub ids: IdDigest,
@@ -69,7 +69,7 @@ impl Tally {
         self.repeats += batch.repeats;
     }
 
-    /// What differs from the survey, in words.
+    /// How the published ids differ from the survey, in words.
     pub fn other_than(&self, survey: &Survey) -> Option<String> {
         let mut all = self.ids;
         all += self.repeats;
@@ -85,10 +85,10 @@ impl Tally {
     }
 }
 
-/// Ids that are cut into batches, on a thread of its own. It ends with the input, or when the batches are not received any more.
+/// Cuts ids into batches on a thread of its own, which ends with the input, or when the receiver is dropped.
 pub(super) struct Cutting<I> {
     pub batches: mpsc::Receiver<Batch>,
-    /// How it ended.
+    /// How the cutting ended.
     pub ended: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
     _of: PhantomData<I>,
 }
@@ -141,7 +141,7 @@ fn cut_batches<I: Id>(
     }
 }
 
-/// Whether the stream holds an id that no other of the input has stood for.
+/// Whether the stream holds this id, counting each occurrence in the input.
 fn is_held<I: Id>(held: &mut HashMap<I, u32>, id: &I) -> bool {
     let Some(times) = held.get_mut(id) else { return false };
     *times -= 1;
@@ -219,7 +219,7 @@ async fn store_batch<I: Id>(
         failpoint::pass("produce-before-publish");
         let written = broker.write_once(&subject, batch.bytes.clone(), writing).await?;
         failpoint::pass("produce-after-publish");
-        // An attempt whose answer was lost stored it, or another producer has stored a batch of that number meanwhile.
+        // An earlier attempt with a lost reply stored this batch, or another producer stored a batch of this number.
         let is_there = || is_stored::<I>(broker, run, &subject, batch);
         if written == Written::First || patiently(run, stop, is_there).await? {
             return Ok(written);
@@ -230,7 +230,7 @@ async fn store_batch<I: Id>(
     }
 }
 
-/// Whether the stream holds this batch, and no other of its number.
+/// Whether the stream holds exactly this batch under its number.
 async fn is_stored<I: Id>(
     broker: &Broker,
     run: &RunName,
@@ -251,7 +251,8 @@ pub(crate) enum Stored {
     Other(Bytes),
 }
 
-/// Looks under a batch's subject for these bytes. What cannot be read there is set aside, and makes room for them.
+/// Compares the message under a batch's subject with these bytes. A malformed message moves to quarantine, which frees
+/// the subject.
 pub(crate) async fn look_up<I: Id>(
     broker: &Broker,
     run: &RunName,
@@ -273,7 +274,7 @@ pub(crate) async fn look_up<I: Id>(
             broker
                 .keep_aside(&Stray { subject, stream: &stream, sequence, fault: &fault, payload: &bytes })
                 .await?;
-            tracing::warn!(subject, %fault, "what the stream held is no batch, and is published again");
+            tracing::warn!(subject, %fault, "malformed batch moved to quarantine: its ids are published again");
             broker.purge_ids(subject.to_owned()).await?;
             Ok(Stored::Nothing)
         }

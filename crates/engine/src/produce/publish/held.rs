@@ -1,7 +1,7 @@
-//! What the stream holds of a run before a producer adds to it, and what is left to publish.
+//! What the stream already holds of a run, and what is left to publish.
 //!
-//! All of it is looked at before anything is written: were the ids to come in another order this time, batches of the new
-//! order would lie beside those of the old, and some ids would be there twice.
+//! The producer checks all of the stream before it writes anything. Otherwise, if the ids came in another order this
+//! time, batches of both orders would lie side by side, with some ids twice.
 
 use std::collections::HashMap;
 
@@ -19,36 +19,37 @@ use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
 use crate::stop::Stop;
 
-/// Batches that are looked up at once.
+/// Batches that are read concurrently.
 const READ_AT_ONCE: usize = 32;
-/// Bytes of ids that are kept where they come in another order than before: then each is looked for.
+/// Most bytes of ids kept in memory to find each id, if they come in another order than before.
 const MOST_BYTES: usize = 256 << 20;
 
 /// What is left to publish of a run.
 pub(super) struct Plan<I> {
-    /// Whether the stream holds the batch of this number, as the input is cut now.
+    /// Whether the stream holds each batch, as the input is cut now.
     pub there: Vec<bool>,
     /// Ids that the stream holds in batches of another order, and how often.
     pub held: HashMap<I, u32>,
-    /// Numbers that are free before `end`, and the first after all that are taken.
+    /// Free numbers below `end`.
     pub free: Vec<u32>,
+    /// The first number after all stored batches.
     pub end: u32,
-    /// What those batches come to.
+    /// Totals of the stored batches.
     pub tally: Tally,
 }
 
 impl<I> Plan<I> {
-    /// All of it, cut as the input comes.
+    /// A plan that publishes all batches except those in `there`, cut in the order of the input.
     fn all(there: Vec<bool>) -> Self {
         Self { there, held: HashMap::new(), free: Vec::new(), end: 0, tally: Tally::default() }
     }
 }
 
-/// Looks at all that the stream holds of the run. A run that is `closed` has rows by its batches: only the same batches
-/// may take the place of those that it lost.
+/// Checks everything that the stream holds of the run. A `closed` run may have rows that name its batches, so lost
+/// batches may only be replaced by identical ones.
 ///
 /// # Errors
-/// [`Error::OtherBatch`] where the ids come in another order and that cannot be made up for; [`Error::Stopped`].
+/// [`Error::OtherBatch`] if the ids come in another order and the producer cannot adapt; [`Error::Stopped`].
 pub(super) async fn plan<I: Id>(
     broker: &Broker,
     submission: &Submission,
@@ -62,14 +63,14 @@ pub(super) async fn plan<I: Id>(
     };
     match check::<I>(broker, submission, batch_ids, last, stop).await {
         Err(Error::OtherBatch { .. }) if !closed => {
-            tracing::warn!(%run, "the ids come in another order than before: those that are published are read back");
+            tracing::warn!(%run, "the ids come in another order than before: reading the published ids back, to publish only the others");
             read_back(broker, submission, last, stop).await
         }
         checked => Ok(Plan::all(checked?)),
     }
 }
 
-/// Which of the batches up to the last are there; [`Error::OtherBatch`] when another is in the place of one.
+/// Which of the batches up to `last` the stream holds; [`Error::OtherBatch`] when one of them is a different batch.
 async fn check<I: Id>(
     broker: &Broker,
     submission: &Submission,
@@ -86,31 +87,31 @@ async fn check<I: Id>(
         Plan::all(Vec::new()),
     );
     let Cutting { mut batches, ended, .. } = cutting;
-    let look = |batch: Batch| async move {
+    let lookup = |batch: Batch| async move {
         let subject = broker.names().ids_subject(run, batch.number);
-        let look = || look_up::<I>(broker, run, &subject, batch.number, &batch.bytes);
-        match patiently(run, stop, look).await? {
+        let ask = || look_up::<I>(broker, run, &subject, batch.number, &batch.bytes);
+        match patiently(run, stop, ask).await? {
             Stored::Same => Ok((batch.number, true)),
             Stored::Nothing => Ok((batch.number, false)),
             Stored::Other(_) => Err(Error::OtherBatch { run: run.to_string(), batch: batch.number }),
         }
     };
-    let mut looks = FuturesUnordered::new();
+    let mut lookups = FuturesUnordered::new();
     let mut cut = 0;
-    while cut <= last || !looks.is_empty() {
+    while cut <= last || !lookups.is_empty() {
         tokio::select! {
-            batch = batches.recv(), if cut <= last && looks.len() < READ_AT_ONCE => match batch {
+            batch = batches.recv(), if cut <= last && lookups.len() < READ_AT_ONCE => match batch {
                 Some(batch) => {
                     cut = batch.number + 1;
-                    looks.push(look(batch));
+                    lookups.push(lookup(batch));
                 }
                 None => {
                     ended.await?;
-                    // There are more batches than these ids make now.
+                    // The stream has more batches than the ids now make.
                     return Err(Error::OtherBatch { run: run.to_string(), batch: last });
                 }
             },
-            Some(looked) = looks.next() => {
+            Some(looked) = lookups.next() => {
                 let (number, found) = looked?;
                 there[number as usize] = found;
             }
@@ -120,7 +121,7 @@ async fn check<I: Id>(
     Ok(there)
 }
 
-/// The ids that the stream holds, to be left out of what is published.
+/// A plan that leaves out the ids that the stream holds.
 async fn read_back<I: Id>(
     broker: &Broker,
     submission: &Submission,

@@ -1,5 +1,5 @@
-//! Which message of a batch comes next, and what is known of those that are stored: decided without I/O, so that tests and the
-//! simulation play what runs.
+//! Which message of a batch comes next, and which messages are known to be stored: decided without I/O, so that tests
+//! and the simulation run production decisions.
 
 use std::ops::Range;
 
@@ -9,29 +9,29 @@ use millstream::envelope::{EnvelopeFault, Rows, decode_rows};
 
 use super::encoded::{Encoded, Has, MAX_PARTS, Message};
 
-/// Parts with rows that are cut off at a time, while other ids of the batch are not done.
+/// Ranges with rows that one round splits off while other ids of the batch are unfinished.
 pub(crate) const EARLY_PARTS: usize = MAX_PARTS / 2 - 1;
 
-/// What is known of the messages of a batch.
+/// Known messages of a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// Places of ids that no message is known to have.
+    /// Places of ids that no known message has.
     pub open: Vec<Range<u32>>,
-    /// The cuts, by their subjects.
+    /// The manifests, by their subjects.
     pub cuts: Vec<(String, Bytes)>,
 }
 
 impl Known {
-    /// Nothing yet, of a batch of so many ids.
+    /// Nothing is known yet of a batch of `ids` ids.
     pub fn nothing(ids: u32) -> Self {
         let all = 0..ids;
         Self { open: vec![all], cuts: Vec::new() }
     }
 
-    /// Takes note of what the subject of these places holds: the parts that are to be looked at then.
+    /// Notes the message under the subject of these places; returns the ranges to read next.
     ///
     /// # Errors
-    /// What is wrong with the message.
+    /// The fault of the message.
     pub fn note(
         &mut self,
         places: Range<u32>,
@@ -50,7 +50,7 @@ impl Known {
     }
 }
 
-/// The parts into which a message of the ids at these places cuts them; none where it has their rows.
+/// The ranges into which a message of the ids at these places divides them; none if it has their rows.
 pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<u32>>, EnvelopeFault> {
     let Rows::Cut(cut) = decode_rows(message)? else { return Ok(Vec::new()) };
     let parts: Vec<Range<u32>> = cut.ranges().collect();
@@ -62,34 +62,33 @@ pub(crate) fn parts_of(message: &[u8], places: &Range<u32>) -> Result<Vec<Range<
     }
 }
 
-/// One round of storing rows, all or those of a batch's ids that are done.
+/// One round of storing rows: all of them, or those of finished ids.
 #[derive(Debug)]
 pub(crate) struct Course {
-    /// Places that no message is known to have and that were not looked at, the first of them last.
+    /// Places that no known message has and that this round has not visited, in reverse order.
     left: Vec<Range<u32>>,
-    /// Parts with rows that may still be cut off.
+    /// Ranges with rows that this round may still split off.
     early: usize,
     /// Places that get no message in this round.
     open: Vec<Range<u32>>,
 }
 
-/// The message that comes next.
+/// The next message.
 pub(crate) enum Next {
-    /// The rows of all ids at these places, as far as a message may carry them.
+    /// The rows of all ids at these places, as far as one message may carry them.
     Rows(Range<u32>),
-    /// A cut of these places, as not all of their ids have rows.
+    /// A manifest of these places, because some of their ids have no rows.
     Cut(Range<u32>, Message),
 }
 
 impl Course {
-    /// A round over places that no message is known to have, in which at most `early` parts are cut off from ids that are not
-    /// done.
+    /// A round over places that no known message has; it splits off at most `early` ranges from unfinished ids.
     pub fn new(mut open: Vec<Range<u32>>, early: usize) -> Self {
         open.reverse();
         Self { left: open, early, open: Vec::new() }
     }
 
-    /// What is to be stored next; `None` at the end of the round.
+    /// What to store next; `None` at the end of the round.
     pub fn next<I: Id>(&mut self, rows: &Encoded<I>) -> Option<Next> {
         while let Some(places) = self.left.pop() {
             match rows.has(&places) {
@@ -105,12 +104,12 @@ impl Course {
         None
     }
 
-    /// Goes on with the parts for which the message stands that is stored now; or with the same places, where none is.
+    /// Continues with the ranges of the stored message; or with the same places if no message is stored.
     pub fn follow(&mut self, parts: Vec<Range<u32>>) {
         self.left.extend(parts.into_iter().rev());
     }
 
-    /// Places that no message is known to have, at the end.
+    /// Places that no known message has, at the end of the round.
     pub fn open(self) -> Vec<Range<u32>> {
         let Self { left, mut open, .. } = self;
         open.extend(left.into_iter().rev());

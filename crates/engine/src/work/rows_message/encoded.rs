@@ -1,4 +1,4 @@
-//! The rows of a batch as messages: whole, in parts, or as far as they are done.
+//! The rows of a batch as messages: one message, split messages, or the finished rows only.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::compute::{self, BatchKey, Computed, Maker};
 use crate::model::moment::now_ms;
 use crate::model::rows::MAX_INSERT_BYTES;
 
-/// What a message carries beside its payload, which counts for the server's limit.
+/// Bytes of a message's headers, which count toward the server's limit.
 pub(super) const HEADERS: usize = 4 << 10;
-/// Parts of one cut at most; where that is not enough, they are cut again.
+/// Most ranges of one manifest; where more are needed, a range is divided again.
 pub(super) const MAX_PARTS: usize = 1000;
 
-/// A message to be stored.
+/// A message to store.
 pub(crate) struct Message {
     pub(crate) bytes: Bytes,
-    /// The parts that it stands for, if it is a cut.
+    /// The ranges that the message lists, if it is a manifest.
     pub(crate) parts: Vec<Range<u32>>,
-    /// Whether it is one row that was too large, and is a dead letter now.
+    /// Whether the message is one row that was too large and became a dead letter.
     pub(super) too_large: bool,
 }
 
@@ -37,15 +37,15 @@ impl Message {
 /// How many of some ids have rows here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Has {
-    /// None of them.
+    /// None of the ids.
     None,
-    /// Some of them: a cut tells them from the others.
+    /// Some of the ids: a manifest separates them from the others.
     Some,
-    /// All of them.
+    /// All of the ids.
     All,
 }
 
-/// The rows of a batch, or those of them that are done, in the order of the ids.
+/// The rows of a batch, or its finished rows, in the order of the ids.
 pub(crate) struct Encoded<I> {
     key: BatchKey,
     ids: Vec<I>,
@@ -55,9 +55,9 @@ pub(crate) struct Encoded<I> {
     maker: Arc<Maker>,
     computed_ms: u64,
     max_payload: usize,
-    /// Places of the ids within the batch, those of neighbours together.
+    /// Places of the ids within the batch, as ranges of neighbours.
     places: Vec<Range<u32>>,
-    /// How many rows lie before each of those, and in all.
+    /// Number of rows before each of these ranges, and in total.
     before: Vec<u32>,
 }
 
@@ -80,7 +80,7 @@ impl<I: Id> Encoded<I> {
         Self { key, ids, rows, schema, columns, maker, computed_ms, max_payload, places, before }
     }
 
-    /// Rows of some ids of a batch which has `all` of these, in order.
+    /// Rows of some ids of a batch whose ids are `all`, in order.
     pub(crate) fn some(
         key: &BatchKey,
         all: &[I],
@@ -111,7 +111,7 @@ impl<I: Id> Encoded<I> {
         self.rows.dead.len()
     }
 
-    /// How many of the ids at these places it has rows of.
+    /// For how many of the ids at these places rows exist.
     pub(crate) fn has(&self, places: &Range<u32>) -> Has {
         let mut within = self.within(places);
         match within.next() {
@@ -121,7 +121,7 @@ impl<I: Id> Encoded<I> {
         }
     }
 
-    /// What it has of these places, in order.
+    /// The parts of these places for which rows exist, in order.
     fn within(&self, places: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
         let first = self.places.partition_point(|own| own.end <= places.start);
         let start = places.start;
@@ -130,20 +130,20 @@ impl<I: Id> Encoded<I> {
         own.map(move |own| own.start.max(start)..own.end.min(end))
     }
 
-    /// Where the row of the id at this place is, which has one.
+    /// Index of the row of the id at this place, which must have one.
     fn at(&self, place: u32) -> usize {
         let range = self.places.partition_point(|own| own.end <= place);
         let within = self.places.get(range).map_or(0, |own| place - own.start);
         (self.before[range] + within) as usize
     }
 
-    /// Where the rows of the ids at these places are, all of which have one.
+    /// Indexes of the rows of the ids at these places, which must all have one.
     fn rows_at(&self, places: &Range<u32>) -> Range<usize> {
         let start = self.at(places.start);
         start..start + places.len()
     }
 
-    /// Takes out the rows of ids at these places, as far as there are any.
+    /// Copies the rows of ids at these places, as far as they exist.
     pub(crate) fn rest(&self, open: &[Range<u32>]) -> Computed<I> {
         let mut rest = Computed::none(&self.schema);
         for places in open.iter().flat_map(|places| self.within(places)) {
@@ -154,8 +154,8 @@ impl<I: Id> Encoded<I> {
         rest
     }
 
-    /// A cut between ids that have rows here, of which there are some, and those that have none. At most `most` parts have
-    /// rows: the longest; what lies between them stays together, for a later cut.
+    /// A manifest that separates ids with rows from ids without. At most `most` ranges have rows: the longest ones;
+    /// everything between them stays together, for a later manifest.
     pub(crate) fn cut_around(&self, places: &Range<u32>, most: usize) -> Message {
         let mut done: Vec<Range<u32>> = self.within(places).collect();
         if done.len() > most {
@@ -178,7 +178,7 @@ impl<I: Id> Encoded<I> {
         self.max_payload.saturating_sub(HEADERS)
     }
 
-    /// The rows of the ids at these places; where they are too large, a cut; where there is but one, a dead letter.
+    /// The rows of the ids at these places; a manifest if they are too large; a dead letter if it is a single row.
     pub(crate) fn message(&self, places: &Range<u32>) -> Message {
         let ids = self.ids(places);
         let range = self.rows_at(places);
@@ -216,7 +216,8 @@ impl<I: Id> Encoded<I> {
         pack(&head, &self.schema, ids, rows)
     }
 
-    /// Parts of as many ids each, whose rows take half of what a message may have: another worker's may be larger.
+    /// Ranges of equal numbers of ids, whose rows take half of a message's limit, because another worker's rows may be
+    /// larger.
     fn cut(&self, places: &Range<u32>, bytes: usize, raw_bytes: u64) -> Message {
         let half = (self.limit() as u64 / 2).max(1);
         let parts = (bytes as u64).div_ceil(half).max(raw_bytes.div_ceil(MAX_INSERT_BYTES / 2));
@@ -225,7 +226,7 @@ impl<I: Id> Encoded<I> {
         self.cut_into((0..parts).map(|part| at(part)..at(part + 1)).collect())
     }
 
-    /// A cut into these parts, which follow each other.
+    /// A manifest of these ranges, which follow each other.
     fn cut_into(&self, parts: Vec<Range<u32>>) -> Message {
         let from = parts.first().map_or(0, |part| part.start);
         let BatchKey { pass: PassId { run, pass }, batch, .. } = &self.key;
@@ -257,7 +258,7 @@ impl<I: Id> Encoded<I> {
     }
 }
 
-/// Ids and rows, sorted by id. They nearly always are: ids that were tried again come last.
+/// Ids and rows, sorted by id. They nearly always are: only ids of later attempts come last.
 fn in_order<I: Id>(computed: Computed<I>) -> (Vec<I>, compute::Rows) {
     let Computed { ids, rows, .. } = computed;
     if ids.is_sorted() {
@@ -270,7 +271,7 @@ fn in_order<I: Id>(computed: Computed<I>) -> (Vec<I>, compute::Rows) {
     (ids, rows)
 }
 
-/// The places of these ids among `all`, those of neighbours together. Both are in order, and `all` has each.
+/// The places of these ids among `all`, as ranges of neighbours. Both are in order, and `all` contains each id.
 fn places_of<I: Id>(all: &[I], ids: &[I]) -> Vec<Range<u32>> {
     let (mut places, mut next): (Vec<Range<u32>>, usize) = (Vec::new(), 0);
     for id in ids {
