@@ -1,7 +1,7 @@
-//! Messages that are no batch of ours: kept in a stream of their own, counted, told, and only then acked.
+//! Messages that are not valid batches: stored in a stream of their own, counted, logged, and only then acked.
 //!
-//! Nothing is dropped for being unreadable: a person can look at what came. The batch that it should have been is
-//! repaired like one that never came.
+//! No unreadable message is dropped, so that an operator can inspect it. Its batch is repaired like one that
+//! never came.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use crate::error::full_cause;
 use crate::nats::broker::{Broker, Stray};
 use crate::nats::delivery::Delivery;
 
-/// What cannot be set aside, or is of a later build, is handed back for this long.
+/// The redelivery delay of a message that cannot be quarantined, or that a later build wrote.
 const SET_BACK: Duration = Duration::from_secs(60);
 
 const NEWER: &str = "run a build of this pipeline that is as new as the one that wrote it; the message waits";
-const KEPT: &str = "`nats stream view` shows the copy; rows are computed again by themselves, ids come back with `produce` \
+const KEPT: &str = "`nats stream view` shows the copy; rows are computed again automatically, ids come back with `produce` \
                     of the same input";
-const NOT_KEPT: &str = "`setup` makes the stream for it; this user needs the right to publish to it";
+const NOT_KEPT: &str = "`setup` creates the quarantine stream; this user needs the right to publish to it";
 
-/// Ends the delivery of a message that cannot be read. It is acked only once a copy is stored; a later build's message,
-/// or one of which no copy can be made, is handed back.
+/// Ends the delivery of an invalid message. It is acked only once a copy is stored. A later build's message, or
+/// one whose copy cannot be stored, is redelivered after [`SET_BACK`].
 pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {
-        tracing::error!(subject, %fault, hint = NEWER, "the message is set back for 60 s");
+        tracing::error!(subject, %fault, hint = NEWER, "the message is from a newer build, and is redelivered after 60 s");
         return delivery.nak(SET_BACK).await;
     }
     let (stream, sequence) = delivery.origin().unwrap_or_default();
@@ -40,13 +40,14 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
         }
         Err(error) => {
             let error = full_cause(&error);
-            tracing::error!(subject, %fault, error, hint = NOT_KEPT, "the message is no batch, and is set back for 60 s");
+            tracing::error!(subject, %fault, error, hint = NOT_KEPT, "the message is no batch and could not be quarantined: it is redelivered after 60 s");
             delivery.nak(SET_BACK).await;
         }
     }
 }
 
-/// Why these bytes are not the ids of this batch; `None` when they are, or say that an open run ends before it.
+/// Why these bytes are not the ids of this batch; `None` if they are, or if they are the end marker of an open
+/// run.
 pub(crate) fn fault_of_ids<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Option<EnvelopeFault> {
     match decode_ids::<I>(bytes) {
         Ok(read) if read.run == run.as_str() && read.batch == batch => None,

@@ -90,7 +90,7 @@ pub(crate) async fn landing_now(session: &Session, pass: &PassId) -> Result<Land
 /// message was delivered to any of them. A message that waited for long in the stream may have been drawn just now.
 ///
 /// # Errors
-/// The broker's.
+/// When NATS refuses or does not answer.
 pub(crate) async fn is_held_by_none(
     broker: &Broker,
     records: &Records,

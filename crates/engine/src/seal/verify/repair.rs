@@ -254,7 +254,7 @@ async fn carry_out(
 /// Whether somebody has claimed this pass for a repair, and may be at it still.
 ///
 /// # Errors
-/// The broker's.
+/// When NATS refuses or does not answer.
 pub(crate) async fn is_being_repaired(records: &Records, entry: &Entry<PassRecord>) -> Result<bool, Error> {
     if entry.record.repair.is_none() {
         return Ok(false);
