@@ -76,10 +76,10 @@ fn text(status: &Value) -> &str {
 fn without_workers_or_sinks_it_says_who_is_missing() {
     let mut scene = Scene::new(0, "", &[]);
     scene.publish(1000, 100, &[]);
-    let told = "nobody computes: 10 batches wait, and no worker reports; start `work` on a host";
+    let told = "no worker computes: 10 batches wait, and no worker reports; start `work` on a host";
     scene.wait_verdict("nobody", told);
     scene.start(&["work"]);
-    scene.wait_verdict("nobody", "nobody stores: about 1000 rows wait");
+    scene.wait_verdict("nobody", "no sink stores: about 1000 rows wait");
     scene.start(&["sink"]);
     scene.host.wait_sealed("a", SOON);
     assert_eq!(scene.host.status("a")["verdict"], Value::Null);
