@@ -118,7 +118,10 @@ impl Stop {
     pub async fn finished(&self, deadline: Duration) {
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
-            tracing::warn!(seconds = deadline.as_secs(), "the drain deadline has passed: held work is given up");
+            tracing::warn!(
+                seconds = deadline.as_secs(),
+                "the drain deadline has passed: held work is given up"
+            );
             self.give_up();
             self.tasks.wait().await;
         }

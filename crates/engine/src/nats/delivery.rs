@@ -246,7 +246,11 @@ impl Drop for Delivery {
         self.held.metrics.ended(self.held.stage, self.end, self.payload().len(), self.received.elapsed());
         if self.end == End::Dropped {
             let dropped = self.held.shared.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-            tracing::warn!(subject = self.subject(), dropped, "a delivery was dropped without an ack or nak: it will be redelivered");
+            tracing::warn!(
+                subject = self.subject(),
+                dropped,
+                "a delivery was dropped without an ack or nak: it will be redelivered"
+            );
         }
     }
 }

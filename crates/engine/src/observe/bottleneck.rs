@@ -191,7 +191,9 @@ fn nobody(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
             counted(fleet.unable, "worker")
         ),
         (0, _) if waiting > 0 => {
-            format!("no worker computes: {waiting} batches wait, and no worker reports; start `work` on a host")
+            format!(
+                "no worker computes: {waiting} batches wait, and no worker reports; start `work` on a host"
+            )
         }
         (_, 0) if scene.rows_to_store > 0 => format!(
             "no sink stores: about {} rows wait, and no sink reports; start `sink` on a host",

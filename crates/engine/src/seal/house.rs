@@ -34,7 +34,10 @@ pub(super) async fn make_room(sealer: Sealer, stop: Stop) {
     let keep = async {
         loop {
             if let Err(error) = sealer.session.broker.make_room().await {
-                tracing::warn!(error = full_cause(&error), "acked rows could not be purged from the rows stream");
+                tracing::warn!(
+                    error = full_cause(&error),
+                    "acked rows could not be purged from the rows stream"
+                );
             }
             tokio::time::sleep(ROOM_EVERY).await;
         }

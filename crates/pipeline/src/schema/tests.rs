@@ -6,7 +6,7 @@ fn text_of(kind: &str) -> Result<String, String> {
     ColumnType::parse(kind).map(|kind| kind.to_string()).map_err(|fault| fault.to_string())
 }
 
-/// Spelled as ClickHouse 26.5 has them in `system.columns`.
+/// Spellings of ClickHouse 26.5 in `system.columns`.
 #[test]
 fn types_are_spelled_as_clickhouse_does() {
     let table = [

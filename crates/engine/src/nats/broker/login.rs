@@ -123,7 +123,8 @@ fn secrets(text: &str) -> std::io::Result<Secrets> {
         (None, lines.find(|line| !line.is_empty() && !line.starts_with('#')))
     };
     let seed = seed.ok_or_else(|| bad("there is no nkey seed in it"))?;
-    let pair = KeyPair::from_seed(seed).map_err(|error| bad(&format!("its nkey seed is invalid: {error}")))?;
+    let pair =
+        KeyPair::from_seed(seed).map_err(|error| bad(&format!("its nkey seed is invalid: {error}")))?;
     Ok(Secrets { jwt, pair })
 }
 

@@ -239,7 +239,10 @@ impl Broker {
                 let info = consumer.cached_info();
                 let done = self.jetstream.delete_consumer_from_stream(&info.name, &stream);
                 if !matches!(within(&doing, done).await, Ok(Ok(_))) {
-                    tracing::debug!(consumer = info.name, "temporary consumer not deleted; the server will expire it");
+                    tracing::debug!(
+                        consumer = info.name,
+                        "temporary consumer not deleted; the server will expire it"
+                    );
                 }
                 Ok(info.num_pending)
             }
