@@ -24,7 +24,7 @@ pub async fn pause(records: &Records, run: &RunName) -> Result<bool, Error> {
 /// Resumes the newest pass of a run, and returns whether it was paused.
 ///
 /// # Errors
-/// Those of [`pause`].
+/// The errors of [`pause`].
 pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
     switch(records, run, "resume", [PassState::Paused, PassState::Running]).await
 }
@@ -32,7 +32,7 @@ pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
 /// Pauses a pass for Millstream's own reason, and returns whether it was running.
 ///
 /// # Errors
-/// Those of [`pause`].
+/// The errors of [`pause`].
 pub(crate) async fn pause_for(records: &Records, pass: &PassId, why: &str) -> Result<bool, Error> {
     change(records, &pass.run, "pause", |record| {
         if record.pass != pass.pass || record.state != PassState::Running {
@@ -48,7 +48,7 @@ pub(crate) async fn pause_for(records: &Records, pass: &PassId, why: &str) -> Re
 /// sealed. Stored rows stay, and computed rows are still stored. Returns whether it was not cancelled already.
 ///
 /// # Errors
-/// Those of [`pause`]; [`Error::Repaired`]; errors of ClickHouse.
+/// The errors of [`pause`]; [`Error::Repaired`]; errors of ClickHouse.
 pub async fn cancel(session: &Session, run: &RunName) -> Result<bool, Error> {
     let Session { broker, records, store } = session;
     let newest = records.newest_pass(run).await?;
@@ -89,7 +89,7 @@ pub struct Settings {
 /// Changes settings of the newest pass of a run, and returns whether they differ from before.
 ///
 /// # Errors
-/// Those of [`pause`].
+/// The errors of [`pause`].
 pub async fn set(records: &Records, run: &RunName, settings: Settings) -> Result<bool, Error> {
     change(records, run, "change", |pass| {
         let before = (pass.priority, pass.rate);

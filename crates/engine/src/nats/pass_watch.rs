@@ -40,7 +40,7 @@ pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Op
 /// Follows the bucket like [`follow`], and includes sealed passes that still need a sealer's work.
 ///
 /// # Errors
-/// Those of [`follow`].
+/// The errors of [`follow`].
 pub(crate) async fn follow_to_seal(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, Error> {
     follow_of(Of::Sealers, records, stop).await
 }

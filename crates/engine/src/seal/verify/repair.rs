@@ -96,7 +96,7 @@ impl Repair {
 /// Verifies a pass, and repairs what is found.
 ///
 /// # Errors
-/// Those of [`verify`](super::verify()) and [`repair`].
+/// The errors of [`verify`](super::verify()) and [`repair`].
 pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Error> {
     let Session { records, .. } = session;
     let entry = records.pass(pass).await?;
