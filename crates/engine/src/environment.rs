@@ -87,7 +87,7 @@ impl Environment {
         if (namespace, database) == (self.namespace(), &*self.database) {
             return Ok(());
         }
-        let theirs = told(namespace, database);
+        let theirs = describe(namespace, database);
         Err(Error::OtherEnvironment { what: what.to_owned(), theirs, ours: self.to_string() })
     }
 
@@ -110,11 +110,11 @@ impl Environment {
 
 impl fmt::Display for Environment {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&told(self.namespace(), &self.database))
+        out.write_str(&describe(self.namespace(), &self.database))
     }
 }
 
-fn told(namespace: &str, database: &str) -> String {
+fn describe(namespace: &str, database: &str) -> String {
     match namespace {
         "" => format!("database `{database}` without a namespace"),
         _ => format!("database `{database}` in namespace `{namespace}`"),

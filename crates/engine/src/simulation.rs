@@ -143,8 +143,8 @@ impl World {
             }
             self.now += self.dice.below(4);
             self.store.pass_time(self.now);
-            self.keep_held();
-            self.misfortune();
+            self.report_progress();
+            self.inject_faults();
             match self.dice.below(2) {
                 0 => self.act_as_worker(),
                 _ => self.act_as_sink()?,
@@ -174,7 +174,7 @@ impl World {
     }
 
     /// Running processes report progress for what they hold.
-    fn keep_held(&mut self) {
+    fn report_progress(&mut self) {
         for worker in self.workers.iter().filter(|worker| worker.asleep_until <= self.now) {
             if let Some((batch, ..)) = &worker.work.0 {
                 self.stream.ids[*batch as usize].keep(self.now + ACK_WAIT);
@@ -188,7 +188,7 @@ impl World {
     }
 
     /// At any moment a process may die or be paused, and a message may be redelivered.
-    fn misfortune(&mut self) {
+    fn inject_faults(&mut self) {
         if !self.troubled || !self.dice.one_in(8) {
             return;
         }

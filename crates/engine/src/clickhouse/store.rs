@@ -294,8 +294,8 @@ const KEPT: usize = 500;
 
 /// Removes stack traces, which some servers (the local engine) put in the middle of the text.
 fn without_traces(text: &str) -> String {
-    let is_told = |line: &&str| !line.contains(" @ 0x") && !line.trim().is_empty();
-    text.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+    let is_useful = |line: &&str| !line.contains(" @ 0x") && !line.trim().is_empty();
+    text.lines().filter(is_useful).collect::<Vec<_>>().join("\n")
 }
 
 fn shortened(text: &str) -> String {

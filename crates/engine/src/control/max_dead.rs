@@ -14,7 +14,7 @@ use crate::session::Session;
 use crate::stop::Stop;
 
 /// Interval between checks of such runs.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Checks runs that have a limit of dead letters, until taking stops.
 ///
@@ -24,7 +24,7 @@ pub async fn watch_dead(session: &Session, stop: &Stop) -> Result<(), Error> {
     let Session { records, store, .. } = session;
     let open = pass_watch::follow(records, stop).await?;
     loop {
-        if !stop.rest(LOOK).await {
+        if !stop.rest(CHECK_EVERY).await {
             return Ok(());
         }
         let limited: Vec<_> = open

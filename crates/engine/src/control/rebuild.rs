@@ -27,7 +27,7 @@ use crate::sink::{SinkPlan, SinkState, sink};
 use crate::stop::Stop;
 
 /// Interval between checks whether all rows are delivered.
-const LOOK: Duration = Duration::from_millis(200);
+const CHECK_EVERY: Duration = Duration::from_millis(200);
 
 /// The result of a rebuild.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -150,13 +150,13 @@ impl Rebuild<'_> {
             while !stage.taking_stopped() {
                 let open = broker.rebuild_progress(&self.run.pass(pass)).await;
                 // If the server does not answer, ask again: the sink waits for it too.
-                let is_drawn = matches!(open, Ok(open) if open.as_ref().is_none_or(is_drawn));
+                let all_delivered = matches!(open, Ok(open) if open.as_ref().is_none_or(is_delivered));
                 // Rows that the table refuses are redelivered for ever, until the operator acts.
-                if is_drawn || !state.left.faults().is_empty() {
+                if all_delivered || !state.left.faults().is_empty() {
                     stage.stop_taking();
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(LOOK) => {}
+                    () = tokio::time::sleep(CHECK_EVERY) => {}
                     () = stage.no_more_taking() => {}
                 }
             }
@@ -237,7 +237,7 @@ impl Rebuild<'_> {
 }
 
 /// Whether all messages are delivered and acked.
-fn is_drawn(info: &consumer::Info) -> bool {
+fn is_delivered(info: &consumer::Info) -> bool {
     info.num_pending == 0 && info.num_ack_pending == 0
 }
 

@@ -72,11 +72,11 @@ impl Records {
         let doing = format!("ask for the time of bucket `{}`", self.bucket.name);
         let subject = format!("STREAM.INFO.{}", self.bucket.stream_name);
         let nothing = json!({});
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         loop {
             let asked = self.jetstream.request::<_, _, Response<Clock>>(subject.clone(), &nothing);
             match answer(&doing, asked).await {
-                Err(error) if patience.bears(&error).await => {}
+                Err(error) if window.should_retry(&error).await => {}
                 Ok(Response::Ok(clock)) => return Ok(clock.ts.0),
                 Ok(Response::Err { error }) => return Err(broker(&doing)(error)),
                 Err(error) => return Err(error),
@@ -219,10 +219,10 @@ impl Records {
 
     async fn get<R: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<R>>, Error> {
         let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         let entry = loop {
             match answer(&doing, self.bucket.entry(key)).await {
-                Err(error) if patience.bears(&error).await => {}
+                Err(error) if window.should_retry(&error).await => {}
                 outcome => break outcome?,
             }
         };
@@ -237,7 +237,7 @@ impl Records {
 
     async fn create<R: Serialize>(&self, key: &str, record: &R) -> Result<Change, Error> {
         let doing = format!("create record `{key}` in bucket `{}`", self.bucket.name);
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         let mut asked = 0;
         loop {
             asked += 1;
@@ -249,7 +249,7 @@ impl Records {
                 Ok(Err(error)) => broker(&doing)(error),
                 Err(silent) => silent,
             };
-            if !patience.bears(&failed).await {
+            if !window.should_retry(&failed).await {
                 return Err(failed);
             }
         }
@@ -257,7 +257,7 @@ impl Records {
 
     async fn update<R: Serialize>(&self, key: &str, record: &R, revision: u64) -> Result<Change, Error> {
         let doing = format!("change record `{key}` in bucket `{}`", self.bucket.name);
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         let mut asked = 0;
         loop {
             asked += 1;
@@ -269,7 +269,7 @@ impl Records {
                 Ok(Err(error)) => broker(&doing)(error),
                 Err(silent) => silent,
             };
-            if !patience.bears(&failed).await {
+            if !window.should_retry(&failed).await {
                 return Err(failed);
             }
         }
@@ -391,23 +391,23 @@ impl TryFrom<String> for ServerTime {
 }
 
 /// Retries for a while when the bucket has no leader: one is being elected, or its server is starting.
-struct Patience {
+struct RetryWindow {
     begun: Instant,
     pause: Backoff,
 }
 
-impl Patience {
+impl RetryWindow {
     fn new() -> Self {
         Self { begun: Instant::now(), pause: Backoff::new(PAUSE.0, PAUSE.1) }
     }
 
     /// Waits and returns true if the request should be retried after this error.
-    async fn bears(&mut self, error: &Error) -> bool {
-        let bears = error.is_nobody() && self.begun.elapsed() < ELECTION;
-        if bears {
+    async fn should_retry(&mut self, error: &Error) -> bool {
+        let retry = error.is_nobody() && self.begun.elapsed() < ELECTION;
+        if retry {
             tokio::time::sleep(self.pause.wait()).await;
         }
-        bears
+        retry
     }
 }
 

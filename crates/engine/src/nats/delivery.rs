@@ -92,7 +92,7 @@ impl Held {
             key,
             held: self.clone(),
             end: End::Dropped,
-            room: Mutex::new(Some(permit)),
+            permit: Mutex::new(Some(permit)),
         }
     }
 
@@ -153,7 +153,7 @@ pub struct Delivery {
     held: Held,
     /// How the delivery ends; `Dropped` unless set.
     end: End,
-    room: Mutex<Option<OwnedSemaphorePermit>>,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Delivery {
@@ -193,21 +193,21 @@ impl Delivery {
     }
 
     /// Replaces the permit that the delivery holds; `None` while it waits and needs none.
-    pub fn hold(&self, room: Option<OwnedSemaphorePermit>) {
-        *self.room() = room;
+    pub fn hold(&self, permit: Option<OwnedSemaphorePermit>) {
+        *self.permit() = permit;
     }
 
-    /// Releases the permits that the delivery holds beyond `room`.
-    pub fn need_no_more(&self, room: u32) {
-        if let Some(held) = self.room().as_mut()
-            && let Some(more) = held.num_permits().checked_sub(room as usize)
+    /// Releases the permits that the delivery holds beyond `permits`.
+    pub fn need_no_more(&self, permits: u32) {
+        if let Some(held) = self.permit().as_mut()
+            && let Some(more) = held.num_permits().checked_sub(permits as usize)
         {
             drop(held.split(more));
         }
     }
 
-    fn room(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    fn permit(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Acks the delivery, because the result is durable.

@@ -14,20 +14,20 @@ use crate::nats::broker::{Broker, Stray};
 use crate::nats::delivery::Delivery;
 
 /// The redelivery delay of a message that cannot be quarantined, or that a later build wrote.
-const SET_BACK: Duration = Duration::from_secs(60);
+const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
 const NEWER: &str = "run a build of this pipeline that is as new as the one that wrote it; the message waits";
-const KEPT: &str = "`nats stream view` shows the copy; rows are computed again automatically, ids come back with `produce` \
+const COPIED: &str = "`nats stream view` shows the copy; rows are computed again automatically, ids come back with `produce` \
                     of the same input";
-const NOT_KEPT: &str = "`setup` creates the quarantine stream; this user needs the right to publish to it";
+const NOT_COPIED: &str = "`setup` creates the quarantine stream; this user needs the right to publish to it";
 
 /// Ends the delivery of an invalid message. It is acked only once a copy is stored. A later build's message, or
-/// one whose copy cannot be stored, is redelivered after [`SET_BACK`].
+/// one whose copy cannot be stored, is redelivered after [`REDELIVER_AFTER`].
 pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {
         tracing::error!(subject, %fault, hint = NEWER, "the message is from a newer build, and is redelivered after 60 s");
-        return delivery.nak(SET_BACK).await;
+        return delivery.nak(REDELIVER_AFTER).await;
     }
     let (stream, sequence) = delivery.origin().unwrap_or_default();
     let stray = Stray { subject: &subject, stream: &stream, sequence, fault, payload: delivery.payload() };
@@ -35,13 +35,13 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
         Ok(()) => {
             delivery.is_set_aside();
             let kept_in = broker.names().aside_stream();
-            tracing::error!(subject, %fault, kept_in, hint = KEPT, "the message is no batch, and is set aside");
+            tracing::error!(subject, %fault, kept_in, hint = COPIED, "the message is no batch, and is set aside");
             delivery.ack().await;
         }
         Err(error) => {
             let error = full_cause(&error);
-            tracing::error!(subject, %fault, error, hint = NOT_KEPT, "the message is no batch and could not be quarantined: it is redelivered after 60 s");
-            delivery.nak(SET_BACK).await;
+            tracing::error!(subject, %fault, error, hint = NOT_COPIED, "the message is no batch and could not be quarantined: it is redelivered after 60 s");
+            delivery.nak(REDELIVER_AFTER).await;
         }
     }
 }

@@ -179,11 +179,11 @@ impl Span {
 /// The bottleneck of a run.
 pub fn verdict(hosts: &[HostReport], run: &RunName, span: Span, scene: &Scene) -> Verdict {
     let fleet = Fleet::of(hosts, run, span);
-    let rules = [nobody, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
+    let rules = [no_process, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
     rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
 }
 
-fn nobody(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+fn no_process(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let waiting = scene.pending + scene.in_flight;
     let text = match (fleet.hosts, fleet.sinks) {
         (0, _) if waiting > 0 && fleet.unable > 0 => format!(

@@ -319,8 +319,8 @@ impl Status {
         let found = verdict(&self.hosts, &self.run, Span::Recent, &self.scene());
         // The recent times of processes are from before this run.
         let is_early = self.seconds < (REPORT * RECENT as u32).as_secs_f64();
-        let is_told = !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing);
-        self.verdict = is_told.then_some(found);
+        let is_reported = !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing);
+        self.verdict = is_reported.then_some(found);
     }
 
     fn rate(&mut self) {

@@ -16,14 +16,14 @@ use crate::nats::broker::Standing;
 use crate::stop::Stop;
 
 /// Interval between checks whether acked rows can be purged from the rows stream.
-const ROOM_EVERY: Duration = Duration::from_secs(2);
+const PURGE_EVERY: Duration = Duration::from_secs(2);
 /// Interval between checks for stale heartbeats, and for views that differ from their table.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Interval between requests for the state of worker consumers.
-const LOOK: Duration = Duration::from_millis(200);
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// The interval is at least this many times the duration of one request.
-const LOOK_SHARE: u32 = 10;
+const ASK_SHARE: u32 = 10;
 /// The pause after a request without an answer.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// Age at which a watch is reopened, because it may have died silently.
@@ -39,7 +39,7 @@ pub(super) async fn make_room(sealer: Sealer, stop: Stop) {
                     "acked rows could not be purged from the rows stream"
                 );
             }
-            tokio::time::sleep(ROOM_EVERY).await;
+            tokio::time::sleep(PURGE_EVERY).await;
         }
     };
     until_stop(keep, &stop).await;
@@ -79,7 +79,7 @@ pub(super) async fn survey(
                         *known = found;
                         changed
                     });
-                    LOOK.max(begun.elapsed() * LOOK_SHARE)
+                    ASK_EVERY.max(begun.elapsed() * ASK_SHARE)
                 }
                 Err(error) => {
                     tracing::debug!(error = full_cause(&error), "the worker consumers could not be listed");

@@ -211,9 +211,9 @@ impl Room {
             (true, false) => 1,
             (true, true) => 2,
         };
-        let has_room = self.0[kind] < Self::MOST[kind];
-        self.0[kind] += usize::from(has_room);
-        has_room.then_some(kind)
+        let has_slot = self.0[kind] < Self::MOST[kind];
+        self.0[kind] += usize::from(has_slot);
+        has_slot.then_some(kind)
     }
 
     pub(crate) fn leave(&mut self, place: usize) {

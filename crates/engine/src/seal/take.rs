@@ -27,9 +27,9 @@ pub(super) struct Carried {
     /// Whether this process has made all the repairs that it makes by itself.
     pub is_out_of_repairs: bool,
     /// Whether the run's record is stored in ClickHouse.
-    run_kept: bool,
+    run_stored: bool,
     /// Whether the sinks know that no more rows come.
-    hurried: bool,
+    flushed: bool,
     /// The turns that this sealer has left to others.
     turns: u64,
     /// Whether the last check of a cancelled pass found no ids message of it.
@@ -105,7 +105,7 @@ impl Sealer {
     }
 
     /// Records what an operator has to do, and logs it once.
-    fn tell(&self, pass: &PassId, why: &str) {
+    fn report_stuck(&self, pass: &PassId, why: &str) {
         if self.waits().note(pass, why) {
             tracing::error!(run = %pass.run, pass = pass.pass, why, "the pass is not sealed, and waits for an operator");
         }
@@ -124,10 +124,10 @@ impl Sealer {
         };
         // The run's record is stored in ClickHouse as soon as it is complete, because NATS is never the only
         // truth.
-        if !carried.run_kept {
+        if !carried.run_stored {
             self.session.store.keep_run(record).await?;
         }
-        carried.run_kept = true;
+        carried.run_stored = true;
         carried.before = self.session.records.pass(pass).await?;
         Ok(match &carried.before {
             None => Seen::Gone,
@@ -149,11 +149,11 @@ impl Sealer {
         }
         let (pending, open) = workers.map_or((0, 0), |info| (info.num_pending, info.num_ack_pending));
         if pending > 0 {
-            carried.hurried = false;
+            carried.flushed = false;
             self.waits().clear(pass);
             return Ok(Seen::Computing);
         }
-        if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
+        if open == 0 && !std::mem::replace(&mut carried.flushed, true) {
             tracing::debug!(run = %pass.run, pass = pass.pass, "all batches of the pass are computed");
             self.state.bells.ring_computed();
         }
@@ -185,7 +185,7 @@ impl Sealer {
                 Seen::InSinks
             }
             Landing::Left(why) => {
-                self.tell(pass, &why);
+                self.report_stuck(pass, &why);
                 Seen::Refused
             }
         })
@@ -202,7 +202,7 @@ impl Sealer {
             // A non-deterministic `--where` or a lost base cannot be fixed automatically; the operator has to
             // decide.
             Err(error @ (Error::BaseGone { .. } | Error::Unstable { .. } | Error::BaseValues { .. })) => {
-                self.tell(pass, &full_hint(&error));
+                self.report_stuck(pass, &full_hint(&error));
                 Ok(Seen::Stuck)
             }
             Err(error) => Err(error),
@@ -249,7 +249,7 @@ impl Sealer {
                         "the values of {batches} batches cannot be proven: `verify {run} --values` says what is missing; `setup` of \
                          the build that computed them keeps its schema, and ALTER TABLE … ADD COLUMN brings a column back"
                     );
-                    self.tell(pass, &why);
+                    self.report_stuck(pass, &why);
                     Seen::Unproven
                 }
                 None => Seen::Clean,
@@ -269,7 +269,7 @@ impl Sealer {
                 Ok(Seen::Merged)
             }
             Err(error @ Error::NotMerged { .. }) => {
-                self.tell(pass, &full_hint(&error));
+                self.report_stuck(pass, &full_hint(&error));
                 Ok(Seen::NotMerged)
             }
             Err(error) => Err(error),
@@ -285,7 +285,7 @@ impl Sealer {
                  tries again",
                 super::step::REPAIRS
             );
-            self.tell(pass, &why);
+            self.report_stuck(pass, &why);
             return Ok(Seen::Stuck);
         }
         match verify::heal::<I>(&self.session, pass).await {
@@ -294,18 +294,20 @@ impl Sealer {
                 Ok(Seen::NotRepaired)
             }
             Ok(Repair { stuck: Some(why), .. }) => {
-                self.tell(pass, &why);
+                self.report_stuck(pass, &why);
                 Ok(Seen::Stuck)
             }
             // Rows were inserted since the count.
             Ok(repair) if repair.is_nothing() => Ok(Seen::NotRepaired),
             Ok(repair) => {
-                told(pass, &repair);
+                log_repair(pass, &repair);
                 if repair.comes_to() > 0 {
                     self.metrics().repaired(repair.batches_again + repair.batches_handed_out);
                 }
                 match repair.hint(pass.run.as_str()) {
-                    Some(hint) => self.tell(pass, &format!("ids of the pass are not in the stream: {hint}")),
+                    Some(hint) => {
+                        self.report_stuck(pass, &format!("ids of the pass are not in the stream: {hint}"))
+                    }
                     None => self.waits().clear(pass),
                 }
                 // A repair that waits for its input does not count as an attempt.
@@ -318,20 +320,20 @@ impl Sealer {
             }
             // The operator has to remove the cause, and this does not count as a repair.
             Err(error @ (Error::Mutation { .. } | Error::NotRemoved { .. } | Error::NotMerged { .. })) => {
-                self.tell(pass, &full_hint(&error));
+                self.report_stuck(pass, &full_hint(&error));
                 Ok(Seen::Stuck)
             }
             Err(error) => {
                 let why =
                     format!("{}; run `verify {run} --repair` as a user with more rights", full_hint(&error));
-                self.tell(pass, &why);
+                self.report_stuck(pass, &why);
                 Ok(Seen::Repaired)
             }
         }
     }
 }
 
-fn told(pass: &PassId, repair: &Repair) {
+fn log_repair(pass: &PassId, repair: &Repair) {
     let Repair {
         batches_again, batches_handed_out, duplicates_merged, whole_run, ids_gone, ids_damaged, ..
     } = repair;

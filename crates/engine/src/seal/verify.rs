@@ -410,12 +410,12 @@ pub(crate) fn stuck_by(hosts: &[HostReport], pass: &PassId) -> Vec<String> {
 
 /// Checks whether the stream holds the ids of the batches at fault.
 async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report) -> Result<(), Error> {
-    let looks = report.named().filter(|batch| !report.is_beyond(*batch)).map(|batch| async move {
+    let reads = report.named().filter(|batch| !report.is_beyond(*batch)).map(|batch| async move {
         let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
         Ok::<_, Error>((batch, message.map(|(_, bytes)| fault_of_ids::<I>(run, batch, &bytes))))
     });
-    let looks: Vec<_> = looks.collect();
-    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let reads: Vec<_> = reads.collect();
+    let found: Vec<_> = stream::iter(reads).buffered(LOOKS).try_collect().await?;
     for (batch, state) in found {
         match state {
             None => report.ids_gone.push(batch),
@@ -430,14 +430,14 @@ async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report)
 /// Finds wrong batches when every batch has the right number of ids but the digest differs: some ids are not
 /// those published.
 async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
-    let looks = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
+    let reads = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
         let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
         let published = message
             .map(|(_, bytes)| decode_ids::<I>(&bytes).map(|published| IdDigest::of(&published.ids).digest));
         Ok::<_, Error>((batch, digest, published))
     });
-    let mut looks = stream::iter(looks).buffered(LOOKS);
-    while let Some((batch, digest, published)) = looks.try_next().await? {
+    let mut reads = stream::iter(reads).buffered(LOOKS);
+    while let Some((batch, digest, published)) = reads.try_next().await? {
         match published {
             None => walk.ids_gone.note(batch),
             Some(Err(_)) => walk.ids_damaged.note(batch),

@@ -172,7 +172,7 @@ impl World {
             self.now += 1;
             self.troubled = self.now < TROUBLED;
             if self.troubled {
-                self.misfortune();
+                self.inject_faults();
             } else {
                 (self.merges_stopped, self.mutations_stuck) = (false, false);
             }
@@ -219,7 +219,7 @@ impl World {
         Ok(())
     }
 
-    fn misfortune(&mut self) {
+    fn inject_faults(&mut self) {
         if !self.dice.one_in(12) {
             return;
         }

@@ -15,7 +15,7 @@ impl Covers {
     fn condition(&self) -> String {
         match &self.selection {
             Selection::Letters(letters) => letters.condition(),
-            Selection::Where(condition) => format!("ifNull({}, 0) != 0", alone(condition, ['(', ')'])),
+            Selection::Where(condition) => format!("ifNull({}, 0) != 0", on_own_lines(condition, ['(', ')'])),
             Selection::Batches { .. } | Selection::Published { .. } => of_ranges(&self.ranges),
         }
     }
@@ -23,7 +23,7 @@ impl Covers {
 
 /// Puts the user's condition on lines of its own, so that a comment at its end ends there. It is the one text
 /// that is not quoted: the server runs it with the user's rights.
-fn alone(condition: &str, [open, close]: [char; 2]) -> String {
+fn on_own_lines(condition: &str, [open, close]: [char; 2]) -> String {
     format!("{open}\n{}\n{close}", condition.trim())
 }
 
@@ -40,9 +40,9 @@ impl Tables {
     /// parse.
     pub fn check_condition(&self, condition: &str) -> [String; 2] {
         let rows = self.rows();
-        let array = alone(condition, ['[', ']']);
+        let array = on_own_lines(condition, ['[', ']']);
         [
-            format!("SELECT count() FROM {rows} WHERE 0 AND {}", alone(condition, ['(', ')'])),
+            format!("SELECT count() FROM {rows} WHERE 0 AND {}", on_own_lines(condition, ['(', ')'])),
             format!("SELECT count() FROM {rows} WHERE 0 AND length({array}) = 1"),
         ]
     }

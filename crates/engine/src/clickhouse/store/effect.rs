@@ -15,11 +15,11 @@ use super::{HEAL_WITHIN, Store};
 use crate::error::{Error, StoreFault};
 
 /// Interval between checks of a running mutation.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// A failed mutation is reported after this many checks with the failure, because ClickHouse may retry it.
-const FAILS: u32 = 3;
+const FAILED_CHECKS: u32 = 3;
 /// A mutation without progress is reported after this many checks, because an operator has to act.
-const STILL: u32 = 20;
+const IDLE_CHECKS: u32 = 20;
 
 /// A mutation, as [`Tables::mutations`](crate::clickhouse::sql::Tables::mutations) selects it.
 #[derive(Row, Deserialize)]
@@ -123,17 +123,17 @@ impl Store {
         let mut still = 0;
         let mut before = Vec::new();
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_EVERY).await;
             // If this cannot be asked, the answer to the mutation itself will say how it ended.
             let Ok(found) = self.mutations().await else { continue };
             let failing = found.iter().find(|mutation| !mutation.reason.is_empty());
             fails = if failing.is_some() { fails + 1 } else { 0 };
             let is_still = !found.is_empty() && found == before && found[0].running == 0;
             still = if is_still { still + 1 } else { 0 };
-            if let Some(failing) = failing.filter(|_| fails >= FAILS) {
+            if let Some(failing) = failing.filter(|_| fails >= FAILED_CHECKS) {
                 return failing.clone();
             }
-            if still >= STILL {
+            if still >= IDLE_CHECKS {
                 return found[0].clone();
             }
             before = found;

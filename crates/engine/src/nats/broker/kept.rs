@@ -15,11 +15,11 @@ use crate::model::moment::{calendar, since_1970_ms};
 use crate::nats::answer::{ANSWER_WITHIN, within};
 
 /// How long the server keeps an unused consumer that only reads headers.
-const LOOKED: Duration = Duration::from_secs(30);
+const UNUSED_AFTER: Duration = Duration::from_secs(30);
 /// The suffixes of the stream names, and of the bucket's.
 const SUFFIXES: [&str; 4] = ["_ids", "_rows", "_aside", "_runs"];
 /// The most messages per request; only their headers are sent.
-const LOOK_AT: usize = 1000;
+const HEADERS_AT_ONCE: usize = 1000;
 
 /// The retention of a stream, and what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl Broker {
         since: Option<u64>,
         until: Option<u64>,
     ) -> Result<Vec<u32>, Error> {
-        let doing = format!("look at when run `{run}` was published");
+        let doing = format!("find when run `{run}` was published");
         let stream = self.names.ids_stream();
         let config = pull::Config {
             filter_subject: self.names.run_ids(run),
@@ -178,15 +178,15 @@ impl Broker {
             ack_policy: AckPolicy::None,
             headers_only: true,
             memory_storage: true,
-            inactive_threshold: LOOKED,
+            inactive_threshold: UNUSED_AFTER,
             ..Default::default()
         };
-        let looking = self.jetstream.create_consumer_on_stream(config, stream);
-        let consumer: PullConsumer = within(&doing, looking).await?.map_err(broker(&doing))?;
+        let created = self.jetstream.create_consumer_on_stream(config, stream);
+        let consumer: PullConsumer = within(&doing, created).await?.map_err(broker(&doing))?;
         let mut batches = Vec::new();
         let mut left = consumer.cached_info().num_pending;
         while left > 0 {
-            let seen = look(&doing, &consumer, until, &mut batches).await?;
+            let seen = read_headers(&doing, &consumer, until, &mut batches).await?;
             // Smaller than the answer, because some messages were removed meanwhile.
             left = if seen == 0 { 0 } else { left.saturating_sub(seen) };
         }
@@ -206,13 +206,13 @@ fn reserved_for(info: &stream::Info) -> u64 {
 }
 
 /// Reads the headers of the next messages and returns how many there were.
-async fn look(
+async fn read_headers(
     doing: &str,
     consumer: &PullConsumer,
     until: Option<u64>,
     batches: &mut Vec<u32>,
 ) -> Result<u64, Error> {
-    let request = consumer.fetch().max_messages(LOOK_AT).expires(ANSWER_WITHIN / 2).messages();
+    let request = consumer.fetch().max_messages(HEADERS_AT_ONCE).expires(ANSWER_WITHIN / 2).messages();
     let mut messages = within(doing, request).await?.map_err(broker(doing))?;
     let mut seen = 0;
     while let Some(message) = within(doing, messages.next()).await? {

@@ -45,8 +45,8 @@ impl Default for StreamLimits {
 /// The smallest first size of a stream; with less storage, setup fails.
 const SMALLEST_STREAM: u64 = 16 << 20;
 /// The most bytes in the quarantine stream; less if the ids stream is small.
-const ASIDE_BYTES: u64 = 64 << 20;
-const ASIDE_PART: u64 = 4;
+const QUARANTINE_BYTES: u64 = 64 << 20;
+const QUARANTINE_PART: u64 = 4;
 /// The largest size to which a full stream doubles, if the server has the storage. The server reserves the
 /// limit of a stream, so streams start small: ten pipelines fit a server of 4 GB.
 const GROWS_TO: u64 = 64 << 30;
@@ -58,17 +58,17 @@ const MESSAGE_OVERHEAD: u64 = 4 << 10;
 /// process was paused or the server was busy.
 const FRESH: Duration = Duration::from_secs(1);
 /// The pause after the server refused to let a stream grow.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+const RETRY_GROWTH_AFTER: Duration = Duration::from_secs(60);
 
 /// The pause after a stream refused a message although it seems to have capacity.
-const THERE: Duration = Duration::from_millis(100);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether a stream has capacity for a message that it refused as full.
-enum Room {
+enum Capacity {
     /// The stream now has this byte limit.
     Grown(u64),
     /// Another publisher let the stream grow, or messages were removed.
-    There,
+    Available,
     /// The stream may not grow.
     None,
 }
@@ -82,7 +82,7 @@ impl Broker {
     /// protocol; when NATS refuses or does not answer.
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
         // The small streams first, so that the large ones do not take the storage that they need.
-        self.ensure_aside_stream(limits).await?;
+        self.ensure_quarantine_stream(limits).await?;
         self.ensure_bucket(limits.replicas).await?;
         self.ensure_streams(limits).await?;
         Box::pin(self.ensure_sink_consumer()).await
@@ -127,23 +127,23 @@ impl Broker {
     pub(super) async fn grow(&self, subject: &str, size: usize) -> bool {
         // One publisher at a time, so that the others find the stream already grown.
         let mut refused = self.refused_growth.lock().await;
-        if refused.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        if refused.is_some_and(|at| at.elapsed() < RETRY_GROWTH_AFTER) {
             return false;
         }
         let name =
             if self.names.is_of_rows(subject) { self.names.rows_stream() } else { self.names.ids_stream() };
         match self.try_grow(&name, size as u64 + MESSAGE_OVERHEAD).await {
-            Ok(Room::Grown(bytes)) => {
+            Ok(Capacity::Grown(bytes)) => {
                 tracing::info!(stream = name, bytes, "the stream was full and has grown");
                 true
             }
-            Ok(Room::There) => {
+            Ok(Capacity::Available) => {
                 drop(refused);
                 // The server may count bytes that this estimate does not.
-                tokio::time::sleep(THERE).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
                 true
             }
-            Ok(Room::None) => false,
+            Ok(Capacity::None) => false,
             Err(error) => {
                 tracing::debug!(
                     stream = name,
@@ -158,31 +158,31 @@ impl Broker {
 
     /// Doubles the limit once. An update replaces all settings and would undo a change that another process or
     /// an operator made meanwhile. So the settings are read just before, and the effect is read again.
-    async fn try_grow(&self, name: &str, size: u64) -> Result<Room, Error> {
+    async fn try_grow(&self, name: &str, size: u64) -> Result<Capacity, Error> {
         let asked = Instant::now();
-        let Some(mut info) = self.stream_info(name).await? else { return Ok(Room::None) };
+        let Some(mut info) = self.stream_info(name).await? else { return Ok(Capacity::None) };
         let bytes = limit_of(&info);
         // A limit that an operator set stays.
         let is_ours = info.config.metadata.get(GROWN).is_some_and(|grown| *grown == bytes.to_string());
         // Another process may already have let the stream grow.
         if is_ours && info.state.bytes + size <= bytes {
-            return Ok(Room::There);
+            return Ok(Capacity::Available);
         }
         let grown = (bytes * 2).min(GROWS_TO);
         if !is_ours || grown <= bytes || asked.elapsed() > FRESH {
-            return Ok(Room::None);
+            return Ok(Capacity::None);
         }
         give(&mut info.config, grown);
         let doing = format!("give stream `{name}` {grown} bytes");
         within(&doing, self.jetstream.update_stream(info.config)).await?.map_err(broker(doing))?;
         let found = self.stream_info(name).await?.map_or(0, |info| limit_of(&info));
-        Ok(if found >= grown { Room::Grown(found) } else { Room::None })
+        Ok(if found >= grown { Capacity::Grown(found) } else { Capacity::None })
     }
 
     /// Creates the quarantine stream. It is bounded, and its oldest messages are dropped first.
-    async fn ensure_aside_stream(&self, limits: &StreamLimits) -> Result<(), Error> {
+    async fn ensure_quarantine_stream(&self, limits: &StreamLimits) -> Result<(), Error> {
         let config = stream::Config {
-            max_bytes: ASIDE_BYTES.min(limits.ids_bytes / ASIDE_PART) as i64,
+            max_bytes: QUARANTINE_BYTES.min(limits.ids_bytes / QUARANTINE_PART) as i64,
             discard: DiscardPolicy::Old,
             discard_new_per_subject: false,
             max_messages_per_subject: -1,
@@ -233,7 +233,7 @@ impl Broker {
         let doing = format!("create stream `{}` of {} bytes", config.name, config.max_bytes);
         match within(&doing, self.jetstream.create_stream(config.clone())).await? {
             Ok(_) => Ok((true, None)),
-            Err(error) if is_no_room(&error) => Ok((false, Some(broker(doing)(error)))),
+            Err(error) if lacks_storage(&error) => Ok((false, Some(broker(doing)(error)))),
             // Another process has created it first.
             Err(error) => match self.stream_info(&config.name).await? {
                 Some(info) => self.check_stream(&info.config, config).map(|()| (false, None)),
@@ -332,7 +332,7 @@ fn check_settings(found: &stream::Config, wanted: &stream::Config) -> Result<(),
     }
 }
 
-fn is_no_room(error: &context::CreateStreamError) -> bool {
+fn lacks_storage(error: &context::CreateStreamError) -> bool {
     matches!(error.kind(), context::CreateStreamErrorKind::JetStream(refusal)
         if [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES].contains(&refusal.error_code()))
 }

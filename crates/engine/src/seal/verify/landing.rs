@@ -100,8 +100,8 @@ pub(crate) async fn is_held_by_none(
     pass: &PassId,
 ) -> Result<bool, Error> {
     let Some(sinks) = broker.sink_progress().await? else { return Ok(true) };
-    let drawn_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
-    heartbeat::none_holds(records, pass, drawn_ms).await
+    let delivered_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
+    heartbeat::none_holds(records, pass, delivered_ms).await
 }
 
 /// Whether some missing rows will be redelivered: the stream holds them unacked, for example after the sink
@@ -128,12 +128,12 @@ pub(super) async fn not_acked(
     batches: Vec<u32>,
     acked: u64,
 ) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
-    let looks = batches.into_iter().map(|batch| async move {
+    let reads = batches.into_iter().map(|batch| async move {
         let messages = broker.rows_of_batch(pass, batch).await?;
         Ok::<_, Error>((batch, messages))
     });
-    let looks: Vec<_> = looks.collect();
-    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let reads: Vec<_> = reads.collect();
+    let found: Vec<_> = stream::iter(reads).buffered(LOOKS).try_collect().await?;
     let is_open = |messages: &[RowsMessage]| messages.iter().any(|message| message.sequence > acked);
     Ok(found.into_iter().filter(|(_, messages)| is_open(messages)).collect())
 }

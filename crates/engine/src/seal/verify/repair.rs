@@ -132,7 +132,7 @@ pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> R
             format!("the pass is being forgotten, and some of it may be gone: `forget {run}` finishes that");
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
-    repair.seen_mended = mend_seen(session, report).await;
+    repair.seen_mended = correct_seen(session, report).await;
     if report.is_shown_badly() && report.is_clean() {
         // Restores the views and the row in the table of sealed passes. All rows are stored, so nothing is
         // computed.
@@ -171,12 +171,12 @@ pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> R
 }
 
 /// Corrects wrong rows in the table of sealed passes, and returns their passes.
-async fn mend_seen(Session { records, store, .. }: &Session, report: &Report) -> Vec<u32> {
+async fn correct_seen(Session { records, store, .. }: &Session, report: &Report) -> Vec<u32> {
     let run = &report.run;
-    let mut mended = Vec::new();
+    let mut corrected = Vec::new();
     for fault in &report.seen_faults {
         match seen::mend(records, store, run, fault).await {
-            Ok(true) => mended.push(fault.pass),
+            Ok(true) => corrected.push(fault.pass),
             Ok(false) => {}
             // Lost rows are repaired all the same.
             Err(error) => {
@@ -185,7 +185,7 @@ async fn mend_seen(Session { records, store, .. }: &Session, report: &Report) ->
             }
         }
     }
-    mended
+    corrected
 }
 
 /// The batches that a repair treats.
@@ -298,7 +298,7 @@ async fn at_rest(
             let run = &pass.run;
             let stuck = format!(
                 "{why}. They are redelivered automatically, and stored once the table accepts them; if the build is at fault: deploy \
-                 a mended one to the workers, then `verify {run} --repair --recompute`"
+                 a corrected one to the workers, then `verify {run} --repair --recompute`"
             );
             Ok(Err(Repair { stuck: Some(stuck), ..Repair::default() }))
         }

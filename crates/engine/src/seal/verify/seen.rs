@@ -72,12 +72,12 @@ fn difference(row: &SeenPass, right: &SeenPass) -> Option<String> {
         ]
     };
     let others = figures(row).into_iter().zip(figures(right)).filter(|(found, right)| found != right);
-    let mut told: Vec<String> =
+    let mut differences: Vec<String> =
         others.map(|((name, found), (_, right))| format!("{name} {found} in place of {right}")).collect();
     if row.builds != right.builds {
-        told.push(format!("builds {:?} in place of {:?}", row.builds, right.builds));
+        differences.push(format!("builds {:?} in place of {:?}", row.builds, right.builds));
     }
-    (!told.is_empty()).then(|| told.join(", "))
+    (!differences.is_empty()).then(|| differences.join(", "))
 }
 
 /// Corrects a wrong row, or removes it, and returns whether it did. It does nothing if the fault has changed,
