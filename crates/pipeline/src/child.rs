@@ -4,21 +4,24 @@
 //! print anything. It connects to a socket whose abstract name is its second argument. The third argument is
 //! the inode of that pipe. If its stdout or stderr still is that pipe, the child writes [`mark`] and a line end
 //! into it before each id, so that the worker knows which id printed what. Frames in both directions:
+//!
 //! ```text
 //! length u32 LE, of what follows, 1..=MAX_FRAME | kind u8 | body
 //! ```
 //! | kind | from | body |
 //! |---|---|---|
 //! | `H` hello | child, once, first | protocol version u8, then the pipeline's name |
-//! | `S` started | child, once | nothing: the pipeline's `start` is over, ids can be computed |
-//! | `N` not started | child, once | UTF-8: why it is not, and never will be |
+//! | `S` started | child, once | nothing: the pipeline's `start` has returned, and ids can be computed |
+//! | `N` not started | child, once | UTF-8: why this process can never compute an id |
 //! | `C` compute | worker | one id: eight bytes LE for `UInt64`, the text itself for `String` |
 //! | `R` row | child | the id's row: [`Columns`](crate::columns::Columns) of one row, as postcard |
 //! | `J` reject | child | UTF-8: why the id becomes a dead letter |
-//! | `A` again | child | UTF-8: why the id is to be tried once more |
-//! | `P` panicked | child | UTF-8: a panic's message and place, before anything unwinds; should the process abort, this is why |
-//! | `F` forget | worker | u64 LE: so many of all ids that came before this are kept; the others need no answer unless they are begun, as another child has them |
-//! | `F` forgotten | child | nothing: it has no id in hand that came before it was told to forget |
+//! | `A` again | child | UTF-8: why the id needs another attempt |
+//! | `P` panicked | child | UTF-8: a panic's message and place, sent before unwinding; if the process aborts, this is the reason |
+//! | `F` forget | worker | u64 LE: how many of all earlier ids the child keeps; it answers the others only if it has begun them, because another child has them |
+//! | `F` forgotten | child | nothing: the child holds none of the ids that it was told to forget |
+//! | `B` beat | child | nothing: the child is alive; sent every second while it starts or computes |
+//!
 //! A child computes ids in the order in which they came, and answers each with one frame before it begins the
 //! next. So the first id without an answer is the one in flight. When the child dies or exceeds its time limit,
 //! that id is to blame. A worker may send ids ahead. The end of the connection tells the child to exit, with

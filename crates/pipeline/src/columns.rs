@@ -34,11 +34,11 @@
 //! | `Map(String, UInt8)` | `HashMap<K, V>`, `BTreeMap<K, V>` |
 //! | `Nested(a UInt8, b String)` | `Vec<T>` of a struct: one field fills the columns `n.a`, `n.b` |
 //!
-//! Nothing is rounded, cut or wrapped. A time without an offset is taken to be in UTC, which a column with another time zone
-//! refuses. `Date32` and `DateTime64` hold the years 1900 to 2299. An integer or a float goes into a narrower column when
-//! its value fits exactly; where the row's type shows that it need not, the check at the start refuses the column.
-//! `None` needs a `Nullable` column. A dead letter has blanks: zeros, empty values, NULLs, and of an Enum the value with the
-//! smallest number, as ClickHouse's own defaults are.
+//! Nothing is rounded, cut or wrapped. A time without an offset counts as UTC, and a column with another time
+//! zone refuses it. `Date32` and `DateTime64` hold the years 1900 to 2299. An integer or a float goes into a
+//! narrower column if its value fits exactly. If the row's type shows that some values may not fit, the check at
+//! the start refuses the column. `None` needs a `Nullable` column. A dead letter has blanks, like ClickHouse's
+//! defaults: zeros, empty values, NULLs, and the value of an Enum with the smallest number.
 //!
 //! # What is refused, and what to use instead
 //!
@@ -60,9 +60,9 @@
 //! | `Nullable(Array(UInt8))`, `Nullable(Tuple(UInt8))` | an empty one stands for none |
 //! | `FixedString(300)` | use String |
 //!
-//! Enums with fields (`Kind::Known { .. }`) have no column: give the row a field for each part, or one text. A struct does
-//! not go into a tuple without names, since nothing would tell its fields apart. `Vec<u8>` is a list of numbers; for a
-//! `String` column serialize it as bytes.
+//! Enums with fields (`Kind::Known { .. }`) have no column: give the row a field for each part, or one text. A
+//! struct does not go into a tuple without names, because its fields are matched by name. `Vec<u8>` is a list of
+//! numbers; for a `String` column serialize it as bytes.
 
 mod cell;
 mod compound;
@@ -185,8 +185,9 @@ impl Columns {
                 .all(|(part, values)| sound::are_sound(&part.kind, values, rows))
     }
 
-    /// Continues each row's hash with its values, as ClickHouse's `cityHash64` of several arguments does: with
-    /// [`Schema::hash_arguments`] as further arguments the server has the same hashes. There are as many hashes as rows.
+    /// Continues each row's hash with the row's values, as ClickHouse's `cityHash64` does: with
+    /// [`Schema::hash_arguments`] as further arguments the server computes the same hashes. `hashes` has one hash
+    /// per row.
     pub fn fold_hashes(&self, schema: &Schema, hashes: &mut [u64]) {
         debug_assert_eq!(hashes.len(), self.rows);
         for ((part, nested), values) in schema.fields().iter().zip(schema.nested()).zip(&self.values) {

@@ -10,9 +10,9 @@
 //! | codec | body |
 //! |---|---|
 //! | those of [`crate::block`] | the ids of a batch |
-//! | [`END`] | [`encode_end`]: no ids, an open run ends before this batch |
-//! | [`ROWS_LZ4`] | [`RowBatch`]: the rows of a batch, all or those of neighbouring ids where all are more than a message may carry |
-//! | [`CUT`] | [`RowCut`]: in which messages the rows of a batch come |
+//! | [`END`] | [`encode_end`]: no ids, but the end of an open run |
+//! | [`ROWS_LZ4`] | [`RowBatch`]: the rows of a batch, or of consecutive ids if all rows exceed one message |
+//! | [`CUT`] | [`RowCut`]: a manifest of the messages that hold the rows of a batch |
 
 use std::ops::Range;
 

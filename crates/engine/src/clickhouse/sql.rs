@@ -296,7 +296,7 @@ impl Tables {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(pass))
     }
 
-    /// The first batches with fewer rows than ids, raw duplicates counted: `(batch)`. Looks at `batches`
+    /// The first batches with fewer rows than ids, raw duplicates counted: `(batch)`. Checks `batches`
     /// batches and returns `most`.
     pub fn lacking_batches(&self, pass: &PassId, batches: u32, most: usize) -> String {
         format!(

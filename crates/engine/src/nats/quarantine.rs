@@ -35,12 +35,12 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
         Ok(()) => {
             delivery.is_set_aside();
             let kept_in = broker.names().aside_stream();
-            tracing::error!(subject, %fault, kept_in, hint = COPIED, "the message is no batch, and is set aside");
+            tracing::error!(subject, %fault, kept_in, hint = COPIED, "the message is no batch, and is quarantined");
             delivery.ack().await;
         }
         Err(error) => {
             let error = full_cause(&error);
-            tracing::error!(subject, %fault, error, hint = NOT_COPIED, "the message is no batch and could not be quarantined: it is redelivered after 60 s");
+            tracing::error!(subject, %fault, error, hint = NOT_COPIED, "the message is no batch, and could not be quarantined: it is redelivered after 60 s");
             delivery.nak(REDELIVER_AFTER).await;
         }
     }

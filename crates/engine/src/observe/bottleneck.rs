@@ -267,7 +267,7 @@ fn retry(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     (scene.asking > 0 && idle >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Retry,
         text: format!(
-            "held up by what ids need: {} of them wait for another attempt, and cores are idle {} of their time; more hosts \
+            "limited by retries: {} ids wait for another attempt, and cores are idle {} of their time; more hosts \
              will not help",
             scene.asking,
             percent(idle)
@@ -282,7 +282,7 @@ fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let busy = fleet.cores(fleet.work.computing + fleet.work.encoding);
     let text = if room >= WAITS && storing >= STORES {
         format!(
-            "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for room; a faster ClickHouse will \
+            "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for capacity; a faster ClickHouse will \
              help, more workers will not",
             percent(storing),
             percent(room)
@@ -398,7 +398,7 @@ fn end(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     nothing.then(|| Verdict {
         bottleneck: Bottleneck::End,
         text: format!(
-            "at its end: {} in hand, about {} rows to be stored, then the proof; {} busy",
+            "at its end: {} with workers, about {} rows to be stored, then the proof; {} busy",
             counted(scene.in_flight as usize, "batch"),
             scene.rows_to_store,
             percent(fleet.cores(fleet.work.computing + fleet.work.encoding))
@@ -515,7 +515,7 @@ mod tests {
             (
                 vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), sink([1.0, 0.2, 8.8])],
                 running,
-                "store-bound: sinks spend 90 % of their time in ClickHouse, workers wait 40 % for room; a faster \
+                "store-bound: sinks spend 90 % of their time in ClickHouse, workers wait 40 % for capacity; a faster \
                  ClickHouse will help, more workers will not",
             ),
             (
@@ -568,7 +568,7 @@ mod tests {
             (
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
                 Scene { in_flight: 1, rows_to_store: 50, ..Scene::default() },
-                "at its end: 1 batch in hand, about 50 rows to be stored, then the proof; 40 % busy",
+                "at its end: 1 batch with workers, about 50 rows to be stored, then the proof; 40 % busy",
             ),
             // The function hangs: no piece of a batch ends.
             (

@@ -298,7 +298,7 @@ async fn at_rest(
             let run = &pass.run;
             let stuck = format!(
                 "{why}. They are redelivered automatically, and stored once the table accepts them; if the build is at fault: deploy \
-                 a corrected one to the workers, then `verify {run} --repair --recompute`"
+                 a fixed one to the workers, then `verify {run} --repair --recompute`"
             );
             Ok(Err(Repair { stuck: Some(stuck), ..Repair::default() }))
         }

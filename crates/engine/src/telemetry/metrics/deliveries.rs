@@ -33,7 +33,7 @@ impl Deliveries {
             ),
             unreported: registry.counters(
                 "progress_failures",
-                "Failures to report progress, after which held messages may be delivered again",
+                "Failures to report progress, after which held messages may be redelivered",
                 None,
             ),
             held: registry.gauges("held_deliveries", "Deliveries that are held now", None),

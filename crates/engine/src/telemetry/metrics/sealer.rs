@@ -44,7 +44,7 @@ impl Sealer {
             repairs: registry.counter("sealer_repairs", "Repairs that changed something", None),
             repaired: registry.counter(
                 "sealer_repaired_batches",
-                "Batches that repairs had computed or handed out again",
+                "Batches that repairs had computed or delivered again",
                 None,
             ),
         }

@@ -62,7 +62,7 @@ impl Sink {
             ),
             not_taken: registry.counters(
                 "sink_rows_not_taken_messages",
-                "Messages that were handed back because the table does not take their rows, by cause",
+                "Messages that ended with a nak because the table does not accept their rows, by cause",
                 None,
             ),
             lacking_views: registry.counter(
