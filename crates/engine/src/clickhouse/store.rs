@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exceptions_are_told_by_their_code() {
+    fn exceptions_are_recognised_by_their_code() {
         let fault =
             exception("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS) (version 26.5)");
         assert!(

@@ -225,7 +225,7 @@ fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     (silent >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Unknown,
         text: format!(
-            "not known: for {} of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the kernel \
+            "unknown: for {} of the cores' time, processes with ids did not respond: they are stopped, or hang in the kernel \
              (a slow disk, swapping); the worker replaces one after {} s",
             percent(silent),
             crate::compute::SILENT.as_secs()
@@ -241,7 +241,7 @@ fn unknown(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     (busy >= BUSY && is_unfinished).then(|| Verdict {
         bottleneck: Bottleneck::Unknown,
         text: format!(
-            "not known yet: {} {} busy, and no batch was finished lately, the oldest was received {:.0} s ago; its ids take that \
+            "unknown so far: {} {} busy, and no batch was finished lately, the oldest was received {:.0} s ago; its ids take that \
              long, or hang: `hard_seconds` would end them",
             counted(fleet.cores, "core"),
             percent(busy),
@@ -256,7 +256,7 @@ fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     (held >= WAITS && held_by_rate >= waiting_for_room).then(|| Verdict {
         bottleneck: Bottleneck::Rate,
         text: format!(
-            "held by its rate limit: cores wait {} of their time for it; `set RUN --rate N` changes it",
+            "rate-limited: cores wait {} of their time for the rate limit; `set RUN --rate N` changes it",
             percent(held)
         ),
     })
@@ -334,7 +334,7 @@ fn compute(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
         Verdict {
             bottleneck: Bottleneck::Encode,
             text: format!(
-                "encode-bound: of the time of {cores}, {busy} busy, {} goes into writing and compressing rows; smaller rows or more \
+                "encode-bound: {cores} {busy} busy, {} of the time with writing and compressing rows; smaller rows or more \
                  hosts will help",
                 percent(fleet.cores(encoding))
             ),
@@ -380,7 +380,7 @@ fn input(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     if scene.publishing {
         let text = format!(
             "starved: workers wait for ids {waits} of their time, and no producer reports; start `produce` again with \
-             the same words"
+             the same command"
         );
         return Some(Verdict { bottleneck: Bottleneck::Input, text });
     }
@@ -410,7 +410,7 @@ fn mixed(fleet: &Fleet) -> Verdict {
     let CoreTimes { computing, encoding, waiting_for_ids, waiting_for_room, .. } = fleet.work;
     let of = |part: f64| percent(fleet.cores(part));
     let text = format!(
-        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for room; sinks store {}",
+        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for capacity; sinks store {}",
         of(computing),
         of(encoding),
         of(waiting_for_ids),
@@ -509,7 +509,7 @@ mod tests {
             (
                 vec![work(4, [10.0, 25.0, 5.0, 0.0, 0.0]), idle_sink()],
                 running,
-                "encode-bound: of the time of 4 cores, 88 % busy, 62 % goes into writing and compressing rows; smaller rows or more \
+                "encode-bound: 4 cores 88 % busy, 62 % of the time with writing and compressing rows; smaller rows or more \
                  hosts will help",
             ),
             (
@@ -552,7 +552,7 @@ mod tests {
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
                 publishing,
                 "starved: workers wait for ids 60 % of their time, and no producer reports; start `produce` again with \
-                 the same words",
+                 the same command",
             ),
             (
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
@@ -563,7 +563,7 @@ mod tests {
             (
                 vec![work(4, [4.0, 0.0, 0.0, 0.0, 36.0]), idle_sink()],
                 running,
-                "held by its rate limit: cores wait 90 % of their time for it; `set RUN --rate N` changes it",
+                "rate-limited: cores wait 90 % of their time for the rate limit; `set RUN --rate N` changes it",
             ),
             (
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
@@ -574,13 +574,13 @@ mod tests {
             (
                 vec![work(4, [0.0, 40.0, 0.0, 0.0, 0.0]), idle_sink()],
                 Scene { oldest_seconds: 65.0, ..running },
-                "not known yet: 4 cores 100 % busy, and no batch was finished lately, the oldest was received 65 s ago; its ids take \
+                "unknown so far: 4 cores 100 % busy, and no batch was finished lately, the oldest was received 65 s ago; its ids take \
                  that long, or hang: `hard_seconds` would end them",
             ),
             (
                 vec![worker(4, with_silent([10.0, 0.0, 10.0, 0.0, 0.0], 20.0)), idle_sink()],
                 running,
-                "not known: for 50 % of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the \
+                "unknown: for 50 % of the cores' time, processes with ids did not respond: they are stopped, or hang in the \
                  kernel (a slow disk, swapping); the worker replaces one after 30 s",
             ),
             (

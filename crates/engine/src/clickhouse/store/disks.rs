@@ -26,7 +26,7 @@ impl Store {
     pub async fn disks(&self) -> Result<Vec<Disk>, Error> {
         match self.answer(&self.tables.disks()).await {
             Err(StoreFault::Exception { .. }) => Ok(Vec::new()),
-            disks => disks.map_err(|fault| self.failed("look at its disks", fault)),
+            disks => disks.map_err(|fault| self.failed("list its disks", fault)),
         }
     }
 }

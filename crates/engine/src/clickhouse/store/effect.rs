@@ -70,8 +70,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotMerged`] when duplicates are left, whatever the server answered; [`Error::Store`].
     pub async fn merge_away(&self, pass: &PassId, ids: u64) -> Result<(), Error> {
-        let merged =
-            self.execute("merge raw duplicates away", &self.tables.heal(&pass.run), HEAL_WITHIN).await;
+        let merged = self.execute("deduplicate rows", &self.tables.heal(&pass.run), HEAL_WITHIN).await;
         let rows = self.raw_rows(pass).await?.saturating_sub(ids);
         let table = self.tables.rows();
         match merged {
@@ -145,7 +144,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn mutations(&self) -> Result<Vec<StuckMutation>, Error> {
-        let found: Vec<Mutation> = self.all("look at mutations", &self.tables.mutations()).await?;
+        let found: Vec<Mutation> = self.all("list mutations", &self.tables.mutations()).await?;
         let named = |found: Mutation| {
             let Mutation { table, id, command, parts, running, reason } = found;
             let kill = self.tables.kill_mutation(&table, &id);

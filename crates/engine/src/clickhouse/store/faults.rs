@@ -69,7 +69,7 @@ impl Store {
         for (view, error) in &views {
             for ranges in ranges.chunks(RANGES) {
                 let statement = self.tables.insert_view_fault((pass, ranges), (view, error), now_ms());
-                self.write("keep a fault of a view", &statement).await?;
+                self.write("record a view fault", &statement).await?;
             }
         }
         Ok(views.into_iter().map(|(view, _)| view).collect())
@@ -83,7 +83,7 @@ impl Store {
         match self.answer(&self.tables.view_faults(run)).await {
             // Without such a table no fault was recorded.
             Err(fault) if fault.is_missing() => Ok(Vec::new()),
-            answer => answer.map_err(|fault| self.failed("look up faults of views", fault)),
+            answer => answer.map_err(|fault| self.failed("look up view faults", fault)),
         }
     }
 
@@ -116,7 +116,7 @@ impl Store {
         }
         let seen = faults.iter().map(|fault| (&*fault.run, fault.pass, &*fault.view, fault.at_ms));
         let statement = self.tables.acknowledge_view_faults(seen);
-        self.execute("forget faults of views", &statement, HEAL_WITHIN).await
+        self.execute("remove acknowledged view faults", &statement, HEAL_WITHIN).await
     }
 
     /// Removes the view faults of a run, or of one pass.
@@ -129,7 +129,7 @@ impl Store {
             return Ok(());
         }
         let statement = self.tables.forget_view_faults(run, pass);
-        self.execute("remove faults of views", &statement, HEAL_WITHIN).await
+        self.execute("remove view faults", &statement, HEAL_WITHIN).await
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_are_told_as_ranges() {
+    fn batches_are_joined_into_ranges() {
         assert_eq!(in_ranges([]), [[0; 2]; 0]);
         assert_eq!(in_ranges([3]), [[3, 4]]);
         assert_eq!(in_ranges([3, 3, 4, 5, 7, 9, 9, 10]), [[3, 6], [7, 8], [9, 11]]);

@@ -20,7 +20,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn bytes_beside(&self, run: &RunName) -> Result<u64, Error> {
-        self.one("look at the size of the rows", &self.tables.bytes_beside(run)).await
+        self.one("read the size of the rows", &self.tables.bytes_beside(run)).await
     }
 
     /// Removes every row of a run, or of one pass, and returns when they are gone.
@@ -46,7 +46,7 @@ impl Store {
             let sealed = run.pass(*sealed);
             let statement = self.tables.hide(&sealed);
             let left = self.tables.count_sealed(&sealed);
-            self.remove("take a pass from readers", &statement, &left).await?;
+            self.remove("hide a pass from readers", &statement, &left).await?;
         }
         Ok(())
     }
@@ -57,7 +57,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn remove_seen(&self, run: &RunName, seen: &SeenPass) -> Result<(), Error> {
         let [statement, left] = self.tables.remove_seen(run, seen);
-        self.remove("remove a false row of a sealed pass", &statement, &left).await
+        self.remove("remove a wrong row of a sealed pass", &statement, &left).await
     }
 
     /// Removes a run's record.

@@ -72,7 +72,7 @@ impl Store {
     pub async fn keep_run(&self, record: &RunRecord) -> Result<(), Error> {
         match self.run_record(&record.run).await? {
             Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
-            _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
+            _ => self.write("store the run's record", &self.tables.insert_run(record)).await,
         }
     }
 
@@ -88,7 +88,7 @@ impl Store {
         match self.answer::<u64>(&question).await {
             Ok(found) => Ok(Some(found.iter().any(|queries| *queries > 0))),
             Err(fault) if fault.is_denied() => Ok(None),
-            Err(fault) => Err(self.failed("look for inserts under way", fault)),
+            Err(fault) => Err(self.failed("look for running inserts", fault)),
         }
     }
 

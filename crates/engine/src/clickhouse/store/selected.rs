@@ -49,7 +49,7 @@ impl Store {
     /// [`Error::Store`].
     pub async fn selected(&self, run: &RunName, covers: &Covers) -> Result<IdDigest, Error> {
         let question = self.tables.selected(run, covers);
-        let found: Vec<(u64, u64)> = self.long("count the ids selected", &question).await?;
+        let found: Vec<(u64, u64)> = self.long("count the selected ids", &question).await?;
         let (ids, digest) = found.first().copied().unwrap_or_default();
         Ok(IdDigest { ids, digest })
     }
@@ -124,8 +124,7 @@ impl Store {
         digested: &[Digested],
     ) -> Result<u64, Error> {
         let question = self.tables.base_at_fault(&pass.run, covers, range, found.rows(), digested);
-        let proven: Vec<(u64, u64)> =
-            self.long("prove the values that are to be taken over", &question).await?;
+        let proven: Vec<(u64, u64)> = self.long("prove the values of the rows to copy", &question).await?;
         match proven.first().copied().unwrap_or_default() {
             (0, bytes) => Ok(bytes),
             (batches, _) => {
@@ -159,7 +158,7 @@ impl Store {
             // either.
             self.note_view_fault(pass, &[range], fault).await?;
         }
-        copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
+        copied.map_err(|fault| self.failed("copy unchanged rows from the base pass", fault))
     }
 
     /// Sends a query that reads a whole pass.

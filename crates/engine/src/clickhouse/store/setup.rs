@@ -370,7 +370,7 @@ impl Store {
         }
         let version = known.iter().map(|(version, _)| *version).max().unwrap_or(0) + 1;
         let statement = self.tables.insert_schema(version, schema, build, now_ms());
-        self.write("keep the schema version", &statement).await
+        self.write("store the schema version", &statement).await
     }
 
     /// The missing tables and views, quoted, with their database.

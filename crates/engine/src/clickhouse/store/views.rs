@@ -69,7 +69,7 @@ impl Store {
                 Err(fault @ StoreFault::Exception { .. }) => {
                     broken.push(format!("{view} cannot be filled, and gets no rows: {fault}"));
                 }
-                Err(fault) => return Err(self.failed("look at a materialized view", fault)),
+                Err(fault) => return Err(self.failed("read a materialized view", fault)),
             }
         }
         Ok(broken)
@@ -96,7 +96,7 @@ impl Store {
                 continue;
             }
             let statement = self.tables.make_view(view, found.rows(), is_stale);
-            let made = self.execute("make a view", &statement, ANSWER_WITHIN).await;
+            let made = self.execute("create a view", &statement, ANSWER_WITHIN).await;
             match made {
                 Ok(()) => {
                     if is_stale {

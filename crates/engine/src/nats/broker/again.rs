@@ -71,7 +71,7 @@ impl Broker {
     /// When NATS refuses or does not answer.
     pub async fn hand_out_again(&self, message: RowsMessage) -> Result<(), Error> {
         let RowsMessage { subject, payload, trace, .. } = message;
-        let doing = format!("hand out `{subject}` again");
+        let doing = format!("deliver `{subject}` again");
         self.purge_rows(subject.clone()).await?;
         let again = once(payload, trace);
         let again = async { self.jetstream.send_publish(subject, again).await?.await };

@@ -133,7 +133,7 @@ impl Broker {
         if acked < info.state.first_sequence {
             return Ok(());
         }
-        let doing = format!("make room in stream `{name}`");
+        let doing = format!("purge acked rows from stream `{name}`");
         let handle = self.jetstream.get_stream_no_info(name).await.map_err(broker(&doing))?;
         // Purges up to this sequence, without it.
         let purge = handle.purge().sequence(acked + 1).into_future();
