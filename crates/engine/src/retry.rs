@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_the_limit_and_begin_anew() {
+    fn waits_grow_to_the_limit_and_reset() {
         let first = Duration::from_millis(100);
         let most = Duration::from_secs(1);
         let mut backoff = Backoff::new(first, most);

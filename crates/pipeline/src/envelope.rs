@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_says_which_ids_each_part_has() {
+    fn a_manifest_lists_the_ids_of_each_message() {
         let ranges: Vec<Range<u32>> = cut(5, &[300, 1, 2]).ranges().collect();
         assert_eq!(ranges, [5..305, 305..306, 306..308]);
         for (from, parts) in
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_damage() {
+    fn a_newer_version_is_distinguished_from_damage() {
         let mut message = encode_ids("tea", 3, &[1u64]);
         message[2] = 2;
         assert_eq!(decode_ids::<u64>(&message), Err(EnvelopeFault::NewerVersion { version: 2 }));

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fault_is_told() {
+    fn every_fault_is_listed() {
         let limits = Limits {
             attempts: 0,
             first_pause: Duration::from_secs(60),

@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_what_the_stream_lets_know() {
+    fn the_reason_follows_from_the_stream_state() {
         const HOUR: u64 = 3_600_000;
         let run: RunName = "a".parse().expect("legal");
         let pass = PassRecord::begin(&run.pass(1), 100, 2 * HOUR);

@@ -22,7 +22,7 @@ const COPIED: &str = "`nats stream view` shows the copy; rows are computed again
 const NOT_COPIED: &str = "`setup` creates the quarantine stream; this user needs the right to publish to it";
 
 /// Ends the delivery of an invalid message. It is acked only once a copy is stored. A later build's message, or
-/// one whose copy cannot be stored, is redelivered after [`REDELIVER_AFTER`].
+/// one whose copy cannot be stored, is redelivered after a pause.
 pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {

@@ -598,7 +598,7 @@ mod tests {
                 vec![work(4, [28.0, 1.0, 5.0, 6.0, 0.0]), idle_sink()],
                 running,
                 "no single bottleneck: cores compute 70 % of their time, encode 2 %, wait 12 % for ids and 15 % for \
-                 room; sinks store 10 %",
+                 capacity; sinks store 10 %",
             ),
         ];
         let run = "a".parse().expect("legal");

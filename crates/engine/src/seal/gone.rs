@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_what_the_stream_lets_know() {
+    fn the_reason_follows_from_the_stream_state() {
         const HOUR: u64 = 3_600_000;
         let kept = |created_ms, oldest_ms, hours: u64| Kept {
             created_ms,

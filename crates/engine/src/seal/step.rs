@@ -390,7 +390,7 @@ mod tests {
 
     /// Regression: at 10^9 ids the sealer made nine proofs while sinks were half way.
     #[test]
-    fn nothing_is_counted_or_proven_while_sinks_have_rows_to_draw() {
+    fn nothing_is_counted_or_proven_while_sinks_have_undelivered_rows() {
         let (mut course, _) = way(&[Seen::Published]);
         for _ in 0..100 {
             let Next { step, after } = course.next(Seen::Undrawn);
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_proof_in_vain_all_rows_have_to_land_before_the_next() {
+    fn after_a_failed_proof_all_rows_have_to_arrive_before_the_next() {
         use Seen::*;
         let (mut course, steps) = way(&[Published, InSinks, Enough, OurTurn, Incomplete, NotRepaired]);
         assert_eq!(steps[3..], [Step::Turn, Step::Prove, Step::Repair, Step::Read]);
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_their_limit_and_a_change_begins_anew() {
+    fn pauses_grow_to_their_limit_and_a_change_resets_them() {
         let (mut course, _) = way(&[Seen::Published]);
         let pauses: Vec<Duration> = (0..20).map(|_| course.next(Seen::Undrawn).after).collect();
         assert!(pauses.is_sorted() && pauses[19] == LOOKS.most, "{pauses:?}");

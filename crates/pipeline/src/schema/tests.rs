@@ -75,7 +75,7 @@ fn wrong_types_are_refused_with_a_reason() {
 }
 
 #[test]
-fn every_fault_of_the_columns_is_told() {
+fn every_fault_of_the_columns_is_reported() {
     let columns = [("1st", "UInt8"), ("id", "String"), ("a", "UInt8"), ("a", "UInt8"), ("b", "Varchar")];
     let faults = Schema::parse(&columns).expect_err("faults");
     let text = Faults(&faults).to_string();

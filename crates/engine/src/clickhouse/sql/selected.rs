@@ -141,7 +141,7 @@ mod tests {
     use crate::model::selection::Letters;
 
     #[test]
-    fn a_record_of_a_replay_of_dead_letters_reads_as_ever() {
+    fn an_old_record_of_a_dead_letter_replay_still_parses() {
         let old = r#"{"base":1,"letters":{"error":"x","batch":null},"ids":7}"#;
         let covers: Covers = serde_json::from_str(old).expect("the form of the first version");
         let letters = Letters { error: Some("x".into()), ..Letters::default() };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn every_selection_is_told_and_kept() {
+    fn every_selection_is_described_and_stored() {
         let moment = |words: &str| Moment::parse(words, 1000).expect("a moment");
         let table = [
             (Selection::Letters(Letters::default()), "dead letters"),

@@ -129,7 +129,7 @@ mod tests {
     use crate::model::record::Sealed;
 
     #[test]
-    fn a_row_that_its_record_does_not_bear_out_is_named() {
+    fn a_row_that_contradicts_its_record_is_named() {
         let run: RunName = "a".parse().expect("legal");
         let published = Published { batches: 3, ids: 30, digest: 7, dropped_repeats: 0, at_ms: 1 };
         let summary = None;
