@@ -40,9 +40,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// The most run changes that wait while steps are chosen.
 const RUNS_AT_ONCE: usize = 1024;
 
-/// Seals passes as they complete, until taking stops. Shares `state` with the sink of this process: the sealer
-/// tells it when a pass's workers are done, so that it inserts the last rows at once, and the sink tells the
-/// sealer when rows are inserted. What keeps passes from their seal is recorded there too.
+/// Seals passes as they complete, until taking stops. Shares `state` with the sink of this process. Through it
+/// the sealer makes the sink insert the last rows of a pass at once, and the sink reports inserted rows to the
+/// sealer. The reasons that keep passes from their seal are recorded there too.
 ///
 /// # Errors
 /// When the bucket cannot be read at the start; later failures are retried.

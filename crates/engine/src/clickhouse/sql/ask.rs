@@ -8,7 +8,7 @@ use crate::model::rows::Portion;
 /// The way in which the rows of a batch are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
-    /// Counts rows. It equals the number of ids if the rows lie in one part: an INSERT is atomic and has no id
+    /// Counts rows. It equals the number of ids if the rows lie in one part. An INSERT is atomic and has no id
     /// twice (`sink/group.rs`), and a merge leaves one row per id.
     Rows,
     /// Counts distinct ids, which takes more than twice the time.

@@ -46,8 +46,8 @@ impl Tables {
         format!("{}{}", self.pipeline, view.suffix())
     }
 
-    /// The columns of a view over a rows table with the columns `table`: some of our own, then all others,
-    /// which the newest version of the pipeline or an operator added.
+    /// The columns of a view over a rows table with the columns `table`: some of our own, then all others. The
+    /// newest version of the pipeline or an operator may have added some of these.
     pub fn view_columns(&self, view: View, table: &[Column]) -> Vec<Column> {
         let own = view.own().iter().filter_map(|own| table.iter().find(|column| column.name == *own));
         let is_ours = |column: &&Column| OWN_COLUMNS.iter().any(|(own, _)| column.name == *own);

@@ -83,9 +83,9 @@ impl Broker {
         Ok(account.limits.max_storage.and_then(|limit| u64::try_from(limit).ok()))
     }
 
-    /// The existing streams of this pipeline by full name, in the order in which they are deleted, and then the
-    /// names of streams that match this pipeline's names but are not marked as made by Millstream. A bucket
-    /// cannot be marked: it counts as ours if a marked stream exists, and is deleted before the last of them.
+    /// The existing streams of this pipeline by full name, in the order in which they are deleted. The second
+    /// list names streams that match this pipeline's names without Millstream's mark. A bucket cannot be
+    /// marked: it counts as ours if a marked stream exists, and is deleted before the last of them.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`]; when NATS refuses or does not answer.
