@@ -276,7 +276,7 @@ fn status_is_watched_until_the_run_is_sealed() {
         &[
             "batches   100 in all, 100 pending, 0 in flight, 0 redelivered\n",
             "ETA unknown",
-            "nobody computes: ",
+            "no worker computes: ",
         ],
     );
     let mut watch = host.start("watch", &["status", "a", "--watch", "--json"]);

@@ -516,7 +516,7 @@ impl Service {
     }
 }
 
-/// What a sink says that is about to merge raw duplicates away.
+/// The log line of a sealer that begins to deduplicate a run.
 const HEALING: &str = "raw duplicates found";
 
 /// A host on which every id is done, after so many microseconds of a core.

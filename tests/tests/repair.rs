@@ -183,7 +183,7 @@ fn a_message_of_rows_that_cannot_be_read_is_set_aside_and_its_batch_computed_aga
     ] {
         assert!(kept[0].1.contains(part), "{part}: {}", kept[0].1);
     }
-    scene.host.wait_log("sink", "the message is no batch, and is set aside");
+    scene.host.wait_log("sink", "the message is no batch, and is quarantined");
     let checks = scene.host.call(&["doctor", "--json"]).expect(0).json();
     let checks = checks["checks"].as_array().expect("a list").clone();
     let check = checks.iter().find(|check| check["what"] == "set aside").expect("a check");

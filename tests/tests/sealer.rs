@@ -225,7 +225,11 @@ fn nothing_is_proven_while_sinks_have_rows_to_store() {
     let log = scene.host.log("sink");
     let proofs = log.lines().filter(|line| line.contains("proving")).count();
     assert_eq!(proofs, 1, "{log}");
-    assert!(!log.contains("not every id has its one row") && !log.contains("raw duplicates found"), "{log}");
+    assert!(
+        !log.contains("proof failed: stored rows do not match the run")
+            && !log.contains("raw duplicates found"),
+        "{log}"
+    );
 }
 
 /// `status` said "1,000 of 1,000 stored".

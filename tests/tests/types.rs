@@ -522,7 +522,7 @@ fn values_out_of_range_are_refused_by_column_and_value() {
     refused("Float64", u64::MAX, &["18446744073709551615"]);
     refused("Bool", 1u8, &["the number 1 does not go into Bool"]);
     refused("Decimal(9, 2)", "10000000", &["more digits than"]);
-    refused("Decimal(9, 2)", "0.001", &["behind the point"]);
+    refused("Decimal(9, 2)", "0.001", &["more decimal places"]);
     refused("Decimal(9, 2)", 1_000_000_000i32, &["1000000000"]);
     refused("Decimal(9, 2)", 0.5f64, &["the float 0.5"]);
     refused("Date", "2149-06-07", &["`2149-06-07` is not a value of Date"]);
@@ -531,10 +531,10 @@ fn values_out_of_range_are_refused_by_column_and_value() {
     refused("Date32", "1899-12-31", &["Date32"]);
     refused("Date32", 120_530i32, &["120530"]);
     refused("DateTime", "2106-02-07T06:28:16Z", &["DateTime"]);
-    refused("DateTime", "2024-01-01T00:00:00.5Z", &["more digits behind the second"]);
+    refused("DateTime", "2024-01-01T00:00:00.5Z", &["more decimal places"]);
     refused("DateTime", "1969-12-31T23:59:59Z", &["DateTime"]);
     refused("DateTime64(3)", "2300-01-01T00:00:00Z", &["2300"]);
-    refused("DateTime64(3)", "2024-01-01T00:00:00.1234Z", &["more digits behind the second"]);
+    refused("DateTime64(3)", "2024-01-01T00:00:00.1234Z", &["more decimal places"]);
     refused("DateTime64(9)", "2262-04-11T23:47:16.854775808Z", &["2262"]);
     refused("DateTime64(3)", i64::MAX, &["9223372036854775807"]);
     refused("DateTime64(3, 'Europe/Berlin')", "2024-01-01T00:00:00", &["no offset from UTC"]);

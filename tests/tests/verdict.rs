@@ -76,10 +76,10 @@ fn text(status: &Value) -> &str {
 fn without_workers_or_sinks_it_says_who_is_missing() {
     let mut scene = Scene::new(0, "", &[]);
     scene.publish(1000, 100, &[]);
-    let told = "nobody computes: 10 batches wait, and no worker reports; start `work` on a host";
+    let told = "no worker computes: 10 batches wait, and no worker reports; start `work` on a host";
     scene.wait_verdict("nobody", told);
     scene.start(&["work"]);
-    scene.wait_verdict("nobody", "nobody stores: about 1000 rows wait");
+    scene.wait_verdict("nobody", "no sink stores: about 1000 rows wait");
     scene.start(&["sink"]);
     scene.host.wait_sealed("a", SOON);
     assert_eq!(scene.host.status("a")["verdict"], Value::Null);
@@ -148,7 +148,7 @@ fn a_slow_input_starves_the_workers() {
 fn a_limited_run_is_held_by_its_rate() {
     let scene = Scene::new(0, "", &["work", "sink"]);
     scene.publish(100_000, 100, &["--rate", "20"]);
-    scene.wait_verdict("rate", "held by its rate limit: cores wait ");
+    scene.wait_verdict("rate", "rate-limited: cores wait ");
     let shown = scene.host.call(&["status", "a"]).expect(0).stdout;
     assert!(shown.contains("`set a --rate N` changes it"), "{shown}");
     scene.host.call(&["cancel", "a"]).expect(0);
@@ -190,7 +190,7 @@ fn rows_that_cost_more_than_the_function_are_named() {
     let worker = scene.host.start_as("work", &Launch { under, ..Launch::from(&["work"][..]) });
     scene.services.push(worker);
     scene.publish(10_000_000, 1000, &[]);
-    let status = scene.wait_verdict("encode", "encode-bound: of the time of 1 core, ");
+    let status = scene.wait_verdict("encode", "encode-bound: 1 core ");
     let said = text(&status);
     assert!(
         said.ends_with(" goes into writing and compressing rows; smaller rows or more hosts will help"),

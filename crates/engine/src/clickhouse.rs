@@ -1,6 +1,7 @@
-//! All that is asked of ClickHouse: [`sql`] spells it, [`store`] asks it.
+//! Every request to ClickHouse: [`sql`] builds the SQL, [`store`] sends it.
 //!
-//! Promises: each answer has a time limit, and a fault says whether the statement may have had an effect. Knows nothing of NATS.
+//! Promises: each request has a time limit, and an error says whether the statement may have had an effect.
+//! This layer knows nothing of NATS.
 
 pub mod sql;
 pub mod store;

@@ -1,4 +1,4 @@
-//! What an operator does to a run: pause, cancel, change, replay, rebuild, forget.
+//! What an operator does to a run: pause, cancel, change settings, replay, rebuild, forget.
 
 pub mod forget;
 pub mod max_dead;

@@ -1,7 +1,8 @@
 //! Environments of one pipeline, such as staging and production (**environments-do-not-meet**).
 //!
-//! Streams, consumers, bucket and tables belong to one. Both servers say to which: NATS in the metadata of the streams,
-//! ClickHouse in the comments of the tables. A process of another environment is refused before it touches anything.
+//! A stream, consumer, bucket or table belongs to one environment. Both servers record which: NATS in the
+//! metadata of the streams, ClickHouse in the comments of the tables. A process of another environment is
+//! refused before it changes anything.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,39 +15,40 @@ const NAMESPACE: &str = "millstream.namespace";
 const DATABASE: &str = "millstream.database";
 const COMMENT: &str = "Millstream, namespace: ";
 
-/// Where a process's streams and tables are.
+/// The environment of a process: its namespace in NATS and its database in ClickHouse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
-    /// What its names in NATS begin with, if anything.
+    /// The prefix of every NATS name in this environment, if it has one.
     pub namespace: Option<Namespace>,
-    /// The database of its tables.
+    /// The ClickHouse database that holds this environment's tables.
     pub database: String,
 }
 
 impl Environment {
-    /// One without a namespace.
+    /// An environment without a namespace.
     pub fn plain(database: &str) -> Self {
         Self { namespace: None, database: database.to_owned() }
     }
 
-    /// The namespace as text; empty for none.
+    /// The namespace as text; empty when there is none.
     pub(crate) fn namespace(&self) -> &str {
         self.namespace.as_ref().map_or("", Namespace::as_str)
     }
 
-    /// What streams of this environment say of it.
+    /// The stream metadata that names this environment.
     pub(crate) fn metadata(&self) -> HashMap<String, String> {
         [(NAMESPACE, self.namespace()), (DATABASE, &self.database)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into()
     }
 
-    /// Whether a stream's metadata says of which environment it is: then Millstream made it.
+    /// Whether a stream's metadata names an environment; if so, Millstream made the stream.
     pub(crate) fn is_marked(metadata: &HashMap<String, String>) -> bool {
         metadata.contains_key(DATABASE)
     }
 
-    /// Refuses a stream of another environment. One that says nothing was made by hand, and is taken.
+    /// Refuses a stream of another environment. A stream whose metadata names none was made by hand and is
+    /// accepted.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`].
@@ -56,17 +58,17 @@ impl Environment {
         self.check(&format!("stream `{name}`"), namespace, database)
     }
 
-    /// What tables of this environment say of it, in their comments.
+    /// The table comment that names this environment.
     pub(crate) fn comment(&self) -> String {
         format!("{COMMENT}{}", self.namespace())
     }
 
-    /// Whether a table's comment says of which environment it is: then Millstream made it.
+    /// Whether a table's comment names an environment; if so, Millstream made the table.
     pub(crate) fn is_told(&self, comment: &str) -> bool {
         comment.starts_with(COMMENT)
     }
 
-    /// Refuses a table of another environment, by its comment. One that says nothing of it is taken.
+    /// Refuses a table of another environment, by its comment. A table whose comment names none is accepted.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`].
@@ -77,7 +79,7 @@ impl Environment {
         }
     }
 
-    /// Refuses what belongs to another environment.
+    /// Refuses a stream or table of another environment.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`].
@@ -85,11 +87,11 @@ impl Environment {
         if (namespace, database) == (self.namespace(), &*self.database) {
             return Ok(());
         }
-        let theirs = told(namespace, database);
+        let theirs = describe(namespace, database);
         Err(Error::OtherEnvironment { what: what.to_owned(), theirs, ours: self.to_string() })
     }
 
-    /// The database of a namespace whose user names none.
+    /// The default database of a namespace, when the user names no database.
     pub fn usual_database(namespace: Option<&Namespace>) -> String {
         match namespace {
             Some(namespace) => format!("millstream_{}", namespace.as_str()),
@@ -97,7 +99,7 @@ impl Environment {
         }
     }
 
-    /// A namespace as it was typed; none for an empty text.
+    /// Parses a namespace as the user typed it; `None` for an empty text.
     ///
     /// # Errors
     /// [`NameFault::Namespace`].
@@ -108,11 +110,11 @@ impl Environment {
 
 impl fmt::Display for Environment {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&told(self.namespace(), &self.database))
+        out.write_str(&describe(self.namespace(), &self.database))
     }
 }
 
-fn told(namespace: &str, database: &str) -> String {
+fn describe(namespace: &str, database: &str) -> String {
     match namespace {
         "" => format!("database `{database}` without a namespace"),
         _ => format!("database `{database}` in namespace `{namespace}`"),

@@ -1,10 +1,10 @@
-//! Places where the fault suite kills or stops this very process: compiled in only with the feature `failpoints`.
+//! Places where the fault suite kills or stops its own process. Compiled in only with the feature `failpoints`.
 //!
-//! `MILLSTREAM_FAIL=sink-after-insert=kill@3,work-after-publish=stop` kills the process when it passes the first place
-//! for the third time, and stops it (SIGSTOP) when it passes the second for the first time. In any other build a place
-//! is nothing at all.
+//! `MILLSTREAM_FAIL=sink-after-insert=kill@3,work-after-publish=stop` kills the process at the third passage of
+//! the first place, and stops it (SIGSTOP) at the first passage of the second. In any other build a place
+//! compiles to nothing.
 
-/// Passes a place. Its name says which decision has been taken and which has not: `sink-after-insert`.
+/// Passes a place. Its name says which step is done and which is not: `sink-after-insert`.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn pass(_place: &'static str) {}
@@ -28,10 +28,10 @@ mod armed {
         springs_at: u64,
     }
 
-    /// Passes a place, unless a trap is set there for this passage.
+    /// Passes a place, unless `MILLSTREAM_FAIL` sets a trap for this passage.
     ///
     /// # Panics
-    /// When the variable cannot be read: a suite whose traps are not set would prove nothing.
+    /// When `MILLSTREAM_FAIL` cannot be parsed: a suite whose traps are not set would prove nothing.
     pub fn pass(place: &'static str) {
         static TRAPS: OnceLock<Vec<Trap>> = OnceLock::new();
         let traps = TRAPS.get_or_init(|| {
@@ -41,7 +41,8 @@ mod armed {
         for trap in traps.iter().filter(|trap| trap.place == place) {
             if trap.passes.fetch_add(1, Ordering::SeqCst) + 1 == trap.springs_at {
                 tracing::warn!(place, signal = trap.signal.as_str(), "failpoint");
-                // To this very thread: a signal to the process can reach another first, and this one goes on meanwhile.
+                // To this thread: another thread could receive a signal to the process, and this thread would
+                // run on meanwhile.
                 raise(trap.signal).expect("a process may signal itself");
             }
         }
@@ -56,7 +57,7 @@ mod armed {
             "stop" => Signal::SIGSTOP,
             _ => panic!("{VARIABLE}: `{action}` is neither kill nor stop"),
         };
-        let springs_at = at.parse().unwrap_or_else(|_| panic!("{VARIABLE}: `{at}` is no number"));
+        let springs_at = at.parse().unwrap_or_else(|_| panic!("{VARIABLE}: `{at}` is not a number"));
         Trap { place: place.to_owned(), signal, passes: AtomicU64::new(0), springs_at }
     }
 }

@@ -1,17 +1,17 @@
 //! Everything that moves a batch, from the producer's input to a sealed pass in ClickHouse.
 //!
-//! The modules are rooms, and each uses those above it only (`tests/layers.rs` holds them to it):
+//! The modules are layers, and each imports only those above it (`tests/layers.rs` checks this):
 //!
-//! - [`model`]: data that all speak of; beside it what all need: [`error`], [`stop`], `retry`, [`failpoint`], [`telemetry`],
-//!   [`Environment`].
-//! - [`nats`] and [`clickhouse`]: all that is asked of the servers, with every time limit.
-//! - [`fleet`]: what each process tells of itself.
+//! - [`model`]: data without I/O. Beside it, what every layer needs: [`error`], [`stop`], `retry`,
+//!   [`failpoint`], [`telemetry`], [`Environment`].
+//! - [`nats`] and [`clickhouse`]: every request to the servers, each with a time limit.
+//! - [`fleet`]: what each process reports of itself.
 //! - [`compute`]: the pool of processes that runs the user's function.
 //! - [`work`] and [`sink`]: the stages between the ids stream and the table.
 //! - [`seal`]: the proof that a pass is complete, and its repair.
 //! - [`produce`]: from the user's input to the ids stream.
 //! - [`control`]: what an operator does to a run.
-//! - [`observe`]: what an operator reads of it.
+//! - [`observe`]: what an operator reads about a run.
 //!
 //! ARCHITECTURE.md follows one batch through them.
 

@@ -1,7 +1,7 @@
-//! All that is asked of NATS: streams, consumers, messages, and the bucket of records.
+//! Every request to NATS: streams, consumers, messages, and the bucket of records.
 //!
-//! Promises: each answer has a time limit, and a message is written once ([`broker::Broker::write_once`]). Knows nothing of
-//! ClickHouse, of computing, or of what a run needs next.
+//! Promises: each request has a time limit, and a message is written once ([`broker::Broker::write_once`]).
+//! This layer knows nothing of ClickHouse, of computing, or of what a run needs next.
 
 pub(crate) mod answer;
 pub mod broker;

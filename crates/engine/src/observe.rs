@@ -1,4 +1,4 @@
-//! What is said of runs and machines to a person: status, what holds a run up, what a machine can do.
+//! What an operator reads about runs and machines: status, the bottleneck of a run, the capacity of a machine.
 
 pub mod bottleneck;
 pub mod status;

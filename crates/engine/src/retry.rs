@@ -1,4 +1,4 @@
-//! Trying again, and how long to wait before.
+//! Retries, and the waits between them.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use millstream::names::RunName;
 use crate::error::{Error, full_cause};
 use crate::stop::Stop;
 
-/// Exponential waits with jitter, from `first` up to `most`, for as long as it takes.
+/// Exponential waits with jitter, from `first` up to `most`, without an end.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     next: Duration,
@@ -17,32 +17,32 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits that begin near `first`, double each time, and stay near `most`.
+    /// Waits that start near `first`, double each time, and stay near `most`.
     pub fn new(first: Duration, most: Duration) -> Self {
         Self { next: first, first, most }
     }
 
-    /// The wait before the next attempt: between half of the step and the whole of it, so that many hosts that failed
-    /// together do not come back together.
+    /// The wait before the next attempt: between half of the step and the whole, so that hosts which failed
+    /// together do not retry together.
     pub fn wait(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.most);
         step / 2 + (step / 2).mul_f64(random_unit())
     }
 
-    /// Begins anew after a success.
+    /// Starts over after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }
 }
 
-/// Pauses between questions to a broker that does not answer.
+/// First and longest pause between requests to a broker that does not answer.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// Asks the broker for as long as it takes, where what is held here is nowhere else yet.
+/// Repeats a request to the broker without a limit, because what the caller holds is stored nowhere else yet.
 ///
 /// # Errors
-/// [`Error::Stopped`]; whatever is no failure of the broker.
+/// [`Error::Stopped`]; any error that is not the broker's.
 pub(crate) async fn patiently<T, F>(run: &RunName, stop: &Stop, ask: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
@@ -51,7 +51,7 @@ where
     loop {
         match ask().await {
             Err(error @ (Error::Broker { .. } | Error::BrokerSilent { .. })) => {
-                tracing::warn!(%run, error = full_cause(&error), "trying again");
+                tracing::warn!(%run, error = full_cause(&error), "NATS did not answer, trying again");
             }
             answer => return answer,
         }
@@ -61,7 +61,8 @@ where
     }
 }
 
-/// A number in 0..1. `RandomState` is seeded by the system and differs at each call, which is all that jitter needs.
+/// A random number in 0..1. `RandomState` is seeded by the system and differs at each call, which is enough for
+/// jitter.
 pub(crate) fn random_unit() -> f64 {
     (RandomState::new().hash_one(0u8) >> 11) as f64 / (1u64 << 53) as f64
 }
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_the_limit_and_begin_anew() {
+    fn waits_grow_to_the_limit_and_reset() {
         let first = Duration::from_millis(100);
         let most = Duration::from_secs(1);
         let mut backoff = Backoff::new(first, most);

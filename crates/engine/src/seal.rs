@@ -1,11 +1,11 @@
-//! The seal: proof that a pass is complete, and the moment when readers see it.
+//! The seal: the proof that a pass is complete, and the moment when readers see it.
 //!
-//! Every sink process drives passes that are done to their seal; a compare-and-set on the pass's record lets one of them say
-//! so. The proof needs ClickHouse and the run's record alone: what NATS believes only decides when it is worth trying. A pass
-//! that has come to rest and is not complete is repaired here, as `verify --repair` does it.
+//! Every sink process works on the seal of each finished pass; a compare-and-set on the pass's record lets only
+//! one mark it sealed. The proof needs only ClickHouse and the run's record. The state in NATS only decides
+//! when a proof is worth trying. An idle but incomplete pass is repaired here, as `verify --repair` does it.
 //!
-//! `step.rs` decides, without I/O; `drive.rs` takes the steps of several passes at once, `take.rs` and `tidy.rs` on real
-//! servers; `house.rs` keeps room in the stream beside them.
+//! `step.rs` decides, without I/O. `drive.rs` runs the steps of several passes at once, with `take.rs` and
+//! `tidy.rs` on real servers. `house.rs` purges acked rows and stale records beside them.
 
 pub(crate) mod copied;
 mod drive;
@@ -35,16 +35,17 @@ use drive::{Changes, Drive};
 pub use proof::Proof;
 use sealer::Sealer;
 
-/// How long tasks beside the passes may take to end.
+/// How long the tasks beside the passes may take to end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// Changes of runs that are remembered while steps are chosen.
+/// The most run changes that wait while steps are chosen.
 const RUNS_AT_ONCE: usize = 1024;
 
-/// Seals passes as they complete, until taking stops. The sink that has the same `state` is told when a pass's workers are done,
-/// so that its last rows do not wait for more, and tells when they have landed; what keeps passes from their seal is noted there.
+/// Seals passes as they complete, until taking stops. Shares `state` with the sink of this process. Through it
+/// the sealer makes the sink insert the last rows of a pass at once, and the sink reports inserted rows to the
+/// sealer. The reasons that keep passes from their seal are recorded there too.
 ///
 /// # Errors
-/// When the bucket cannot be read at the start; afterwards failures are waited out.
+/// When the bucket cannot be read at the start; later failures are retried.
 pub async fn seal_passes<I: Id>(session: Session, state: Arc<SinkState>, stop: &Stop) -> Result<(), Error> {
     let open = pass_watch::follow_to_seal(&session.records, stop).await?;
     let sealer = Sealer { session, state };

@@ -1,26 +1,26 @@
-//! What most of the engine asks: both servers, as one pipeline sees them.
+//! The connections to both servers, for one pipeline.
 
 use crate::clickhouse::store::Store;
 use crate::error::Error;
 use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;
 
-/// Connections to both servers. A copy shares them.
+/// Connections to both servers. Clones share them.
 #[derive(Clone)]
 pub struct Session {
-    /// NATS: streams and consumers.
+    /// The connection to NATS: streams and consumers.
     pub broker: Broker,
-    /// NATS: the records of runs and passes.
+    /// The records of runs and passes in NATS.
     pub records: Records,
-    /// ClickHouse: the tables.
+    /// The connection to ClickHouse: the tables.
     pub store: Store,
 }
 
 impl Session {
-    /// Joins the connections to both.
+    /// Joins the connections to both servers.
     ///
     /// # Errors
-    /// When the bucket of records does not exist: [`Broker::setup`] makes it.
+    /// When the bucket of records does not exist: [`Broker::setup`] creates it.
     pub async fn open(broker: Broker, store: Store) -> Result<Self, Error> {
         let records = broker.records().await?;
         Ok(Self { broker, records, store })

@@ -1,11 +1,12 @@
-//! The decisions of workers and sinks on the worst broker and the worst store that there could be.
+//! Tests the decisions of workers and sinks on a model of the worst broker and the worst store.
 //!
-//! What decides here is the code that runs: [`Step::next`], [`is_landed`], [`Encoded`], [`Course`] and [`Known`]. Everything else is
-//! a model that does whatever a server or a process may do, in an order drawn from a seed: acks and publishes whose answer
-//! is lost, messages that are delivered again while they are held, inserts that commit late, in part, or never, whatever
-//! was answered, processes that die or are paused at any moment and wake, a seal that removes the rows from the stream.
+//! The decisions are made by the real code: [`Step::next`], [`is_landed`], [`Encoded`], [`Course`] and
+//! [`Known`]. Everything else is a model that does whatever a server or a process may do, in an order drawn
+//! from a seed. Acks and publishes lose their answers. Messages are redelivered while they are held. Inserts
+//! commit late, in part, or never, whatever was answered. Processes die, or are paused and wake, at any moment.
+//! A seal removes the rows from the stream.
 //!
-//! A seed that fails is printed with its diary; `MILLSTREAM_SEED=<number>` runs that one alone.
+//! A failing seed is printed with its diary; `MILLSTREAM_SEED=<number>` runs that seed alone.
 
 mod model;
 mod seal;
@@ -24,16 +25,16 @@ use tally::Tally;
 const SEEDS: u64 = 5000;
 const SINKS: usize = 3;
 const WORKERS: usize = 3;
-/// Steps in which anything may go wrong, and steps after them in which all must come to rest.
+/// Steps in which anything may go wrong, and steps after them in which the model must come to rest.
 const TROUBLED: u64 = 300;
 const CALM: u64 = 6000;
-/// Seconds after which a message comes again, less those since the last report of progress.
+/// Seconds without a progress report after which a message is redelivered.
 const ACK_WAIT: u64 = 105;
 /// Seconds after which a process knows that it was paused.
 const PAUSED: u64 = 40;
-/// Seconds for which rows are set back while an insert of theirs may be under way.
+/// Redelivery delay in seconds of rows whose insert may still be running.
 const INSERT_OVER: u64 = 90;
-/// Seconds for which rows are set back that are refused.
+/// Redelivery delay in seconds of refused rows.
 const SET_BACK: u64 = 60;
 
 #[test]
@@ -50,14 +51,15 @@ fn nothing_is_lost_and_nothing_is_doubled_on_the_worst_servers() {
     assert!(!were_all || tally.each_is_more_than(SEEDS / 50), "{tally:?}");
 }
 
-/// Calls `each` with all of so many seeds, or with that of `MILLSTREAM_SEED` alone; whether it was all of them.
+/// Calls `each` with the first `seeds` seeds, or only with that of `MILLSTREAM_SEED`. Returns whether it was
+/// all of them.
 fn with_seeds(seeds: u64, each: impl FnMut(u64)) -> bool {
     let given = std::env::var("MILLSTREAM_SEED").ok().map(|seed| seed.parse().expect("a number"));
     given.map_or(0..seeds, |seed: u64| seed..seed + 1).for_each(each);
     given.is_none()
 }
 
-/// A process, and what it is in the middle of.
+/// A process with its current work.
 struct Process<W> {
     asleep_until: u64,
     woke_at: u64,
@@ -71,11 +73,11 @@ impl<W: Default> Process<W> {
     }
 }
 
-/// A worker has at most one batch.
+/// The work of a worker: at most one batch.
 #[derive(Default)]
 struct Batch(Option<(u32, Arc<Encoded<u64>>, Course)>);
 
-/// A sink lands its groups one after the other, the last one first.
+/// The work of a sink: groups of rows that it lands one after the other, the last one first.
 #[derive(Default)]
 struct Groups {
     landing: Vec<Group>,
@@ -85,16 +87,16 @@ struct Groups {
 struct Group {
     step: Step,
     items: Vec<Arrived>,
-    /// Of the last insert.
+    /// The number of the last insert.
     query: u64,
-    /// When it was decided to take this step.
+    /// When this step was decided.
     since: u64,
-    /// What was sent and not answered yet.
+    /// The request that was sent and not answered yet.
     sent: Option<Sent>,
 }
 
 enum Sent {
-    /// What the store held when it was asked, and when that was.
+    /// The store's answer, and the time when the store read it.
     Question(Option<Vec<u64>>, u64),
     Insert(Seen),
 }
@@ -141,8 +143,8 @@ impl World {
             }
             self.now += self.dice.below(4);
             self.store.pass_time(self.now);
-            self.keep_held();
-            self.misfortune();
+            self.report_progress();
+            self.inject_faults();
             match self.dice.below(2) {
                 0 => self.act_as_worker(),
                 _ => self.act_as_sink()?,
@@ -171,8 +173,8 @@ impl World {
         Ok(())
     }
 
-    /// Processes that run report progress for what they hold.
-    fn keep_held(&mut self) {
+    /// Running processes report progress for what they hold.
+    fn report_progress(&mut self) {
         for worker in self.workers.iter().filter(|worker| worker.asleep_until <= self.now) {
             if let Some((batch, ..)) = &worker.work.0 {
                 self.stream.ids[*batch as usize].keep(self.now + ACK_WAIT);
@@ -185,8 +187,8 @@ impl World {
         }
     }
 
-    /// Any process may die or be paused, and any message may come again, at any moment.
-    fn misfortune(&mut self) {
+    /// At any moment a process may die or be paused, and a message may be redelivered.
+    fn inject_faults(&mut self) {
         if !self.troubled || !self.dice.one_in(8) {
             return;
         }
@@ -213,7 +215,8 @@ impl World {
                 self.note(|| format!("sink {which} is told to give up"));
                 self.sinks[which].work.given_up = true;
             }
-            // The broker forgot an ack; or who holds it, and then two sinks may insert it at once, which none can know.
+            // The broker lost an ack, or redelivered a held message: two sinks may now insert it at once and
+            // cannot detect it.
             _ => {
                 let Some((place, held)) = self.stream.deliver_again(&mut self.dice) else { return };
                 if held {
@@ -243,7 +246,7 @@ impl World {
         self.workers[which].work.0 = Some((batch, rows, Course::new(open, EARLY_PARTS)));
     }
 
-    /// What no message has of a batch that comes again, as [`crate::work::rows_message`] finds it.
+    /// The ids of a redelivered batch that no message has, as [`crate::work::rows_message`] finds them.
     fn look(&mut self, batch: u32) -> Vec<Range<u32>> {
         let mut known = Known::default();
         let mut left = Known::nothing(BATCHES[batch as usize]).open;
@@ -255,13 +258,13 @@ impl World {
         known.open
     }
 
-    /// One message, as [`crate::work::rows_message`] writes them.
+    /// Publishes one message, as [`crate::work::rows_message`] does.
     fn publish(&mut self, which: usize, batch: u32, rows: Arc<Encoded<u64>>, mut course: Course) {
         let (ids, message) = match course.next(&rows) {
             Some(Next::Rows(ids)) => (ids.clone(), rows.message(&ids)),
             Some(Next::Cut(ids, message)) => (ids, message),
             None => {
-                // An ack that is lost: the batch comes once more.
+                // Otherwise the ack is lost, and the batch is redelivered.
                 if !self.troubled || !self.dice.one_in(4) {
                     self.stream.ids[batch as usize].ack();
                 }
@@ -277,7 +280,7 @@ impl World {
             self.stream.put_rows(&place, message.bytes);
         }
         let parts = match (fate, taken) {
-            // No answer: it is written once more.
+            // Without an answer the message is published again.
             (Fate::NeverArrived | Fate::AnswerLost, _) => vec![place.ids.clone()],
             (Fate::Done, None) => message.parts,
             (Fate::Done, Some(found)) => {
@@ -336,7 +339,7 @@ impl World {
         }
     }
 
-    /// One step of [`crate::sink`]'s landing, or half a step: whatever is asked of a server is answered later.
+    /// One step of [`crate::sink`]'s landing, or half a step, because each server answers later.
     fn land(&mut self, which: usize, mut group: Group) -> Result<(), String> {
         let given_up = self.sinks[which].work.given_up;
         let seen = match (group.step, group.sent.take()) {
@@ -355,7 +358,7 @@ impl World {
                 (group.query, group.sent) = (query, Some(Sent::Insert(seen)));
                 None
             }
-            // A kill that is not answered is sent again.
+            // A kill without an answer is sent again.
             (Step::End, _) => (!self.troubled || !self.dice.one_in(3)).then(|| {
                 self.store.end(group.query, self.now, &mut self.dice);
                 Seen::Ended
@@ -384,7 +387,8 @@ impl World {
     }
 
     fn ask(&mut self, group: &Group) -> Sent {
-        // Awake again, with rows that are in other hands too: both may learn that they are missing, and insert them.
+        // The sink is awake again, and another sink holds its rows too: both may learn that they are missing,
+        // and insert them.
         if group.step == Step::Ask {
             self.allow_doubles_of_lost(group);
         }
@@ -428,7 +432,7 @@ impl World {
     }
 
     fn insert(&mut self, which: usize, group: &Group) -> (u64, Seen) {
-        // The one moment at which a pause is not noticed: others may have inserted since it was decided.
+        // The one moment at which a pause goes unnoticed: another sink may have inserted since the decision.
         if self.sinks[which].slept_at >= group.since {
             self.allow_doubles_of_lost(group);
         }
@@ -455,7 +459,7 @@ impl World {
     fn hand_back(&mut self, group: Group, delay: u64) {
         for item in group.items {
             if !self.stream.hand_back(&item, self.now + delay) {
-                // It was another's by now, who still has it in hand.
+                // Another sink held the message by then.
                 self.store.may_double(&item.place);
             }
         }

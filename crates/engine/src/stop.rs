@@ -1,4 +1,4 @@
-//! How everything ends: stop taking, finish what is held until a deadline, then give up.
+//! Shutdown: stop taking work, finish held work until a deadline, then give up.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The reason to stop and the tasks that shutdown waits for. Clones are the same.
+/// The stop signal, and the tasks that shutdown waits for. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Stop {
     taking: CancellationToken,
@@ -19,7 +19,7 @@ pub struct Stop {
     all: Arc<All>,
 }
 
-/// What a part has in common with its siblings and their parent.
+/// The state that a part shares with its siblings and their parent.
 #[derive(Debug)]
 struct All {
     has_panicked: AtomicBool,
@@ -38,12 +38,12 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// Nothing is stopping yet.
+    /// A stop that has not been signalled.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A part that can be stopped without its siblings, and is stopped with its parent.
+    /// A part that can be stopped without its siblings, and stops with its parent.
     pub fn child(&self) -> Self {
         Self {
             taking: self.taking.child_token(),
@@ -53,55 +53,55 @@ impl Stop {
         }
     }
 
-    /// No more work is taken from now on; what is held goes on.
+    /// From now on no more work is taken; held work continues.
     pub fn stop_taking(&self) {
         self.taking.cancel();
     }
 
-    /// What is held is given up too.
+    /// Gives up held work too.
     pub fn give_up(&self) {
         self.taking.cancel();
         self.working.cancel();
     }
 
-    /// Whether work may still be taken.
+    /// Whether taking work has stopped.
     pub fn taking_stopped(&self) -> bool {
         self.taking.is_cancelled()
     }
 
-    /// Resolves when no more work may be taken. Races only against the wait for the next item.
+    /// Resolves when taking stops. Race it only against the wait for the next item.
     pub async fn no_more_taking(&self) {
         self.taking.cancelled().await;
     }
 
-    /// Resolves when held work is to be given up.
+    /// Resolves when held work is given up.
     pub async fn given_up(&self) {
         self.working.cancelled().await;
     }
 
-    /// Whether held work is to be given up.
+    /// Whether held work is given up.
     pub fn is_given_up(&self) -> bool {
         self.working.is_cancelled()
     }
 
-    /// Waits, but no longer than until held work is to be given up: `false` then.
+    /// Waits; returns early, with `false`, when held work is given up.
     pub async fn pause(&self, wait: Duration) -> bool {
         tokio::time::timeout(wait, self.given_up()).await.is_err()
     }
 
-    /// Waits, but no longer than until no more work may be taken: `false` then.
+    /// Waits; returns early, with `false`, when taking stops.
     pub async fn rest(&self, wait: Duration) -> bool {
         tokio::time::timeout(wait, self.no_more_taking()).await.is_err()
     }
 
-    /// Starts a task that [`Self::finished`] waits for. It ends by itself when work is given up. One that panics ends everything:
-    /// what it had in its hands would stay there, and nothing would say so.
+    /// Starts a task that [`Self::finished`] waits for. It ends by itself when held work is given up. A panic
+    /// in it ends the whole process, because the work that the task held would otherwise be stuck silently.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns: through the tracker")]
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let all = self.all.clone();
         drop(self.tasks.spawn(async move {
             if AssertUnwindSafe(work).catch_unwind().await.is_err() {
-                tracing::error!("a task panicked, which is a fault of Millstream; the process ends, and what it held is delivered again");
+                tracing::error!("a task panicked, which is a fault of Millstream; the process ends, and the batches that it held are redelivered");
                 all.has_panicked.store(true, Ordering::Relaxed);
                 all.taking.cancel();
                 all.working.cancel();
@@ -109,16 +109,19 @@ impl Stop {
         }));
     }
 
-    /// Whether a task of this process has panicked, which is why everything is given up.
+    /// Whether a task of this process has panicked, so that all work is given up.
     pub fn has_panicked(&self) -> bool {
         self.all.has_panicked.load(Ordering::Relaxed)
     }
 
-    /// Waits for every task, at most `deadline`, then gives up what is left and waits for that.
+    /// Waits for every task until `deadline`, then gives up held work and waits for the rest.
     pub async fn finished(&self, deadline: Duration) {
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
-            tracing::warn!(seconds = deadline.as_secs(), "work held is given up after the deadline");
+            tracing::warn!(
+                seconds = deadline.as_secs(),
+                "the drain deadline has passed: held work is given up"
+            );
             self.give_up();
             self.tasks.wait().await;
         }
@@ -129,7 +132,7 @@ impl Stop {
 mod tests {
     use super::*;
 
-    /// Its subjects stayed in the sink's hands: that sink never stored them, and nothing said why.
+    /// Regression: a task panicked, the sink held its batches for ever, and no log line said why.
     #[tokio::test]
     async fn a_task_that_panics_ends_everything() {
         let stop = Stop::new();

@@ -1,6 +1,7 @@
 //! How the ids of one batch are packed into bytes: a range, sorted deltas, plain u64, or strings.
 //!
-//! The producer takes the smallest that fits. Codec numbers are part of the stored format: one is never reused.
+//! The producer uses the smallest form that fits. Codec numbers are part of the stored format: none is ever
+//! reused.
 
 use crate::MAX_BATCH_IDS;
 use crate::id::MAX_STRING_ID;
@@ -8,11 +9,11 @@ use crate::native::write_varint;
 
 /// Consecutive numbers: the first as varint.
 pub const RANGE: u8 = 1;
-/// Sorted numbers: the first, then the distances less one, all as varints.
+/// Sorted numbers: the first, then each distance minus one, all as varints.
 pub const DELTA: u8 = 2;
 /// Numbers of eight bytes each, little-endian.
 pub const PLAIN: u8 = 3;
-/// Strings, each with its length as varint before it.
+/// Strings, each after its length as varint.
 pub const STRINGS: u8 = 4;
 
 /// Packed ids: the codec byte of the envelope, and the bytes.
@@ -20,36 +21,36 @@ pub const STRINGS: u8 = 4;
 pub struct Block {
     /// One of [`RANGE`], [`DELTA`], [`PLAIN`], [`STRINGS`].
     pub codec: u8,
-    /// What [`Id::unpack`](crate::Id::unpack) reads.
+    /// The bytes that [`Id::unpack`](crate::Id::unpack) reads.
     pub bytes: Vec<u8>,
 }
 
-/// Bytes that are not a block of ids.
+/// Why bytes are not a block of ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BlockFault {
-    /// The codec byte is none that this id type has.
+    /// The codec byte is unknown for this id type.
     #[error("codec {codec} does not hold ids of this type")]
     Codec {
-        /// The byte found.
+        /// The codec byte.
         codec: u8,
     },
     /// The batch claims no ids, or more than a batch may hold.
     #[error("a batch of {count} ids is outside 1..={MAX_BATCH_IDS}")]
     Count {
-        /// The number claimed.
+        /// The number that the batch claims.
         count: u32,
     },
-    /// The bytes end before the last id, or go on after it, or hold no valid id at some place.
+    /// The block ends before the last id, has bytes after it, or contains an invalid id.
     #[error("the block of {length} bytes does not hold {count} ids")]
     Malformed {
-        /// Bytes in the block.
+        /// The number of bytes in the block.
         length: usize,
-        /// Ids it should hold.
+        /// The number of ids that the block should hold.
         count: u32,
     },
 }
 
-/// Packs numbers that are sorted and without repeats.
+/// Packs sorted numbers without repeats.
 pub fn pack_u64(ids: &[u64]) -> Block {
     debug_assert!(ids.is_sorted_by(|a, b| a < b), "ids of a batch are sorted and unique");
     let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
@@ -69,7 +70,7 @@ pub fn pack_u64(ids: &[u64]) -> Block {
     Block { codec: PLAIN, bytes: ids.iter().flat_map(|id| id.to_le_bytes()).collect() }
 }
 
-/// Reads back what [`pack_u64`] wrote.
+/// Unpacks the numbers that [`pack_u64`] packed.
 ///
 /// # Errors
 /// [`BlockFault`] for anything else.
@@ -106,7 +107,7 @@ fn unpack_deltas(bytes: &[u8], count: u32) -> Option<Vec<u64>> {
     rest.is_empty().then_some(ids)
 }
 
-/// Packs strings that are sorted and without repeats.
+/// Packs sorted strings without repeats.
 pub fn pack_strings(ids: &[String]) -> Block {
     debug_assert!(ids.is_sorted_by(|a, b| a < b), "ids of a batch are sorted and unique");
     let mut bytes = Vec::with_capacity(ids.iter().map(|id| id.len() + 2).sum());
@@ -117,7 +118,7 @@ pub fn pack_strings(ids: &[String]) -> Block {
     Block { codec: STRINGS, bytes }
 }
 
-/// Reads back what [`pack_strings`] wrote.
+/// Unpacks the strings that [`pack_strings`] packed.
 ///
 /// # Errors
 /// [`BlockFault`] for anything else.
@@ -147,7 +148,7 @@ fn check_count(count: u32) -> Result<(), BlockFault> {
     if (1..=MAX_BATCH_IDS).contains(&count) { Ok(()) } else { Err(BlockFault::Count { count }) }
 }
 
-/// Reads a string id and returns it with what follows.
+/// Reads a string id, and returns it with the bytes after it.
 pub(crate) fn read_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (length, rest) = read_varint(bytes)?;
     let length = usize::try_from(length).ok().filter(|length| (1..=MAX_STRING_ID).contains(length))?;
@@ -155,12 +156,12 @@ pub(crate) fn read_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(text).ok()?, rest))
 }
 
-/// Reads an LEB128 number of at most 64 bits and returns it with what follows.
+/// Reads an LEB128 number of at most 64 bits, and returns it with the bytes after it.
 fn read_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0u64;
     for (index, byte) in bytes.iter().enumerate().take(10) {
         let part = u64::from(byte & 0x7f);
-        // The tenth byte holds the 64th bit and nothing else.
+        // The tenth byte holds only the 64th bit.
         if index == 9 && part > 1 {
             return None;
         }

@@ -1,9 +1,9 @@
-//! What a worker and a child process that computes for it say to each other, byte for byte.
+//! The protocol between a worker and a child process that computes for it, byte for byte.
 //!
-//! The child is started with /dev/null as its stdin and a pipe into the worker's log as stdout and stderr, so whatever its
-//! code prints is harmless. It connects to a socket whose abstract name is its second argument. The third is the inode of
-//! that pipe: into it, where its stdout or stderr still is that pipe, the child writes [`mark`] and a line end before each id,
-//! so that the worker knows which id printed what. Frames in both directions:
+//! The child has /dev/null as its stdin, and a pipe into the worker's log as stdout and stderr, so its code may
+//! print anything. It connects to a socket whose abstract name is its second argument. The third argument is
+//! the inode of that pipe. If its stdout or stderr still is that pipe, the child writes [`mark`] and a line end
+//! into it before each id, so that the worker knows which id printed what. Frames in both directions:
 //!
 //! ```text
 //! length u32 LE, of what follows, 1..=MAX_FRAME | kind u8 | body
@@ -11,34 +11,36 @@
 //! | kind | from | body |
 //! |---|---|---|
 //! | `H` hello | child, once, first | protocol version u8, then the pipeline's name |
-//! | `S` started | child, once | nothing: the pipeline's `start` is over, ids can be computed |
-//! | `N` not started | child, once | UTF-8: why it is not, and never will be |
+//! | `S` started | child, once | nothing: the pipeline's `start` has returned, and ids can be computed |
+//! | `N` not started | child, once | UTF-8: why this process can never compute an id |
 //! | `C` compute | worker | one id: eight bytes LE for `UInt64`, the text itself for `String` |
 //! | `R` row | child | the id's row: [`Columns`](crate::columns::Columns) of one row, as postcard |
 //! | `J` reject | child | UTF-8: why the id becomes a dead letter |
-//! | `A` again | child | UTF-8: why the id is to be tried once more |
-//! | `P` panicked | child | UTF-8: a panic's message and place, before anything unwinds; should the process abort, this is why |
-//! | `F` forget | worker | u64 LE: so many of all ids that came before this are kept; the others need no answer unless they are begun, as another child has them |
-//! | `F` forgotten | child | nothing: it has no id in hand that came before it was told to forget |
-//! | `B` beat | child | nothing: it is alive, said every second while it starts or computes |
+//! | `A` again | child | UTF-8: why the id needs another attempt |
+//! | `P` panicked | child | UTF-8: a panic's message and place, sent before unwinding; if the process aborts, this is the reason |
+//! | `F` forget | worker | u64 LE: how many of all earlier ids the child keeps; it answers the others only if it has begun them, because another child has them |
+//! | `F` forgotten | child | nothing: the child holds none of the ids that it was told to forget |
+//! | `B` beat | child | nothing: the child is alive; sent every second while it starts or computes |
 //!
-//! A child computes ids in the order in which they came and answers each with one frame, before it begins the next: so
-//! the first id without an answer is the one in flight, and when the child dies or overruns its time, that id is to blame.
-//! A worker may send ids ahead. The end of the connection tells the child to leave, with all that it started.
+//! A child computes ids in the order in which they came, and answers each with one frame before it begins the
+//! next. So the first id without an answer is the one in flight. When the child dies or exceeds its time limit,
+//! that id is to blame. A worker may send ids ahead. The end of the connection tells the child to exit, with
+//! every process that it started.
 //!
-//! `Pipeline` binaries speak this when started with [`ARGUMENT`], and nothing else is meant to: the body of a row is
-//! `Columns` in a layout of this crate's own, which may change with [`VERSION`]. Worker and child are the same file.
+//! `Pipeline` binaries use this protocol when started with [`ARGUMENT`]; other programs should not. The body of
+//! a row is `Columns` in a private layout, which may change with [`VERSION`]. Worker and child are the same
+//! program file.
 
 /// The version of this protocol.
 pub const VERSION: u8 = 5;
 
-/// The first argument that makes a pipeline's binary such a child.
+/// The first argument that makes a pipeline's binary run as a child.
 pub const ARGUMENT: &str = "__compute-child";
 
-/// The kind of a frame that says no more than that its sender is alive.
+/// The kind of a heartbeat frame: its sender is alive.
 pub const BEAT: u8 = b'B';
 
-/// The kind of a frame that tells a child to forget ids, and of its answer.
+/// The kind of a frame that tells a child to forget ids, and of the child's answer.
 pub const FORGET: u8 = b'F';
 
 /// The longest frame: longer than any row that a message can carry.
@@ -46,68 +48,68 @@ pub const MAX_FRAME: usize = 80 << 20;
 
 const LENGTH: usize = 4;
 
-/// A frame at the head of some bytes.
+/// The first frame of some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What it is.
+    /// The kind of the frame.
     pub kind: u8,
-    /// What follows the kind.
+    /// The bytes after the kind.
     pub body: &'a [u8],
-    /// Bytes that it took.
+    /// The number of bytes that the frame takes.
     pub taken: usize,
 }
 
-/// One frame that a child sends.
+/// A frame that a child sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// It is there, and speaks this version for this pipeline.
+    /// The child is connected, with this protocol version and pipeline.
     Hello {
-        /// The protocol's version.
+        /// The version of the protocol.
         version: u8,
-        /// The pipeline's name.
+        /// The name of the pipeline.
         pipeline: &'a str,
     },
-    /// Ids can be computed.
+    /// The child can compute ids.
     Started,
-    /// None ever can: why.
+    /// The child can never compute an id, for this reason.
     NotStarted(&'a str),
     /// The row of the id in flight.
     Row(&'a [u8]),
     /// The id in flight is a dead letter.
     Reject(&'a str),
-    /// The id in flight asks for another attempt.
+    /// The id in flight is to be tried again.
     Again(&'a str),
     /// The id in flight panicked. Its answer follows, unless the process aborts.
     Panicked(&'a str),
-    /// No id is in hand any more that it was told to forget.
+    /// The child holds no id any more that it was told to forget.
     Forgotten,
 }
 
-/// Bytes that are not a frame of this protocol.
+/// Why bytes are not a frame of this protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChildFault {
-    /// A length of nothing, or beyond the limit.
+    /// The length is zero or beyond the limit.
     #[error("a frame of {length} bytes is outside 1..={MAX_FRAME}")]
     Length {
-        /// The length read.
+        /// The length that was read.
         length: usize,
     },
-    /// A kind that the other side never sends.
+    /// A child never sends a frame of this kind.
     #[error("a frame of kind {kind:#04x} is not one that a child sends")]
     Kind {
-        /// The kind read.
+        /// The kind that was read.
         kind: u8,
     },
-    /// Text that is not UTF-8, or a hello without a version.
+    /// A text is not UTF-8, or a hello has no version.
     #[error("the body of a frame of kind `{kind}` is malformed")]
     Body {
-        /// The kind read.
+        /// The kind that was read.
         kind: char,
     },
 }
 
-/// The line, without its end, that a child writes into its output before each id, from the name of its socket: nothing else
-/// knows that.
+/// The line, without its end, that a child writes into its output before each id. It is made from the name of
+/// its socket, which no other process knows.
 pub fn mark(address: &str) -> String {
     format!("\0{address}")
 }
@@ -134,7 +136,7 @@ pub fn split(bytes: &[u8]) -> Result<Option<Frame<'_>>, ChildFault> {
 }
 
 impl<'a> Answer<'a> {
-    /// Reads what [`split`] found.
+    /// Parses the body of a frame that [`split`] found.
     ///
     /// # Errors
     /// [`ChildFault::Kind`] and [`ChildFault::Body`].
@@ -157,7 +159,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// Appends it as a frame.
+    /// Appends the answer as a frame.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello { version, pipeline } => {

@@ -1,14 +1,14 @@
-//! Rows as columns by name: what a batch's rows are between the user's function and ClickHouse.
+//! Rows as columns by name: the form of a batch's rows between the user's function and ClickHouse.
 //!
-//! A row is serialized field by field into the column of that name ([`Columns::push`]), and checked there: what the
-//! column cannot hold or read back is a [`ValueFault`], and nothing of the row stays. Values are kept in the form that
-//! the Native format has, so that [`Columns::write_native`] copies them.
+//! [`Columns::push`] serializes each field of a row into the column of its name, and checks it there. If the
+//! column cannot hold or read back a value, the result is a [`ValueFault`] and nothing of the row stays. Values
+//! are kept in the form of the Native format, so that [`Columns::write_native`] only copies them.
 //!
 //! # Which Rust value goes into which type
 //!
-//! Fields go by name at every level: those of the row, and those of a struct within it into a `Tuple` or `Nested` with
-//! names; their order is free. What counts is what a value serializes as, whatever its type and attributes are. Types with
-//! a text form are serialized as text, and the column reads it.
+//! Fields are matched by name at every level: those of the row, and those of a struct in it into a `Tuple` or
+//! `Nested` with names; their order is free. A value counts as what it serializes as, whatever its type and
+//! attributes are. Types with a text form are serialized as text, and the column parses it.
 //!
 //! | ClickHouse | Rust |
 //! |---|---|
@@ -34,11 +34,11 @@
 //! | `Map(String, UInt8)` | `HashMap<K, V>`, `BTreeMap<K, V>` |
 //! | `Nested(a UInt8, b String)` | `Vec<T>` of a struct: one field fills the columns `n.a`, `n.b` |
 //!
-//! Nothing is rounded, cut or wrapped. A time without an offset is taken to be in UTC, which a column with another time zone
-//! refuses. `Date32` and `DateTime64` hold the years 1900 to 2299. An integer or a float goes into a narrower column when
-//! its value fits exactly; where the row's type shows that it need not, the check at the start refuses the column.
-//! `None` needs a `Nullable` column. A dead letter has blanks: zeros, empty values, NULLs, and of an Enum the value with the
-//! smallest number, as ClickHouse's own defaults are.
+//! Nothing is rounded, cut or wrapped. A time without an offset counts as UTC, and a column with another time
+//! zone refuses it. `Date32` and `DateTime64` hold the years 1900 to 2299. An integer or a float goes into a
+//! narrower column if its value fits exactly. If the row's type shows that some values may not fit, the check at
+//! the start refuses the column. `None` needs a `Nullable` column. A dead letter has blanks, like ClickHouse's
+//! defaults: zeros, empty values, NULLs, and the value of an Enum with the smallest number.
 //!
 //! # What is refused, and what to use instead
 //!
@@ -60,9 +60,9 @@
 //! | `Nullable(Array(UInt8))`, `Nullable(Tuple(UInt8))` | an empty one stands for none |
 //! | `FixedString(300)` | use String |
 //!
-//! Enums with fields (`Kind::Known { .. }`) have no column: give the row a field for each part, or one text. A struct does
-//! not go into a tuple without names, since nothing would tell its fields apart. `Vec<u8>` is a list of numbers; for a
-//! `String` column serialize it as bytes.
+//! Enums with fields (`Kind::Known { .. }`) have no column: give the row a field for each part, or one text. A
+//! struct does not go into a tuple without names, because its fields are matched by name. `Vec<u8>` is a list of
+//! numbers; for a `String` column serialize it as bytes.
 
 mod cell;
 mod compound;
@@ -89,22 +89,22 @@ pub(crate) use hash::hash_arguments;
 use row::RowCells;
 use values::Values;
 
-/// Rows of a pipeline's own columns. Postcard carries them between processes; what another process sent is asked
-/// [`is_sound`](Self::is_sound) before anything else.
+/// Rows of a pipeline's own columns. Postcard carries them between processes; rows from another process must
+/// pass [`is_sound`](Self::is_sound) before anything else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Columns {
     rows: usize,
-    /// One for each of the schema's fields: a `Nested` is one of them.
+    /// One entry for each field of the schema: a `Nested` is one field.
     values: Vec<Values>,
 }
 
 impl Columns {
-    /// No rows.
+    /// Columns without rows.
     pub fn of(schema: &Schema) -> Self {
         Self::with_room(schema, 0)
     }
 
-    /// No rows, and room for `rows`.
+    /// Columns without rows, with capacity for `rows`.
     pub fn with_room(schema: &Schema, rows: usize) -> Self {
         Self { rows: 0, values: schema.fields().iter().map(|part| Values::of(&part.kind, rows)).collect() }
     }
@@ -114,13 +114,13 @@ impl Columns {
         self.rows
     }
 
-    /// Bytes that the rows' values take in memory.
+    /// The bytes that the rows' values take in memory.
     pub fn bytes(&self) -> usize {
         self.values.iter().map(Values::bytes).sum()
     }
 
-    /// Appends a row, each field to the column of its name. On an error, and when the row's `Serialize` panics, nothing of
-    /// the row stays.
+    /// Appends a row, each field to the column of its name. After an error, or a panic in the row's
+    /// `Serialize`, nothing of the row stays.
     ///
     /// # Errors
     /// [`ValueFault`]: a field that is missing, has no column, or holds what its column cannot.
@@ -134,7 +134,8 @@ impl Columns {
         Ok(())
     }
 
-    /// Appends a row of blanks, which is what a dead letter has: zeros, empty values, NULLs, and an Enum's first.
+    /// Appends the row of a dead letter, which has blanks: zeros, empty values, NULLs, and the first value of
+    /// an Enum.
     pub fn push_blank(&mut self, schema: &Schema) {
         for (values, part) in self.values.iter_mut().zip(schema.fields()) {
             values.push_blank(&part.kind);
@@ -142,7 +143,7 @@ impl Columns {
         self.rows += 1;
     }
 
-    /// Keeps the first `rows` rows.
+    /// Removes all but the first `rows` rows.
     pub fn truncate(&mut self, rows: usize) {
         self.rows = self.rows.min(rows);
         self.values.iter_mut().for_each(|values| values.truncate(rows));
@@ -154,26 +155,26 @@ impl Columns {
         self.values.iter_mut().zip(other.values).for_each(|(values, more)| values.append(more));
     }
 
-    /// Some rows that follow each other.
+    /// A copy of some consecutive rows.
     ///
     /// # Panics
-    /// When there are not that many.
+    /// When there are not that many rows.
     pub fn slice(&self, rows: Range<usize>) -> Self {
         let values = self.values.iter().map(|values| values.slice(rows.clone())).collect();
         Self { rows: rows.len(), values }
     }
 
-    /// The rows at the places of `order`, in that order.
+    /// The rows at the positions in `order`, in that order.
     ///
     /// # Panics
-    /// When a place is beyond the last row.
+    /// When a position is beyond the last row.
     pub fn reordered(&self, order: &[u32]) -> Self {
         let order: Vec<usize> = order.iter().map(|place| *place as usize).collect();
         Self { rows: order.len(), values: self.values.iter().map(|values| values.gather(&order)).collect() }
     }
 
-    /// Whether these are `rows` rows of that schema, each value one that its column has. What is sound can be given to
-    /// every other function.
+    /// Whether these are `rows` rows of that schema, each with valid values for its columns. Sound columns can
+    /// be passed to every other function.
     pub fn is_sound(&self, schema: &Schema, rows: usize) -> bool {
         let fields = schema.fields();
         self.rows == rows
@@ -184,8 +185,9 @@ impl Columns {
                 .all(|(part, values)| sound::are_sound(&part.kind, values, rows))
     }
 
-    /// Continues each row's hash with its values, as ClickHouse's `cityHash64` of several arguments does: with
-    /// [`Schema::hash_arguments`] as further arguments the server has the same hashes. There are as many hashes as rows.
+    /// Continues each row's hash with the row's values, as ClickHouse's `cityHash64` does: with
+    /// [`Schema::hash_arguments`] as further arguments the server computes the same hashes. `hashes` has one hash
+    /// per row.
     pub fn fold_hashes(&self, schema: &Schema, hashes: &mut [u64]) {
         debug_assert_eq!(hashes.len(), self.rows);
         for ((part, nested), values) in schema.fields().iter().zip(schema.nested()).zip(&self.values) {
@@ -217,7 +219,7 @@ impl Columns {
     }
 }
 
-/// Takes back what a row that was not finished has left, also when the user's `Serialize` panics.
+/// Removes the unfinished row when dropped, also after a panic in the user's `Serialize`.
 struct Unfinished<'a> {
     columns: &'a mut Columns,
 }
@@ -235,7 +237,7 @@ pub(crate) fn reads_text(kind: &ColumnType, text: &str) -> bool {
     scalar::put_text(kind, &mut Values::of(kind, 0), text).is_ok()
 }
 
-/// The Rust values that a column takes, in words.
+/// Describes the Rust values that a column takes.
 pub(crate) fn takes(kind: &ColumnType) -> String {
     match kind {
         ColumnType::Bool => "a bool".to_owned(),

@@ -3,16 +3,16 @@
 //! ```text
 //! 'M' 'S' | version u8 | codec u8 | crc32 u32 LE, of version, codec and body | body: one postcard struct
 //! ```
-//! There is one struct per version and codec, and a shipped one is never edited: postcard is not self-describing, so a
-//! field added would break what is stored. A version that this build does not know is not corrupt: a newer producer wrote
-//! it, and a newer worker will read it.
+//! Each version and codec has one struct, and a released struct is never edited: postcard is not
+//! self-describing, so an added field would break stored messages. A message of an unknown version is not
+//! corrupt: a newer producer wrote it, and a newer worker will read it.
 //!
 //! | codec | body |
 //! |---|---|
 //! | those of [`crate::block`] | the ids of a batch |
-//! | [`END`] | [`encode_end`]: no ids, an open run ends before this batch |
-//! | [`ROWS_LZ4`] | [`RowBatch`]: the rows of a batch, all or those of neighbouring ids where all are more than a message may carry |
-//! | [`CUT`] | [`RowCut`]: in which messages the rows of a batch come |
+//! | [`END`] | [`encode_end`]: no ids, but the end of an open run |
+//! | [`ROWS_LZ4`] | [`RowBatch`]: the rows of a batch, or of consecutive ids if all rows exceed one message |
+//! | [`CUT`] | [`RowCut`]: a manifest of the messages that hold the rows of a batch |
 
 use std::ops::Range;
 
@@ -26,49 +26,49 @@ const MAGIC: [u8; 2] = *b"MS";
 pub const VERSION: u8 = 1;
 const HEADER: usize = 8;
 
-/// Rows as ClickHouse's compressed frames ([`crate::frame`]) of one Native block. Codecs below 16 are those of ids
-/// ([`crate::block`]).
+/// The codec of rows: ClickHouse's compressed frames ([`crate::frame`]) of one Native block. Codecs below 16
+/// are those of ids ([`crate::block`]).
 pub const ROWS_LZ4: u8 = 16;
-/// No rows, but the parts that they come in.
+/// The codec of a manifest: no rows, but the list of their split messages.
 pub const CUT: u8 = 17;
-/// No ids, but the end of an open run.
+/// The codec of an end marker: no ids, but the end of an open run.
 pub const END: u8 = 18;
 
 /// One message of the ids stream: the ids of one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdBatch<I> {
-    /// The run's name.
+    /// The name of the run.
     pub run: String,
-    /// Number of the batch within the run, from 0.
+    /// The number of the batch in the run, from 0.
     pub batch: u32,
-    /// Its ids, sorted and without repeats, at least one.
+    /// The ids of the batch, sorted and without repeats, at least one.
     pub ids: Vec<I>,
 }
 
-/// One message of the rows stream: rows of one computed batch, all of them or those of ids that are neighbours in its
-/// order. The message names their schema (**rows-name-their-schema**), so that a sink knows without decoding a row
-/// whether its table takes them.
+/// One message of the rows stream: the rows of a computed batch, all of them or those of consecutive ids. The
+/// message names the schema of its rows (**rows-name-their-schema**), so that a sink knows without decoding
+/// whether its table accepts them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowBatch<'a> {
-    /// The run's name.
+    /// The name of the run.
     pub run: &'a str,
-    /// The pass that computed it, from 1.
+    /// The pass that computed the rows, from 1.
     pub pass: u32,
-    /// Number of the batch within the run.
+    /// The number of the batch in the run.
     pub batch: u32,
-    /// Ids that the batch has in all.
+    /// The number of ids in the whole batch.
     pub batch_ids: u32,
-    /// Place of the first id among the batch's, from 0.
+    /// The position of the first id in the batch, from 0.
     pub from: u32,
-    /// Ids in this message: also the number of rows, as every id yields one.
+    /// The number of ids in this message; also the number of rows, because every id yields one.
     pub ids: u32,
-    /// The first id as text; empty where the message has all ids of the batch.
+    /// The first id as text; empty if the message has all ids of the batch.
     pub first: &'a str,
-    /// The last id as text; empty where the message has all ids of the batch.
+    /// The last id as text; empty if the message has all ids of the batch.
     pub last: &'a str,
-    /// How many of the rows are dead letters.
+    /// The number of rows that are dead letters.
     pub dead: u32,
-    /// Size of the rows before compression, in bytes.
+    /// The size of the rows before compression, in bytes.
     pub raw_bytes: u64,
     /// The fingerprint of the columns ([`Schema::fingerprint`](crate::schema::Schema::fingerprint)).
     pub schema: u64,
@@ -81,7 +81,7 @@ pub struct RowBatch<'a> {
     pub rows: &'a [u8],
 }
 
-/// Bytes in one piece. Without it serde writes a list of bytes, one by one; the message is the same.
+/// Serializes bytes as one piece, which is faster than serde's list of bytes; the message is the same.
 fn whole<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_bytes(bytes)
 }
@@ -93,23 +93,23 @@ impl RowBatch<'_> {
     }
 }
 
-/// One message of the rows stream that stands for rows: it says in which parts they come.
+/// A manifest in the rows stream: the list of the split messages that hold a batch's rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowCut<'a> {
-    /// The run's name.
+    /// The name of the run.
     pub run: &'a str,
     /// The pass, from 1.
     pub pass: u32,
-    /// Number of the batch within the run.
+    /// The number of the batch in the run.
     pub batch: u32,
-    /// Place of the first id among the batch's, from 0.
+    /// The position of the first id in the batch, from 0.
     pub from: u32,
-    /// Ids of each part, in order; two parts at least.
+    /// The number of ids in each split message, in order; at least two messages.
     pub parts: Vec<u32>,
 }
 
 impl RowCut<'_> {
-    /// Places of the ids of each part.
+    /// The positions of the ids of each split message.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u32>> {
         let mut next = self.from;
         self.parts.iter().map(move |ids| {
@@ -125,12 +125,12 @@ impl RowCut<'_> {
     }
 }
 
-/// What the rows stream holds.
+/// A message of the rows stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rows<'a> {
     /// All rows of a batch, or those of some of its ids.
     Batch(RowBatch<'a>),
-    /// None, but how they are cut.
+    /// A manifest, without rows.
     Cut(RowCut<'a>),
 }
 
@@ -148,39 +148,39 @@ struct Ids<'a> {
     block: &'a [u8],
 }
 
-/// Bytes that are not a message which this build can use.
+/// Why this build cannot use the bytes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeFault {
-    /// Not ours at all.
+    /// The message is not Millstream's.
     #[error("the message of {length} bytes does not begin with Millstream's magic number")]
     Foreign {
-        /// Bytes in the message.
+        /// The number of bytes in the message.
         length: usize,
     },
-    /// Ours, from a later build: to be kept for one that knows it.
+    /// The message is from a newer build, and has to wait for one that knows its version.
     #[error("the message has format version {version}, this build knows {VERSION}")]
     NewerVersion {
-        /// The version found.
+        /// The version that was found.
         version: u8,
     },
-    /// Damaged on the way or in storage.
+    /// The message was damaged on the way or in storage.
     #[error("the message's checksum is {found:08x}, its bytes have {computed:08x}")]
     Checksum {
-        /// What the header says.
+        /// The checksum in the header.
         found: u32,
-        /// What the bytes have.
+        /// The checksum of the bytes.
         computed: u32,
     },
-    /// The other stream's kind of message.
+    /// The message belongs into the other stream.
     #[error("codec {codec} is not one that belongs in this stream")]
     Codec {
-        /// The codec byte found.
+        /// The codec byte that was found.
         codec: u8,
     },
-    /// The checksum is right and the body is not: written by a faulty build.
+    /// The checksum is right and the body is malformed: a faulty build wrote the message.
     #[error("the body of {length} bytes is malformed")]
     Body {
-        /// Bytes in the body.
+        /// The number of bytes in the body.
         length: usize,
     },
     /// The ids inside are malformed.
@@ -188,13 +188,13 @@ pub enum EnvelopeFault {
     Block(#[from] BlockFault),
 }
 
-/// Writes a message of the ids stream. `ids` are sorted and without repeats.
+/// Encodes a message of the ids stream. `ids` are sorted and without repeats.
 pub fn encode_ids<I: Id>(run: &str, batch: u32, ids: &[I]) -> Vec<u8> {
     let Block { codec, bytes } = I::pack(ids);
     seal(codec, &Ids { run, batch, count: ids.len() as u32, block: &bytes }, bytes.len())
 }
 
-/// Reads a message of the ids stream.
+/// Decodes a message of the ids stream.
 ///
 /// # Errors
 /// [`EnvelopeFault`]; nothing larger than [`crate::MAX_BATCH_IDS`] ids is ever allocated.
@@ -207,29 +207,29 @@ pub fn decode_ids<I: Id>(message: &[u8]) -> Result<IdBatch<I>, EnvelopeFault> {
     Ok(IdBatch { run: run.to_owned(), batch, ids: I::unpack(codec, block, count)? })
 }
 
-/// Writes the message of the ids stream that stands in the place of a batch which an open run does not have: the run
-/// ends before it. It is the same for whoever writes it.
+/// Encodes the end marker of an open run. It takes the place of the first batch that the run does not have, and
+/// is the same for every writer.
 pub fn encode_end(run: &str, batch: u32) -> Vec<u8> {
     seal(END, &End { run, batch }, run.len())
 }
 
-/// Whether a message of the ids stream says that this run ends before this batch.
+/// Whether a message of the ids stream is the end marker of this run, in place of this batch.
 pub fn is_end(message: &[u8], run: &str, batch: u32) -> bool {
     message == encode_end(run, batch)
 }
 
-/// Writes a message of the rows stream: rows of a batch.
+/// Encodes a message with rows of a batch.
 pub fn encode_rows(batch: &RowBatch<'_>) -> Vec<u8> {
     let texts = [batch.run, batch.first, batch.last, batch.columns, batch.build];
     seal(ROWS_LZ4, batch, batch.rows.len() + texts.map(str::len).iter().sum::<usize>())
 }
 
-/// Writes a message of the rows stream: how its rows are cut.
+/// Encodes a manifest.
 pub fn encode_cut(cut: &RowCut<'_>) -> Vec<u8> {
     seal(CUT, cut, 5 * cut.parts.len())
 }
 
-/// Reads a message of the rows stream, without copying the rows.
+/// Decodes a message of the rows stream, without copying the rows.
 ///
 /// # Errors
 /// [`EnvelopeFault`].
@@ -262,7 +262,7 @@ fn seal<B: Serialize>(codec: u8, body: &B, payload: usize) -> Vec<u8> {
     message
 }
 
-/// Codec and body.
+/// Checks the header, and returns codec and body.
 fn open(message: &[u8]) -> Result<(u8, &[u8]), EnvelopeFault> {
     let (header, body) = message
         .split_first_chunk::<HEADER>()
@@ -270,7 +270,7 @@ fn open(message: &[u8]) -> Result<(u8, &[u8]), EnvelopeFault> {
         .ok_or(EnvelopeFault::Foreign { length: message.len() })?;
     let [_, _, version, codec, crc @ ..] = *header;
     if version > VERSION {
-        // A newer format may place its checksum elsewhere, so it is not looked at.
+        // The checksum is not checked, because a newer format may have it elsewhere.
         return Err(EnvelopeFault::NewerVersion { version });
     }
     let (found, computed) = (u32::from_le_bytes(crc), checksum(message));
@@ -289,7 +289,7 @@ fn checksum(message: &[u8]) -> u32 {
 
 fn read<'a, B: Deserialize<'a>>(body: &'a [u8]) -> Result<B, EnvelopeFault> {
     match postcard::take_from_bytes(body) {
-        // `from_bytes` would let trailing bytes pass.
+        // `from_bytes` would accept trailing bytes.
         Ok((value, [])) => Ok(value),
         _ => Err(EnvelopeFault::Body { length: body.len() }),
     }
@@ -302,7 +302,7 @@ mod tests {
 
     use super::*;
 
-    /// What version 1 looks like on the wire, for ever.
+    /// The bytes of version 1, which never change.
     #[test]
     fn golden_bytes_of_version_1() {
         let ids: Vec<u64> = (1000..1008).collect();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_says_which_ids_each_part_has() {
+    fn a_manifest_lists_the_ids_of_each_message() {
         let ranges: Vec<Range<u32>> = cut(5, &[300, 1, 2]).ranges().collect();
         assert_eq!(ranges, [5..305, 305..306, 306..308]);
         for (from, parts) in
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_damage() {
+    fn a_newer_version_is_distinguished_from_damage() {
         let mut message = encode_ids("tea", 3, &[1u64]);
         message[2] = 2;
         assert_eq!(decode_ids::<u64>(&message), Err(EnvelopeFault::NewerVersion { version: 2 }));
@@ -419,7 +419,7 @@ mod tests {
             prop_assert!(decode_rows(&bytes).is_err());
         }
 
-        /// Random bodies behind a right header and checksum: what a faulty build could write.
+        /// Random bodies after a valid header and checksum: what a faulty build could write.
         #[test]
         fn random_bodies_never_panic(version in 0..=VERSION, codec in 0u8..20, body in vec(any::<u8>(), 0..300)) {
             let mut message = vec![b'M', b'S', version, codec, 0, 0, 0, 0];

@@ -1,9 +1,8 @@
-//! ClickHouse's compressed frames, as its native protocol and `decompress=1` take them: a CityHash128 (of version
-//! 1.0.2) over what follows, the method byte, two sizes, an LZ4 block
+//! ClickHouse's compressed frames, as its native protocol and `decompress=1` use them: a CityHash128 (of
+//! version 1.0.2) of the rest, the method byte, two sizes, an LZ4 block
 //! (<https://github.com/ClickHouse/ClickHouse/blob/master/src/Compression/CompressedReadBufferBase.cpp>).
 //!
-//! Frames follow each other without anything between, so bodies that were compressed apart are sent together as they
-//! are: workers pay for compression, the sink only concatenates.
+//! Frames follow each other directly, so the sink can concatenate bodies that workers compressed separately.
 
 use lz4_flex::block;
 
@@ -12,44 +11,45 @@ const METHOD_NONE: u8 = 0x02;
 const CHECKSUM: usize = 16;
 const HEADER: usize = 9;
 
-/// The largest frame that is read, in bytes before and after decompression: a sane reader does not trust a length.
+/// The largest frame that is read, in bytes before and after decompression, because a length in the input may
+/// be wrong.
 pub const MAX_FRAME: usize = 128 << 20;
 
-/// LZ4 makes at most this much of one byte: a length goes on by 255 a byte
-/// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md>). So no size is believed, and no memory taken for it,
-/// that the block could not have.
+/// The most bytes that LZ4 makes of one byte, because each byte of a length adds at most 255
+/// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md>). So memory is allocated only for a size that
+/// the block can have.
 pub const LZ4_MOST: usize = 255;
 
-/// Bytes that are not a frame.
+/// Why bytes are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameFault {
-    /// Fewer bytes than the header or the sizes in it ask for.
+    /// There are fewer bytes than the header or its sizes require.
     #[error("the frame is cut: {found} of {wanted} bytes")]
     Cut {
-        /// Bytes there are.
+        /// The number of bytes found.
         found: usize,
-        /// Bytes there should be.
+        /// The number of bytes required.
         wanted: usize,
     },
     /// The bytes were damaged.
     #[error("the frame's checksum does not match its bytes")]
     Checksum,
-    /// A method that this code does not read.
+    /// The compression method is unknown.
     #[error("compression method {method:#04x} is neither LZ4 (0x82) nor none (0x02)")]
     Method {
-        /// The method byte found.
+        /// The method byte that was found.
         method: u8,
     },
-    /// A size beyond [`MAX_FRAME`] or smaller than the header.
+    /// The size is beyond [`MAX_FRAME`] or smaller than the header.
     #[error("a frame of {size} bytes is outside {HEADER}..={MAX_FRAME}")]
     Size {
-        /// The size claimed.
+        /// The size that the frame claims.
         size: usize,
     },
     /// The LZ4 block is malformed.
     #[error("the LZ4 block does not decompress to {size} bytes")]
     Block {
-        /// The size claimed.
+        /// The size that the frame claims.
         size: usize,
     },
 }
@@ -70,10 +70,10 @@ pub fn compress(raw: &[u8], out: &mut Vec<u8>) {
     out[start..start + CHECKSUM].copy_from_slice(&checksum);
 }
 
-/// How many bytes the frame at the head of `bytes` has; `None` while its header is not yet complete.
+/// The number of bytes of the first frame in `bytes`; `None` while its header is incomplete.
 ///
 /// # Errors
-/// [`FrameFault::Size`] for a size that no sane writer produces.
+/// [`FrameFault::Size`] for a size outside of the limits.
 pub fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameFault> {
     let Some(header) = bytes.get(CHECKSUM..CHECKSUM + HEADER) else { return Ok(None) };
     let packed = read_size(&header[1..5]);
@@ -83,8 +83,8 @@ pub fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameFault> {
     Ok(Some(CHECKSUM + packed))
 }
 
-/// Size before compression of what these frames hold, by their headers alone; `None` if the bytes are not whole frames
-/// behind each other.
+/// The size of these frames before compression, by their headers alone; `None` if the bytes are not complete
+/// frames that follow each other.
 pub fn raw_len(mut frames: &[u8]) -> Option<u64> {
     let mut sum = 0;
     while !frames.is_empty() {
@@ -95,21 +95,21 @@ pub fn raw_len(mut frames: &[u8]) -> Option<u64> {
     Some(sum)
 }
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Block<'a> {
     /// An LZ4 block.
     Lz4 {
-        /// The block.
+        /// The bytes of the block.
         packed: &'a [u8],
-        /// Bytes that it says it decompresses to; it could have as many.
+        /// The size after decompression that the frame claims; the block can have it.
         size: usize,
     },
-    /// Bytes as they are.
+    /// Uncompressed bytes.
     Plain(&'a [u8]),
 }
 
-/// The block in the one frame that `bytes` holds, whose checksum is right. It is not decompressed.
+/// The content of the one frame in `bytes`, after its checksum was verified. It is not decompressed.
 ///
 /// # Errors
 /// [`FrameFault`].
@@ -134,10 +134,10 @@ pub fn open(bytes: &[u8]) -> Result<Block<'_>, FrameFault> {
     }
 }
 
-/// Appends what the one frame that `bytes` holds was made from.
+/// Decompresses the one frame in `bytes`, and appends the result.
 ///
 /// # Errors
-/// [`FrameFault`]; `out` is then as it was.
+/// [`FrameFault`]; then `out` is unchanged.
 pub fn decompress(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FrameFault> {
     match open(bytes)? {
         Block::Plain(plain) => out.extend_from_slice(plain),
@@ -157,7 +157,7 @@ fn read_size(bytes: &[u8]) -> usize {
     bytes.iter().rev().fold(0, |size, byte| size << 8 | usize::from(*byte))
 }
 
-/// Both halves of the hash, the low one first: as ClickHouse compares it.
+/// Both halves of the hash, the low one first, as ClickHouse compares it.
 fn hash(bytes: &[u8]) -> [u8; CHECKSUM] {
     cityhash_rs::cityhash_102_128(bytes).rotate_left(64).to_le_bytes()
 }
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Found by fuzzing: 30 bytes made a server take 128 MiB before it looked at the block.
+    /// Regression, found by fuzzing: 30 bytes made a server allocate 128 MiB before it read the block.
     #[test]
     fn a_size_that_the_block_cannot_have_takes_no_memory() {
         let mut frame = Vec::new();

@@ -1,4 +1,4 @@
-//! Id types: how an id is read from text, hashed for the digest, and packed.
+//! Id types: how an id is parsed from text, hashed for the digest, and packed.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -9,25 +9,25 @@ use twox_hash::XxHash64;
 use crate::block::{self, Block, BlockFault};
 use crate::native;
 
-/// The longest string id, in bytes. An id travels in a message and is named in logs.
+/// The longest string id, in bytes, because an id travels in a message and appears in logs.
 pub const MAX_STRING_ID: usize = 4096;
 
 /// A type that can identify one piece of work: `u64` or `String`.
 ///
-/// Closed: every codec and every SQL type below is part of the stored format.
+/// Sealed, because every codec and SQL type below is part of the stored format.
 pub trait Id:
     Clone + Ord + Hash + fmt::Display + fmt::Debug + Send + Sync + Sized + sealed::Sealed + 'static
 {
-    /// The ClickHouse type of the `id` column, which is also how a run record names the type.
+    /// The ClickHouse type of the `id` column; a run record names the id type by it too.
     const CLICKHOUSE: &'static str;
 
-    /// Reads an id from one line or field of the user's input.
+    /// Parses an id from one line or field of the user's input.
     ///
     /// # Errors
-    /// [`IdFault`] with the text and what would have been accepted.
+    /// [`IdFault`] with the text, and what would be accepted.
     fn parse(text: &str) -> Result<Self, IdFault>;
 
-    /// The id that a number of a range stands for.
+    /// The id for a number of a range.
     fn from_number(number: u64) -> Self;
 
     /// ClickHouse's `sipHash64(id)`: SipHash-2-4 with a zero key over the value's bytes
@@ -37,16 +37,16 @@ pub trait Id:
     /// Appends the column `id` of a Native block: its name, its type, and the ids ([`crate::native`]).
     fn write_native_column(ids: &[Self], out: &mut Vec<u8>);
 
-    /// The id as a child process is told it ([`crate::child`]).
+    /// The bytes of the id for a child process ([`crate::child`]).
     fn to_bytes(&self) -> Vec<u8>;
 
-    /// Reads back what [`Self::to_bytes`] wrote; `None` for anything else.
+    /// Reads the bytes that [`Self::to_bytes`] wrote; `None` for anything else.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 
-    /// The id as an argument of ClickHouse's `cityHash64`: itself if it is a number, else its `xxHash64`.
+    /// The id as an argument of ClickHouse's `cityHash64`: a number itself, otherwise its `xxHash64`.
     fn hash_argument(&self) -> u64;
 
-    /// Packs ids, sorted and without repeats, into the smallest block.
+    /// Packs sorted ids without repeats into the smallest block.
     fn pack(ids: &[Self]) -> Block;
 
     /// Unpacks a block of exactly `count` ids.
@@ -55,26 +55,26 @@ pub trait Id:
     /// [`BlockFault`] when the bytes are not such a block; nothing larger than `count` ids is allocated.
     fn unpack(codec: u8, bytes: &[u8], count: u32) -> Result<Vec<Self>, BlockFault>;
 
-    /// Bytes that the id takes in a message at most, for bounding a batch.
+    /// The most bytes that the id takes in a message, for limiting a batch.
     fn wire_size(&self) -> usize;
 }
 
-/// Text that is not an id.
+/// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdFault {
-    /// Not a decimal number of 64 bits.
+    /// The text is not a decimal number of 64 bits.
     #[error("`{text}` is not a whole number from 0 to 18446744073709551615")]
     NotANumber {
-        /// The text as given, shortened.
+        /// The text, shortened.
         text: String,
     },
-    /// Nothing there.
+    /// The text is empty.
     #[error("an id must not be empty")]
     Empty,
-    /// Too long for a message.
+    /// The id is too long for a message.
     #[error("an id of {length} bytes is longer than the limit of {MAX_STRING_ID}")]
     TooLong {
-        /// Its length in bytes.
+        /// The length of the id in bytes.
         length: usize,
     },
 }
@@ -83,7 +83,7 @@ impl Id for u64 {
     const CLICKHOUSE: &'static str = "UInt64";
 
     fn parse(text: &str) -> Result<Self, IdFault> {
-        // Rust's own parser would take a sign, too.
+        // Rust's own parser would accept a sign too.
         let digits = text.trim_matches(|symbol: char| symbol.is_ascii_whitespace());
         let number = if digits.starts_with('+') { None } else { digits.parse().ok() };
         number.ok_or_else(|| IdFault::NotANumber { text: shortened(text) })
@@ -172,12 +172,12 @@ impl Id for String {
     }
 
     fn wire_size(&self) -> usize {
-        // Two length bytes cover every length up to MAX_STRING_ID.
+        // Two length bytes are enough up to MAX_STRING_ID.
         self.len() + 2
     }
 }
 
-/// Text from elsewhere for an error: its begin, with all spelt out that a person would not see.
+/// The beginning of a foreign text for an error message, with invisible characters escaped.
 pub fn shortened(text: &str) -> String {
     const SHOWN: usize = 80;
     let hidden = |symbol: char| {
@@ -212,8 +212,8 @@ mod sealed {
 mod tests {
     use super::*;
 
-    /// Values that ClickHouse 26.5 answers to `SELECT sipHash64(toUInt64(1)), sipHash64('a')`; the end-to-end test
-    /// `proof_digest_is_clickhouses` asks a live engine for many more.
+    /// The answers of ClickHouse 26.5 to `SELECT sipHash64(toUInt64(1)), sipHash64('a')`. The end-to-end test
+    /// `proof_digest_is_clickhouses` compares many more with a live engine.
     #[test]
     fn the_digest_hash_is_siphash_2_4_with_a_zero_key() {
         assert_eq!(sip(b""), 0x1e92_4b9d_7377_00d7);

@@ -1,8 +1,9 @@
-//! What a pipeline's author imports, and the wire form that every part of Millstream shares.
+//! What a pipeline's author imports, and the wire formats that all of Millstream shares.
 //!
-//! A pipeline is a type that implements [`Pipeline`]: a name, an id type, a row type with its ClickHouse columns, and
-//! one function from an id to a row. This crate does no I/O and spawns nothing, so such a function is tested with a
-//! plain `#[test]`; [`check`] compares the row type with the columns without computing anything.
+//! A pipeline is a type that implements [`Pipeline`]: a name, an id type, a row type with its ClickHouse
+//! columns, and one function from an id to a row. This crate does no I/O and starts no threads, so a plain
+//! `#[test]` can test the function. [`check`] compares the row type with the columns without computing
+//! anything.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -32,6 +33,6 @@ pub use limits::Limits;
 pub use pipeline::{Failure, Outcome, Pipeline};
 pub use schema::{SchemaFault, Spec, check};
 
-/// The most ids one batch may hold: a batch is inserted whole, and one INSERT is atomic only as one block, for which
-/// 500,000 rows is the bound that we keep (ClickHouse's own default is 1,048,449).
+/// The most ids in a batch: a batch is inserted whole, and one INSERT is atomic only as one block, which we
+/// limit to 500,000 rows (ClickHouse's own default is 1,048,449).
 pub const MAX_BATCH_IDS: u32 = 500_000;

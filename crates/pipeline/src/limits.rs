@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What each id of a pipeline may take, and whether it is computed alone.
+/// What each id of a pipeline may use, and whether ids are computed in isolated processes.
 ///
 /// Written as a constant over [`Limits::DEFAULT`]; `[work]` in `millstream.toml` overrides it for one installation:
 ///
@@ -15,41 +15,41 @@ use std::time::Duration;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How often an id is tried that answers [`Failure::Retry`](crate::Failure::Retry), the first time included.
+    /// The most attempts of an id that answers [`Failure::Retry`](crate::Failure::Retry), the first included.
     pub attempts: u32,
-    /// For how long an id is tried at least, from its first attempt on, whatever `attempts` says: a service that it needs
-    /// may be away for a while. With one attempt it is not tried again.
+    /// The shortest time for which an id is tried, from its first attempt on, whatever `attempts` says: a
+    /// service that it needs may be down for a while. With `attempts` 1 the id is not tried again.
     pub retry_for: Duration,
     /// The pause before the second attempt; it doubles for each further one, with jitter.
     pub first_pause: Duration,
     /// The longest pause between two attempts.
     pub longest_pause: Duration,
-    /// An id that takes longer is warned about and counted.
+    /// The soft limit: an id that takes longer is logged and counted.
     pub soft: Option<Duration>,
-    /// An id that takes longer is ended and becomes a dead letter.
+    /// The hard limit: an id that takes longer is killed and becomes a dead letter.
     pub hard: Option<Duration>,
-    /// An id that takes more bytes of memory is ended and becomes a dead letter. Without a limit, a core's share of the
-    /// host's memory is what ends it.
+    /// The memory limit in bytes: an id that uses more is killed and becomes a dead letter. Without it the
+    /// limit is one core's share of the host's memory.
     pub memory: Option<u64>,
     /// How long [`Pipeline::start`](crate::Pipeline::start) may take.
     pub start_within: Duration,
-    /// Rows that are done wait no longer than this for the rest of their batch: then they are stored in parts, again and
-    /// again, and a worker that draws the batch after a restart computes what is left.
+    /// The longest time that finished rows wait for the rest of their batch. After it they are stored in
+    /// several messages, and a worker that receives the batch after a restart computes only what is left.
     pub rows_wait: Duration,
-    /// Whether ids are always computed alone, one child process a core: for functions that crash often, or whose
-    /// threads, global state or native libraries do not stand company.
+    /// Whether ids are always computed in isolated processes, one per core: for functions that crash often, or
+    /// whose threads, global state or native libraries do not tolerate others.
     pub isolate: bool,
 }
 
-/// The smallest memory limit: below it an idle process has no room.
+/// The smallest memory limit: an idle process needs about this much.
 pub const LEAST_MEMORY: u64 = 16 << 20;
 
-/// The shortest wait of rows: each time, a batch is cut into more messages.
+/// The shortest `rows_wait`, because each wait splits a batch into more messages.
 pub const LEAST_ROWS_WAIT: Duration = Duration::from_secs(1);
 
 impl Limits {
-    /// Five attempts and a minute of them at least, a warning after a minute, ten minutes to start, no other limit; rows wait
-    /// for a minute.
+    /// Five attempts and at least a minute of them, a warning after a minute, ten minutes to start, and no
+    /// other limit; rows wait for a minute.
     pub const DEFAULT: Self = Self {
         attempts: 5,
         retry_for: Duration::from_secs(60),
@@ -63,7 +63,7 @@ impl Limits {
         isolate: false,
     };
 
-    /// What is wrong with them, one entry a fault.
+    /// Lists the faults of the limits.
     pub fn faults(&self) -> Vec<String> {
         let zero = Some(Duration::ZERO);
         let checks = [
@@ -72,8 +72,11 @@ impl Limits {
                 self.first_pause > self.longest_pause,
                 format!("first_pause: {:?} is longer than longest_pause", self.first_pause),
             ),
-            (self.soft == zero || self.hard == zero, "soft, hard: no id takes no time".to_owned()),
-            (self.start_within.is_zero(), "start_within: no start takes no time".to_owned()),
+            (
+                self.soft == zero || self.hard == zero,
+                "soft, hard: a limit must be greater than zero".to_owned(),
+            ),
+            (self.start_within.is_zero(), "start_within: the limit must be greater than zero".to_owned()),
             (
                 self.rows_wait < LEAST_ROWS_WAIT,
                 format!("rows_wait: {:?} is less than {LEAST_ROWS_WAIT:?}", self.rows_wait),
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fault_is_told() {
+    fn every_fault_is_listed() {
         let limits = Limits {
             attempts: 0,
             first_pause: Duration::from_secs(60),

@@ -10,12 +10,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub const MAX_RUN_NAME: usize = 64;
 const MAX_PIPELINE_NAME: usize = 32;
 const MAX_DATABASE_NAME: usize = 64;
-/// How much of a name that is none is quoted.
+/// The most characters of an invalid name in a message.
 const QUOTED: usize = 80;
 
 /// The name of a run: 1 to 64 of `A-Z a-z 0-9 _ -`, beginning with a letter or digit.
 ///
-/// It becomes a token of subjects, a part of consumer names and a value in ClickHouse, so it is checked once, here.
+/// It becomes a token of subjects, a part of consumer names and a value in ClickHouse, so it is checked once,
+/// here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunName(String);
 
@@ -25,7 +26,7 @@ impl Serialize for RunName {
     }
 }
 
-/// What was stored by another process is checked too: what is no run name does not come in as one.
+/// Checks names from other processes too, so that an invalid one is refused.
 impl<'de> Deserialize<'de> for RunName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
@@ -35,14 +36,14 @@ impl<'de> Deserialize<'de> for RunName {
 /// One computation of a run: the run's name, and the number of the pass, from 1.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PassId {
-    /// The run.
+    /// The name of the run.
     pub run: RunName,
-    /// Which computation of it; a replay begins the next.
+    /// The number of the pass; a replay begins the next.
     pub pass: u32,
 }
 
 impl RunName {
-    /// One of the run's passes.
+    /// A pass of the run.
     pub fn pass(&self, pass: u32) -> PassId {
         PassId { run: self.clone(), pass }
     }
@@ -55,19 +56,19 @@ impl fmt::Display for PassId {
     }
 }
 
-/// A name outside its grammar.
+/// Why a name is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
-    /// Not a run name.
+    /// The text is not a run name.
     #[error("run name `{0}` is not 1 to {MAX_RUN_NAME} of A-Z a-z 0-9 _ - beginning with a letter or digit")]
     Run(String),
-    /// Not a pipeline name.
+    /// The text is not a pipeline name.
     #[error("pipeline name `{0}` is not 1 to {MAX_PIPELINE_NAME} of a-z 0-9 _ beginning with a letter")]
     Pipeline(String),
-    /// Not a namespace.
+    /// The text is not a namespace.
     #[error("namespace `{0}` is not 1 to {MAX_PIPELINE_NAME} of a-z 0-9 _ beginning with a letter")]
     Namespace(String),
-    /// Not a name that we give or take for a database.
+    /// The text is not a database name that Millstream uses.
     #[error(
         "`{0}` is not a database name: 1 to {MAX_DATABASE_NAME} of A-Z a-z 0-9 _ - beginning with a letter, a digit or _"
     )]
@@ -101,8 +102,8 @@ impl fmt::Display for RunName {
     }
 }
 
-/// Checks the name of a database. ClickHouse takes more, but not everything on the way to it does: the client has its
-/// own meaning for `?`, paths for `/`, people for what cannot be seen.
+/// Checks the name of a database. ClickHouse allows more, but not everything on the way to it does: `?` is
+/// special to the client, `/` in paths, and an operator cannot see invisible characters.
 ///
 /// # Errors
 /// [`NameFault::Database`] for a name outside the grammar.
@@ -116,8 +117,8 @@ pub fn check_database(name: &str) -> Result<(), NameFault> {
     }
 }
 
-/// Tells environments of one pipeline on the same servers apart, staging and production: 1 to 32 of `a-z 0-9 _`, beginning with a
-/// letter.
+/// Separates environments of one pipeline on the same servers, such as staging and production: 1 to 32 of `a-z
+/// 0-9 _`, beginning with a letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace(String);
 
@@ -139,24 +140,24 @@ impl Namespace {
     }
 }
 
-/// Whether this may be the name of a pipeline or a namespace.
+/// Whether the text may be the name of a pipeline or a namespace.
 fn is_plain(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     begins && name.len() <= MAX_PIPELINE_NAME && name.bytes().all(legal)
 }
 
-/// Everything that is named after a pipeline in the broker.
+/// The NATS names of a pipeline: streams, subjects, consumers, keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     pipeline: String,
     namespace: Option<Namespace>,
-    /// What every name in the broker begins with. Neither of its parts may have a `-`, so no two pairs share one.
+    /// The prefix of every NATS name. Its two parts contain no `-`, so no two pairs share a prefix.
     prefix: String,
 }
 
 impl Names {
-    /// Checks the pipeline's name. Within a namespace, all names in the broker begin with it.
+    /// Checks the pipeline's name. Within a namespace, every NATS name begins with the namespace.
     ///
     /// # Errors
     /// [`NameFault::Pipeline`] for a name outside the grammar.
@@ -186,33 +187,33 @@ impl Names {
         format!("{}_ids", self.prefix)
     }
 
-    /// Every subject of the ids stream.
+    /// The filter for every subject of the ids stream.
     pub fn all_ids(&self) -> String {
         format!("{}.ids.>", self.prefix)
     }
 
-    /// Every batch of a run.
+    /// The subjects of all batches of a run.
     pub fn run_ids(&self, run: &RunName) -> String {
         format!("{}.ids.{run}.*", self.prefix)
     }
 
-    /// Every batch of a run, with those of passes over some of its ids.
+    /// The subjects of all batches of a run, and of its partial replays.
     pub fn all_of_ids(&self, run: &RunName) -> String {
         format!("{}.ids.{run}.>", self.prefix)
     }
 
-    /// One batch of a run.
+    /// The subject of one batch of a run.
     pub fn ids_subject(&self, run: &RunName, batch: u32) -> String {
         format!("{}.ids.{run}.{batch}", self.prefix)
     }
 
-    /// Every batch of a pass that computes only some of a run's ids.
+    /// The subjects of all batches of a partial replay.
     pub fn replay_ids(&self, pass: &PassId) -> String {
         let PassId { run, pass } = pass;
         format!("{}.ids.{run}.{pass}.*", self.prefix)
     }
 
-    /// Those ids of one batch that such a pass computes.
+    /// The subject of one batch of a partial replay, with only the selected ids.
     pub fn replay_subject(&self, pass: &PassId, batch: u32) -> String {
         let PassId { run, pass } = pass;
         format!("{}.ids.{run}.{pass}.{batch}", self.prefix)
@@ -223,42 +224,42 @@ impl Names {
         format!("{}_rows", self.prefix)
     }
 
-    /// Every subject of the rows stream.
+    /// The filter for every subject of the rows stream.
     pub fn all_rows(&self) -> String {
         format!("{}.rows.>", self.prefix)
     }
 
-    /// Every batch of every pass of a run.
+    /// The subjects of all computed batches of every pass of a run.
     pub fn all_of_rows(&self, run: &RunName) -> String {
         format!("{}.rows.{run}.>", self.prefix)
     }
 
-    /// Every batch of a pass, with its parts.
+    /// The subjects of all computed batches of a pass, with their split messages.
     pub fn pass_rows(&self, pass: &PassId) -> String {
         let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.>", self.prefix)
     }
 
-    /// One computed batch of a pass.
+    /// The subject of one computed batch of a pass.
     pub fn rows_subject(&self, pass: &PassId, batch: u32) -> String {
         let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.{batch}", self.prefix)
     }
 
-    /// The parts of a computed batch, where its rows are more than one message may carry.
+    /// The subjects of a computed batch's split messages.
     pub fn batch_parts(&self, pass: &PassId, batch: u32) -> String {
         let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.{batch}.*", self.prefix)
     }
 
-    /// One part of a computed batch: the rows of the ids at these places in its order. The places are the part's number,
-    /// so that parts which were cut in different ways never meet under one subject.
+    /// The subject of one split message: the rows of the ids at these positions in the batch. The positions are
+    /// in the subject, so that messages that were split differently never share one.
     pub fn part_subject(&self, pass: &PassId, batch: u32, places: &Range<u32>) -> String {
         let PassId { run, pass } = pass;
         format!("{}.rows.{run}.{pass}.{batch}.{}-{}", self.prefix, places.start, places.end)
     }
 
-    /// The durable consumer from which all workers draw the batches of a pass.
+    /// The durable consumer from which all workers pull the batches of a pass.
     pub fn work_consumer(&self, pass: &PassId) -> String {
         let PassId { run, pass } = pass;
         format!("work-{run}-{pass}")
@@ -269,7 +270,7 @@ impl Names {
         "sink".to_owned()
     }
 
-    /// The consumer that delivers all rows of a pass once more.
+    /// The consumer that delivers all rows of a pass again.
     pub fn rebuild_consumer(&self, pass: &PassId) -> String {
         let PassId { run, pass } = pass;
         format!("rebuild-{run}-{pass}")
@@ -296,49 +297,50 @@ impl Names {
         format!("pass.{run}.*")
     }
 
-    /// The key under which a process of a host says what it does. Of the host's name, what a key may not hold is left out.
-    /// `instance` tells processes apart whose hosts have one name, as containers may, and which are all process 1.
+    /// The key of a process's heartbeat record. Characters of the host's name that a key may not hold are left
+    /// out. `instance` separates processes on hosts with the same name, as containers may be, where each is
+    /// process 1.
     pub fn host_key(&self, role: &str, host: &str, pid: u32, instance: u32) -> String {
         let host: String =
             host.chars().filter(|symbol| symbol.is_ascii_alphanumeric() || *symbol == '-').collect();
         format!("host.{role}.{host}-{pid}-{instance:08x}")
     }
 
-    /// Where it is announced that a pass is sealed.
+    /// The subject on which the seal of a pass is announced.
     pub fn sealed_subject(&self, pass: &PassId) -> String {
         let PassId { run, pass } = pass;
         format!("{}.sealed.{run}.{pass}", self.prefix)
     }
 
-    /// Whether rows of this batch, or of a part of it, belong under `subject`.
+    /// Whether rows of this batch, or a split message of it, belong under `subject`.
     pub fn is_rows_subject(&self, subject: &str, pass: &PassId, batch: u32) -> bool {
         let rest = subject.strip_prefix(&self.rows_subject(pass, batch));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// Whether a subject is of the rows stream.
+    /// Whether a subject belongs to the rows stream.
     pub fn is_of_rows(&self, subject: &str) -> bool {
         subject.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with(".rows."))
     }
 
-    /// The stream of messages that are no batch of ours.
+    /// The stream of quarantined messages, which are not valid batches.
     pub fn aside_stream(&self) -> String {
         format!("{}_aside", self.prefix)
     }
 
-    /// Every subject of that stream.
+    /// The filter for every subject of the quarantine stream.
     pub fn all_aside(&self) -> String {
         format!("{}.aside.>", self.prefix)
     }
 
-    /// Where a message that came under `subject` is set aside: `P.ids.a.7` becomes `P.aside.ids.a.7`.
+    /// The subject for the quarantined message of `subject`: `P.ids.a.7` becomes `P.aside.ids.a.7`.
     pub fn aside_subject(&self, subject: &str) -> String {
         let prefix = format!("{}.", self.prefix);
         format!("{}.aside.{}", self.prefix, subject.strip_prefix(&prefix).unwrap_or(subject))
     }
 }
 
-/// The number of the batch that a subject of the ids stream is for.
+/// The batch number in a subject of the ids stream.
 pub fn batch_of(subject: &str) -> Option<u32> {
     subject.rsplit('.').next()?.parse().ok()
 }
@@ -347,7 +349,7 @@ pub fn batch_of(subject: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// What would mean something in SQL, a subject, a path or a terminal.
+    /// Texts with a meaning in SQL, a subject, a path or a terminal.
     const HOSTILE: [&str; 12] = [
         "a' OR 1 = 1 --",
         "a`; DROP TABLE b",

@@ -3,9 +3,9 @@
 //! ```text
 //! varint columns | varint rows | for each column: name | type | values
 //! ```
-//! A name and a type are a varint length and that many bytes. Blocks may follow each other in one body. A block without
-//! columns or without rows ends the stream for the server's reader, which then passes over the rest without an error:
-//! neither may ever be written.
+//! A name or type is a varint length and that many bytes. Blocks may follow each other in one body. A block
+//! without columns or rows must never be written: the server takes it for the end of the stream, and ignores
+//! the rest without an error.
 
 /// Appends a block's header. `columns` and `rows` are above zero.
 pub fn begin_block(out: &mut Vec<u8>, columns: usize, rows: usize) {
@@ -14,19 +14,19 @@ pub fn begin_block(out: &mut Vec<u8>, columns: usize, rows: usize) {
     write_varint(out, rows as u64);
 }
 
-/// Appends a column's name and type, which its values follow.
+/// Appends a column's name and type; its values have to follow.
 pub fn begin_column(out: &mut Vec<u8>, name: &str, kind: &str) {
     write_text(out, name.as_bytes());
     write_text(out, kind.as_bytes());
 }
 
-/// Appends a column whose values of fixed width stand one behind the other in `bytes`.
+/// Appends a column with values of fixed width, which `bytes` holds.
 pub fn fixed(out: &mut Vec<u8>, name: &str, kind: &str, bytes: &[u8]) {
     begin_column(out, name, kind);
     out.extend_from_slice(bytes);
 }
 
-/// Appends a column that has one value of fixed width in all rows.
+/// Appends a column with the same value of fixed width in all rows.
 pub fn repeated(out: &mut Vec<u8>, name: &str, kind: &str, value: &[u8], rows: usize) {
     begin_column(out, name, kind);
     match value {
@@ -44,8 +44,8 @@ pub fn texts<'a>(out: &mut Vec<u8>, name: &str, texts: impl Iterator<Item = &'a 
     texts.for_each(|text| write_text(out, text.as_bytes()));
 }
 
-/// Appends a `LowCardinality(String)` column that has one text in all rows: a dictionary of one key, and an index of one
-/// byte for each row.
+/// Appends a `LowCardinality(String)` column with the same text in all rows: a dictionary of one key, and an
+/// index of one byte for each row.
 pub fn repeated_text(out: &mut Vec<u8>, name: &str, text: &str, rows: usize) {
     begin_column(out, name, "LowCardinality(String)");
     begin_low_cardinality(out);
@@ -55,7 +55,7 @@ pub fn repeated_text(out: &mut Vec<u8>, name: &str, text: &str, rows: usize) {
     out.resize(out.len() + rows, 0);
 }
 
-/// Appends an LEB128 number, as lengths are written.
+/// Appends an LEB128 number, the format of lengths.
 pub fn write_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -70,21 +70,21 @@ pub fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(text);
 }
 
-/// Bytes of an index into a dictionary.
+/// The number of bytes of an index into a dictionary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IndexWidth {
     One = 0,
     Two = 1,
 }
 
-/// Appends what a `LowCardinality` column's values begin with, before any value of the column around it: the version of
-/// its form, "shared dictionaries with additional keys".
+/// Appends the prefix of a `LowCardinality` column, before any value of the column around it: the version of
+/// its format, "shared dictionaries with additional keys".
 pub(crate) fn begin_low_cardinality(out: &mut Vec<u8>) {
     out.extend_from_slice(&1u64.to_le_bytes());
 }
 
-/// Appends a dictionary's header: the block has keys of its own (bit 9) and replaces what was before (bit 10). The keys
-/// follow, then the number of rows as u64 and their indexes.
+/// Appends a dictionary's header: the block has keys of its own (bit 9), and replaces earlier ones (bit 10).
+/// The keys follow, then the number of rows as u64 and their indexes.
 pub(crate) fn begin_dictionary(out: &mut Vec<u8>, index: IndexWidth, keys: usize) {
     let flags = (1u64 << 9) | (1 << 10) | index as u64;
     out.extend_from_slice(&flags.to_le_bytes());

@@ -1,4 +1,5 @@
-//! The pipeline's own columns: their types, their text form, and the row type against them before anything is computed.
+//! The pipeline's own columns: their types, their text form, and their comparison with the row type before
+//! anything is computed.
 
 mod check;
 mod kind;
@@ -22,7 +23,8 @@ pub use shape::Shape;
 
 use parse::Parser;
 
-/// Columns that every rows table has before the pipeline's own, with their types; `id`'s is the id type's.
+/// The columns of every rows table before the pipeline's own, with their types; the type of `id` is the id
+/// type's.
 pub const OWN_COLUMNS: [(&str, &str); 12] = [
     ("run", "LowCardinality(String)"),
     ("pass", "UInt32"),
@@ -49,87 +51,87 @@ const MAX_NAME: usize = 64;
 /// One way in which a pipeline's declaration is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaFault {
-    /// The pipeline's name cannot name streams and tables.
+    /// The pipeline's name is not valid for streams and tables.
     #[error(transparent)]
     Name(#[from] NameFault),
-    /// A column has a name that cannot be one.
+    /// The name of a column is invalid.
     #[error("column `{0}`: a name is 1 to 64 of A-Z a-z 0-9 _, not beginning with a digit")]
     ColumnName(String),
-    /// A column has the name of one of ours.
+    /// A column has the name of one of Millstream's own columns.
     #[error("column `{0}`: the name is taken by Millstream's own column")]
     Taken(String),
     /// Two columns share a name.
     #[error("column `{0}` is declared twice")]
     Twice(String),
-    /// A column's type is none that can be written.
+    /// Rows cannot be written to the type of a column.
     #[error("column `{column}`: {fault}")]
     Type {
-        /// The column.
+        /// The name of the column.
         column: String,
         /// What is wrong with the type.
         fault: TypeFault,
     },
-    /// Text that is no schema's text form.
+    /// The text is not the text form of a schema.
     #[error("a schema cannot be read from `{0}`")]
     Text(String),
-    /// More columns than a table should have.
+    /// The schema has too many columns.
     #[error("{0} columns are more than {MAX_COLUMNS}")]
     TooMany(usize),
-    /// A column that the row does not fill.
+    /// The row does not fill a column.
     #[error(
         "column `{0}`: the row has no field of that name (add one, or take the column out of COLUMNS; a field that is \
          only written, not read, cannot be seen here)"
     )]
     Missing(String),
-    /// A field that the row leaves out now and then.
+    /// The row leaves a field out at times.
     #[error(
-        "field `{0}`: the row leaves it out at times: take the `skip_serializing_if` away, a column needs a value"
+        "field `{0}`: the row leaves it out at times: remove the `skip_serializing_if`, because a column needs a value"
     )]
     Skipped(String),
     /// The row has a field that no column takes.
     #[error("field `{0}` of the row has no column: add it to COLUMNS, or mark the field `#[serde(skip)]`")]
     NoColumn(String),
-    /// A field's Rust type does not write what the column reads.
+    /// A field's Rust type does not fit its column.
     #[error("field `{field}`: its column is {declared} and takes {takes}, found {found} in the row")]
     Mismatch {
-        /// The field, with the parts within it.
+        /// The field, and the part in it.
         field: String,
-        /// What the row has there, in Rust terms.
+        /// The Rust type that the row has.
         found: String,
-        /// What would do.
+        /// The Rust types that the column takes.
         takes: String,
-        /// The type there.
+        /// The type of the column.
         declared: String,
     },
-    /// A unit enum has a variant that the column does not know.
+    /// The column lacks a variant of a unit enum.
     #[error("field `{field}`: its variant `{variant}` is not a value of {declared}")]
     Variant {
-        /// The field, with the parts within it.
+        /// The field, and the part in it.
         field: String,
-        /// The variant as it is written.
+        /// The name of the variant, as it is serialized.
         variant: String,
-        /// The type there.
+        /// The type of the column.
         declared: String,
     },
-    /// A limit that no id could keep.
+    /// A limit that no id could meet.
     #[error("LIMITS, {0}")]
     Limits(String),
-    /// A summary of nothing.
+    /// The summary does not name the rows.
     #[error("SUMMARY names no `{{rows}}`, which stands for the rows of the pass")]
     Summary,
-    /// The row is no struct.
+    /// The row type is not a struct.
     #[error("the row type cannot be used: it must be a struct with named fields, found {0}")]
     NoStruct(String),
 }
 
-/// One column as the table has it.
+/// A column of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// Its name; the columns of a `Nested` named `n` are `n.a`, `n.b`.
+    /// The name of the column; the columns of a `Nested` named `n` are `n.a`, `n.b`.
     pub name: String,
     /// The declared type as ClickHouse spells it in `system.columns`: `Decimal(18, 0)` for a `Decimal(18)`.
     pub text: String,
-    /// The type.
+    /// The parsed type.
     pub kind: ColumnType,
 }
 
@@ -137,17 +139,17 @@ pub struct Column {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schema {
     columns: Vec<Column>,
-    /// What the row's fields go into: a column, or the columns of a `Nested` as one `Array(Tuple(..))`.
+    /// The targets of the row's fields: a column, or the columns of a `Nested` as one `Array(Tuple(..))`.
     fields: Vec<Part>,
     /// Which of the fields are `Nested`.
     nested: Vec<bool>,
 }
 
 impl Schema {
-    /// Reads declared columns: names and types.
+    /// Parses declared columns: names and types.
     ///
     /// # Errors
-    /// Every fault there is, not just the first.
+    /// All faults, not only the first.
     pub fn parse(columns: &[(&str, &str)]) -> Result<Self, Vec<SchemaFault>> {
         let mut faults = Vec::new();
         let mut schema = Self { columns: Vec::new(), fields: Vec::new(), nested: Vec::new() };
@@ -190,12 +192,12 @@ impl Schema {
         self.nested.push(nested);
     }
 
-    /// The columns as the table has them: a `Nested(a T, b U)` named `n` is `n.a Array(T)`, `n.b Array(U)`.
+    /// The columns of the table: a `Nested(a T, b U)` named `n` is `n.a Array(T)`, `n.b Array(U)`.
     pub fn columns(&self) -> &[Column] {
         &self.columns
     }
 
-    /// What the row's fields go into.
+    /// The targets of the row's fields.
     #[inline]
     pub(crate) fn fields(&self) -> &[Part] {
         &self.fields
@@ -213,13 +215,14 @@ impl Schema {
         hasher.finish()
     }
 
-    /// SQL for what [`Columns::fold_hashes`](crate::columns::Columns::fold_hashes) continues a hash with: one expression for
-    /// each column, to be put behind the first arguments of `cityHash64`.
+    /// SQL of the values with which [`Columns::fold_hashes`](crate::columns::Columns::fold_hashes) continues a
+    /// hash: one expression per column, to follow the first arguments of `cityHash64`.
     pub fn hash_arguments(&self) -> Vec<String> {
         self.hash_arguments_of(|column| format!("`{}`", column.name))
     }
 
-    /// The same where the values stand in other expressions: those of a table whose columns have wider types, say.
+    /// Like [`Self::hash_arguments`], for values in other expressions, for example of a table whose columns
+    /// have wider types.
     pub fn hash_arguments_of(&self, value: impl Fn(&Column) -> String) -> Vec<String> {
         self.columns.iter().map(|column| hash_arguments(&value(column), &column.kind)).collect()
     }
@@ -231,10 +234,11 @@ impl Schema {
         columns.join(", ")
     }
 
-    /// Reads what [`Self::to_text`] wrote. The text may come from anywhere.
+    /// Parses the text that [`Self::to_text`] wrote. The text may come from anywhere.
     ///
     /// # Errors
-    /// [`SchemaFault`], for text that is too long, that names no columns, or whose columns a pipeline could not declare.
+    /// [`SchemaFault`] for a text that is too long or has no columns, or for columns that a pipeline could not
+    /// declare.
     pub fn from_text(text: &str) -> Result<Self, Vec<SchemaFault>> {
         let fault = || vec![SchemaFault::Text(text.chars().take(80).collect())];
         if text.len() > MAX_TEXT {
@@ -260,7 +264,7 @@ impl Schema {
     }
 }
 
-/// Declarations of columns as a table has them: neighbours `n.a`, `n.b` are one `Nested`.
+/// Turns columns of a table into declarations: adjacent `n.a`, `n.b` become one `Nested`.
 fn grouped(columns: Vec<(&str, ColumnType)>) -> Option<Vec<(String, String)>> {
     let mut declared: Vec<(String, String)> = Vec::new();
     let mut columns = columns.into_iter().peekable();
@@ -287,7 +291,7 @@ fn nested_part(name: &str, kind: &ColumnType) -> Option<String> {
     }
 }
 
-/// A declared type, and whether it is a `Nested`.
+/// Parses a declared type, and returns whether it is a `Nested`.
 fn declared(text: &str) -> Result<(ColumnType, bool), TypeFault> {
     let nested =
         text.trim_start().strip_prefix("Nested").is_some_and(|rest| rest.trim_start().starts_with('('));
@@ -299,7 +303,7 @@ pub(crate) fn is_column_name(name: &str) -> bool {
     begins && name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// Faults one below the other, as they are shown.
+/// Displays faults one per line.
 #[derive(Debug, Clone)]
 pub struct Faults<'a>(pub &'a [SchemaFault]);
 

@@ -1,4 +1,4 @@
-//! The only place that spells table names and SQL, and that quotes.
+//! The only place that spells table names and SQL, and that quotes names and texts.
 
 mod ask;
 mod columns;
@@ -27,15 +27,15 @@ pub use shape::VIEW_FAULTS;
 pub use values::{Digested, RowsRead};
 pub use views::View;
 
-/// Rows of one run lie in one partition, and all runs together in this many: a heal rewrites a sixteenth of the
-/// table, and hundreds of runs do not make hundreds of partitions.
+/// The number of partitions. The rows of one run lie in one partition, so that deduplicating a run rewrites a
+/// sixteenth of the table, and hundreds of runs do not make hundreds of partitions.
 const PARTITIONS: u32 = 16;
 
 /// Settings by name, each with its value.
 pub type Settings = &'static [(&'static str, &'static str)];
 
-/// Settings of our MergeTree tables: an acked batch survives power loss; deduplication of inserts, which loses rows, stays
-/// off.
+/// Settings of our MergeTree tables. An acked batch survives power loss. Insert deduplication stays off,
+/// because it loses rows.
 const TABLE_SETTINGS: [(&str, &str); 5] = [
     ("fsync_after_insert", "1"),
     ("fsync_part_directory", "1"),
@@ -44,84 +44,86 @@ const TABLE_SETTINGS: [(&str, &str); 5] = [
     ("non_replicated_deduplication_window", "0"),
 ];
 
-/// More of them, which ClickHouse 24.8 need not know. A server refuses a statement with a setting that it does not know, so each
-/// goes to servers that list it. They keep merges from taking the cores while a run computes (figures in `benches/README.md`):
-/// statistics for the query planner, of every column at every merge, help no question over this sorting key; and as parts are
-/// large and hardly overlap, they are merged by sixteen, not by five, so each row is written anew half as often.
+/// More table settings, for servers that list them: a server refuses a statement with an unknown setting, and
+/// ClickHouse 24.8 may lack these. They keep merges from taking the cores while a run computes (figures in
+/// `benches/README.md`). Column statistics, built at every merge, help no query over this sorting key. Parts
+/// are large and hardly overlap, so sixteen are merged at once instead of five, and each row is rewritten half
+/// as often.
 pub const NEWER_TABLE_SETTINGS: Settings = &[("auto_statistics_types", "''"), ("merge_selector_base", "16")];
 
 /// Settings of every INSERT: one block, one part, no buffering in the server, no tokens (**no-dedup-tokens**).
 ///
-/// They also hold for what materialized views of the operator's write in the same INSERT, so none of them limits how many
-/// partitions a block may touch: ours touch one, because they carry one run, and a view's may touch many.
+/// They also apply to what an operator's materialized views write in the same INSERT. So none of them limits
+/// how many partitions a block may touch: our block touches one, because it carries one run, but a view's may
+/// touch many.
 pub const INSERT_SETTINGS: Settings = &[
     ("async_insert", "0"),
     ("insert_deduplicate", "0"),
     ("input_format_parallel_parsing", "0"),
     ("max_threads", "1"),
     ("max_insert_threads", "1"),
-    // One block takes every row that one INSERT may carry.
+    // One block holds every row that one INSERT may carry.
     ("max_insert_block_size", "1048449"),
     ("min_insert_block_size_rows", "1048449"),
     ("min_insert_block_size_bytes", "536870912"),
-    // Ids of one INSERT are unique and mostly sorted: folding them again costs a third of the insert.
+    // The ids of one INSERT are unique and mostly sorted; deduplicating them again costs a third of the insert.
     ("optimize_on_insert", "0"),
-    // Half of an insert's CPU is the id index; merges build it, and until then a lookup reads those few parts.
+    // The id index costs half of an insert's CPU. Merges build it; until then a lookup reads those few parts.
     ("materialize_skip_indexes_on_insert", "0"),
     ("wait_end_of_query", "1"),
-    // Such a view has no place for rows, and would keep all others from theirs.
+    // A view without a target table cannot take rows, and would fail the INSERT for all others.
     ("ignore_materialized_views_with_dropped_target_table", "1"),
 ];
 
-/// One more of them: what `insert_deduplicate` says, as ClickHouse spells it since 26.2. It goes to servers that list it.
+/// The setting `insert_deduplicate` as ClickHouse spells it since 26.2. It goes to servers that list it.
 pub const NEWER_INSERT_SETTINGS: Settings = &[("deduplicate_insert", "disable")];
 
-/// The setting that ends an INSERT which hangs.
+/// The setting that limits the run time of a statement, so that a hanging INSERT ends.
 pub const TIME_LIMIT: &str = "max_execution_time";
 
-/// A pass that is proven, as readers see it: its row in the table of sealed passes.
+/// A proven pass as readers see it: its row in the table of sealed passes.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub struct SeenPass {
-    /// The pass.
+    /// The number of the pass.
     pub pass: u32,
-    /// Batches that the run has.
+    /// The number of batches in the run.
     pub batches: u32,
-    /// Ids that the run has.
+    /// The number of ids in the run.
     pub ids: u64,
-    /// Rows, one for each id.
+    /// The number of rows, one for each id.
     pub rows: u64,
-    /// How many of them are dead letters.
+    /// The number of rows that are dead letters.
     pub dead: u64,
     /// Wrapping sum of `sipHash64(id)` over the ids.
     pub digest: u64,
-    /// Ids that were given more than once, in different batches.
+    /// The number of ids that were given more than once, in different batches.
     pub repeated_ids: u64,
-    /// The builds that computed it.
+    /// The builds that computed the pass.
     pub builds: Vec<String>,
-    /// Milliseconds since 1970 when it was sealed.
+    /// When the pass was sealed, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
 impl SeenPass {
-    /// What readers are to see of a pass that was proven to be all that was published.
+    /// The row for a pass whose stored rows were proven to match what was published.
     pub fn of(pass: u32, published: &Published, sealed: &Sealed) -> Self {
         let Published { batches, ids, digest, .. } = *published;
         let Sealed { rows, dead, repeated_ids, at_ms, builds, .. } = sealed.clone();
         Self { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms }
     }
 
-    /// What was proven of it, as far as its row says that.
+    /// The seal of the pass, as far as the row records it.
     pub fn sealed(self) -> Sealed {
         let Self { rows, dead, repeated_ids, at_ms, builds, .. } = self;
         Sealed { rows, dead, repeated_ids, at_ms, summary: None, summary_fault: None, builds }
     }
 }
 
-/// Every statement about one pipeline's tables in one database.
+/// Builds every statement about one pipeline's tables in one database.
 #[derive(Debug, Clone)]
 pub struct Tables {
     database: String,
-    /// What tables say of themselves: their environment.
+    /// The comment of each table, which names its environment.
     comment: String,
     pipeline: String,
     id_type: &'static str,
@@ -132,7 +134,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// A pipeline's tables in an environment.
+    /// The tables of a pipeline in an environment.
     pub fn of(spec: &Spec, environment: &Environment) -> Self {
         let own = spec.schema.columns().iter();
         let columns = own.map(|column| Column::plain(&column.name, &column.text)).collect();
@@ -148,7 +150,7 @@ impl Tables {
         }
     }
 
-    /// This program's build.
+    /// The build of this program.
     pub fn build(&self) -> &str {
         &self.build
     }
@@ -187,7 +189,7 @@ impl Tables {
         format!("{}.{}", identifier(&self.database), identifier(&format!("{}{suffix}", self.pipeline)))
     }
 
-    /// Name of the rows table without quotes, for questions about it.
+    /// The name of the rows table without quotes, for queries about the table.
     pub fn rows_name(&self) -> String {
         format!("{}_rows", self.pipeline)
     }
@@ -205,7 +207,7 @@ impl Tables {
         self.columns.iter().map(|column| format!(", {}", identifier(&column.name))).collect()
     }
 
-    /// Statements that create the tables that are missing. `newer` are those of [`NEWER_TABLE_SETTINGS`] that the server has.
+    /// Statements that create the missing tables. `newer` are the [`NEWER_TABLE_SETTINGS`] that the server has.
     pub fn create(&self, newer: &[(&str, &str)]) -> Vec<String> {
         let settings = TABLE_SETTINGS.iter().chain(newer);
         let settings: String = settings.map(|(name, value)| format!(", {name} = {value}")).collect();
@@ -263,8 +265,8 @@ impl Tables {
         ]
     }
 
-    /// An INSERT whose body is rows as workers encoded them: blocks of our own columns and those of a schema. Columns of
-    /// the table that the schema does not have get their defaults.
+    /// An INSERT whose body is rows as workers encoded them: blocks with our own columns and those of `schema`.
+    /// Columns of the table that `schema` lacks get their defaults.
     pub fn insert_rows(&self, schema: &Schema) -> String {
         let own = OWN_COLUMNS.iter().map(|(name, _)| *name);
         let names = own.chain(schema.columns().iter().map(|column| column.name.as_str()));
@@ -272,28 +274,30 @@ impl Tables {
         format!("INSERT INTO {} ({}) FORMAT Native", self.rows(), names.join(", "))
     }
 
-    /// An id, given as text, as a value of the column's type.
+    /// An id, given as text, converted to the type of the id column.
     fn id(&self, text: &str) -> String {
         format!("to{}({})", self.id_type, string(text))
     }
 
-    /// Removes every row of these batches, and waits for it.
+    /// Removes every row of these batches, and waits until they are gone.
     pub fn remove_batches(&self, pass: &PassId, batches: &[u32]) -> String {
         let rows = self.rows();
         format!("ALTER TABLE {rows} DELETE WHERE {} SETTINGS mutations_sync = 2", of_batches(pass, batches))
     }
 
-    /// Rows of these batches, raw duplicates counted: `(rows)`.
+    /// Counts the rows of these batches with raw duplicates: `(rows)`.
     pub fn count_batches(&self, pass: &PassId, batches: &[u32]) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_batches(pass, batches))
     }
 
-    /// Rows of a pass as they lie in the parts: `(rows)`. The primary key alone answers it, but for its edges.
+    /// Counts the rows of a pass as the parts hold them: `(rows)`. The primary key answers it, except at the
+    /// edges of the range.
     pub fn raw_count(&self, pass: &PassId) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of_pass(pass))
     }
 
-    /// The first of so many batches that have fewer rows than ids, raw duplicates counted: `(batch)`.
+    /// The first batches with fewer rows than ids, raw duplicates counted: `(batch)`. Checks `batches`
+    /// batches and returns `most`.
     pub fn lacking_batches(&self, pass: &PassId, batches: u32, most: usize) -> String {
         format!(
             "SELECT toUInt32(number) FROM numbers({batches}) WHERE toUInt32(number) NOT IN \
@@ -303,7 +307,7 @@ impl Tables {
         )
     }
 
-    /// How many ids a pass has more than once, in different batches: `(repeats)`. Spills to disk beyond 256 MB.
+    /// The number of ids that a pass has in more than one batch: `(repeats)`. Spills to disk beyond 256 MB.
     pub fn repeated(&self, pass: &PassId) -> String {
         format!(
             "SELECT toUInt64(sum(times - 1)) FROM (SELECT count() AS times FROM {} FINAL WHERE {} GROUP BY id) \
@@ -313,7 +317,7 @@ impl Tables {
         )
     }
 
-    /// Merges a run's partition into one part, without its raw duplicates.
+    /// Merges a run's partition into one part, which removes its raw duplicates (OPTIMIZE FINAL).
     pub fn heal(&self, run: &RunName) -> String {
         format!("OPTIMIZE TABLE {} PARTITION {} FINAL", self.rows(), self.partition_of(run))
     }
@@ -322,7 +326,7 @@ impl Tables {
         run.to_string().sip_hash() % u64::from(PARTITIONS)
     }
 
-    /// Makes a sealed pass of a run visible.
+    /// Makes a sealed pass of a run visible to readers.
     pub fn insert_pass(&self, run: &RunName, seen: &SeenPass) -> String {
         let SeenPass { pass, batches, ids, rows, dead, digest, repeated_ids, builds, at_ms } = seen;
         let builds = builds.iter().map(|build| string(build)).collect::<Vec<_>>().join(", ");
@@ -335,12 +339,13 @@ impl Tables {
         )
     }
 
-    /// The pipeline's summary of a pass, if it has one. It is the author's own SQL, and stands on lines of its own.
+    /// The pipeline's summary query about a pass, if it has one. It is the author's own SQL, on lines of its
+    /// own.
     pub fn summary(&self, pass: &PassId) -> Option<String> {
         self.summary_of(&of_pass(pass))
     }
 
-    /// The same over no rows, to see whether it is a query.
+    /// The summary query over no rows, to check whether it is valid.
     pub fn empty_summary(&self) -> Option<String> {
         self.summary_of("0")
     }
@@ -354,8 +359,8 @@ impl Tables {
         self.summary.map(|query| query.trim().trim_end_matches(';').replace("{rows}", &rows))
     }
 
-    /// Keeps a run's record: the proof needs ClickHouse alone. Before all is published it holds no batches; the later
-    /// version of it replaces the earlier.
+    /// Stores a run's record, because the proof needs ClickHouse alone. Until all ids are published the record
+    /// has no batches; its later version replaces it.
     pub fn insert_run(&self, record: &RunRecord) -> String {
         let nothing = Published { batches: 0, ids: 0, digest: 0, dropped_repeats: 0, at_ms: 0 };
         let published = record.published.as_ref().unwrap_or(&nothing);
@@ -379,7 +384,7 @@ impl Tables {
         )
     }
 
-    /// A run's record as it is kept: `(source, fingerprint, batch_ids, expected_ids, may_repeat, created_ms, batches,
+    /// A run's stored record: `(source, fingerprint, batch_ids, expected_ids, may_repeat, created_ms, batches,
     /// ids, digest, dropped_repeats, published_ms)`.
     pub fn run_record(&self, run: &RunName) -> String {
         format!(
@@ -404,42 +409,43 @@ impl Tables {
     }
 }
 
-/// Which of these settings the server has in `table`, one of `settings` and `merge_tree_settings`: `(name)`.
+/// The settings of this list that the server has in `table`, one of `settings` and `merge_tree_settings`:
+/// `(name)`.
 pub fn known_settings(table: &str, settings: &[(&str, &str)]) -> String {
     let names = settings.iter().map(|(name, _)| string(name)).collect::<Vec<_>>().join(", ");
     format!("SELECT name FROM system.{table} WHERE name IN ({names})")
 }
 
-/// How many databases of that name there are: `(databases)`.
+/// The number of databases of that name: `(databases)`.
 pub fn databases(name: &str) -> String {
     format!("SELECT count() FROM system.databases WHERE name = {}", string(name))
 }
 
-/// Columns of the answer to a user's query: `(name, type)`.
+/// The columns of a user's query: `(name, type)`.
 ///
-/// The query is the user's own SQL, which the server runs with the user's rights: the one text that is not quoted. It
-/// stands on lines of its own, so that a comment at its end ends there, and the positions in a complaint about it are
-/// the user's but for one line.
+/// The query is the user's own SQL, and the server runs it with the user's rights: it is the one text that is
+/// not quoted. It stands on lines of its own, so that a comment at its end ends there. Positions in the
+/// server's error are off by one line.
 pub fn describe_query(query: &str) -> String {
     format!("DESCRIBE TABLE (\n{}\n)", query.trim().trim_end_matches(';'))
 }
 
-/// A user's query whose one column has this name, in an order that is the same each time.
+/// A user's query with one column of this name, sorted so that the order is the same each time.
 pub fn ordered(query: &str, column: &str) -> String {
     format!("SELECT * FROM (\n{}\n) ORDER BY {}", query.trim().trim_end_matches(';'), identifier(column))
 }
 
-/// Ends a query and waits until it is over.
+/// Ends a query and waits until it has ended.
 pub fn kill(query_id: &str) -> String {
     format!("KILL QUERY WHERE query_id = {} SYNC", string(query_id))
 }
 
-/// How many queries of that name run: `(queries)`.
+/// The number of running queries of that id: `(queries)`.
 pub fn running(query_id: &str) -> String {
     format!("SELECT count() FROM system.processes WHERE query_id = {}", string(query_id))
 }
 
-/// How many queries whose names begin so run for longer than some seconds: `(queries)`.
+/// The number of queries whose ids have this prefix and that run longer than `seconds`: `(queries)`.
 pub fn long_running(prefix: &str, seconds: u64) -> String {
     format!(
         "SELECT count() FROM system.processes WHERE startsWith(query_id, {}) AND elapsed > {seconds}",
@@ -457,12 +463,12 @@ fn of_batches(pass: &PassId, batches: &[u32]) -> String {
     format!("{} AND batch IN ({list})", of_pass(pass))
 }
 
-/// A moment, as a `DateTime64(3)`.
+/// A time as a `DateTime64(3)`.
 fn moment(since_1970_ms: u64) -> String {
     format!("fromUnixTimestamp64Milli(toInt64({since_1970_ms}), 'UTC')")
 }
 
-/// A moment in milliseconds since 1970.
+/// A time in milliseconds since 1970.
 fn millis(column: &str) -> String {
     format!("toUInt64(toUnixTimestamp64Milli({column}))")
 }
@@ -477,9 +483,9 @@ fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
 }
 
-/// A text in quotes.
+/// A text in quotes, escaped.
 pub fn string(text: &str) -> String {
-    // A NUL as it is would end the query.
+    // A raw NUL would end the query.
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\0', "\\0"))
 }
 
@@ -498,7 +504,8 @@ mod tests {
         assert_eq!(kill("x' OR 1=1 --"), r"KILL QUERY WHERE query_id = 'x\' OR 1=1 --' SYNC");
     }
 
-    /// What is outside of quotes, as ClickHouse reads them: a backslash escapes, a doubled quote does not end.
+    /// The SQL outside of quotes, as ClickHouse parses it: a backslash escapes, and a doubled quote does not
+    /// end the text.
     fn outside_quotes(sql: &str) -> String {
         let mut outside = String::new();
         let mut within = None;
@@ -517,7 +524,7 @@ mod tests {
         outside
     }
 
-    /// Every statement, with `text` wherever a name or a text goes in that has no grammar of its own.
+    /// Every statement, with `text` in place of each name or text that has no grammar of its own.
     fn statements_about(text: &str) -> Vec<String> {
         let run: RunName = "green".parse().expect("legal");
         let pass = run.pass(1);
@@ -611,7 +618,7 @@ mod tests {
             tables.dead(&pass, &letters, 1),
             tables.dead_by_error(&pass, &letters, 1),
         ];
-        // Of a run it says the partition only, a number.
+        // This statement names only the run's partition, a number.
         let heal = tables.heal(&run);
         let summary = tables.summary(&pass).expect("there is one");
         let columns = tables.row_columns();

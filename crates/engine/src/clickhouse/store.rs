@@ -1,4 +1,4 @@
-//! ClickHouse: the connection, and what is asked of it, with every timeout.
+//! The connection to ClickHouse and its requests, each with a timeout.
 
 mod ask;
 mod dead;
@@ -47,37 +47,37 @@ pub use setup::{Change, Found, Plan};
 pub use things::Thing;
 pub use views::{BuildRows, Sight};
 
-/// How long a short question may take.
+/// The time limit of a short query.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// How long a question that reads a whole pass may take to say the next thing.
+/// The longest wait for the next part of an answer, when a query reads a whole pass.
 const PROOF_WITHIN: Duration = Duration::from_secs(3600);
-/// How long a piece of an INSERT's body may take to be accepted.
+/// How long the server may take to accept a piece of an INSERT's body.
 const SEND_WITHIN: Duration = Duration::from_secs(30);
-/// How long an INSERT may run in the server, so that one which hangs is over before its batches are delivered to another
-/// sink.
+/// How long an INSERT may run in the server: a hanging one must be over before its batches are redelivered to
+/// another sink.
 const INSERT_LIMIT: Duration = Duration::from_secs(60);
-/// The same where materialized views of the operator's are filled by it. They may be slow, and would lose the rows if it
-/// was ended half-way: the rows themselves are there by then.
+/// How long an INSERT may run that also fills an operator's materialized views. They may be slow, and an
+/// aborted INSERT would keep rows from them that the rows table already has.
 const VIEWS_LIMIT: Duration = Duration::from_secs(600);
-/// How much longer than that its answer may take.
+/// How much longer than its limit in the server an INSERT's answer may take.
 const ANSWER_LATER: Duration = Duration::from_secs(30);
-/// ClickHouse's code for a query that is past the stages in which it can be killed.
+/// ClickHouse's error code for a query that is past the stages in which it can be killed.
 const CANNOT_KILL: u32 = 380;
-/// A merge of a sixteenth of a large table.
+/// The time limit of a merge or mutation, which may rewrite a sixteenth of a large table.
 const HEAL_WITHIN: Duration = Duration::from_secs(3600);
 
-/// Where ClickHouse is.
+/// The address of ClickHouse, with what is needed to log in.
 #[derive(Debug, Clone)]
 pub struct StoreAddress {
     /// `http://host:port` or `https://…`.
     pub url: String,
     /// The user; ClickHouse's own default when empty.
     pub user: String,
-    /// Their password.
+    /// The password of the user.
     pub password: String,
-    /// The environment that the tables are of, with their database.
+    /// The environment of the tables, with their database.
     pub environment: Environment,
-    /// Where the address came from, for messages.
+    /// The setting that gave this address, for messages.
     pub origin: String,
 }
 
@@ -88,18 +88,18 @@ pub struct Store {
     tables: Arc<Tables>,
     address: Arc<StoreAddress>,
     insert_settings: Arc<[(&'static str, &'static str)]>,
-    /// Whether materialized views of the operator's read the rows table, as far as was looked.
+    /// Whether an operator's materialized views read the rows table, as of the last check.
     feeds_views: Arc<AtomicBool>,
-    /// What this process has tried to make of each view: once is enough until the table changes again.
+    /// The last attempt to recreate each view: no second attempt until the table changes again.
     tried: Arc<Mutex<HashMap<View, Vec<Column>>>>,
 }
 
 impl Store {
-    /// Connects, and learns which of the newer settings the server has.
+    /// Connects, and asks which of the newer settings the server has.
     ///
     /// # Errors
-    /// [`Error::Name`] for a database whose name is none; [`Error::Store`] when the server does not answer, or not to
-    /// this user.
+    /// [`Error::Name`] for an invalid database name; [`Error::Store`] when the server does not answer or
+    /// refuses this user.
     pub async fn connect(spec: &Spec, address: StoreAddress) -> Result<Self, Error> {
         check_database(&address.environment.database)?;
         let mut client = Client::default().with_url(&address.url).with_compression(Compression::None);
@@ -119,7 +119,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Those of some settings that the server has.
+    /// The settings of this list that the server has.
     async fn known_settings(
         &self,
         doing: &str,
@@ -144,11 +144,12 @@ impl Store {
         self.one("ask for the version", "SELECT version()").await
     }
 
-    /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**). With `wider`, the
-    /// table has wider types than the rows, and the server converts; else a type that differs is refused.
+    /// Inserts rows as workers encoded them: one statement, one block, one part (**one-insert-one-part**). With
+    /// `wider` the table has wider types than the rows and the server converts; otherwise it refuses a type
+    /// that differs.
     ///
     /// # Errors
-    /// The fault, to be classed by the caller; only [`Self::ask`] tells whether the rows are there.
+    /// A fault for the caller to classify; only [`Self::ask`] shows whether the rows are stored.
     pub async fn insert_rows(
         &self,
         query_id: &str,
@@ -156,7 +157,7 @@ impl Store {
         wider: bool,
         bodies: &[Bytes],
     ) -> Result<(), StoreFault> {
-        // The bodies are compressed already, so compression is off in the client and announced by hand.
+        // The bodies are already compressed, so the client does not compress, and the header is set by hand.
         let mut insert = self
             .client
             .insert_formatted_with(self.tables.insert_rows(schema))
@@ -175,28 +176,30 @@ impl Store {
         insert.end().await.map_err(|error| store_fault(error, self.insert_over()))
     }
 
-    /// Whether an INSERT of rows fills materialized views of the operator's, as far as was looked.
+    /// Whether an INSERT of rows fills an operator's materialized views, as of the last check.
     pub fn feeds_views(&self) -> bool {
         self.feeds_views.load(Ordering::Relaxed)
     }
 
-    /// How long an INSERT may run in the server.
+    /// The server's time limit for an INSERT.
     fn insert_limit(&self) -> Duration {
         if self.feeds_views() { VIEWS_LIMIT } else { INSERT_LIMIT }
     }
 
-    /// After this an INSERT is over, by its own limit in the server, whatever became of its answer.
+    /// The time after which an INSERT has certainly ended, by its own limit in the server, even if its answer
+    /// was lost.
     pub fn insert_over(&self) -> Duration {
         self.insert_limit() + ANSWER_LATER
     }
 
-    /// Ends an insert whose outcome is unknown, and returns when it is over.
+    /// Ends an insert whose outcome is unknown, and returns when it has ended.
     ///
     /// # Errors
-    /// The fault when that cannot be known yet.
+    /// The fault, when it is not known whether the insert has ended.
     pub async fn kill(&self, query_id: &str) -> Result<(), StoreFault> {
         match within(self.insert_over(), self.client.query_raw(&sql::kill(query_id)).execute()).await {
-            // A server that cannot kill it any more answers at once: then it is waited for.
+            // If the insert is past the point where it can be killed, the server says so at once, and this
+            // waits for its end.
             Ok(()) | Err(StoreFault::Exception { code: CANNOT_KILL, .. }) => {}
             Err(fault) => return Err(fault),
         }
@@ -264,16 +267,16 @@ fn store_fault(error: clickhouse::error::Error, limit: Duration) -> StoreFault {
     }
 }
 
-/// `Code: 60. DB::Exception: …`: the crate gives exceptions as text.
+/// Parses `Code: 60. DB::Exception: …`, because the crate gives exceptions as text.
 fn exception(text: &str) -> StoreFault {
     let code = text
         .split_once("Code: ")
         .and_then(|(_, rest)| rest.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok());
     let text = without_traces(text);
-    // Which server it is says nothing of what is wrong.
+    // The server's version does not help the reader.
     let text = text.trim().split(" (version ").next().unwrap_or_default();
     let mut shown = shortened(text);
-    // It stands near the end of the text, and is what the operator has to know.
+    // The view's name stands near the end of the text, and the operator needs it.
     if let Some(at) = text.find(PUSHING).filter(|_| !shown.contains(PUSHING)) {
         shown.extend(format!("…: {}", &text[at..]).chars().take(200));
     }
@@ -286,13 +289,13 @@ fn exception(text: &str) -> StoreFault {
     }
 }
 
-/// Symbols of the server's text that are kept of its beginning, and of its end, which often says what helps.
+/// Characters kept from the start of the server's text, and from its end, which often says what helps.
 const KEPT: usize = 500;
 
-/// A server that tells its stack, as the local engine does, tells it in the midst of what helps.
+/// Removes stack traces, which some servers (the local engine) put in the middle of the text.
 fn without_traces(text: &str) -> String {
-    let is_told = |line: &&str| !line.contains(" @ 0x") && !line.trim().is_empty();
-    text.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+    let is_useful = |line: &&str| !line.contains(" @ 0x") && !line.trim().is_empty();
+    text.lines().filter(is_useful).collect::<Vec<_>>().join("\n")
 }
 
 fn shortened(text: &str) -> String {
@@ -310,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exceptions_are_told_by_their_code() {
+    fn exceptions_are_recognised_by_their_code() {
         let fault =
             exception("Code: 252. DB::Exception: Too many parts (300). (TOO_MANY_PARTS) (version 26.5)");
         assert!(
@@ -318,11 +321,11 @@ mod tests {
             "{fault}"
         );
         assert!(matches!(exception("502 Bad Gateway"), StoreFault::Unclear(_)));
-        // 53 must not be read out of 530.
+        // 53 must not be parsed from 530.
         assert!(matches!(exception("Code: 530. DB::Exception: x"), StoreFault::Exception { code: 530, .. }));
     }
 
-    /// A mutation that cannot end: the words that help stand at the end of the text.
+    /// The text of a mutation that cannot end has its cause at the end.
     #[test]
     fn the_end_of_a_long_exception_is_kept() {
         let text = format!(

@@ -1,7 +1,9 @@
-//! Forgetting a run, or one pass of it: rows, messages, consumers and records go, and their space is free again.
+//! Forgetting a run, or one pass of it: rows, messages, consumers and records are removed, and their space is
+//! freed.
 //!
-//! Readers first: what they see goes in one step. Records last, and only as they were read: killed at any point, there
-//! is still a record that the same words begin from, and what somebody began meanwhile is not lost unseen.
+//! Readers lose sight of the run first, in one step. The records go last, and only if they have not changed
+//! since they were read. So a record is left after a kill at any point, and the same command finishes the
+//! removal. A pass that another process began meanwhile is not lost silently.
 
 mod pipeline;
 
@@ -16,27 +18,27 @@ use crate::session::Session;
 
 pub use pipeline::{Belongings, belongings, forget_pipeline};
 
-/// Rows that were on their way to ClickHouse may land while they are removed; they are removed again so many times.
+/// How often the rows are removed again, because rows on their way to ClickHouse may be inserted meanwhile.
 const SWEEPS: u32 = 5;
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Forgotten {
-    /// Rows in ClickHouse, raw duplicates counted.
+    /// The number of rows in ClickHouse, raw duplicates included.
     pub rows: u64,
-    /// Bytes that they took there, compressed.
+    /// The compressed bytes of the rows.
     pub row_bytes: u64,
-    /// Messages of ids.
+    /// The number of ids messages.
     pub ids_messages: u64,
-    /// Messages of computed rows.
+    /// The number of rows messages.
     pub rows_messages: u64,
-    /// Messages that had been set aside.
+    /// The number of quarantined messages.
     pub aside_messages: u64,
-    /// Passes whose record was removed.
+    /// The passes whose records were removed.
     pub passes: Vec<u32>,
 }
 
-/// What is to be forgotten, and everything of it.
+/// The run or pass to forget, and the connections.
 struct Forget<'a> {
     session: &'a Session,
     run: &'a RunName,
@@ -47,7 +49,7 @@ struct Forget<'a> {
 ///
 /// # Errors
 /// [`Error::NoSuchRun`], [`Error::NoSuchPass`]; [`Error::StillOpen`] while a pass of it is running or paused;
-/// [`Error::PassSeen`]; [`Error::BegunMeanwhile`]; those of the broker and ClickHouse. It can be called again.
+/// [`Error::PassSeen`]; [`Error::BegunMeanwhile`]; errors of NATS and ClickHouse. The call can be repeated.
 pub async fn forget(session: &Session, run: &RunName, pass: Option<u32>) -> Result<Forgotten, Error> {
     let forget = Forget { session, run, pass };
     let passes = forget.passes().await?;
@@ -58,7 +60,7 @@ pub async fn forget(session: &Session, run: &RunName, pass: Option<u32>) -> Resu
     forget.remove_messages(&mut forgotten).await?;
     failpoint::pass("forget-after-messages");
     forget.remove_rows(&mut forgotten).await?;
-    // A sealer that had its proof before a cancel may have shown a pass that is gone now.
+    // A sealer with a proof from before a cancel may have shown a pass that is removed now.
     forget.hide().await?;
     forget.remove_view_faults().await?;
     failpoint::pass("forget-after-rows");
@@ -67,7 +69,7 @@ pub async fn forget(session: &Session, run: &RunName, pass: Option<u32>) -> Resu
 }
 
 impl Forget<'_> {
-    /// The records that will go, as they are before anything does.
+    /// The records to remove, as they are before the removal begins.
     async fn passes(&self) -> Result<Vec<PassRecord>, Error> {
         let run = || self.run.to_string();
         let known = self.session.records.passes_of(self.run).await?;
@@ -94,7 +96,7 @@ impl Forget<'_> {
         }
     }
 
-    /// Notes in the records that it has begun, so that what a kill or an error leaves is told as what it is.
+    /// Marks the records as being forgotten, so that a removal that was killed or failed is reported as such.
     async fn note(&self, passes: &[PassRecord]) -> Result<(), Error> {
         for before in passes {
             while let Some(mut entry) = self.session.records.pass(&self.run.pass(before.pass)).await? {
@@ -114,17 +116,17 @@ impl Forget<'_> {
         Ok(())
     }
 
-    /// Whether ClickHouse has rows of it, which no record may tell of any more.
+    /// Whether ClickHouse still has rows without a record.
     async fn has_rows(&self) -> Result<bool, Error> {
         Ok(self.session.store.rows_of(self.run, self.pass).await? > 0)
     }
 
-    /// Takes it from readers in one step: of all passes, the one that they see goes last.
+    /// Hides the run or pass from readers in one step: the pass that they see is hidden last.
     async fn hide(&self) -> Result<(), Error> {
         self.session.store.hide(self.run, self.pass).await
     }
 
-    /// Consumers first, so that nothing is computed of what is being removed.
+    /// Removes consumers first, so that workers compute nothing that is being removed.
     async fn remove_messages(&self, forgotten: &mut Forgotten) -> Result<(), Error> {
         let names = self.session.broker.names();
         let run = self.run;
@@ -148,7 +150,7 @@ impl Forget<'_> {
         Ok(())
     }
 
-    /// A sink may have had some of the rows in its hands: until none is there, they are removed again.
+    /// Removes the rows, and repeats that until none is left, because a sink may have been inserting some.
     async fn remove_rows(&self, forgotten: &mut Forgotten) -> Result<(), Error> {
         let run = self.run;
         let pass = self.pass;
@@ -172,12 +174,13 @@ impl Forget<'_> {
         Ok(())
     }
 
-    /// What views did not get of rows that are gone. Where this process may not look, the operator acknowledges it.
+    /// Removes the faults of views about rows that are gone. If this process may not, the operator acknowledges
+    /// them.
     async fn remove_view_faults(&self) -> Result<(), Error> {
         match self.session.store.forget_view_faults(self.run, self.pass).await {
             Err(Error::Store { source, .. }) if source.is_denied() => {
-                tracing::warn!(run = %self.run, %source, hint = "`doctor --acknowledge` by a user who may removes them",
-                    "what is noted of views that lack its rows stays");
+                tracing::warn!(run = %self.run, %source, hint = "run `doctor --acknowledge` as a user with more rights",
+                    "the run's view faults could not be removed");
                 Ok(())
             }
             outcome => outcome,
@@ -207,10 +210,10 @@ impl Forget<'_> {
         Ok(())
     }
 
-    /// Removes the record of a pass with which nothing was begun.
+    /// Removes the record of a pass, unless another process began something with the pass.
     async fn remove_pass(&self, before: &PassRecord) -> Result<(), Error> {
         while let Some(entry) = self.session.records.pass(&self.run.pass(before.pass)).await? {
-            // A sealer notes in the record of a cancelled pass that its messages are gone: that begins nothing.
+            // A sealer records in a cancelled pass that its messages are gone; that begins nothing.
             let PassRecord { state, sealed, .. } = &entry.record;
             if (state, sealed) != (&before.state, &before.sealed) {
                 return Err(Error::BegunMeanwhile { run: self.run.to_string() });

@@ -1,4 +1,4 @@
-//! Pauses runs that have more dead letters than they may (`--max-dead`).
+//! Pauses runs that exceed their limit of dead letters (`--max-dead`).
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use crate::nats::pass_watch;
 use crate::session::Session;
 use crate::stop::Stop;
 
-/// How often such runs are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks of such runs.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks at runs that have such a limit, until taking stops.
+/// Checks runs that have a limit of dead letters, until taking stops.
 ///
 /// # Errors
-/// When the bucket cannot be read at the start; later failures are waited out.
+/// When the bucket cannot be read at the start; later failures are retried.
 pub async fn watch_dead(session: &Session, stop: &Stop) -> Result<(), Error> {
     let Session { records, store, .. } = session;
     let open = pass_watch::follow(records, stop).await?;
     loop {
-        if !stop.rest(LOOK).await {
+        if !stop.rest(CHECK_EVERY).await {
             return Ok(());
         }
         let limited: Vec<_> = open
@@ -36,7 +36,7 @@ pub async fn watch_dead(session: &Session, stop: &Stop) -> Result<(), Error> {
         for (id, most) in limited {
             let PassId { run, pass } = &id;
             let paused = match store.dead_rows(&id, &Letters::default()).await {
-                // Raw duplicates are counted, too: those that are distinct decide.
+                // The cheap count includes raw duplicates, so the distinct count decides.
                 Ok(raw) if raw > most => match store.dead_distinct(&id).await {
                     Ok(dead) if dead <= most => Ok(None),
                     Ok(dead) => pause(records, &id, dead, most).await,
@@ -54,14 +54,14 @@ pub async fn watch_dead(session: &Session, stop: &Stop) -> Result<(), Error> {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(%run, error = full_cause(&error), "its dead letters could not be looked at");
+                    tracing::debug!(%run, error = full_cause(&error), "the run's dead letters could not be counted");
                 }
             }
         }
     }
 }
 
-/// Pauses a pass with its reason; the reason, unless another process was faster.
+/// Pauses a pass and returns the reason; `None` if another process was first.
 async fn pause(records: &Records, pass: &PassId, dead: u64, most: u64) -> Result<Option<String>, Error> {
     let why = format!("{dead} dead letters are more than the {most} of --max-dead");
     let paused = steer::pause_for(records, pass, &why).await?;

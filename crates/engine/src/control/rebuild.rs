@@ -1,9 +1,9 @@
-//! Inserting the rows of a sealed pass once more, from the rows stream, into a table that has lost them: nothing is
+//! Inserts the rows of a sealed pass again, from the rows stream, into a table that has lost them. Nothing is
 //! computed.
 //!
-//! A consumer of its own draws the pass's rows, and the sink does with them what it does with any: asks, inserts what is
-//! not there, asks, acks. A pass over some ids has the other rows from an older pass, which is brought back before it.
-//! Readers see the result once all is proven. Killed at any point, the same words do it again.
+//! A separate consumer delivers the pass's rows to a sink, which treats them like any others: ask, insert what
+//! is missing, ask, ack. A partial replay needs rows of an older pass, which is rebuilt first. Readers see the
+//! result once all of it is proven. After a kill at any point the same command continues.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,19 +26,19 @@ use crate::session::Session;
 use crate::sink::{SinkPlan, SinkState, sink};
 use crate::stop::Stop;
 
-/// How often it is looked whether all rows are drawn.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval between checks whether all rows are delivered.
+const CHECK_EVERY: Duration = Duration::from_millis(200);
 
-/// What a rebuild came to.
+/// The result of a rebuild.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rebuilt {
-    /// The pass.
+    /// The number of the pass.
     pub pass: u32,
-    /// Rows that it has, one for each id.
+    /// The number of rows in the pass, one for each id.
     pub rows: u64,
-    /// How many of all passes that were looked at were not there before.
+    /// The number of rows, over all checked passes, that were missing before.
     pub inserted: u64,
-    /// Passes that were inserted, the oldest first.
+    /// The passes that were inserted, the oldest first.
     pub passes: Vec<u32>,
 }
 
@@ -51,11 +51,12 @@ struct Rebuild<'a> {
     stop: &'a Stop,
 }
 
-/// Brings back the rows of a pass, or of the newest sealed one, and the records of it that readers need.
+/// Restores the rows of a pass, or of the newest sealed one, and the records that readers need.
 ///
 /// # Errors
-/// [`Error::NoSuchPass`]; [`Error::NotSealed`]; [`Error::RowsGone`] when the stream does not have all that the table
-/// lacks: then what it has is inserted; [`Error::RowsLeft`] when the table does not take them; [`Error::Stopped`]; those of the broker and ClickHouse.
+/// [`Error::NoSuchPass`]; [`Error::NotSealed`]; [`Error::RowsGone`] when the stream lacks some of the missing
+/// rows (the others are inserted); [`Error::RowsLeft`] when the table refuses rows; [`Error::Stopped`]; errors
+/// of NATS and ClickHouse.
 pub async fn rebuild(
     session: &Session,
     run: &RunName,
@@ -85,7 +86,7 @@ pub async fn rebuild(
     }
     failpoint::pass("rebuild-before-records");
     store.keep_run(record).await?;
-    // The newest first: readers never see an older one in its place.
+    // The newest first, so that readers never see an older pass instead.
     for ((pass, _), proof) in chain.iter().zip(proofs.iter().rev()) {
         rebuild.show(pass, proof).await?;
     }
@@ -94,8 +95,8 @@ pub async fn rebuild(
 }
 
 impl Rebuild<'_> {
-    /// The pass that is asked for, and those that it needs rows from, with what is there of each. The last of them is whole,
-    /// or took no rows from any.
+    /// The requested pass and the passes whose rows it copied, each with its proof. The last one is complete,
+    /// or copied no rows.
     async fn chain(&self, pass: Option<u32>) -> Result<Vec<(PassRecord, Proof)>, Error> {
         let known = self.session.records.passes_of(self.run).await?;
         let sealed = known.iter().rfind(|record| record.state == PassState::Sealed);
@@ -125,7 +126,7 @@ impl Rebuild<'_> {
         Proof::take(&self.session.store, &self.run.pass(pass), self.published, true).await
     }
 
-    /// Inserts what the stream has of a pass, and copies what it took over.
+    /// Inserts the rows of a pass from the stream, and copies its unchanged rows from its base.
     async fn insert(&self, pass: &PassRecord) -> Result<(), Error> {
         self.sink(pass.pass).await?;
         failpoint::pass("rebuild-after-sink");
@@ -139,7 +140,7 @@ impl Rebuild<'_> {
         }
     }
 
-    /// Sinks until the pass's own consumer has nothing more to give.
+    /// Runs a sink until the pass's own consumer has delivered everything.
     async fn sink(&self, pass: u32) -> Result<(), Error> {
         let broker = &self.session.broker;
         broker.make_rebuild_consumer(&self.run.pass(pass)).await?;
@@ -148,14 +149,14 @@ impl Rebuild<'_> {
         let watch = async {
             while !stage.taking_stopped() {
                 let open = broker.rebuild_progress(&self.run.pass(pass)).await;
-                // A server that does not answer now is asked again: the sink waits for it too.
-                let is_drawn = matches!(open, Ok(open) if open.as_ref().is_none_or(is_drawn));
-                // Rows that the table does not take come again and again: the operator has to do something first.
-                if is_drawn || !state.left.faults().is_empty() {
+                // If the server does not answer, ask again: the sink waits for it too.
+                let all_delivered = matches!(open, Ok(open) if open.as_ref().is_none_or(is_delivered));
+                // Rows that the table refuses are redelivered for ever, until the operator acts.
+                if all_delivered || !state.left.faults().is_empty() {
                     stage.stop_taking();
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(LOOK) => {}
+                    () = tokio::time::sleep(CHECK_EVERY) => {}
                     () = stage.no_more_taking() => {}
                 }
             }
@@ -170,14 +171,14 @@ impl Rebuild<'_> {
             return Err(Error::RowsLeft { run: self.run.to_string(), pass, faults });
         }
         let messages = state.metrics.sink_counts().messages;
-        tracing::info!(pass, messages, "inserted from the stream");
+        tracing::info!(pass, messages, "inserted the pass's rows from the rows stream");
         if self.stop.taking_stopped() {
             return Err(Error::Stopped);
         }
         broker.remove_rebuild_consumer(&self.run.pass(pass)).await
     }
 
-    /// The proof that a pass is whole again.
+    /// Proves that the pass is complete again.
     async fn prove(&self, pass: &PassRecord) -> Result<Proof, Error> {
         let mut proof = self.proof(pass.pass).await?;
         if proof.is_complete() && !proof.is_clean() {
@@ -193,7 +194,7 @@ impl Rebuild<'_> {
         let stream = self.session.broker.names().rows_stream();
         let why = match self.session.broker.kept(&stream).await? {
             Some(kept) => why(&kept, pass, self.session.records.server_ms().await?),
-            None => "there is no such stream any more".to_owned(),
+            None => "the stream no longer exists".to_owned(),
         };
         let run = self.run.to_string();
         let pass = pass.pass;
@@ -208,7 +209,7 @@ impl Rebuild<'_> {
         })
     }
 
-    /// Makes a pass visible that was proven, unless it is.
+    /// Makes a proven pass visible, unless readers see it.
     async fn show(&self, pass: &PassRecord, proof: &Proof) -> Result<(), Error> {
         if self.session.store.sealed_passes(self.run).await?.iter().any(|seen| seen.pass == pass.pass) {
             return Ok(());
@@ -234,12 +235,12 @@ impl Rebuild<'_> {
     }
 }
 
-/// Whether nothing is left to come, and nothing in anybody's hands.
-fn is_drawn(info: &consumer::Info) -> bool {
+/// Whether all messages are delivered and acked.
+fn is_delivered(info: &consumer::Info) -> bool {
     info.num_pending == 0 && info.num_ack_pending == 0
 }
 
-/// Why a stream does not have all rows of a pass.
+/// Why the stream lacks rows of a pass.
 fn why(kept: &Kept, pass: &PassRecord, now_ms: u64) -> String {
     let sealed_ms = pass.sealed.as_ref().map_or(pass.started_ms, |sealed| sealed.at_ms);
     let aged_out = pass.started_ms.saturating_add(kept.max_age.as_millis() as u64);
@@ -247,7 +248,7 @@ fn why(kept: &Kept, pass: &PassRecord, now_ms: u64) -> String {
         return "it keeps rows until their pass is sealed, and no longer".to_owned();
     }
     if kept.created_ms > pass.started_ms {
-        return format!("it was made anew {}", shown(kept.created_ms));
+        return format!("the stream was created again {}", shown(kept.created_ms));
     }
     if aged_out <= now_ms {
         return format!(
@@ -257,7 +258,7 @@ fn why(kept: &Kept, pass: &PassRecord, now_ms: u64) -> String {
         );
     }
     format!(
-        "it keeps rows for {}, but they were removed by hand, or to make room when it was half full, or the pass was \
+        "it keeps rows for {}, but they were removed by hand, or purged when the stream was half full, or the pass was \
          sealed {} before that was set",
         length(kept.max_age),
         shown(sealed_ms)
@@ -269,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_what_the_stream_lets_know() {
+    fn the_reason_follows_from_the_stream_state() {
         const HOUR: u64 = 3_600_000;
         let run: RunName = "a".parse().expect("legal");
         let pass = PassRecord::begin(&run.pass(1), 100, 2 * HOUR);
@@ -283,12 +284,12 @@ mod tests {
         };
         let table = [
             (kept(0, 0), "it keeps rows until their pass is sealed, and no longer"),
-            (kept(3 * HOUR, 9), "it was made anew 1970-01-01T03:00:00Z"),
+            (kept(3 * HOUR, 9), "the stream was created again 1970-01-01T03:00:00Z"),
             (kept(0, 1), "it keeps rows for 1 h, so those went from 1970-01-01T03:00:00Z on"),
         ];
         for (kept, text) in table {
             assert_eq!(why(&kept, &pass, 4 * HOUR), text);
         }
-        assert!(why(&kept(0, 9), &pass, 4 * HOUR).contains("or to make room"));
+        assert!(why(&kept(0, 9), &pass, 4 * HOUR).contains("or purged when"));
     }
 }

@@ -1,10 +1,11 @@
-//! A new pass over a run: over all of its ids, or over some of them, which then takes over the rows of the others from
-//! the newest sealed pass, so that what readers see is whole at every moment.
+//! A new pass over a run: over all of its ids, or over some of them (a partial replay). A partial replay copies
+//! the rows of the other ids from the newest sealed pass, so that readers always see a complete pass.
 //!
-//! Of all ids, workers draw the run's own batches once more. Of some, ClickHouse knows which; they are published like a
-//! run's, under subjects of the pass, and workers and sinks know no difference. The sealer copies the other rows inside
-//! ClickHouse once the ids are computed (`seal/copied.rs`), proves the pass against the run's record like any other, and
-//! readers flip. Killed at any point, the same words go on.
+//! In a full replay, workers pull the run's own batches again. In a partial replay, ClickHouse selects the ids.
+//! They are published like a run's ids, under subjects of the pass, so workers and sinks treat both alike. Once
+//! those ids are computed, the sealer copies the other rows inside ClickHouse (`seal/copied.rs`). It proves the
+//! pass against the run's record like any other, and then readers see it. After a kill at any point the same
+//! command continues.
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -27,25 +28,25 @@ use crate::telemetry::labels::Origin;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::TraceContext;
 
-/// Batches whose selected ids are read at once, and ids that those may have together.
+/// The most batches whose selected ids are read at once, and the most ids in them.
 const READ_AT_ONCE: (u32, u32) = (64, 500_000);
-/// Batches on their way at once.
+/// The most batches that are being published at once.
 const IN_FLIGHT: usize = 64;
-/// Groups of batches that a record names.
+/// The most ranges of batches in a record.
 const RANGES: usize = 1000;
 
-/// What a replay came to.
+/// The result of a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replayed {
-    /// The new pass.
+    /// The number of the new pass.
     pub pass: u32,
-    /// Ids that it computes.
+    /// The number of ids that the pass computes.
     pub ids: u64,
-    /// Batches that they are in.
+    /// The number of batches that hold them.
     pub batches: u64,
 }
 
-/// A replay on its way.
+/// A replay in progress.
 struct Replay<'a> {
     session: &'a Session,
     run: &'a RunName,
@@ -54,11 +55,13 @@ struct Replay<'a> {
     stop: &'a Stop,
 }
 
-/// Begins a pass over the selected ids of a run, or over all of them, or goes on with one that was begun so.
+/// Begins a pass over the selected ids of a run, or over all of them, or continues one that the same command
+/// began.
 ///
 /// # Errors
-/// [`Error::PassOpen`] while the newest pass is running or paused; [`Error::IdsGone`], [`Error::NothingSelected`] and
-/// their like before anything is written; [`Error::Stopped`]; those of the broker and ClickHouse.
+/// [`Error::PassOpen`] while the newest pass is running or paused; [`Error::IdsGone`],
+/// [`Error::NothingSelected`] and similar errors before anything is written; [`Error::Stopped`]; errors of NATS
+/// and ClickHouse.
 pub async fn replay<I: Id>(
     session: &Session,
     run: &RunName,
@@ -84,7 +87,7 @@ pub async fn replay<I: Id>(
 }
 
 impl Replay<'_> {
-    /// The pass that was begun with these words, or a new one.
+    /// The pass that the same command began, or a new one.
     async fn open(&self, record: &RunRecord, published: &Published) -> Result<PassRecord, Error> {
         let passes = self.session.records.passes_of(self.run).await?;
         let open = || Error::PassOpen { run: self.run.to_string() };
@@ -105,25 +108,25 @@ impl Replay<'_> {
                 Some(self.covers(base, selection, record, published).await?)
             }
         };
-        // The bucket may have been lost with a pass whose rows are still there.
+        // The bucket may have lost a pass whose rows still exist.
         let rows = self.session.store.newest_rows(self.run).await?;
         let pass = self.session.records.next_pass(self.run).await?.max(rows + 1);
         let started_ms = self.session.records.server_ms().await?;
         let begun =
             PassRecord { covers, ..PassRecord::begin(&self.run.pass(pass), record.batch_ids, started_ms) };
-        // Somebody was faster: what they began may be the same.
+        // Another process was first, and may have begun the same replay.
         let _beaten = self.session.records.create_pass(&begun).await?;
         let found = self.session.records.pass(&self.run.pass(pass)).await?.ok_or_else(open)?.record;
         if self.began(&found) { Ok(found) } else { Err(open()) }
     }
 
-    /// Whether a replay of these words began this pass. The first pass of a run is none.
+    /// Whether a replay with this selection began the pass. The first pass of a run is not a replay.
     fn began(&self, pass: &PassRecord) -> bool {
         let selection = pass.covers.as_ref().map(|covers| &covers.selection);
         pass.pass > 1 && selection == self.selection
     }
 
-    /// What the selection comes to: the same ids each time, and some.
+    /// Checks the selection: it must be the same each time, and not empty.
     async fn covers(
         &self,
         base: u32,
@@ -144,7 +147,7 @@ impl Replay<'_> {
             }
             Selection::Batches { first, end } => vec![[*first, *end]],
             Selection::Published { since, until } => {
-                // When a batch was published that is no longer there, nobody knows.
+                // The publishing time of a batch is lost when its message is gone.
                 refuse(&self.session.broker, &self.session.records, record, published).await?;
                 let [since, until] = [since, until].map(|moment| moment.as_ref().map(|moment| moment.at_ms));
                 let mut batches = self.session.broker.published_between(self.run, since, until).await?;
@@ -165,7 +168,7 @@ impl Replay<'_> {
         Ok(covers)
     }
 
-    /// Publishes the selected ids and says so in the pass's record.
+    /// Publishes the selected ids, and marks the pass's record as published.
     async fn publish_selected<I: Id>(
         &self,
         pass: u32,
@@ -185,7 +188,7 @@ impl Replay<'_> {
         Ok(Replayed { pass, ids, batches: batches.len() as u64 })
     }
 
-    /// Publishes the selected ids of some batches; how many there are.
+    /// Publishes the selected ids of some batches, and returns their number.
     async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
         let Self { session: Session { broker, .. }, run, metrics, stop, .. } = self;
         let found = self.session.store.selected_ids(run, covers, batches).await?;
@@ -213,7 +216,8 @@ impl Replay<'_> {
         Ok(found.len() as u64)
     }
 
-    /// Says in the pass's record that all of it is published. What was on its way when it was cancelled is removed.
+    /// Marks the pass's record as published. If the pass was cancelled meanwhile, the messages published since
+    /// are removed.
     async fn close(&self, pass: u32, ids: u64) -> Result<(), Error> {
         while let Some(mut entry) = self.session.records.pass(&self.run.pass(pass)).await? {
             if entry.record.state == PassState::Cancelled {
@@ -235,7 +239,7 @@ impl Replay<'_> {
     }
 }
 
-/// Batches in ascending order as ranges, from the first to below the second of each pair.
+/// Joins batches, in ascending order, into half-open ranges.
 fn ranges_of(batches: Vec<u32>) -> Vec<[u32; 2]> {
     let mut ranges: Vec<[u32; 2]> = Vec::new();
     for batch in batches {

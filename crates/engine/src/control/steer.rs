@@ -1,7 +1,7 @@
-//! What a person says of a run while it is computed: pause, resume, cancel, priority, rate.
+//! Run control while a run is computed: pause, resume, cancel, priority, rate limit.
 //!
-//! All of it is a change of the record of the run's newest pass, made by compare-and-set. Every process follows those
-//! records (`pass_watch`), so it holds on all hosts at once, and after a restart of everything.
+//! Each command is a compare-and-set of the record of the run's newest pass. Every process follows those
+//! records (`pass_watch`), so a command takes effect on all hosts at once and survives restarts.
 
 use millstream::names::{PassId, RunName};
 
@@ -10,29 +10,29 @@ use crate::model::record::{PassRecord, PassState};
 use crate::nats::bucket::{Change, Records};
 use crate::session::Session;
 
-/// The largest and the smallest priority: a share of 1024 to 1.
+/// The range of priorities: the highest gets 1024 times the share of the lowest.
 pub const PRIORITIES: std::ops::RangeInclusive<i8> = -5..=5;
 
-/// Holds the newest pass of a run back; whether it was not so already.
+/// Pauses the newest pass of a run, and returns whether it was running.
 ///
 /// # Errors
-/// [`Error::NoSuchRun`]; [`Error::PassEnded`]; the broker's.
+/// [`Error::NoSuchRun`]; [`Error::PassEnded`]; when NATS refuses or does not answer.
 pub async fn pause(records: &Records, run: &RunName) -> Result<bool, Error> {
     switch(records, run, "pause", [PassState::Running, PassState::Paused]).await
 }
 
-/// Lets it go on; whether it was paused.
+/// Resumes the newest pass of a run, and returns whether it was paused.
 ///
 /// # Errors
-/// As of [`pause`].
+/// The errors of [`pause`].
 pub async fn resume(records: &Records, run: &RunName) -> Result<bool, Error> {
     switch(records, run, "resume", [PassState::Paused, PassState::Running]).await
 }
 
-/// Pauses a pass, if it still runs, for a reason that is not a person's; whether it did.
+/// Pauses a pass for Millstream's own reason, and returns whether it was running.
 ///
 /// # Errors
-/// As of [`pause`].
+/// The errors of [`pause`].
 pub(crate) async fn pause_for(records: &Records, pass: &PassId, why: &str) -> Result<bool, Error> {
     change(records, &pass.run, "pause", |record| {
         if record.pass != pass.pass || record.state != PassState::Running {
@@ -44,11 +44,11 @@ pub(crate) async fn pause_for(records: &Records, pass: &PassId, why: &str) -> Re
     .await
 }
 
-/// Ends it for good: workers let go of it, its messages are removed, it is never sealed. Rows that are stored stay, those
-/// that are computed are stored still. Whether it was not cancelled already.
+/// Cancels the newest pass of a run for good: workers drop it, its messages are removed, and it is never
+/// sealed. Stored rows stay, and computed rows are still stored. Returns whether it was not cancelled already.
 ///
 /// # Errors
-/// As of [`pause`]; [`Error::Repaired`]; ClickHouse's.
+/// The errors of [`pause`]; [`Error::Repaired`]; errors of ClickHouse.
 pub async fn cancel(session: &Session, run: &RunName) -> Result<bool, Error> {
     let Session { broker, records, store } = session;
     let newest = records.newest_pass(run).await?;
@@ -67,8 +67,8 @@ pub async fn cancel(session: &Session, run: &RunName) -> Result<bool, Error> {
         true
     })
     .await?;
-    // A sink does the same, and the rest: here only so that the room is there at once. Of what was cancelled alone: a pass
-    // may have been sealed and another begun since the first look.
+    // A sink does this too, and the rest; done here so that storage is freed at once. Only for the pass that
+    // was cancelled, because it may have been sealed and another begun since it was read.
     let cancelled =
         records.newest_pass(run).await?.filter(|entry| entry.record.state == PassState::Cancelled);
     if let Some(entry) = cancelled {
@@ -77,19 +77,19 @@ pub async fn cancel(session: &Session, run: &RunName) -> Result<bool, Error> {
     Ok(changed)
 }
 
-/// What may be changed of a pass while it is computed.
+/// The settings of a pass that can change while it is computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Its priority.
+    /// The priority of the pass.
     pub priority: Option<i8>,
-    /// Its limit in ids a second, or that it has none.
+    /// The rate limit in ids a second; `Some(None)` removes it.
     pub rate: Option<Option<u32>>,
 }
 
-/// Changes settings of the newest pass of a run; whether they were other ones.
+/// Changes settings of the newest pass of a run, and returns whether they differ from before.
 ///
 /// # Errors
-/// As of [`pause`].
+/// The errors of [`pause`].
 pub async fn set(records: &Records, run: &RunName, settings: Settings) -> Result<bool, Error> {
     change(records, run, "change", |pass| {
         let before = (pass.priority, pass.rate);
@@ -100,7 +100,7 @@ pub async fn set(records: &Records, run: &RunName, settings: Settings) -> Result
     .await
 }
 
-/// Puts the newest pass, if it is in the first of these states, into the second; whether it was.
+/// Moves the newest pass from one of the first states into the second, and returns whether it did.
 async fn switch(
     records: &Records,
     run: &RunName,
@@ -111,7 +111,7 @@ async fn switch(
         let changed = pass.state == from;
         pass.state = to;
         if changed && pass.paused_for.take().is_some() {
-            // A person has seen it, and goes on nevertheless.
+            // The operator has seen the dead letters and continues nevertheless.
             pass.max_dead = None;
         }
         changed
@@ -119,7 +119,7 @@ async fn switch(
     .await
 }
 
-/// Changes the record of the newest pass, which is not at its end; `false` where there is nothing to change.
+/// Changes the record of the newest unfinished pass; `false` if there is nothing to change.
 async fn change(
     records: &Records,
     run: &RunName,

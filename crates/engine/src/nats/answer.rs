@@ -1,10 +1,10 @@
-//! How long an answer of NATS may take.
+//! The time limit of a request to NATS.
 
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// How long an answer of the broker may take before the question is asked again or given up.
+/// How long to wait for an answer of NATS before the request is retried or fails.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) async fn within<F: IntoFuture>(doing: &str, future: F) -> Result<F::Output, Error> {

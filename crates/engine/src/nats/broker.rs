@@ -40,47 +40,48 @@ use login::Login;
 pub use messages::Stray;
 pub use setup::StreamLimits;
 
-/// A dead peer is noticed by pings alone: after two that stay unanswered.
+/// Interval of the client's pings, which alone detect a dead connection: two unanswered pings close it.
 const PING: Duration = Duration::from_secs(5);
 
-/// Where NATS is.
+/// The address of NATS, with what is needed to log in.
 #[derive(Debug, Clone, Default)]
 pub struct NatsAddress {
-    /// `nats://host:port`, several with commas between; with a token or a user and a password before an `@`.
+    /// `nats://host:port`, several separated by commas; a token, or a user and a password, may stand before an
+    /// `@`.
     pub url: String,
-    /// A credentials file, or one with an nkey's seed.
+    /// A credentials file, or a file with an nkey's seed.
     pub creds: Option<PathBuf>,
-    /// Certificates of the authority that the server's is of, where the system does not know it.
+    /// Certificates of the authority that signed the server's certificate, if the system does not know it.
     pub ca: Option<PathBuf>,
-    /// The certificate and the key that this process shows to the server.
+    /// The client certificate and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// Where the address came from, for messages: `--nats`, `NATS_URL`, the local stack.
+    /// The setting that gave this address, for messages: `--nats`, `NATS_URL`, the local stack.
     pub origin: String,
 }
 
-/// The server's words where a stream is full.
+/// The text of the server's error when a stream is full.
 const FULL: &str = "maximum bytes";
-/// What helps then.
+/// The hint for a full stream.
 const STREAM_FULL: &str = "the stream is full: rows wait for sinks to catch up; ids stay for replay, so give their \
                            stream more bytes ([streams] ids_bytes, `nats stream edit`) or remove old runs from it";
 
-/// How a publish that nobody may do twice came out.
+/// The outcome of a publish under first-writer-wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// This writer's bytes are stored.
+    /// The bytes of this writer are stored.
     First,
     /// The subject already held a message.
     Already,
 }
 
-/// What a message is written with, beside its bytes.
+/// What a publish needs beside its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Writing<'a> {
-    /// The place in the batch's trace, for the message's header.
+    /// The trace context that goes into the message's header.
     pub trace: Option<TraceContext>,
-    /// Where it is counted.
+    /// The metrics that count this publish.
     pub metrics: &'a Metrics,
-    /// What ends the attempts.
+    /// The stop that ends the attempts.
     pub stop: &'a Stop,
 }
 
@@ -89,20 +90,20 @@ pub struct Writing<'a> {
 pub struct Broker {
     names: Names,
     environment: Environment,
-    /// When a stream that is full was last refused more bytes.
+    /// The time of the server's last refusal to let a full stream grow.
     refused_growth: Arc<Mutex<Option<Instant>>>,
     client: Client,
     jetstream: Context,
-    /// Who speaks: the command and its host.
+    /// The command and the host of this process, for NATS's logs.
     role: String,
 }
 
 impl Broker {
-    /// Connects. Afterwards the client reconnects by itself, for as long as it takes.
+    /// Connects. Afterwards the client reconnects by itself, without a limit.
     ///
     /// # Errors
-    /// [`Error::Name`] for a pipeline whose name is none; [`Error::MixedLogins`],
-    /// [`Error::Credentials`] and [`Error::Certificates`] for what cannot be shown; [`Error::Connect`] when no server answers now.
+    /// [`Error::Name`] for an invalid pipeline name; [`Error::MixedLogins`], [`Error::Credentials`] and
+    /// [`Error::Certificates`] for a login that cannot be used; [`Error::Connect`] when no server answers now.
     pub async fn connect(
         address: &NatsAddress,
         pipeline: &str,
@@ -155,12 +156,12 @@ impl Broker {
         &self.names
     }
 
-    /// The stream that the bucket of records is kept in.
+    /// The stream behind the bucket of records.
     pub(crate) fn bucket_stream(&self) -> String {
         format!("KV_{}", self.names.bucket())
     }
 
-    /// The largest message that the server takes, in bytes.
+    /// The largest message that the server accepts, in bytes.
     pub fn max_payload(&self) -> usize {
         self.client.server_info().max_payload
     }
@@ -186,14 +187,14 @@ impl Broker {
         Ok(Records::new(self.jetstream.clone(), bucket, self.names.clone()))
     }
 
-    /// Stores a message under a subject that holds none, for as long as that takes: **first-writer-wins**.
+    /// Stores a message under a subject that holds none, and retries without a limit: **first-writer-wins**.
     ///
-    /// A PubAck and error 10071 both mean that it is done. Anything else (no answer, a full stream, a server that is
-    /// starting) is tried again with the same bytes. An unanswered publish leaks an entry in the client (nats.rs issue
-    /// 1617), which timeout and backoff bound to a few a minute.
+    /// A PubAck and error 10071 both mean that the message is stored. After anything else (no answer, a full
+    /// stream, a server that is starting) the same bytes are sent again. An unanswered publish leaks an entry
+    /// in the client (nats.rs issue 1617); the timeout and the backoff limit that to a few a minute.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], which no retry can heal; [`Error::Stopped`] when work is given up.
+    /// [`Error::TooLarge`], which no retry can fix; [`Error::Stopped`] when held work is given up.
     pub async fn write_once(
         &self,
         subject: &str,
@@ -235,7 +236,7 @@ impl Broker {
             let wait = backoff.wait();
             let hint = match () {
                 () if error.contains(FULL) => STREAM_FULL,
-                () if error.contains("no stream found") => "`setup` makes the streams",
+                () if error.contains("no stream found") => "`setup` creates the streams",
                 () => "",
             };
             tracing::warn!(subject, %error, hint, retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
@@ -245,7 +246,7 @@ impl Broker {
         }
     }
 
-    /// Publishes on a plain subject, for whoever listens now.
+    /// Publishes on a plain subject, for the subscribers that listen now.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -255,20 +256,20 @@ impl Broker {
         within(&doing, self.client.flush()).await?.map_err(broker(doing))
     }
 
-    /// Waits until what was queued, acks above all, is on its way, and the server has seen it.
+    /// Waits until the server has received what is queued, above all acks.
     pub async fn flush(&self) {
-        // A round trip: `flush` alone says that the bytes are in the socket.
+        // A round trip, because `flush` alone only means that the bytes are in the socket.
         let round_trip = async {
             self.client.flush().await.map_err(Source::from)?;
             self.jetstream.query_account().await.map_err(Source::from)
         };
         if !matches!(tokio::time::timeout(ANSWER_WITHIN, round_trip).await, Ok(Ok(_))) {
-            tracing::warn!("the last acks may be lost: those batches will be delivered again");
+            tracing::warn!("the last acks may be lost: their batches will be redelivered");
         }
     }
 }
 
-/// A message that is stored only under a subject that holds none.
+/// A message that the server stores only if its subject holds none.
 fn once(payload: Bytes, trace: Option<TraceContext>) -> PublishMessage {
     let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
     match trace {
@@ -282,13 +283,13 @@ fn log_event(event: &Event) {
         Event::Connected => tracing::debug!("connected to NATS"),
         Event::Disconnected => tracing::warn!("disconnected from NATS, reconnecting"),
         Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
-            tracing::warn!(%event, "NATS reports a fault");
+            tracing::warn!(%event, "the NATS client reports an error");
         }
         _ => tracing::debug!(%event, "NATS"),
     }
 }
 
-/// A part of an address as it was before `%40` and the like were put in.
+/// A part of an address with its percent escapes (`%40`) decoded.
 fn percent_decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }

@@ -1,4 +1,5 @@
-//! Runs and passes as they are kept in the key-value bucket: JSON, so that a person with `nats kv get` can read them.
+//! The records of runs and passes in the key-value bucket. They are JSON, so that an operator can read them
+//! with `nats kv get`.
 //!
 //! Every change is a compare-and-set on the revision that was read. A run's record never changes once it is
 //! published; a pass's state does.
@@ -22,34 +23,34 @@ use crate::retry::Backoff;
 
 use crate::model::record::{PassRecord, RunRecord};
 
-/// How long the bucket may be without anybody to answer for it.
+/// How long requests to a bucket without a leader are retried.
 const ELECTION: Duration = Duration::from_secs(20);
-/// Records that are read at once.
+/// Concurrent reads of records.
 const READS: usize = 32;
-/// Pauses between questions meanwhile.
+/// First and longest pause between these retries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
-/// A record with the revision that a change of it must name.
+/// A record with the revision that an update must name.
 #[derive(Debug, Clone)]
 pub struct Entry<R> {
     /// The record.
     pub record: R,
-    /// The revision read.
+    /// The revision that was read.
     pub revision: u64,
-    /// When it was written, by the server's clock, in milliseconds since 1970.
+    /// When the record was written, by the server's clock, in milliseconds since 1970.
     pub written_ms: u64,
 }
 
-/// Whether a change was made, or somebody else's came first.
+/// The outcome of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Made.
+    /// This change was written.
     Made,
     /// Another process changed or created the record since it was read.
     Beaten,
 }
 
-/// The bucket of one pipeline.
+/// The bucket of records of one pipeline.
 #[derive(Debug, Clone)]
 pub struct Records {
     jetstream: jetstream::Context,
@@ -62,8 +63,8 @@ impl Records {
         Self { jetstream, bucket, names }
     }
 
-    /// What the server's clock says, in milliseconds since 1970. What is as old as a record or a message says, it is by this clock
-    /// alone: those of hosts differ by minutes.
+    /// The time of the server's clock, in milliseconds since 1970. The age of a record or message is measured
+    /// by this clock alone, because the clocks of hosts differ by minutes.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -71,11 +72,11 @@ impl Records {
         let doing = format!("ask for the time of bucket `{}`", self.bucket.name);
         let subject = format!("STREAM.INFO.{}", self.bucket.stream_name);
         let nothing = json!({});
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         loop {
             let asked = self.jetstream.request::<_, _, Response<Clock>>(subject.clone(), &nothing);
             match answer(&doing, asked).await {
-                Err(error) if patience.bears(&error).await => {}
+                Err(error) if window.should_retry(&error).await => {}
                 Ok(Response::Ok(clock)) => return Ok(clock.ts.0),
                 Ok(Response::Err { error }) => return Err(broker(&doing)(error)),
                 Err(error) => return Err(error),
@@ -91,10 +92,10 @@ impl Records {
         self.get(&self.names.run_key(run)).await
     }
 
-    /// A run's record, or an error that names the runs there are.
+    /// A run's record, or an error that lists the existing runs.
     ///
     /// # Errors
-    /// [`Error::NoSuchRun`], or the broker's.
+    /// [`Error::NoSuchRun`]; when the broker does not answer or the record is malformed.
     pub async fn known_run(&self, run: &RunName) -> Result<Entry<RunRecord>, Error> {
         match self.run(run).await? {
             Some(entry) => Ok(entry),
@@ -126,7 +127,7 @@ impl Records {
         }
     }
 
-    /// The passes of a run in order. Some numbers may be missing: passes can be forgotten.
+    /// The passes of a run in order. Numbers of forgotten passes are missing.
     ///
     /// # Errors
     /// When the broker does not answer or a record is malformed.
@@ -141,7 +142,7 @@ impl Records {
     /// # Errors
     /// When the broker does not answer.
     pub async fn next_pass(&self, run: &RunName) -> Result<u32, Error> {
-        // A forgotten pass leaves its key behind, so that nothing of it that is still under way comes to another.
+        // A forgotten pass leaves its key, so that its late messages do not count for another pass.
         let keys = self.keys(&self.names.pass_keys(run)).await?;
         let numbers = keys.iter().filter_map(|key| key.rsplit('.').next()?.parse::<u32>().ok());
         Ok(numbers.max().unwrap_or(0) + 1)
@@ -195,7 +196,7 @@ impl Records {
         self.update(&self.names.pass_key(&entry.record.id()), &entry.record, entry.revision).await
     }
 
-    /// Removes a run's record, if it is as it was read.
+    /// Removes a run's record, if it has not changed since it was read.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -203,7 +204,8 @@ impl Records {
         self.remove(&self.names.run_key(&entry.record.run), entry.revision).await
     }
 
-    /// Removes a pass's record, if it is as it was read. Its key stays, so that its number is not given again.
+    /// Removes a pass's record, if it has not changed since it was read. The key stays, so that the number is
+    /// not used again.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -217,10 +219,10 @@ impl Records {
 
     async fn get<R: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<R>>, Error> {
         let doing = format!("read record `{key}` from bucket `{}`", self.bucket.name);
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         let entry = loop {
             match answer(&doing, self.bucket.entry(key)).await {
-                Err(error) if patience.bears(&error).await => {}
+                Err(error) if window.should_retry(&error).await => {}
                 outcome => break outcome?,
             }
         };
@@ -235,7 +237,7 @@ impl Records {
 
     async fn create<R: Serialize>(&self, key: &str, record: &R) -> Result<Change, Error> {
         let doing = format!("create record `{key}` in bucket `{}`", self.bucket.name);
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         let mut asked = 0;
         loop {
             asked += 1;
@@ -247,7 +249,7 @@ impl Records {
                 Ok(Err(error)) => broker(&doing)(error),
                 Err(silent) => silent,
             };
-            if !patience.bears(&failed).await {
+            if !window.should_retry(&failed).await {
                 return Err(failed);
             }
         }
@@ -255,7 +257,7 @@ impl Records {
 
     async fn update<R: Serialize>(&self, key: &str, record: &R, revision: u64) -> Result<Change, Error> {
         let doing = format!("change record `{key}` in bucket `{}`", self.bucket.name);
-        let mut patience = Patience::new();
+        let mut window = RetryWindow::new();
         let mut asked = 0;
         loop {
             asked += 1;
@@ -267,13 +269,14 @@ impl Records {
                 Ok(Err(error)) => broker(&doing)(error),
                 Err(silent) => silent,
             };
-            if !patience.bears(&failed).await {
+            if !window.should_retry(&failed).await {
                 return Err(failed);
             }
         }
     }
 
-    /// Whether it is really another's change that came first: one of ours whose answer was lost looks the same, and is made.
+    /// Finds out whether another process really was first. If our first attempt succeeded but its reply was
+    /// lost, the retry is refused too, and the change counts as made.
     async fn beaten<R: Serialize>(&self, key: &str, record: &R, asked: u32) -> Result<Change, Error> {
         if asked < 2 {
             return Ok(Change::Beaten);
@@ -283,7 +286,7 @@ impl Records {
         Ok(if found.is_some_and(|found| found == to_json(record)) { Change::Made } else { Change::Beaten })
     }
 
-    /// What every process says of itself, by key. Records that this build cannot read are left out.
+    /// The heartbeat records of all processes, by key. Records that this build cannot parse are left out.
     pub(crate) async fn hosts(&self) -> Result<Vec<(String, Entry<HostReport>)>, Error> {
         let keys = self.keys("host.>").await?;
         let reads = stream::iter(keys).map(async |key| {
@@ -301,20 +304,20 @@ impl Records {
         Ok(hosts)
     }
 
-    /// Replaces what a process says of itself.
+    /// Writes the heartbeat record of a process.
     pub(crate) async fn put_host(&self, key: &str, report: &HostReport) -> Result<(), Error> {
         let doing = format!("write record `{key}` to bucket `{}`", self.bucket.name);
         answer(&doing, self.bucket.put(key, to_json(report))).await.map(drop)
     }
 
-    /// Takes back what a process said of itself. What that leaves in the bucket goes with the next sweep: a worker has
-    /// no right to purge.
+    /// Removes the heartbeat record of a process. The deletion marker stays until the next sweep, because a
+    /// worker has no right to purge.
     pub(crate) async fn remove_host(&self, key: &str) -> Result<(), Error> {
         let doing = format!("remove record `{key}` from bucket `{}`", self.bucket.name);
         answer(&doing, self.bucket.delete(key)).await
     }
 
-    /// Purges records of processes that have said nothing since `before_ms`, or took theirs back.
+    /// Purges heartbeat records that were last written before `before_ms`, and those that were removed.
     pub(crate) async fn sweep_hosts(&self, before_ms: u64) -> Result<(), Error> {
         for key in self.keys("host.>").await? {
             let entry = self.get::<IgnoredAny>(&key).await?;
@@ -328,7 +331,7 @@ impl Records {
         Ok(())
     }
 
-    /// The key under which a process speaks of itself.
+    /// The key of a process's heartbeat record.
     pub(crate) fn host_key(&self, role: &str, host: &str, pid: u32) -> String {
         self.names.host_key(role, host, pid, instance())
     }
@@ -351,10 +354,10 @@ impl Records {
         Ok(found.into_iter().flatten().map(|entry| entry.record).collect())
     }
 
-    /// Keys that match. Those of removed records are among them.
+    /// The keys that match, including those of removed records.
     async fn keys(&self, keys: &str) -> Result<Vec<String>, Error> {
         let doing = format!("list bucket `{}`", self.bucket.name);
-        // A watch on an empty bucket never says that it has seen all there is.
+        // A watch on an empty bucket never reports that its first values are complete.
         let info =
             answer(&doing, self.bucket.stream.info_with_subjects(format!("$KV.{}.{keys}", self.bucket.name)));
         let mut subjects = info.await?;
@@ -367,7 +370,7 @@ impl Records {
     }
 }
 
-/// What an answer about a stream says beside the stream: when it was given.
+/// The server's time in its description of a stream.
 #[derive(Deserialize)]
 struct Clock {
     ts: ServerTime,
@@ -382,29 +385,29 @@ impl TryFrom<String> for ServerTime {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let moment = Moment::parse(&text, 0).ok_or_else(|| format!("`{text}` is no moment"))?;
+        let moment = Moment::parse(&text, 0).ok_or_else(|| format!("`{text}` is not a time"))?;
         Ok(Self(moment.at_ms))
     }
 }
 
-/// Asks again for a while where nobody answers for the bucket: its leader is being elected, or its server is starting.
-struct Patience {
+/// Retries for a while when the bucket has no leader: one is being elected, or its server is starting.
+struct RetryWindow {
     begun: Instant,
     pause: Backoff,
 }
 
-impl Patience {
+impl RetryWindow {
     fn new() -> Self {
         Self { begun: Instant::now(), pause: Backoff::new(PAUSE.0, PAUSE.1) }
     }
 
-    /// Whether to ask again after this failure, once some time has passed.
-    async fn bears(&mut self, error: &Error) -> bool {
-        let bears = error.is_nobody() && self.begun.elapsed() < ELECTION;
-        if bears {
+    /// Waits and returns true if the request should be retried after this error.
+    async fn should_retry(&mut self, error: &Error) -> bool {
+        let retry = error.is_nobody() && self.begun.elapsed() < ELECTION;
+        if retry {
             tokio::time::sleep(self.pause.wait()).await;
         }
-        bears
+        retry
     }
 }
 

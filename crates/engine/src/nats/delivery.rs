@@ -1,5 +1,5 @@
-//! One arrival of a batch: payload, acker and permit in one value that is ended exactly once, and the ticker that says
-//! "still working" for all of them.
+//! One arrival of a batch: payload, acker and permit in one value that is ended exactly once; and the ticker
+//! that reports progress for all of them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,12 +16,13 @@ use crate::telemetry::labels::{End, Stage};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::TraceContext;
 
-/// How often progress is reported for everything held: a quarter of the shortest `ack_wait`.
+/// Interval of the progress reports for held deliveries: a quarter of the shortest `ack_wait`.
 const PROGRESS: Duration = Duration::from_secs(15);
-/// A process that has not ticked for this long was paused, and what it holds may be somebody else's by now.
+/// After a gap of this length between ticks the process was paused, and its deliveries may be held by another
+/// process too.
 const PAUSED: Duration = Duration::from_secs(40);
 
-/// All deliveries that this process holds. Clones are the same.
+/// All deliveries that this process holds. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Held {
     shared: Arc<Shared>,
@@ -45,9 +46,10 @@ struct Open {
 }
 
 impl Held {
-    /// Starts the ticker, which runs until work is given up or nothing is held after taking stopped.
+    /// Starts the ticker. It runs until held work is given up, or until taking has stopped and no delivery is
+    /// held.
     ///
-    /// It lives outside the pool: **progress-outside-the-pool** is what keeps a busy host from causing redeliveries.
+    /// It lives outside the pool, so that a busy pool causes no redelivery: **progress-outside-the-pool**.
     pub fn start(broker: Broker, stage: Stage, metrics: Metrics, stop: &Stop) -> Self {
         let open = Open { replies: HashMap::new(), next: 0, last_tick: Instant::now(), woke: None };
         let shared = Arc::new(Shared { open: Mutex::new(open), dropped: AtomicU64::new(0) });
@@ -65,12 +67,12 @@ impl Held {
         held
     }
 
-    /// How many deliveries are open.
+    /// The number of open deliveries.
     pub fn count(&self) -> usize {
         self.open().replies.len()
     }
 
-    /// Takes charge of a message until the delivery is ended.
+    /// Holds a message until its delivery is ended.
     pub fn take(&self, message: Message, permit: OwnedSemaphorePermit) -> Delivery {
         let mut open = self.open();
         open.next += 1;
@@ -90,11 +92,12 @@ impl Held {
             key,
             held: self.clone(),
             end: End::Dropped,
-            room: Mutex::new(Some(permit)),
+            permit: Mutex::new(Some(permit)),
         }
     }
 
-    /// Whether this process was paused since `then`, for so long that what it holds may be in other hands too.
+    /// Whether this process was paused since `then` for so long that another process may hold its deliveries
+    /// too.
     pub fn woke_since(&self, then: Instant) -> bool {
         let mut open = self.open();
         open.note_pause();
@@ -115,7 +118,7 @@ impl Held {
             let progress = self.broker.client().publish(reply, Bytes::from(AckKind::Progress));
             if !matches!(tokio::time::timeout(PROGRESS_STEP, progress).await, Ok(Ok(()))) {
                 self.metrics.progress_failed(self.stage);
-                tracing::warn!("progress could not be reported: held batches may be delivered again");
+                tracing::warn!("progress could not be reported to NATS: held batches may be redelivered");
                 break;
             }
         }
@@ -126,7 +129,7 @@ impl Held {
     }
 }
 
-/// The ticker looks around this often; it reports every [`PROGRESS`].
+/// Interval of the ticker's checks; it reports every [`PROGRESS`].
 const PROGRESS_STEP: Duration = Duration::from_secs(1);
 
 impl Open {
@@ -137,19 +140,20 @@ impl Open {
     }
 }
 
-/// A batch in our hands. Dropping it without an end leaves it to be delivered again after `ack_wait`, and is counted.
+/// A delivery that this process holds. If it is dropped without an ack or nak, the server redelivers it after
+/// `ack_wait`, and it is counted.
 #[derive(Debug)]
 pub struct Delivery {
-    // Boxed: it carries a whole client context, and deliveries are moved about.
+    // Boxed because it contains a whole client context and deliveries are moved often.
     message: Box<Message>,
     deliveries: i64,
     received: Instant,
     trace: TraceContext,
     key: u64,
     held: Held,
-    /// How it ends; dropped, unless something else is said before.
+    /// How the delivery ends; `Dropped` unless set.
     end: End,
-    room: Mutex<Option<OwnedSemaphorePermit>>,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Delivery {
@@ -163,60 +167,61 @@ impl Delivery {
         &self.message.subject
     }
 
-    /// The stream that it came from, and its sequence there.
+    /// The stream of the message, and the sequence in that stream.
     pub fn origin(&self) -> Option<(String, u64)> {
         self.message.info().ok().map(|info| (info.stream.to_owned(), info.stream_sequence))
     }
 
-    /// Which arrival of this batch it is, from 1.
+    /// The number of this delivery of the batch, from 1.
     pub fn deliveries(&self) -> i64 {
         self.deliveries
     }
 
-    /// When it arrived.
+    /// The time of arrival.
     pub fn received(&self) -> Instant {
         self.received
     }
 
-    /// Its place in the trace of the batch, which the message's header names. A message without one begins a trace.
+    /// The trace context of the batch, from the message's header. A message without one begins a trace.
     pub fn trace(&self) -> TraceContext {
         self.trace
     }
 
-    /// The message was put into quarantine.
+    /// Records that the message was put into quarantine.
     pub(crate) fn is_set_aside(&self) {
         self.held.metrics.set_aside(self.held.stage);
     }
 
-    /// Replaces the room that the delivery takes up: none while it waits without needing any.
-    pub fn hold(&self, room: Option<OwnedSemaphorePermit>) {
-        *self.room() = room;
+    /// Replaces the permit that the delivery holds; `None` while it waits and needs none.
+    pub fn hold(&self, permit: Option<OwnedSemaphorePermit>) {
+        *self.permit() = permit;
     }
 
-    /// Gives back what the delivery has of room beyond so much.
-    pub fn need_no_more(&self, room: u32) {
-        if let Some(held) = self.room().as_mut()
-            && let Some(more) = held.num_permits().checked_sub(room as usize)
+    /// Releases the permits that the delivery holds beyond `permits`.
+    pub fn need_no_more(&self, permits: u32) {
+        if let Some(held) = self.permit().as_mut()
+            && let Some(more) = held.num_permits().checked_sub(permits as usize)
         {
             drop(held.split(more));
         }
     }
 
-    fn room(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    fn permit(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The result is durable: the batch is done.
+    /// Acks the delivery, because the result is durable.
     pub async fn ack(self) {
         self.end(AckKind::Ack, End::Acked).await;
     }
 
-    /// The batch is handed back, to be delivered again after `delay`.
+    /// Naks the delivery, so that the server redelivers it after `delay`.
     pub async fn nak(self, delay: Duration) {
         self.end(AckKind::Nak((!delay.is_zero()).then_some(delay)), End::HandedBack).await;
     }
 
-    /// Another delivery of the same message is in our hands and will be ended: this one needs no end.
+    /// Drops this delivery without an end, because another delivery of the same message is held and will be
+    /// ended.
     pub fn leave(mut self) {
         self.end = End::Left;
     }
@@ -224,12 +229,12 @@ impl Delivery {
     #[expect(clippy::disallowed_methods, reason = "the one place where a delivery is ended")]
     async fn end(mut self, kind: AckKind, end: End) {
         self.end = end;
-        // Queued, not sent: should the connection break now, the batch comes again and is found done.
+        // The ack is queued, not sent. If the connection breaks now, the batch is redelivered and found done.
         let acked = tokio::time::timeout(Duration::from_secs(5), self.message.ack_with(kind)).await;
         if !matches!(acked, Ok(Ok(()))) {
             tracing::warn!(
                 subject = self.subject(),
-                "an ack could not be queued: the batch will be delivered again"
+                "an ack could not be queued: the batch will be redelivered"
             );
         }
     }
@@ -241,7 +246,11 @@ impl Drop for Delivery {
         self.held.metrics.ended(self.held.stage, self.end, self.payload().len(), self.received.elapsed());
         if self.end == End::Dropped {
             let dropped = self.held.shared.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-            tracing::warn!(subject = self.subject(), dropped, "a delivery was left without an ack or a nak");
+            tracing::warn!(
+                subject = self.subject(),
+                dropped,
+                "a delivery was dropped without an ack or nak: it will be redelivered"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The passes that something is to be done about, as every process sees them: a watch on the bucket, kept up for as long
-//! as it takes. What a person says of a pass (`steer`) is known on every host as soon as the bucket has it.
+//! The open passes as every process sees them: a watch on the bucket, which is reopened whenever it breaks. A
+//! run control command (pause, cancel) reaches every host as soon as it is in the bucket.
 
 use std::time::Duration;
 
@@ -14,33 +14,33 @@ use crate::nats::bucket::Records;
 use crate::retry::Backoff;
 use crate::stop::Stop;
 
-/// A watch is opened anew after this long, in case the old one died without a word, as it does with a server that comes
-/// back with an empty volume.
+/// Age at which a watch is reopened, because it may have died silently, as it does when a server comes back
+/// with an empty volume.
 const REOPEN: Duration = Duration::from_secs(15);
-/// What a watch begins with follows at once; after this long without a word there is nothing.
+/// How long to wait for the first value of a watch; after that the bucket counts as empty.
 const SNAPSHOT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Which passes are followed.
+/// The kind of passes to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Of {
-    /// Those that workers may draw from, or hold batches of.
+    /// The passes that workers may pull from, or hold batches of.
     Workers,
-    /// Those that a sealer has something to do for.
+    /// The passes that a sealer has work for.
     Sealers,
 }
 
-/// Follows the bucket until taking stops. The first value is there before this returns.
+/// Follows the bucket until taking stops. The first value is there when this returns.
 ///
 /// # Errors
-/// When the bucket cannot be read at the start; later failures are waited out.
+/// When the bucket cannot be read at the start; later failures are retried.
 pub async fn follow(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, Error> {
     follow_of(Of::Workers, records, stop).await
 }
 
-/// The same with sealed passes of which something is left to be done.
+/// Follows the bucket like [`follow`], and includes sealed passes that still need a sealer's work.
 ///
 /// # Errors
-/// As [`follow`].
+/// The errors of [`follow`].
 pub(crate) async fn follow_to_seal(records: &Records, stop: &Stop) -> Result<watch::Receiver<Open>, Error> {
     follow_of(Of::Sealers, records, stop).await
 }
@@ -60,7 +60,7 @@ async fn follow_of(of: Of, records: &Records, stop: &Stop) -> Result<watch::Rece
                 () = stopping.no_more_taking() => break,
                 outcome = watch_once(of, &records, &sender) => match outcome {
                     Ok(()) => backoff.reset(),
-                    Err(error) => tracing::warn!(%error, "the watch on run records broke, opening it again"),
+                    Err(error) => tracing::warn!(%error, "the watch on run records broke, reopening it"),
                 },
             }
             stopping.pause(backoff.wait()).await;
@@ -76,7 +76,8 @@ async fn watch_once(
 ) -> Result<(), crate::error::Source> {
     let until = tokio::time::Instant::now() + REOPEN;
     let mut updates = tokio::time::timeout_at(until, records.bucket().watch_with_history("pass.>")).await??;
-    // What there is comes first, and replaces what was known: a bucket that was made anew forgets without a word.
+    // The first values replace what was known, because a bucket that was created again has dropped records
+    // silently.
     let mut known = Open::new();
     loop {
         match tokio::time::timeout(SNAPSHOT_WITHIN, updates.next()).await {
@@ -88,7 +89,7 @@ async fn watch_once(
                 }
             }
             Ok(None) => return Ok(()),
-            // Of an empty bucket a watch says nothing, and of a server that stalls neither: what is there is asked for.
+            // A watch sends nothing for an empty bucket or a stalled server, so the records are listed.
             Err(_) => {
                 for record in records.passes().await? {
                     apply(of, &mut known, record);
@@ -109,7 +110,7 @@ async fn watch_once(
     Ok(())
 }
 
-/// Whether anything changed.
+/// Applies an update of the bucket, and returns whether anything changed.
 fn note(of: Of, open: &mut Open, update: &Entry) -> bool {
     if update.operation != Operation::Put {
         return key_of(&update.key).is_some_and(|key| open.remove(&key).is_some());
@@ -117,13 +118,13 @@ fn note(of: Of, open: &mut Open, update: &Entry) -> bool {
     match serde_json::from_slice::<PassRecord>(&update.value) {
         Ok(record) => apply(of, open, record),
         Err(error) => {
-            tracing::error!(key = update.key, %error, "a pass's record is malformed and is left alone");
+            tracing::error!(key = update.key, %error, "a pass's record is malformed: the pass is ignored");
             false
         }
     }
 }
 
-/// Whether anything changed.
+/// Applies a record, and returns whether anything changed.
 fn apply(of: Of, open: &mut Open, record: PassRecord) -> bool {
     let key = record.id();
     let is_over = match record.state {
@@ -137,7 +138,7 @@ fn apply(of: Of, open: &mut Open, record: PassRecord) -> bool {
     open.insert(key, record.clone()).as_ref() != Some(&record)
 }
 
-/// `pass.<run>.<n>`.
+/// Parses the key `pass.<run>.<n>`.
 fn key_of(key: &str) -> Option<PassId> {
     let (run, pass) = key.strip_prefix("pass.")?.rsplit_once('.')?;
     Some(PassId { run: run.parse().ok()?, pass: pass.parse().ok()? })

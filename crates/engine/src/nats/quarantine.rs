@@ -1,7 +1,7 @@
-//! Messages that are no batch of ours: kept in a stream of their own, counted, told, and only then acked.
+//! Messages that are not valid batches: stored in a stream of their own, counted, logged, and only then acked.
 //!
-//! Nothing is dropped for being unreadable: a person can look at what came. The batch that it should have been is
-//! repaired like one that never came.
+//! No unreadable message is dropped, so that an operator can inspect it. Its batch is repaired like one that
+//! never came.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use crate::error::full_cause;
 use crate::nats::broker::{Broker, Stray};
 use crate::nats::delivery::Delivery;
 
-/// What cannot be set aside, or is of a later build, is handed back for this long.
-const SET_BACK: Duration = Duration::from_secs(60);
+/// The redelivery delay of a message that cannot be quarantined, or that a later build wrote.
+const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
 const NEWER: &str = "run a build of this pipeline that is as new as the one that wrote it; the message waits";
-const KEPT: &str = "`nats stream view` shows the copy; rows are computed again by themselves, ids come back with `produce` \
+const COPIED: &str = "`nats stream view` shows the copy; rows are computed again automatically, ids come back with `produce` \
                     of the same input";
-const NOT_KEPT: &str = "`setup` makes the stream for it; this user needs the right to publish to it";
+const NOT_COPIED: &str = "`setup` creates the quarantine stream; this user needs the right to publish to it";
 
-/// Ends the delivery of a message that cannot be read. It is acked only once a copy is stored; a later build's message,
-/// or one of which no copy can be made, is handed back.
+/// Ends the delivery of an invalid message. It is acked only once a copy is stored. A later build's message, or
+/// one whose copy cannot be stored, is redelivered after a pause.
 pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {
-        tracing::error!(subject, %fault, hint = NEWER, "the message is set back for 60 s");
-        return delivery.nak(SET_BACK).await;
+        tracing::error!(subject, %fault, hint = NEWER, "the message is from a newer build, and is redelivered after 60 s");
+        return delivery.nak(REDELIVER_AFTER).await;
     }
     let (stream, sequence) = delivery.origin().unwrap_or_default();
     let stray = Stray { subject: &subject, stream: &stream, sequence, fault, payload: delivery.payload() };
@@ -35,18 +35,19 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
         Ok(()) => {
             delivery.is_set_aside();
             let kept_in = broker.names().aside_stream();
-            tracing::error!(subject, %fault, kept_in, hint = KEPT, "the message is no batch, and is set aside");
+            tracing::error!(subject, %fault, kept_in, hint = COPIED, "the message is no batch, and is quarantined");
             delivery.ack().await;
         }
         Err(error) => {
             let error = full_cause(&error);
-            tracing::error!(subject, %fault, error, hint = NOT_KEPT, "the message is no batch, and is set back for 60 s");
-            delivery.nak(SET_BACK).await;
+            tracing::error!(subject, %fault, error, hint = NOT_COPIED, "the message is no batch, and could not be quarantined: it is redelivered after 60 s");
+            delivery.nak(REDELIVER_AFTER).await;
         }
     }
 }
 
-/// Why these bytes are not the ids of this batch; `None` when they are, or say that an open run ends before it.
+/// Why these bytes are not the ids of this batch; `None` if they are, or if they are the end marker of an open
+/// run.
 pub(crate) fn fault_of_ids<I: Id>(run: &RunName, batch: u32, bytes: &[u8]) -> Option<EnvelopeFault> {
     match decode_ids::<I>(bytes) {
         Ok(read) if read.run == run.as_str() && read.batch == batch => None,

@@ -1,7 +1,7 @@
-//! Where the bottleneck is, in one sentence, from how cores, sinks and the producer spend their time.
+//! The bottleneck of a run, in one sentence, from how cores, sinks and the producer spend their time.
 //!
-//! The rules are few and in order; each says with its figures what was measured and what would help. Shares are of the
-//! time that all cores, or all sinks, had.
+//! The rules are few and apply in order; each gives the measured figures and what would help. Shares are parts
+//! of the time that all cores, or all sinks, had.
 
 use millstream::names::RunName;
 
@@ -10,18 +10,19 @@ use serde::Serialize;
 use crate::model::host::{Doing, HostReport};
 use crate::model::times::{CoreTimes, ProduceTimes, SinkTimes};
 
-/// Cores that are busy for this share of their time are what limits the run.
+/// The share of busy core time from which the cores limit the run.
 const BUSY: f64 = 0.8;
-/// Cores that wait this much for something are limited by it.
+/// The share of waiting core time from which the cores are limited by what they wait for.
 const WAITS: f64 = 0.2;
-/// Sinks that wait for ClickHouse for this share of their time, and cores that wait for them, are limited by ClickHouse.
+/// The share of sink time in ClickHouse from which, if cores wait for the sinks too, ClickHouse limits the run.
 const STORES: f64 = 0.5;
-/// Sinks that do nothing else, with rows that pile up, are so too, even while all cores are busy still.
+/// The share of sink time in ClickHouse from which, if rows pile up, ClickHouse limits the run even while all
+/// cores are busy.
 const ONLY_STORES: f64 = 0.8;
-/// Rows pile up if storing them takes this many seconds.
+/// Rows pile up if storing them takes at least this many seconds.
 const PILE_SECONDS: f64 = 10.0;
 
-/// Where no batch is finished for so many seconds, what limits the run is not known.
+/// The age of the oldest batch, in seconds, from which a run without finished batches has no known bottleneck.
 const UNFINISHED: f64 = 20.0;
 
 /// What limits a run.
@@ -30,7 +31,7 @@ const UNFINISHED: f64 = 20.0;
 pub enum Bottleneck {
     /// The cores.
     Compute,
-    /// Writing and compressing rows.
+    /// Encoding and compressing rows.
     Encode,
     /// ClickHouse.
     Store,
@@ -38,68 +39,68 @@ pub enum Bottleneck {
     Broker,
     /// The producer.
     Input,
-    /// Ids that ask for another attempt.
+    /// Ids that wait for another attempt.
     Retry,
-    /// Its own rate limit.
+    /// The run's rate limit.
     Rate,
-    /// There is nobody to do what is next.
+    /// A stage has no process to do its work.
     Nobody,
-    /// It is not known: cores are busy, and nothing is finished, or they give no sign.
+    /// Unknown: cores are busy and no batch is finished, or processes do not respond.
     Unknown,
-    /// Ids have no row, and nothing is on its way that would bring them.
+    /// Ids have no row, and nothing on its way would bring one.
     Missing,
-    /// Nothing: little is left to be done.
+    /// Nothing: the run is almost done.
     End,
     /// No single thing.
     Mixed,
 }
 
-/// A verdict with its reasons.
+/// The bottleneck of a run with its reasons.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// What limits the run.
     pub bottleneck: Bottleneck,
-    /// The sentence: figures, and what to do.
+    /// The sentence with figures and advice.
     pub text: String,
 }
 
-/// Which times count.
+/// The period of the times that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Span {
     /// The last seconds.
     Recent,
-    /// Since each process began.
+    /// Since the start of each process.
     Total,
 }
 
-/// What is known beside the times.
+/// What the verdict needs beside the times.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Scene {
     /// Whether ids are still being published.
     pub publishing: bool,
-    /// Whether the run is at its end.
+    /// Whether the run has ended.
     pub ended: bool,
-    /// Batches that nobody has taken.
+    /// The number of batches that no worker has received.
     pub pending: u64,
-    /// Batches that workers hold.
+    /// The number of batches that workers hold.
     pub in_flight: u64,
-    /// Rows that wait for sinks.
+    /// The number of rows that wait for sinks.
     pub rows_to_store: u64,
-    /// Ids that wait for another attempt.
+    /// The number of ids that wait for another attempt.
     pub asking: u64,
-    /// Ids of the run that were computed a second, lately.
+    /// The run's recently computed ids per second.
     pub ids_per_second: f64,
-    /// Seconds since the oldest batch of it came to a worker; zero without any.
+    /// Seconds since a worker received the oldest open batch; zero if there is none.
     pub oldest_seconds: f64,
-    /// Ids without a row, where nothing of the run is on its way.
+    /// The number of ids without a row, if nothing of the run is on its way.
     pub missing: u64,
 }
 
-/// All times of a fleet.
+/// The times of all processes of a fleet.
 #[derive(Debug, Default)]
 struct Fleet {
     hosts: usize,
-    /// Workers that cannot compute.
+    /// The number of workers that cannot compute.
     unable: usize,
     cores: usize,
     work: CoreTimes,
@@ -151,12 +152,12 @@ impl Fleet {
         self.sink.waiting_for_rows += times.waiting_for_rows;
     }
 
-    /// Share of the cores' time.
+    /// A part as a share of the cores' time.
     fn cores(&self, part: f64) -> f64 {
         part / self.work.all.max(f64::MIN_POSITIVE)
     }
 
-    /// Share of the sinks' time that ClickHouse took, for inserts and for what landed of them.
+    /// The share of the sinks' time in ClickHouse, for inserts and for questions about them.
     fn storing(&self) -> f64 {
         (self.sink.inserting + self.sink.asking) / self.sink.all.max(f64::MIN_POSITIVE)
     }
@@ -175,29 +176,31 @@ impl Span {
     }
 }
 
-/// The verdict on a run.
+/// The bottleneck of a run.
 pub fn verdict(hosts: &[HostReport], run: &RunName, span: Span, scene: &Scene) -> Verdict {
     let fleet = Fleet::of(hosts, run, span);
-    let rules = [nobody, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
+    let rules = [no_process, missing, silent, rate, retry, store, broker, unknown, compute, input, end];
     rules.iter().find_map(|rule| rule(&fleet, scene)).unwrap_or_else(|| mixed(&fleet))
 }
 
-fn nobody(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
+fn no_process(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let waiting = scene.pending + scene.in_flight;
     let text = match (fleet.hosts, fleet.sinks) {
         (0, _) if waiting > 0 && fleet.unable > 0 => format!(
-            "nobody computes: {waiting} batches wait, and none of {} can compute: `unable` says why",
+            "no worker computes: {waiting} batches wait, and none of {} can compute: `unable` says why",
             counted(fleet.unable, "worker")
         ),
         (0, _) if waiting > 0 => {
-            format!("nobody computes: {waiting} batches wait, and no worker reports; start `work` on a host")
+            format!(
+                "no worker computes: {waiting} batches wait, and no worker reports; start `work` on a host"
+            )
         }
         (_, 0) if scene.rows_to_store > 0 => format!(
-            "nobody stores: about {} rows wait, and no sink reports; start `sink` on a host",
+            "no sink stores: about {} rows wait, and no sink reports; start `sink` on a host",
             scene.rows_to_store
         ),
         (_, 0) if waiting == 0 && !scene.publishing && !scene.ended => {
-            "nobody proves: all batches are computed, and no sink reports; start `sink` on a host".to_owned()
+            "no sink proves: all batches are computed, and no sink reports; start `sink` on a host".to_owned()
         }
         _ => return None,
     };
@@ -215,13 +218,14 @@ fn missing(_: &Fleet, scene: &Scene) -> Option<Verdict> {
     })
 }
 
-/// Nothing is known of a process that is stopped, or hangs in the kernel, until the worker replaces it.
+/// Cores whose process is stopped or hangs in the kernel have no known bottleneck until the worker replaces the
+/// process.
 fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     let silent = fleet.cores(fleet.work.silent);
     (silent >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Unknown,
         text: format!(
-            "not known: for {} of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the kernel \
+            "unknown: for {} of the cores' time, processes with ids did not respond: they are stopped, or hang in the kernel \
              (a slow disk, swapping); the worker replaces one after {} s",
             percent(silent),
             crate::compute::SILENT.as_secs()
@@ -229,7 +233,7 @@ fn silent(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     })
 }
 
-/// Whether ids take so long, or hang, only their end tells.
+/// Ids that run long or hang look the same until they end.
 fn unknown(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let busy = fleet.cores(fleet.work.computing + fleet.work.encoding);
     let is_unfinished =
@@ -237,7 +241,7 @@ fn unknown(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     (busy >= BUSY && is_unfinished).then(|| Verdict {
         bottleneck: Bottleneck::Unknown,
         text: format!(
-            "not known yet: {} {} busy, and no batch was finished lately, the oldest is in hand for {:.0} s; its ids take that \
+            "unknown so far: {} {} busy, and no batch was finished lately, the oldest was received {:.0} s ago; its ids take that \
              long, or hang: `hard_seconds` would end them",
             counted(fleet.cores, "core"),
             percent(busy),
@@ -252,7 +256,7 @@ fn rate(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     (held >= WAITS && held_by_rate >= waiting_for_room).then(|| Verdict {
         bottleneck: Bottleneck::Rate,
         text: format!(
-            "held by its rate limit: cores wait {} of their time for it; `set RUN --rate N` changes it",
+            "rate-limited: cores wait {} of their time for the rate limit; `set RUN --rate N` changes it",
             percent(held)
         ),
     })
@@ -263,7 +267,7 @@ fn retry(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     (scene.asking > 0 && idle >= WAITS).then(|| Verdict {
         bottleneck: Bottleneck::Retry,
         text: format!(
-            "held up by what ids need: {} of them wait for another attempt, and cores are idle {} of their time; more hosts \
+            "limited by retries: {} ids wait for another attempt, and cores are idle {} of their time; more hosts \
              will not help",
             scene.asking,
             percent(idle)
@@ -278,7 +282,7 @@ fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     let busy = fleet.cores(fleet.work.computing + fleet.work.encoding);
     let text = if room >= WAITS && storing >= STORES {
         format!(
-            "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for room; a faster ClickHouse will \
+            "store-bound: sinks spend {} of their time in ClickHouse, workers wait {} for capacity; a faster ClickHouse will \
              help, more workers will not",
             percent(storing),
             percent(room)
@@ -305,7 +309,7 @@ fn store(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
 fn broker(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
     let CoreTimes { waiting_for_room, waiting_for_ids, .. } = fleet.work;
     let room = fleet.cores(waiting_for_room);
-    // Who waits longer for ids has nothing to send.
+    // A worker that waits longer for ids than for capacity has no rows to send.
     (room >= WAITS && waiting_for_room >= waiting_for_ids).then(|| Verdict {
         bottleneck: Bottleneck::Broker,
         text: format!(
@@ -330,7 +334,7 @@ fn compute(fleet: &Fleet, _: &Scene) -> Option<Verdict> {
         Verdict {
             bottleneck: Bottleneck::Encode,
             text: format!(
-                "encode-bound: of the time of {cores}, {busy} busy, {} goes into writing and compressing rows; smaller rows or more \
+                "encode-bound: {cores} {busy} busy, {} of the time with writing and compressing rows; smaller rows or more \
                  hosts will help",
                 percent(fleet.cores(encoding))
             ),
@@ -376,7 +380,7 @@ fn input(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     if scene.publishing {
         let text = format!(
             "starved: workers wait for ids {waits} of their time, and no producer reports; start `produce` again with \
-             the same words"
+             the same command"
         );
         return Some(Verdict { bottleneck: Bottleneck::Input, text });
     }
@@ -394,7 +398,7 @@ fn end(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
     nothing.then(|| Verdict {
         bottleneck: Bottleneck::End,
         text: format!(
-            "at its end: {} in hand, about {} rows to be stored, then the proof; {} busy",
+            "at its end: {} with workers, about {} rows to be stored, then the proof; {} busy",
             counted(scene.in_flight as usize, "batch"),
             scene.rows_to_store,
             percent(fleet.cores(fleet.work.computing + fleet.work.encoding))
@@ -406,7 +410,7 @@ fn mixed(fleet: &Fleet) -> Verdict {
     let CoreTimes { computing, encoding, waiting_for_ids, waiting_for_room, .. } = fleet.work;
     let of = |part: f64| percent(fleet.cores(part));
     let text = format!(
-        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for room; sinks store {}",
+        "no single bottleneck: cores compute {} of their time, encode {}, wait {} for ids and {} for capacity; sinks store {}",
         of(computing),
         of(encoding),
         of(waiting_for_ids),
@@ -485,17 +489,17 @@ mod tests {
             (
                 vec![],
                 running,
-                "nobody computes: 104 batches wait, and no worker reports; start `work` on a host",
+                "no worker computes: 104 batches wait, and no worker reports; start `work` on a host",
             ),
             (
                 vec![unable(), idle_sink()],
                 running,
-                "nobody computes: 104 batches wait, and none of 1 worker can compute: `unable` says why",
+                "no worker computes: 104 batches wait, and none of 1 worker can compute: `unable` says why",
             ),
             (
                 vec![work(4, [40.0, 0.0, 0.0, 0.0, 0.0])],
                 Scene { rows_to_store: 700, ..running },
-                "nobody stores: about 700 rows wait, and no sink reports; start `sink` on a host",
+                "no sink stores: about 700 rows wait, and no sink reports; start `sink` on a host",
             ),
             (
                 vec![work(4, [38.0, 1.0, 1.0, 0.0, 0.0]), work(2, [19.0, 0.5, 0.5, 0.0, 0.0]), idle_sink()],
@@ -505,13 +509,13 @@ mod tests {
             (
                 vec![work(4, [10.0, 25.0, 5.0, 0.0, 0.0]), idle_sink()],
                 running,
-                "encode-bound: of the time of 4 cores, 88 % busy, 62 % goes into writing and compressing rows; smaller rows or more \
+                "encode-bound: 4 cores 88 % busy, 62 % of the time with writing and compressing rows; smaller rows or more \
                  hosts will help",
             ),
             (
                 vec![work(4, [20.0, 2.0, 2.0, 16.0, 0.0]), sink([1.0, 0.2, 8.8])],
                 running,
-                "store-bound: sinks spend 90 % of their time in ClickHouse, workers wait 40 % for room; a faster \
+                "store-bound: sinks spend 90 % of their time in ClickHouse, workers wait 40 % for capacity; a faster \
                  ClickHouse will help, more workers will not",
             ),
             (
@@ -548,7 +552,7 @@ mod tests {
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
                 publishing,
                 "starved: workers wait for ids 60 % of their time, and no producer reports; start `produce` again with \
-                 the same words",
+                 the same command",
             ),
             (
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
@@ -559,24 +563,24 @@ mod tests {
             (
                 vec![work(4, [4.0, 0.0, 0.0, 0.0, 36.0]), idle_sink()],
                 running,
-                "held by its rate limit: cores wait 90 % of their time for it; `set RUN --rate N` changes it",
+                "rate-limited: cores wait 90 % of their time for the rate limit; `set RUN --rate N` changes it",
             ),
             (
                 vec![work(4, [16.0, 0.0, 24.0, 0.0, 0.0]), idle_sink()],
                 Scene { in_flight: 1, rows_to_store: 50, ..Scene::default() },
-                "at its end: 1 batch in hand, about 50 rows to be stored, then the proof; 40 % busy",
+                "at its end: 1 batch with workers, about 50 rows to be stored, then the proof; 40 % busy",
             ),
-            // The function hangs: not one piece of a batch has an end.
+            // The function hangs: no piece of a batch ends.
             (
                 vec![work(4, [0.0, 40.0, 0.0, 0.0, 0.0]), idle_sink()],
                 Scene { oldest_seconds: 65.0, ..running },
-                "not known yet: 4 cores 100 % busy, and no batch was finished lately, the oldest is in hand for 65 s; its ids take \
+                "unknown so far: 4 cores 100 % busy, and no batch was finished lately, the oldest was received 65 s ago; its ids take \
                  that long, or hang: `hard_seconds` would end them",
             ),
             (
                 vec![worker(4, with_silent([10.0, 0.0, 10.0, 0.0, 0.0], 20.0)), idle_sink()],
                 running,
-                "not known: for 50 % of the cores' time, processes that have ids gave no sign: they are stopped, or hang in the \
+                "unknown: for 50 % of the cores' time, processes with ids did not respond: they are stopped, or hang in the \
                  kernel (a slow disk, swapping); the worker replaces one after 30 s",
             ),
             (
@@ -588,13 +592,13 @@ mod tests {
             (
                 vec![work(4, [0.0, 0.0, 40.0, 0.0, 0.0])],
                 Scene::default(),
-                "nobody proves: all batches are computed, and no sink reports; start `sink` on a host",
+                "no sink proves: all batches are computed, and no sink reports; start `sink` on a host",
             ),
             (
                 vec![work(4, [28.0, 1.0, 5.0, 6.0, 0.0]), idle_sink()],
                 running,
                 "no single bottleneck: cores compute 70 % of their time, encode 2 %, wait 12 % for ids and 15 % for \
-                 room; sinks store 10 %",
+                 capacity; sinks store 10 %",
             ),
         ];
         let run = "a".parse().expect("legal");

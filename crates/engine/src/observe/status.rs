@@ -1,4 +1,4 @@
-//! Where a run stands.
+//! The status of a run.
 
 use async_nats::jetstream::consumer;
 use millstream::names::{PassId, RunName};
@@ -16,104 +16,104 @@ use crate::seal::copied::base_gone;
 use crate::seal::verify::{self, Landing};
 use crate::session::Session;
 
-/// A run and its newest pass at one moment.
+/// The status of a run and its newest pass at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
-    /// The run.
+    /// The name of the run.
     pub run: RunName,
-    /// Its newest pass.
+    /// The number of the newest pass.
     pub pass: u32,
-    /// Where it stands.
+    /// The state of the run.
     pub state: RunState,
-    /// What it is made of.
+    /// The input of the run.
     pub source: String,
-    /// Batches: once published as they are, before as the number of ids lets expect.
+    /// The number of batches; until all are published, an estimate from the number of ids.
     pub batches: u64,
-    /// Ids: all of them once published, else those that the input announced.
+    /// The number of ids; until all are published, the number that the input announced.
     pub ids: u64,
-    /// Ids whose row is stored. While the pass is not sealed, rows are counted as they lie: an id whose row two sinks stored
-    /// counts twice until ClickHouse has merged the two, so that the number may fall by them.
+    /// The number of ids whose row is stored. Until the pass is sealed, raw duplicates count too, so the number
+    /// may fall when ClickHouse merges them.
     pub done: u64,
-    /// How many of those are dead letters.
+    /// The number of stored rows that are dead letters.
     pub dead: u64,
-    /// How many the seal counted, where rows were changed since and there are more or fewer now.
+    /// The number of dead letters at the seal, if rows were changed since and the number differs now.
     pub dead_sealed: Option<u64>,
-    /// Batches that workers hold.
+    /// The number of batches that workers hold.
     pub in_flight: u64,
-    /// Batches that nobody has taken yet.
+    /// The number of batches that no worker has received yet.
     pub pending: u64,
-    /// Batches, of those in flight, that were delivered more than once.
+    /// The number of batches in flight that were delivered more than once.
     pub redelivered: u64,
-    /// Computed batches, of all runs, that sinks have not stored yet.
+    /// The number of computed batches of all runs that sinks have not stored yet.
     pub to_store: u64,
-    /// Rows of all runs that sinks have not stored yet, about: from the number of messages and the size of this run's
-    /// batches.
+    /// An estimate of the rows of all runs that sinks have not stored yet, from the number of messages and the
+    /// size of this run's batches.
     pub lag_rows: u64,
-    /// Bytes of them in the rows stream, about: from the mean size of its messages.
+    /// An estimate of the bytes of those rows in the rows stream, from the mean size of its messages.
     pub lag_bytes: u64,
-    /// Rows stored a second on average since the pass began.
+    /// Rows stored per second, on average since the pass began.
     pub ids_per_second: f64,
-    /// Ids computed a second by all hosts over the last seconds.
+    /// Ids computed per second by all hosts in the last seconds.
     pub ids_per_second_now: f64,
-    /// Seconds that the rest takes at the average rate; `null` while nothing is done.
+    /// Seconds until the end at the average rate; `null` while nothing is done.
     pub eta_seconds: Option<f64>,
-    /// The same at the faster and at the slower of both rates.
+    /// Seconds until the end at the faster and at the slower of the two rates.
     pub eta_range_seconds: Option<(f64, f64)>,
-    /// Seconds since the pass began, or that it took.
+    /// Seconds since the pass began, or its duration.
     pub seconds: f64,
-    /// Seconds since the oldest batch that a worker holds has arrived there; `null` where none is held.
+    /// Seconds since a worker received the oldest open batch; `null` if none is held.
     pub oldest_batch_seconds: Option<f64>,
-    /// Each step doubles the run's share of the cores.
+    /// The priority; each step doubles the run's share of the cores.
     pub priority: i8,
-    /// Ids a second that the whole fleet begins at most.
+    /// The rate limit of the run, in ids per second over the whole fleet.
     pub rate: Option<u32>,
-    /// Dead letters beyond which it is paused.
+    /// The number of dead letters above which the run is paused.
     pub max_dead: Option<u64>,
-    /// Why it is paused, where no person did it.
+    /// Why Millstream paused the run; `null` if an operator did.
     pub paused_for: Option<String>,
-    /// Ids that wait for another attempt now.
+    /// The number of ids that wait for another attempt now.
     pub asking: u64,
-    /// Why, as one of them has it.
+    /// The reason that one of these ids gave.
     pub asking_why: Option<String>,
     /// Processes that work for this pipeline now.
     pub hosts: Vec<HostReport>,
-    /// What the pipeline's summary query answered when the pass was sealed.
+    /// The answer of the pipeline's summary query when the pass was sealed.
     pub summary: Option<Vec<serde_json::Value>>,
-    /// Why it answered nothing, where it failed.
+    /// Why the summary query failed.
     pub summary_fault: Option<String>,
-    /// That the pass can never be complete, as the pass whose rows it takes over has lost some; and what helps.
+    /// Why the pass can never be complete, because its base has lost rows to copy; and what helps.
     pub base_gone: Option<String>,
-    /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
+    /// What keeps the pass from its seal, or blocks ClickHouse, and what helps.
     pub stuck: Vec<String>,
-    /// Whether the pass is half forgotten: `forget` finishes it.
+    /// Whether the removal of the pass was begun and not finished; `forget` finishes it.
     pub forgetting: bool,
     /// When the pass was sealed, in milliseconds since 1970; `null` before.
     pub sealed_at_ms: Option<u64>,
-    /// How many rows the seal counted, where fewer are stored now.
+    /// The number of rows at the seal, if fewer are stored now.
     pub rows_sealed: Option<u64>,
-    /// Ids without a row, where nothing of the pass is on its way.
+    /// The number of ids without a row, if nothing of the pass is on its way.
     pub missing: u64,
-    /// What limits the run; `null` where nothing is computed.
+    /// What limits the run; `null` if nothing is computed.
     pub verdict: Option<Verdict>,
-    /// Whether readers see the pass, which ClickHouse was asked.
+    /// Whether readers see the pass, as ClickHouse answered.
     pub readers_see: bool,
-    /// Why they do not see a sealed pass; or what is wrong with a view although they do.
+    /// Why readers do not see a sealed pass; or what is wrong with the view although they do.
     pub readers: Option<String>,
-    /// Builds that computed the pass, once it is sealed; before, those that work on it now.
+    /// The builds that computed a sealed pass, or that work on an open one now.
     pub builds: Vec<String>,
-    /// Materialized views of the operator's that did not get rows of this run.
+    /// The operator's materialized views that lack rows of this run.
     pub view_faults: Vec<ViewFault>,
-    /// Why that could not be asked, where this user lacks the right to.
+    /// Why the view faults are unknown, if this user lacks the right to ask.
     pub view_faults_unknown: Option<String>,
 }
 
-/// Reads a run's status. Costs a few requests, however large the run, and one for each process that works.
+/// Reads a run's status. Costs a few requests at any run size, and one for each process that works.
 ///
 /// # Errors
-/// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
+/// [`Error::NoSuchRun`]; errors of NATS and ClickHouse.
 pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
     let Session { broker, records, store } = session;
-    // Boxed: five questions at once are more than a caller's future should hold.
+    // Boxed, because five requests at once are too large for a caller's future.
     let (record, pass, hosts, stream, now_ms) = tokio::try_join!(
         Box::pin(records.known_run(run)),
         Box::pin(records.newest_pass(run)),
@@ -125,7 +125,8 @@ pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
     let pass = pass.map(|entry| entry.record);
     let id = run.pass(pass.as_ref().map_or(1, |pass| pass.pass));
     let mut status = begin(&record, pass.as_ref(), now_ms);
-    // Along the path of a batch: one that moves on meanwhile is counted twice, and never nowhere.
+    // In the order of a batch's path: a batch that moves on meanwhile may be counted twice, but is never
+    // missed.
     if let Some(workers) = broker.work_progress(&id).await? {
         status.note_workers(&workers, &record);
     }
@@ -150,7 +151,8 @@ pub async fn status(session: &Session, run: &RunName) -> Result<Status, Error> {
     Ok(status)
 }
 
-/// Ids of a published pass without a row, where nothing of it is on its way. Asked only where workers are done with it.
+/// The number of ids of a published pass without a row, if nothing of it is on its way. Asked only once workers
+/// are done with the pass.
 async fn missing(
     session: &Session,
     id: &PassId,
@@ -177,7 +179,7 @@ async fn missing(
         },
         Landing::UnderWay(_) | Landing::Left(_) => false,
     };
-    // Rows may have landed between the count above and the question where they are.
+    // Rows may have been inserted between the count above and the check of their whereabouts.
     if nothing_comes { Ok(wanted.saturating_sub(store.raw_rows(id).await?)) } else { Ok(0) }
 }
 
@@ -235,16 +237,16 @@ fn begin(record: &RunRecord, pass: Option<&PassRecord>, now_ms: u64) -> Status {
 }
 
 impl Status {
-    /// Where the workers of the pass stand.
+    /// Records the state of the pass's workers.
     fn note_workers(&mut self, workers: &consumer::Info, record: &RunRecord) {
         self.in_flight = workers.num_ack_pending as u64;
-        // Where an open run has ended, the last message holds no batch.
+        // After an open run has ended, its last message is the end marker, not a batch.
         let has_end = record.is_open() && record.published.is_some();
         self.pending = workers.num_pending.saturating_sub(u64::from(has_end));
         self.redelivered = workers.num_redelivered as u64;
     }
 
-    /// What is stored of a pass that is sealed, and whether readers see it.
+    /// Counts the stored rows of a sealed pass, and checks whether readers see it.
     async fn look_at_sealed(&mut self, store: &Store, id: &PassId, sealed: &Sealed) -> Result<(), Error> {
         let sight = store.sight(id, sealed.rows.saturating_sub(sealed.dead), false).await?;
         (self.readers_see, self.readers) = (sight.sees, sight.why);
@@ -255,7 +257,7 @@ impl Status {
         Ok(())
     }
 
-    /// What is stored of a pass that is not sealed, and what it lacks for good.
+    /// Counts the stored rows of an unsealed pass, and what it lacks for good.
     async fn look_at_stored(
         &mut self,
         session: &Session,
@@ -266,16 +268,16 @@ impl Status {
         let letters = Letters::default();
         let (rows, dead) = tokio::try_join!(store.raw_rows(id), store.dead_rows(id, &letters))?;
         if record.is_open() && record.published.is_none() {
-            // How many there will be is not known.
+            // The final number is unknown.
             self.ids = rows;
         }
-        // Raw duplicates, which only FINAL would fold, must not show as more than all.
+        // Raw duplicates, which only FINAL removes, must not make the number exceed the total.
         self.done = rows.min(self.ids);
         self.dead = dead;
         if self.is_over() {
             return Ok(());
         }
-        // Boxed: it is seldom asked, and more than a caller's future should hold.
+        // Boxed, because it is seldom called and too large for a caller's future.
         let missing = Box::pin(missing(session, id, (record, pass), rows, self)).await?;
         self.missing = missing;
         let covers = pass.and_then(|pass| pass.covers.as_ref());
@@ -288,11 +290,11 @@ impl Status {
         Ok(())
     }
 
-    /// Materialized views that lack rows of the run.
+    /// Lists the materialized views that lack rows of the run.
     async fn look_at_views(&mut self, store: &Store, run: &RunName) -> Result<(), Error> {
         match store.view_faults(Some(run)).await {
             Ok(faults) => self.view_faults = faults,
-            // A reader of results may know the rest.
+            // A user who may only read results may still see the rest.
             Err(Error::Store { source, .. }) if source.is_denied() => {
                 self.view_faults_unknown = Some(source.to_string());
             }
@@ -301,24 +303,24 @@ impl Status {
         Ok(())
     }
 
-    /// How far sinks are behind, from the `(messages, bytes)` of the rows stream.
+    /// Estimates how far sinks are behind, from the `(messages, bytes)` of the rows stream.
     fn note_lag(&mut self, (messages, bytes): (u64, u64)) {
-        // The batches are of all runs: what this one lacks bounds what of them is its own.
+        // The messages may belong to any run; what this run lacks is the upper bound of its share.
         let rows = self.to_store * self.ids.div_ceil(self.batches.max(1));
         self.lag_rows = rows.min(self.ids.saturating_sub(self.done));
         self.lag_bytes = self.to_store * bytes / messages.max(1);
     }
 
-    /// What limits the run, while it goes on.
+    /// Finds what limits the run, while it goes on.
     fn judge(&mut self) {
         if !matches!(self.state, RunState::Publishing | RunState::Running) {
             return;
         }
         let found = verdict(&self.hosts, &self.run, Span::Recent, &self.scene());
-        // What processes did lately was not for this run yet.
+        // The recent times of processes are from before this run.
         let is_early = self.seconds < (REPORT * RECENT as u32).as_secs_f64();
-        let is_told = !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing);
-        self.verdict = is_told.then_some(found);
+        let is_reported = !is_early || matches!(found.bottleneck, Bottleneck::Nobody | Bottleneck::Missing);
+        self.verdict = is_reported.then_some(found);
     }
 
     fn rate(&mut self) {
@@ -337,12 +339,12 @@ impl Status {
         self.eta_range_seconds = Some((average.min(now), average.max(now)));
     }
 
-    /// Whether nothing more will happen to it by itself.
+    /// Whether nothing more happens to the run without an operator.
     pub fn is_over(&self) -> bool {
         self.state.is_over()
     }
 
-    /// What hosts do for this run.
+    /// Sums up what hosts do for this run.
     fn look_at_hosts(&mut self) {
         let pass = self.run.pass(self.pass);
         let shares = self.hosts.iter().filter_map(|host| host.share_of(&pass));
@@ -369,14 +371,14 @@ impl Status {
             self.builds.dedup();
         }
         if self.state == RunState::Paused {
-            // What was handed back is in flight for the server until somebody asks for it.
+            // NATS counts a message after its nak as in flight until a worker asks for it again.
             let open = self.pending + self.in_flight;
             self.in_flight = held.min(self.in_flight);
             self.pending = open - self.in_flight;
         }
     }
 
-    /// What the verdict has to know of it.
+    /// What the verdict needs to know about the run.
     pub fn scene(&self) -> Scene {
         Scene {
             publishing: self.state == RunState::Publishing,

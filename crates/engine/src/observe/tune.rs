@@ -1,5 +1,5 @@
-//! How fast this machine computes a sample, by threads and by the size of batches: what a person looks at who wants to see
-//! the curve. It computes and encodes as a worker does, and stores nothing.
+//! Measures how fast this machine computes a sample, by number of threads and batch size, for users who want to
+//! see the curve. It computes and encodes as a worker does, and stores nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,27 +20,27 @@ use crate::telemetry::metrics::Metrics;
 use crate::work::WorkPlan;
 use crate::work::pull::Slots;
 
-/// Each size is this many times the one before it.
+/// The factor between one batch size and the next.
 const STEP: u32 = 4;
 
-/// One number of threads with one size of batches, and how fast that was.
+/// The throughput at one number of threads and one batch size.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Measured {
     /// Compute threads.
     pub threads: usize,
-    /// Ids a batch.
+    /// Ids per batch.
     pub batch_ids: u32,
-    /// Ids computed and encoded a second.
+    /// Ids computed and encoded per second.
     pub ids_per_second: f64,
-    /// Batches that were done.
+    /// The number of finished batches.
     pub batches: u64,
 }
 
-/// Measures every size with every number of threads, for about `time` in all, the smallest sizes first; hands over each
-/// figure as it is there. Sizes that take too long for their share of the time are left out.
+/// Measures every size with every number of threads, for about `time` in total, the smallest sizes first, and
+/// passes on each result at once. Sizes that take too long for their share of the time are left out.
 ///
 /// # Errors
-/// [`Error::Stopped`] when it was told to stop, [`Error::Child`] when no process can be started.
+/// [`Error::Stopped`] when it is interrupted, [`Error::Child`] when no process can be started.
 pub async fn tune<I: Id>(
     function: &Function<I>,
     plan: &WorkPlan,
@@ -63,7 +63,7 @@ pub async fn tune<I: Id>(
                 found = one => found?,
                 () = stop.no_more_taking() => return Err(Error::Stopped),
             };
-            // A larger one takes even longer.
+            // A larger size takes even longer.
             let Some(found) = found else { break };
             measured(found);
         }
@@ -71,7 +71,7 @@ pub async fn tune<I: Id>(
     Ok(())
 }
 
-/// Keeps the cores as busy as a worker does; `None` when no batch is done in the time.
+/// Keeps the cores as busy as a worker does; `None` if no batch is finished in the time.
 async fn measure<I: Id>(
     cores: &Cores<I>,
     threads: usize,
@@ -99,7 +99,7 @@ async fn measure<I: Id>(
     Ok((batches > 0).then_some(measured))
 }
 
-/// Powers of two up to this number, and the number itself.
+/// Powers of two up to `most`, and `most` itself.
 fn thread_counts(most: usize) -> Vec<usize> {
     let mut counts: Vec<usize> =
         (0..usize::BITS).map(|power| 1 << power).take_while(|count| *count < most).collect();
@@ -107,7 +107,7 @@ fn thread_counts(most: usize) -> Vec<usize> {
     counts
 }
 
-/// Sizes of batches that can be cut from so many ids.
+/// The batch sizes that this many ids allow.
 fn sizes(ids: u64) -> Vec<u32> {
     let most = u64::from(MAX_BATCH_IDS).min(ids.max(1)) as u32;
     std::iter::successors(Some(1u32), |size| size.checked_mul(STEP))

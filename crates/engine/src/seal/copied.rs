@@ -1,4 +1,4 @@
-//! What makes a pass over some ids whole: the rows of the others, copied inside ClickHouse.
+//! Completes a partial replay: copies the rows of all other ids inside ClickHouse.
 
 use millstream::names::{PassId, RunName};
 
@@ -7,17 +7,17 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::model::record::{Covers, Published};
 
-/// Rows that one copy inside ClickHouse takes at most, which is what one part should hold. The store cuts it where they are
-/// large.
+/// The most rows in one copy inside ClickHouse, which is what one part should hold. The store uses smaller
+/// pieces for large rows.
 const COPIED_AT_ONCE: u32 = 500_000;
 
-/// Once every id that the pass covers is computed, copies the rows of all others from its base; `false` while they are
-/// not.
+/// Copies the rows of all other ids from the base pass, once every id that the pass covers is computed; `false`
+/// until then.
 ///
 /// # Errors
-/// [`Error::BaseGone`] when the base has lost rows that the pass lacks; [`Error::Unstable`] when the condition no longer selects
-/// what it did; ClickHouse's. It can be called again at any time, by any number of processes: what is copied twice is merged away
-/// before the seal.
+/// [`Error::BaseGone`] when the base has lost rows that the pass lacks; [`Error::Unstable`] when the condition
+/// no longer selects the same ids; errors of ClickHouse. Any number of processes may call it at any time: rows
+/// that are copied twice are deduplicated before the seal.
 pub(crate) async fn take_over(
     store: &Store,
     pass: &PassId,
@@ -40,11 +40,11 @@ pub(crate) async fn take_over(
     Ok(true)
 }
 
-/// What stands against a pass over some ids whose base lacks rows, of as many as the run has ids. Where raw duplicates stand in
-/// for them, they are not missed.
+/// The error of a partial replay whose base lacks rows, compared with the run's ids. It is missed if raw
+/// duplicates make up the number.
 ///
 /// # Errors
-/// ClickHouse's.
+/// Errors of ClickHouse.
 pub(crate) async fn base_gone(
     store: &Store,
     pass: &PassId,
@@ -56,10 +56,10 @@ pub(crate) async fn base_gone(
     Ok((rows > 0).then(|| Error::BaseGone { run: pass.run.to_string(), pass: pass.pass, base, rows }))
 }
 
-/// Copies the rows of all ids that the pass does not cover, by a selection that was checked.
+/// Copies the rows of all ids that the pass does not cover. The selection must have been checked.
 ///
 /// # Errors
-/// ClickHouse's.
+/// Errors of ClickHouse.
 pub(crate) async fn copy_others(
     store: &Store,
     pass: &PassId,
@@ -74,7 +74,7 @@ pub(crate) async fn copy_others(
     Ok(())
 }
 
-/// The batches of a run in pieces that one copy takes, from the first to below the second of each pair.
+/// The batches of a run as half-open ranges, each small enough for one copy.
 fn pieces(batch_ids: u32, published: &Published) -> impl Iterator<Item = [u32; 2]> {
     let step = (COPIED_AT_ONCE / batch_ids.max(1)).max(1);
     let batches = published.batches;
@@ -82,10 +82,10 @@ fn pieces(batch_ids: u32, published: &Published) -> impl Iterator<Item = [u32; 2
     firsts.map(move |first| [first, first.saturating_add(step).min(batches)])
 }
 
-/// Makes sure that the selection is what it was when the pass was begun.
+/// Checks that the selection still selects what it did when the pass began.
 ///
 /// # Errors
-/// [`Error::Unstable`]; ClickHouse's.
+/// [`Error::Unstable`]; errors of ClickHouse.
 pub(crate) async fn check_selected(store: &Store, run: &RunName, covers: &Covers) -> Result<(), Error> {
     let Some(before) = covers.selected else { return Ok(()) };
     let after = store.selected(run, covers).await?;

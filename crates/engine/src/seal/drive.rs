@@ -1,6 +1,6 @@
-//! Drives passes to their seal: takes the steps that `step.rs` decides on, of several passes at once.
+//! Drives passes to their seal: runs the steps that `step.rs` decides on, for several passes at once.
 //!
-//! A pass waits for its own steps alone; [`Room`] bounds how many are taken at once.
+//! A pass waits only for its own steps; [`Room`] limits how many run at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -20,29 +20,29 @@ use crate::model::record::{Open, PassRecord, PassState};
 use crate::nats::broker::Standing;
 use crate::stop::Stop;
 
-/// How long steps under way may take once this process is to end. Each can be left anywhere.
+/// How long running steps may take once this process is stopping. Each can be aborted at any point.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
-/// What changes, and ends waits.
+/// Sources of changes that end a wait.
 pub(super) struct Changes {
-    /// The passes that there is something to do for.
+    /// The passes that have something to do.
     pub open: watch::Receiver<Open>,
-    /// Where the workers of each pass stand, by the name of their consumer.
+    /// The state of each pass's worker consumer, by consumer name.
     pub standings: watch::Receiver<HashMap<String, Standing>>,
-    /// Runs whose record was changed.
+    /// Runs whose record has changed.
     pub runs: mpsc::Receiver<RunName>,
 }
 
-/// A pass on its way.
+/// A pass on its way to the seal.
 struct Lane {
     record: PassRecord,
     course: Course,
     due: Instant,
-    /// What steps hand to later ones; gone while one is under way.
+    /// Data that one step passes to later ones; `None` while a step is running.
     carried: Option<Box<Carried>>,
-    /// Rows of the pass have landed while a step was under way.
+    /// Whether rows of the pass were inserted while a step was running.
     is_stale: bool,
-    /// Where its workers stood at the last look.
+    /// The state of the pass's worker consumer at the last check.
     standing: Option<Standing>,
     /// Whether this process made the seal.
     is_ours: bool,
@@ -62,7 +62,7 @@ impl Lane {
         }
     }
 
-    /// Begins anew where the record says another state than before; any other change of it ends a wait.
+    /// Starts over if the record has another state than before; any other change of the record ends a wait.
     fn follow(&mut self, record: &PassRecord) {
         if *record == self.record {
             return;
@@ -77,16 +77,16 @@ impl Lane {
         }
     }
 
-    /// This process has made the seal, and goes on to finish it, whether the watch has told of it or not.
+    /// Continues with the finish of the seal that this process made, even if the watch has not reported it yet.
     fn is_marked(&mut self) {
         let (course, _) = Course::begin(PassState::Sealed, false);
         (self.course, self.due, self.is_ours) = (course, Instant::now(), true);
         self.record.state = PassState::Sealed;
     }
 
-    /// Rows of the pass have landed. A pause after a failure goes on: that was for another reason.
+    /// Rows of the pass were inserted. A pause after a failure continues, because it has another reason.
     fn landed(&mut self) {
-        // What a step under way sees may be from before that.
+        // A running step may see the rows from before.
         self.is_stale = self.carried.is_none();
         if !self.is_stale && self.course.step() == Step::Ask {
             self.wake();
@@ -129,7 +129,7 @@ impl<'a, I: Id> Drive<'a, I> {
         }
     }
 
-    /// Goes on until taking stops. What changes is in `seen`.
+    /// Runs until taking stops, or until work is given up. `seen` reports changes.
     pub(super) async fn run(mut self, mut seen: Changes, stop: &Stop) {
         self.follow(&seen.open.borrow_and_update());
         while !stop.taking_stopped() {
@@ -139,7 +139,7 @@ impl<'a, I: Id> Drive<'a, I> {
                 Some(taken) = self.steps.next(), if !self.steps.is_empty() => self.took(taken),
                 changed = seen.open.changed() => match changed {
                     Ok(()) => self.follow(&seen.open.borrow_and_update()),
-                    // The watch ends with everything.
+                    // The watch ends only when the process ends.
                     Err(_) => break,
                 },
                 Some(run) = seen.runs.recv() => self.wake_run(&run),
@@ -149,11 +149,11 @@ impl<'a, I: Id> Drive<'a, I> {
             }
         }
         if tokio::time::timeout(LEAVE_WITHIN, self.leave()).await.is_err() {
-            tracing::debug!(steps = self.steps.len(), "left to the next sealer");
+            tracing::debug!(steps = self.steps.len(), "sealer stops: other sealers continue these steps");
         }
     }
 
-    /// Lets steps under way end, and seals that readers see already.
+    /// Lets running steps end, and finishes seals that readers already see.
     async fn leave(&mut self) {
         self.finish_ours();
         while let Some(taken) = self.steps.next().await {
@@ -186,7 +186,7 @@ impl<'a, I: Id> Drive<'a, I> {
         sealer.metrics().waiting(sealer.waits().count());
     }
 
-    /// Passes whose workers stand elsewhere than before are looked at.
+    /// Makes passes due whose worker consumer has changed.
     fn compare(&mut self, standings: &HashMap<String, Standing>) {
         let names = self.sealer.session.broker.names();
         for (key, lane) in &mut self.lanes {
@@ -207,7 +207,8 @@ impl<'a, I: Id> Drive<'a, I> {
         self.lanes.iter_mut().filter(|(key, _)| key.run == *run).for_each(|(_, lane)| lane.wake());
     }
 
-    /// Starts the steps that are due. Returns when the next one is; those that find no room wait for a step to end.
+    /// Starts the steps that are due, and returns when the next one is. A step without a free slot waits until
+    /// another ends.
     fn start_due(&mut self) -> Instant {
         let now = Instant::now();
         let mut next = now + IDLE;
@@ -227,7 +228,7 @@ impl<'a, I: Id> Drive<'a, I> {
         next
     }
 
-    /// Starts the step of a pass, if there is room for one of its kind.
+    /// Starts the step of a pass, if there is a free slot of its kind.
     fn start(&mut self, key: &PassId) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         let step = lane.course.step();
@@ -274,7 +275,7 @@ impl<'a, I: Id> Drive<'a, I> {
         if seen == Seen::Marked {
             return lane.is_marked();
         }
-        // The record has changed under way, and its course has begun anew.
+        // The record changed during the step, and the course of the pass has started over.
         if lane.record.state != state || lane.course.step() != step {
             return;
         }
@@ -286,7 +287,7 @@ impl<'a, I: Id> Drive<'a, I> {
     }
 }
 
-/// Several sealers that saw the same at once do not all try again at once.
+/// Adds jitter, so that sealers that saw the same change do not all retry at once.
 fn jittered(pause: Duration) -> Duration {
     if pause.is_zero() { pause } else { pause.mul_f64(0.75 + 0.25 * crate::retry::random_unit()) }
 }

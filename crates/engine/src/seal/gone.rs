@@ -1,4 +1,4 @@
-//! Ids that the stream holds no more: how many, since when, and why.
+//! Ids that the stream no longer holds: how many, since when, and why.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::model::record::{PassState, Published, RunRecord};
 use crate::nats::broker::{Broker, Kept};
 use crate::nats::bucket::Records;
 
-/// Refuses a run of which the stream does not hold every batch.
+/// Refuses a run if the stream lacks any of its batches.
 pub(crate) async fn refuse(
     broker: &Broker,
     records: &Records,
@@ -16,7 +16,7 @@ pub(crate) async fn refuse(
     published: &Published,
 ) -> Result<(), Error> {
     let run = &record.run;
-    // The end of an open run is one of its messages, and no batch. A repair of rows beyond the end removes it.
+    // The end marker of an open run is a message but not a batch. A repair of rows beyond the end removes it.
     let end = broker.names().ids_subject(run, published.batches);
     let has_end = record.is_open() && broker.ids_message(&end).await?.is_some();
     let messages = u64::from(published.batches) + u64::from(has_end);
@@ -30,7 +30,7 @@ pub(crate) async fn refuse(
     let why = match broker.kept(&stream).await? {
         _ if cancelled => "its first pass was cancelled, which removes them".to_owned(),
         Some(kept) => why(&kept, record.created_ms, published.at_ms, records.server_ms().await?),
-        None => "there is no such stream any more".to_owned(),
+        None => "the stream no longer exists".to_owned(),
     };
     let run = run.to_string();
     let batches = published.batches;
@@ -41,7 +41,7 @@ fn why(kept: &Kept, begun_ms: u64, published_ms: u64, now_ms: u64) -> String {
     let aged_out = begun_ms.saturating_add(kept.max_age.as_millis() as u64);
     if kept.created_ms > published_ms {
         return format!(
-            "the run was published {}, and the stream was made anew {}",
+            "the run was published {}, and the stream was created again {}",
             shown(published_ms),
             shown(kept.created_ms)
         );
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_what_the_stream_lets_know() {
+    fn the_reason_follows_from_the_stream_state() {
         const HOUR: u64 = 3_600_000;
         let kept = |created_ms, oldest_ms, hours: u64| Kept {
             created_ms,
@@ -83,7 +83,7 @@ mod tests {
             ),
             (
                 kept(2 * HOUR, None, 9),
-                "the run was published 1970-01-01T01:00:00Z, and the stream was made anew 1970-01-01T02:00:00Z",
+                "the run was published 1970-01-01T01:00:00Z, and the stream was created again 1970-01-01T02:00:00Z",
             ),
             (kept(0, None, 9), "they were removed from it after 1970-01-01T01:00:00Z; it is empty"),
             (

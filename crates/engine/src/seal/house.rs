@@ -1,4 +1,5 @@
-//! What a sealer keeps in order beside the passes: room in the rows stream, records of processes that are gone, views.
+//! What a sealer does beside its passes: purges acked rows from the stream, removes stale heartbeats, updates
+//! views.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,39 +15,42 @@ use crate::model::record::Open;
 use crate::nats::broker::Standing;
 use crate::stop::Stop;
 
-/// How often the rows stream is looked at for what may go.
-const ROOM_EVERY: Duration = Duration::from_secs(2);
-/// How often records of processes that are gone are looked for, and views that lag behind their table.
+/// Interval between checks whether acked rows can be purged from the rows stream.
+const PURGE_EVERY: Duration = Duration::from_secs(2);
+/// Interval between checks for stale heartbeats, and for views that differ from their table.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
-/// How often it is asked where workers stand.
-const LOOK: Duration = Duration::from_millis(200);
-/// The question may take this part of the time.
-const LOOK_SHARE: u32 = 10;
-/// The pause after a question without an answer.
+/// Interval between requests for the state of worker consumers.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+/// The interval is at least this many times the duration of one request.
+const ASK_SHARE: u32 = 10;
+/// The pause after a request without an answer.
 const AFTER_ERROR: Duration = Duration::from_secs(2);
-/// A watch is opened anew after this long, in case the old one died without a word.
+/// Age at which a watch is reopened, because it may have died silently.
 const REOPEN: Duration = Duration::from_secs(60);
 
-/// Makes room in the rows stream, until taking stops.
+/// Purges acked rows from the rows stream, until taking stops.
 pub(super) async fn make_room(sealer: Sealer, stop: Stop) {
     let keep = async {
         loop {
             if let Err(error) = sealer.session.broker.make_room().await {
-                tracing::warn!(error = full_cause(&error), "no room could be made in the rows stream");
+                tracing::warn!(
+                    error = full_cause(&error),
+                    "acked rows could not be purged from the rows stream"
+                );
             }
-            tokio::time::sleep(ROOM_EVERY).await;
+            tokio::time::sleep(PURGE_EVERY).await;
         }
     };
     until_stop(keep, &stop).await;
 }
 
-/// Sweeps records and follows views, until taking stops.
+/// Removes stale heartbeats and updates views, until taking stops.
 pub(super) async fn sweep(sealer: Sealer, stop: Stop) {
     let keep = async {
         loop {
             if let Err(error) = heartbeat::sweep(&sealer.session.records).await {
-                tracing::debug!(error = full_cause(&error), "records of processes that are gone stay");
+                tracing::debug!(error = full_cause(&error), "stale heartbeat records could not be removed");
             }
             sealer.session.store.try_follow_views().await;
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -55,7 +59,7 @@ pub(super) async fn sweep(sealer: Sealer, stop: Stop) {
     until_stop(keep, &stop).await;
 }
 
-/// Asks where the workers of all passes stand, in one question, for as long as there are passes.
+/// Asks for the state of all worker consumers in one request, as long as there are passes.
 pub(super) async fn survey(
     sealer: Sealer,
     mut open: watch::Receiver<Open>,
@@ -75,10 +79,10 @@ pub(super) async fn survey(
                         *known = found;
                         changed
                     });
-                    LOOK.max(begun.elapsed() * LOOK_SHARE)
+                    ASK_EVERY.max(begun.elapsed() * ASK_SHARE)
                 }
                 Err(error) => {
-                    tracing::debug!(error = full_cause(&error), "consumers cannot be listed");
+                    tracing::debug!(error = full_cause(&error), "the worker consumers could not be listed");
                     AFTER_ERROR
                 }
             };
@@ -88,13 +92,13 @@ pub(super) async fn survey(
     until_stop(keep, &stop).await;
 }
 
-/// Names the runs whose records change: one that is closed waits no longer for its ids.
+/// Reports runs whose records change, because a closed run no longer waits for its ids.
 pub(super) async fn watch_runs(sealer: Sealer, runs: mpsc::Sender<RunName>, stop: Stop) {
     let keep = async {
         loop {
             let watched = tokio::time::timeout(REOPEN, watch_once(&sealer, &runs)).await;
             if let Ok(Err(error)) = watched {
-                tracing::debug!(%error, "the watch on runs broke, opening it again");
+                tracing::debug!(%error, "the watch on runs broke, reopening it");
                 tokio::time::sleep(AFTER_ERROR).await;
             }
         }
@@ -106,9 +110,9 @@ async fn watch_once(sealer: &Sealer, runs: &mpsc::Sender<RunName>) -> Result<(),
     let mut updates = sealer.session.records.bucket().watch("run.*").await?;
     while let Some(update) = updates.next().await {
         let run = update?.key.strip_prefix("run.").and_then(|run| run.parse().ok());
-        // Where there are too many at once, a run is looked at a little later by itself.
+        // If the channel is full, the pass's own timer checks the run a little later.
         if let Some(Err(error)) = run.map(|run| runs.try_send(run)) {
-            tracing::debug!(%error, "a change of a run is looked at later");
+            tracing::debug!(%error, "too many changes of runs at once: this one is checked later");
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The proof that a pass is complete: what should be, against what is stored.
+//! The proof that a pass is complete: what was published, compared with what is stored.
 
 use millstream::names::PassId;
 
@@ -6,7 +6,7 @@ use crate::clickhouse::store::{Store, Stored};
 use crate::error::Error;
 use crate::model::record::Published;
 
-/// What a run should be, against what ClickHouse holds.
+/// What was published of a run, and what ClickHouse stores.
 #[derive(Debug, Clone)]
 pub struct Proof {
     /// What was published.
@@ -16,7 +16,7 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Asks ClickHouse.
+    /// Reads the stored figures from ClickHouse.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -26,12 +26,13 @@ impl Proof {
         published: &Published,
         may_repeat: bool,
     ) -> Result<Self, Error> {
-        // Where an id may stand in two batches, one of it too many could hide that the other is missing.
+        // If an id may be in two batches, a surplus id could hide a missing one, so the short proof is not
+        // used.
         let stored = store.stored(pass, true, Some(published).filter(|_| !may_repeat)).await?;
         Ok(Self { published: published.clone(), stored })
     }
 
-    /// Whether every id of every batch is there, with the values that were computed.
+    /// Whether every id of every batch is stored, with the computed values.
     pub fn is_complete(&self) -> bool {
         let Self { published, stored } = self;
         stored.batches == u64::from(published.batches)
@@ -39,12 +40,12 @@ impl Proof {
             && stored.values.is_none_or(|values| values.at_fault == 0)
     }
 
-    /// Batches whose values cannot be proven, if there are any.
+    /// The number of batches whose values cannot be proven, if there are any.
     pub fn unproven(&self) -> Option<u64> {
         self.stored.values.map(|values| values.unproven).filter(|batches| *batches > 0)
     }
 
-    /// Whether, besides, none is there twice, and the figures are of one moment.
+    /// Whether the pass is complete without raw duplicates, by figures of one moment.
     pub fn is_clean(&self) -> bool {
         self.is_complete() && self.stored.raw_duplicates == 0 && !self.stored.is_moving
     }

@@ -1,4 +1,4 @@
-//! What every step to a seal has: the servers, and the sink beside it.
+//! What every step to a seal uses: the servers, and the sink of this process.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ pub(super) struct Sealer {
 }
 
 impl Sealer {
-    /// What keeps passes from their seal.
+    /// The reasons that keep passes from their seal.
     pub fn waits(&self) -> &Waits {
         &self.state.waits
     }
 
-    /// Where it is counted what this sealer does.
+    /// The metrics of this sealer.
     pub fn metrics(&self) -> &Metrics {
         &self.state.metrics
     }

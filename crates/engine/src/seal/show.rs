@@ -1,4 +1,4 @@
-//! The seal itself: readers are shown the pass, then its record says so.
+//! The seal itself: first readers see the pass, then its record says so.
 
 use millstream::names::{PassId, RunName};
 use serde_json::Value;
@@ -14,24 +14,24 @@ use crate::model::record::{PassRecord, PassState, Sealed};
 use crate::nats::bucket::{Change, Entry};
 
 impl Sealer {
-    /// Makes a proven pass visible. Readers first: should this process die then, the next one proves again and writes the same
-    /// row.
+    /// Makes a proven pass visible. Readers come first: if this process dies then, the next sealer proves again
+    /// and writes the same row.
     pub(super) async fn show(&self, pass: &PassId, carried: &mut Carried) -> Result<Seen, Error> {
         let Some(Proof { published, stored }) = &carried.proof else { return Ok(Seen::Beaten) };
         let (summary, summary_fault) = Box::pin(self.sum_up(pass)).await?;
         let builds = self.session.store.build_names(pass).await?;
         let may_repeat = carried.may_repeat();
         let repeated_ids = if may_repeat { self.session.store.repeated_ids(pass).await? } else { 0 };
-        // By the one clock: of two rows of a pass, readers have the later.
+        // By NATS's clock, the same on every host: of two rows of a pass, readers get the later.
         let rows = stored.ids;
         let dead = stored.dead;
         let at_ms = self.session.records.server_ms().await?;
         let sealed = Sealed { rows, dead, repeated_ids, at_ms, summary, summary_fault, builds };
-        // What readers are about to see they see through views that have the columns of today.
+        // The views must have today's columns before readers see the pass.
         self.session.store.try_follow_views().await;
         let seen = SeenPass::of(pass.pass, published, &sealed);
         let statement = self.session.store.tables().insert_pass(&pass.run, &seen);
-        // A pass that was cancelled meanwhile may have been taken from readers for the last time.
+        // If the pass was cancelled meanwhile, it may already have been hidden for the last time.
         let is_as_before =
             self.session.records.pass(pass).await?.map(|entry| entry.revision) == carried.revision();
         if !is_as_before {
@@ -44,7 +44,7 @@ impl Sealer {
         Ok(Seen::Shown)
     }
 
-    /// Only a pass that is as it was before its proof is sealed.
+    /// Marks the pass sealed, only if its record has not changed since before the proof.
     pub(super) async fn mark(
         &self,
         run: &RunName,
@@ -66,7 +66,8 @@ impl Sealer {
         Ok(Seen::Marked)
     }
 
-    /// A pass that was cancelled while it was proven is not for readers. Of any other the next proof writes the same row.
+    /// Hides a pass that was cancelled during the proof. For any other pass, the next proof writes the same
+    /// row.
     async fn take_back_if_cancelled(&self, pass: &PassId) -> Result<(), Error> {
         match self.session.records.pass(pass).await? {
             Some(entry) if entry.record.state == PassState::Cancelled => {
@@ -76,10 +77,10 @@ impl Sealer {
         }
     }
 
-    /// What the pipeline's summary says of the pass, or why it says nothing: one that fails keeps nothing from being sealed.
+    /// The pipeline's summary of the pass, or why it failed. A failed summary does not prevent the seal.
     async fn sum_up(&self, pass: &PassId) -> Result<(Option<Vec<Value>>, Option<String>), Error> {
         let mut summed = self.session.store.summary(pass).await;
-        // Without an answer it is asked once more: the server may have been away for another reason.
+        // Ask once more if no answer came: the server may have been away for another reason.
         if matches!(&summed, Err(Error::Summary { source }) if !matches!(source, StoreFault::Exception { .. }))
         {
             self.session.store.version().await?;
@@ -88,7 +89,7 @@ impl Sealer {
         match summed {
             Ok(summary) => Ok((summary, None)),
             Err(Error::Summary { source: fault }) => {
-                tracing::error!(run = %pass.run, pass = pass.pass, %fault, hint = "mend the SQL in the pipeline's `SUMMARY`",
+                tracing::error!(run = %pass.run, pass = pass.pass, %fault, hint = "fix the SQL in the pipeline's `SUMMARY`",
                     "the pipeline's SUMMARY failed; the pass is sealed without it");
                 Ok((None, Some(fault.to_string())))
             }

@@ -1,66 +1,67 @@
-//! What to do next with a pass on its way to the seal: the decision alone. `drive.rs` takes the steps on real servers,
-//! `simulation/seal.rs` on the worst that there could be.
+//! Decides the next step of a pass on its way to the seal, without I/O. `drive.rs` runs the steps on real
+//! servers, `simulation/seal.rs` in a model of the worst servers.
 //!
-//! Each step is one question or one operation with a limit of its own. What it came to decides which step is next, and after
-//! which pause; nothing here waits, and no pass knows of another.
+//! Each step is one request or one operation with its own time limit. Its result decides the next step and the
+//! pause before it. Nothing here waits, and passes do not depend on each other.
 
 use std::time::Duration;
 
 use crate::model::record::PassState;
 use crate::telemetry::labels::SealStep;
 
-/// The pause before a step whose wait ends with a change that is seen (of the record, of the workers' consumer): the step is
-/// taken then, and after this long in case the change was not seen.
+/// The pause before a step whose wait ends with a change (of the record, of the workers' consumer). The step
+/// runs when the change is seen, or after this long if it was missed.
 pub(crate) const IDLE: Duration = Duration::from_secs(30);
-/// Pauses between looks at rows on their way.
+/// Pauses between checks of rows on their way.
 const LOOKS: Ladder = Ladder { first: Duration::from_millis(200), most: Duration::from_secs(5) };
-/// Pauses between proofs, merges and repairs of a pass that stays as it is.
+/// Pauses between proofs, merges and repairs of a pass that does not change.
 const TRIES: Ladder = Ladder { first: Duration::from_secs(1), most: Duration::from_secs(60) };
-/// Pauses after servers that gave no answer.
+/// Pauses after requests that a server did not answer.
 const ERRORS: Ladder = Ladder { first: Duration::from_secs(2), most: Duration::from_secs(30) };
-/// The pause between two looks at what is left of a cancelled pass, and at a claim of a repair.
+/// The pause between two checks of the rest of a cancelled pass, or of a repair's claim.
 const AGAIN: Duration = Duration::from_secs(2);
-/// A seal that another sealer made is finished by that one, unless it has not done so after this long.
+/// How long a seal that another sealer made is left to that sealer to finish.
 const FINISH_FOR_OTHERS: Duration = Duration::from_secs(10);
-/// A sealer that comes after another looks again after this long.
+/// How long a sealer waits for the sealers before it.
 const TURN: Duration = Duration::from_secs(10);
-/// Repairs of one pass that a process makes by itself; after so many a person has to look.
+/// The repairs of one pass that a process makes by itself; after these an operator has to act.
 pub(crate) const REPAIRS: u32 = 5;
 
-/// Something to be done for a pass.
+/// Something to do for a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Read the records: whether all ids are published, and whether a repair has the pass.
+    /// Read the records: whether all ids are published, and whether a repair has claimed the pass.
     Read,
-    /// Ask the broker where workers and sinks stand. Costs ClickHouse nothing.
+    /// Ask NATS for the state of workers and sinks. Costs ClickHouse nothing.
     Ask,
     /// Count the pass's rows in ClickHouse.
     Count,
-    /// Ask whether rows of the pass are on their way.
+    /// Ask whether rows of the pass are on their way to ClickHouse.
     Landing,
-    /// Ask whether another sealer comes first: what follows costs ClickHouse much, and need be done once.
+    /// Ask whether another sealer comes first, because the next steps are expensive for ClickHouse and needed
+    /// once.
     Turn,
-    /// Copy the rows of ids that the pass does not cover.
+    /// Copy the unchanged rows: those of ids that the pass does not cover.
     TakeOver,
     /// Prove ids and values.
     Prove,
-    /// Merge raw duplicates away, and see whether they are.
+    /// Remove raw duplicates, and check that they are gone.
     Merge,
-    /// Have computed again, or handed out again, what is lost.
+    /// Have lost rows computed again, or delivered again.
     Repair,
-    /// Sum up, and write the row by which readers see the pass.
+    /// Run the summary, and write the row that makes readers see the pass.
     Show,
-    /// Say in the pass's record that it is sealed, if that is as it was before the proof.
+    /// Mark the pass sealed in its record, if the record has not changed since before the proof.
     Mark,
-    /// Announce the seal, and remove what the broker holds of the pass.
+    /// Announce the seal, and remove what NATS holds of the pass.
     Finish,
-    /// Remove what the broker holds of a cancelled pass.
+    /// Remove what NATS holds of a cancelled pass.
     Free,
-    /// Nothing is left to be done.
+    /// Nothing is left to do.
     Rest,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// Ids are still being published.
@@ -69,61 +70,61 @@ pub(crate) enum Seen {
     BeingRepaired,
     /// All ids are published.
     Published,
-    /// The pass's record is gone, or says that the pass is at its end.
+    /// The pass's record is gone, or its state is final.
     Gone,
     /// Batches wait for workers.
     Computing,
-    /// All batches are drawn, and workers hold some; or a worker that is gone does.
+    /// All batches are delivered, and workers hold some; or a worker died with them.
     InWorkers,
-    /// All batches are computed, and sinks have not drawn all of their rows.
+    /// All batches are computed, and some rows are not delivered to sinks yet.
     Undrawn,
-    /// Sinks have drawn all rows, and have not acked all.
+    /// All rows are delivered to sinks, and some are not acked yet.
     InSinks,
-    /// Nothing of the pass is under way.
+    /// Nothing of the pass is on its way.
     Landed,
-    /// As many rows are stored as there are ids.
+    /// There are as many stored rows as ids.
     Enough,
-    /// This sealer goes on with the pass.
+    /// This sealer continues with the pass.
     OurTurn,
-    /// Another one does, if it lives.
+    /// Another sealer continues with the pass, if it lives.
     OthersTurn,
-    /// Fewer are.
+    /// There are fewer stored rows than ids.
     Lacking,
-    /// Rows come back again and again, as ClickHouse or the table does not take them.
+    /// Rows are redelivered again and again, because ClickHouse or the table refuses them.
     Refused,
-    /// Every row that another pass has to give is there.
+    /// All unchanged rows are copied.
     TakenOver,
-    /// Each id has its one row, as it was computed.
+    /// Each id has exactly one row, as it was computed.
     Clean,
-    /// Each id has its row, and some have several.
+    /// Each id has its row, and some ids have several.
     Duplicates,
-    /// Rows landed while they were counted: the figures are of two moments.
+    /// Rows were inserted during the count: the figures are of two moments.
     Moving,
-    /// Some ids have no row, or another than was computed.
+    /// Some ids have no row, or a row that differs from what was computed.
     Incomplete,
     /// The values of some rows cannot be proven.
     Unproven,
     /// No raw duplicate is left.
     Merged,
-    /// ClickHouse was asked to merge them, and they are there still.
+    /// ClickHouse was asked to remove raw duplicates, and some are left.
     NotMerged,
-    /// Something was done about what is lost.
+    /// The repair changed something.
     Repaired,
-    /// There was nothing to do, or it is not the time.
+    /// There was nothing to repair, or it is too early.
     NotRepaired,
-    /// No repair helps, or the last of them is made.
+    /// No repair helps, or the last repair was made.
     Stuck,
     /// Readers see the pass.
     Shown,
-    /// The record says that the pass is sealed.
+    /// The record marks the pass as sealed.
     Marked,
-    /// The record is another than before the proof.
+    /// The record has changed since before the proof.
     Beaten,
-    /// Announced, and nothing is left of the pass in the broker; the record says so.
+    /// The seal is announced, NATS holds nothing of the pass, and the record says so.
     Finished,
-    /// Some of it has to stay for now.
+    /// Something of the pass has to stay in NATS for now.
     NotFinished,
-    /// A server gave no answer, or the step's limit passed.
+    /// A server did not answer, or the step exceeded its time limit.
     Failed,
 }
 
@@ -150,7 +151,7 @@ impl Ladder {
 }
 
 impl Step {
-    /// After this long the step is given up: its outcome is not known, and the next one looks.
+    /// The time limit of the step. After it the outcome is unknown, and the next step checks.
     pub(crate) fn within(self) -> Duration {
         Duration::from_secs(match self {
             Self::Read | Self::Ask | Self::Count | Self::Landing | Self::Turn | Self::Mark | Self::Rest => {
@@ -162,12 +163,12 @@ impl Step {
         })
     }
 
-    /// Whether it may read or write all rows of a pass: of such steps a process takes few at once.
+    /// Whether the step may read or write all rows of a pass: a process runs few of these at once.
     pub(crate) fn is_heavy(self) -> bool {
         matches!(self, Self::TakeOver | Self::Prove | Self::Merge | Self::Repair | Self::Show | Self::Free)
     }
 
-    /// The step as metrics name it; `None` where there is none to be taken.
+    /// The step's label in metrics; `None` if there is no step to take.
     pub(crate) fn label(self) -> Option<SealStep> {
         Some(match self {
             Self::Read => SealStep::Read,
@@ -187,30 +188,32 @@ impl Step {
         })
     }
 
-    /// Whether its wait ends with a change of the records or of the workers' consumer, or with rows that land.
+    /// Whether the step's wait ends with a change of the records or of the workers' consumer, or with inserted
+    /// rows.
     pub(crate) fn waits_for_workers(self) -> bool {
         matches!(self, Self::Read | Self::Ask)
     }
 }
 
-/// Steps that one process takes at once: looks; heavy ones of small passes; heavy ones of large passes. So a small pass never
-/// waits for the proof of a large one.
+/// Steps that one process runs at once: cheap ones; heavy ones of small passes; heavy ones of large passes. So
+/// a small pass never waits for the proof of a large one.
 #[derive(Debug, Default)]
 pub(crate) struct Room([usize; 3]);
 
 impl Room {
     const MOST: [usize; 3] = [32, 6, 2];
 
-    /// A place for the step of a pass, which [`Self::leave`] gives back; `None` where all of its kind are taken.
+    /// Takes a slot for the step of a pass, which [`Self::leave`] returns; `None` if all slots of its kind are
+    /// taken.
     pub(crate) fn enter(&mut self, step: Step, is_large: bool) -> Option<usize> {
         let kind = match (step.is_heavy(), is_large) {
             (false, _) => 0,
             (true, false) => 1,
             (true, true) => 2,
         };
-        let has_room = self.0[kind] < Self::MOST[kind];
-        self.0[kind] += usize::from(has_room);
-        has_room.then_some(kind)
+        let has_slot = self.0[kind] < Self::MOST[kind];
+        self.0[kind] += usize::from(has_slot);
+        has_slot.then_some(kind)
     }
 
     pub(crate) fn leave(&mut self, place: usize) {
@@ -218,15 +221,16 @@ impl Room {
     }
 }
 
-/// The way of one pass, as one process goes it.
+/// The course of one pass to its seal, in one process.
 #[derive(Debug, Clone)]
 pub(crate) struct Course {
     step: Step,
-    /// Whether the pass takes over rows of another one.
+    /// Whether the pass is a partial replay, which copies rows of another pass.
     takes_over: bool,
-    /// What the broker said last of its rows.
+    /// The last answer of NATS about the pass's rows.
     rows: Seen,
-    /// A proof has found it incomplete: it is not proven again before all of its rows have landed.
+    /// Whether a proof has found the pass incomplete. It is not proven again until all of its rows have
+    /// arrived.
     was_incomplete: bool,
     looks: u32,
     tries: u32,
@@ -235,7 +239,7 @@ pub(crate) struct Course {
 }
 
 impl Course {
-    /// The way of a pass in this state, and its first step.
+    /// The course of a pass in this state, and its first step.
     pub(crate) fn begin(state: PassState, takes_over: bool) -> (Self, Next) {
         let (step, after) = match state {
             PassState::Running => (Step::Read, Duration::ZERO),
@@ -256,7 +260,7 @@ impl Course {
         (course, Next { step, after })
     }
 
-    /// The step that is due next.
+    /// The next step.
     pub(crate) fn step(&self) -> Step {
         self.step
     }
@@ -266,13 +270,13 @@ impl Course {
         self.repairs >= REPAIRS
     }
 
-    /// Something of the pass has changed: looks follow each other quickly again.
+    /// Something of the pass has changed: the pauses between checks start over.
     pub(crate) fn changed(&mut self) {
         self.looks = 0;
     }
 
-    /// The step after this one, which came to `seen`. A proof follows only where as many rows are stored as there are ids;
-    /// after one that found some missing, only once nothing of the pass is under way.
+    /// The step after the current one, whose result is `seen`. A proof runs only if there are as many rows as
+    /// ids. After a proof that found rows missing, it runs only once nothing of the pass is on its way.
     pub(crate) fn next(&mut self, seen: Seen) -> Next {
         if seen != Seen::Failed {
             self.errors = 0;
@@ -288,7 +292,7 @@ impl Course {
             Seen::Publishing => (Step::Read, IDLE),
             Seen::BeingRepaired => (Step::Read, AGAIN),
             Seen::Published => (Step::Ask, now),
-            // The watch may say of no change: a record that was lost may come back as it was.
+            // The watch may not report a change: a lost record may have been restored unchanged.
             Seen::Gone if self.step == Step::Read => (Step::Read, IDLE),
             Seen::Gone => (Step::Rest, now),
             Seen::Computing => (Step::Ask, IDLE),
@@ -301,7 +305,7 @@ impl Course {
             Seen::Enough | Seen::Lacking => self.lacking(),
             Seen::Landed => {
                 self.rows = Seen::Landed;
-                // Rows that landed since they were counted are counted once more.
+                // Rows were inserted since the count, so count again.
                 (Step::Count, now)
             }
             Seen::InWorkers | Seen::InSinks => (Step::Ask, LOOKS.pause(&mut self.looks)),
@@ -316,7 +320,7 @@ impl Course {
                 (Step::Repair, now)
             }
             Seen::Merged => (Step::Prove, now),
-            // The proof holds but for the duplicates: ClickHouse is asked again, and nothing is read again.
+            // The proof holds except for duplicates: ask ClickHouse to merge again, and read nothing again.
             Seen::NotMerged => (Step::Merge, TRIES.pause(&mut self.tries)),
             Seen::Unproven | Seen::NotRepaired | Seen::Refused | Seen::Stuck => {
                 (Step::Read, TRIES.pause(&mut self.tries))
@@ -341,11 +345,11 @@ impl Course {
         }
     }
 
-    /// Rows are missing, which is a loss only where nothing of the pass is under way. That needs no proof.
+    /// Rows are missing. They are lost only if nothing of the pass is on its way; that needs no proof.
     fn lacking(&mut self) -> (Step, Duration) {
         match self.rows {
             Seen::InWorkers => (Step::Ask, LOOKS.pause(&mut self.looks)),
-            // What the pass lacks may be what it takes over, or what its base has lost.
+            // The missing rows may be those to copy, or rows that the base has lost.
             Seen::Landed if self.takes_over && !self.was_incomplete => (Step::Turn, Duration::ZERO),
             Seen::Landed => (Step::Repair, Duration::ZERO),
             _ => (Step::Landing, Duration::ZERO),
@@ -384,9 +388,9 @@ mod tests {
         );
     }
 
-    /// At 10^9 ids the sealer had proven nine times while sinks were half behind.
+    /// Regression: at 10^9 ids the sealer made nine proofs while sinks were half way.
     #[test]
-    fn nothing_is_counted_or_proven_while_sinks_have_rows_to_draw() {
+    fn nothing_is_counted_or_proven_while_sinks_have_undelivered_rows() {
         let (mut course, _) = way(&[Seen::Published]);
         for _ in 0..100 {
             let Next { step, after } = course.next(Seen::Undrawn);
@@ -399,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_proof_in_vain_all_rows_have_to_land_before_the_next() {
+    fn after_a_failed_proof_all_rows_have_to_arrive_before_the_next() {
         use Seen::*;
         let (mut course, steps) = way(&[Published, InSinks, Enough, OurTurn, Incomplete, NotRepaired]);
         assert_eq!(steps[3..], [Step::Turn, Step::Prove, Step::Repair, Step::Read]);
@@ -423,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_their_limit_and_a_change_begins_anew() {
+    fn pauses_grow_to_their_limit_and_a_change_resets_them() {
         let (mut course, _) = way(&[Seen::Published]);
         let pauses: Vec<Duration> = (0..20).map(|_| course.next(Seen::Undrawn).after).collect();
         assert!(pauses.is_sorted() && pauses[19] == LOOKS.most, "{pauses:?}");

@@ -1,4 +1,4 @@
-//! The steps to a seal on real servers: each asks or does one thing, and says what it came to.
+//! The steps to a seal on real servers: each asks or does one thing, and returns its result.
 
 use millstream::Id;
 use millstream::names::PassId;
@@ -14,27 +14,29 @@ use crate::nats::bucket::Entry;
 use crate::seal::copied::take_over;
 use crate::seal::verify::{self, Landing, Repair};
 
-/// A pass of so many ids is a large one: its proof takes long.
+/// A pass with this many ids is large: its proof takes long.
 const LARGE_IDS: u64 = 20_000_000;
 
-/// A sealer that comes after another gives it one turn more for each so many ids of the pass: a proof of 10^9 takes minutes.
+/// A sealer that is not first gives the others one more turn per this many ids: a proof of 10^9 ids takes
+/// minutes.
 const IDS_A_TURN: u64 = 50_000_000;
 
-/// What steps of a pass hand to later ones. Lost with the process, it is asked for again.
+/// Data that steps of a pass leave for later ones. After a restart it is asked for again.
 #[derive(Default)]
 pub(super) struct Carried {
     /// Whether this process has made all the repairs that it makes by itself.
     pub is_out_of_repairs: bool,
-    /// Whether the run's record is kept in ClickHouse.
-    run_kept: bool,
-    /// Whether sinks were told that no more rows come.
-    hurried: bool,
-    /// Turns that were left to other sealers.
+    /// Whether the run's record is stored in ClickHouse.
+    run_stored: bool,
+    /// Whether the sinks know that no more rows come.
+    flushed: bool,
+    /// The turns that this sealer has left to others.
     turns: u64,
-    /// Whether the last look at a cancelled pass found no message of its ids.
+    /// Whether the last check of a cancelled pass found no ids message of it.
     pub(super) is_free: bool,
     run: Option<RunRecord>,
-    /// The pass's record as it was before its proof, so that the seal cannot be that of a pass which was opened again since.
+    /// The pass's record from before its proof, so that the seal cannot apply to a pass that was opened again
+    /// since.
     before: Option<Entry<PassRecord>>,
     pub(super) proof: Option<Proof>,
     pub(super) sealed: Option<Sealed>,
@@ -46,12 +48,12 @@ impl Carried {
         Some((run, run.published.as_ref()?))
     }
 
-    /// Whether its run is a large one: its proof takes long.
+    /// Whether the run is large: its proof takes long.
     pub(super) fn is_large(&self) -> bool {
         self.published().is_some_and(|(_, published)| published.ids >= LARGE_IDS)
     }
 
-    /// Whether the input can hold one id twice.
+    /// Whether the input may hold one id twice.
     pub(super) fn may_repeat(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.may_repeat)
     }
@@ -65,7 +67,7 @@ impl Carried {
         self.before.as_ref().map(|entry| &entry.record)
     }
 
-    /// Ids that are to be computed.
+    /// The number of ids to compute.
     fn wanted(&self) -> u64 {
         let covers = self.before().and_then(|pass| pass.covers.as_ref());
         let all = self.published().map_or(u64::MAX, |(_, published)| published.ids);
@@ -74,7 +76,7 @@ impl Carried {
 }
 
 impl Sealer {
-    /// Takes a step. What an earlier step should have carried and has not is asked for again from the start.
+    /// Runs a step. If data of an earlier step is missing, the course starts over.
     pub(super) async fn take<I: Id>(
         &self,
         step: Step,
@@ -102,10 +104,10 @@ impl Sealer {
         }
     }
 
-    /// Notes what a person has to see to, and says it once.
-    fn tell(&self, pass: &PassId, why: &str) {
+    /// Records what an operator has to do, and logs it once.
+    fn report_stuck(&self, pass: &PassId, why: &str) {
         if self.waits().note(pass, why) {
-            tracing::error!(run = %pass.run, pass = pass.pass, why, "the pass is not sealed, and waits");
+            tracing::error!(run = %pass.run, pass = pass.pass, why, "the pass is not sealed, and waits for an operator");
         }
     }
 
@@ -115,15 +117,17 @@ impl Sealer {
             carried.run = Some(self.session.records.known_run(&pass.run).await?.record);
         }
         let Some((record, _)) = carried.published() else {
-            // Until all is published nothing counts as missing, so nothing else would bring it back.
+            // Until all ids are published nothing counts as missing, so no other step would create the consumer
+            // again.
             self.session.broker.ensure_work_consumer(pass).await?;
             return Ok(Seen::Publishing);
         };
-        // The run's record is kept in ClickHouse from the moment it is complete: NATS is never the only truth.
-        if !carried.run_kept {
+        // The run's record is stored in ClickHouse as soon as it is complete, because NATS is never the only
+        // truth.
+        if !carried.run_stored {
             self.session.store.keep_run(record).await?;
         }
-        carried.run_kept = true;
+        carried.run_stored = true;
         carried.before = self.session.records.pass(pass).await?;
         Ok(match &carried.before {
             None => Seen::Gone,
@@ -145,16 +149,16 @@ impl Sealer {
         }
         let (pending, open) = workers.map_or((0, 0), |info| (info.num_pending, info.num_ack_pending));
         if pending > 0 {
-            carried.hurried = false;
+            carried.flushed = false;
             self.waits().clear(pass);
             return Ok(Seen::Computing);
         }
-        if open == 0 && !std::mem::replace(&mut carried.hurried, true) {
-            tracing::debug!(run = %pass.run, pass = pass.pass, "all batches are computed");
+        if open == 0 && !std::mem::replace(&mut carried.flushed, true) {
+            tracing::debug!(run = %pass.run, pass = pass.pass, "all batches of the pass are computed");
             self.state.bells.ring_computed();
         }
         let Some(sinks) = self.session.broker.sink_progress().await? else {
-            // The operator deleted it: made again, it delivers what the stream holds.
+            // The operator deleted the consumer. A new one delivers everything that the stream holds.
             self.session.broker.ensure_sink_consumer().await?;
             return Ok(Seen::Undrawn);
         };
@@ -177,11 +181,11 @@ impl Sealer {
         Ok(match landing {
             Landing::Over | Landing::Settled { .. } => Seen::Landed,
             Landing::UnderWay(why) => {
-                tracing::debug!(run = %pass.run, pass = pass.pass, why, "rows are on their way");
+                tracing::debug!(run = %pass.run, pass = pass.pass, why, "rows of the pass are on their way to ClickHouse");
                 Seen::InSinks
             }
             Landing::Left(why) => {
-                self.tell(pass, &why);
+                self.report_stuck(pass, &why);
                 Seen::Refused
             }
         })
@@ -195,16 +199,18 @@ impl Sealer {
         match take_over(&self.session.store, pass, covers, record.batch_ids, published).await {
             Ok(true) => Ok(Seen::TakenOver),
             Ok(false) => Ok(Seen::Incomplete),
-            // A selection that is another each time, or a base that is gone: what to do is for an operator to say.
+            // A non-deterministic `--where` or a lost base cannot be fixed automatically; the operator has to
+            // decide.
             Err(error @ (Error::BaseGone { .. } | Error::Unstable { .. } | Error::BaseValues { .. })) => {
-                self.tell(pass, &full_hint(&error));
+                self.report_stuck(pass, &full_hint(&error));
                 Ok(Seen::Stuck)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Sinks that live come to a pass in an order of its own; each gives those before it time to seal it.
+    /// The living sinks have a different order for each pass, and each gives those before it time to seal the
+    /// pass.
     async fn turn(&self, pass: &PassId, carried: &mut Carried) -> Result<Seen, Error> {
         let Some((_, published)) = carried.published() else { return Ok(Seen::Beaten) };
         let turns =
@@ -224,16 +230,16 @@ impl Sealer {
         let Stored { batches, ids, raw_duplicates, .. } = proof.stored;
         let seen = match &proof {
             proof if proof.stored.is_moving => {
-                tracing::debug!(run = %pass.run, pass = pass.pass, ids, "rows landed while they were counted");
+                tracing::debug!(run = %pass.run, pass = pass.pass, ids, "rows were inserted during the count: proving again");
                 Seen::Moving
             }
             proof if !proof.is_complete() => {
                 tracing::warn!(run = %pass.run, pass = pass.pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
-                    raw_duplicates, "not every id has its one row");
+                    raw_duplicates, "proof failed: stored rows do not match the run");
                 Seen::Incomplete
             }
             proof if !proof.is_clean() => {
-                tracing::warn!(run = %pass.run, pass = pass.pass, rows = raw_duplicates, "raw duplicates found, merging them away");
+                tracing::warn!(run = %pass.run, pass = pass.pass, rows = raw_duplicates, "raw duplicates found: deduplicating the run");
                 Seen::Duplicates
             }
             proof => match proof.unproven() {
@@ -243,7 +249,7 @@ impl Sealer {
                         "the values of {batches} batches cannot be proven: `verify {run} --values` says what is missing; `setup` of \
                          the build that computed them keeps its schema, and ALTER TABLE … ADD COLUMN brings a column back"
                     );
-                    self.tell(pass, &why);
+                    self.report_stuck(pass, &why);
                     Seen::Unproven
                 }
                 None => Seen::Clean,
@@ -253,7 +259,8 @@ impl Sealer {
         Ok(seen)
     }
 
-    /// A merge has worked once the rows are no more than the ids, whatever the server answered.
+    /// Removes raw duplicates. It has worked once there are no more rows than ids, whatever the server
+    /// answered.
     async fn merge(&self, pass: &PassId, carried: &Carried) -> Result<Seen, Error> {
         let Some(proof) = &carried.proof else { return Ok(Seen::Beaten) };
         match self.session.store.merge_away(pass, proof.stored.ids).await {
@@ -262,69 +269,71 @@ impl Sealer {
                 Ok(Seen::Merged)
             }
             Err(error @ Error::NotMerged { .. }) => {
-                self.tell(pass, &full_hint(&error));
+                self.report_stuck(pass, &full_hint(&error));
                 Ok(Seen::NotMerged)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Has computed again what can be, and says what a person has to do about the rest.
+    /// Has lost rows computed again where possible, and reports what an operator has to do about the rest.
     async fn repair<I: Id>(&self, pass: &PassId, carried: &Carried) -> Result<Seen, Error> {
         let run = &pass.run;
         if carried.is_out_of_repairs {
             let why = format!(
-                "it is still not complete after {} repairs: `verify {run}` names what is missing, `verify {run} --repair` \
+                "it is still incomplete after {} repairs: `verify {run}` names what is missing, `verify {run} --repair` \
                  tries again",
                 super::step::REPAIRS
             );
-            self.tell(pass, &why);
+            self.report_stuck(pass, &why);
             return Ok(Seen::Stuck);
         }
         match verify::heal::<I>(&self.session, pass).await {
             Ok(Repair { busy: Some(why), .. }) => {
-                tracing::debug!(run = %pass.run, pass = pass.pass, why, "not repaired yet");
+                tracing::debug!(run = %pass.run, pass = pass.pass, why, "the pass is incomplete, and cannot be repaired yet");
                 Ok(Seen::NotRepaired)
             }
             Ok(Repair { stuck: Some(why), .. }) => {
-                self.tell(pass, &why);
+                self.report_stuck(pass, &why);
                 Ok(Seen::Stuck)
             }
-            // Rows landed since they were counted.
+            // Rows were inserted since the count.
             Ok(repair) if repair.is_nothing() => Ok(Seen::NotRepaired),
             Ok(repair) => {
-                told(pass, &repair);
+                log_repair(pass, &repair);
                 if repair.comes_to() > 0 {
                     self.metrics().repaired(repair.batches_again + repair.batches_handed_out);
                 }
                 match repair.hint(pass.run.as_str()) {
-                    Some(hint) => self.tell(pass, &format!("ids of it are not in the stream: {hint}")),
+                    Some(hint) => {
+                        self.report_stuck(pass, &format!("ids of the pass are not in the stream: {hint}"))
+                    }
                     None => self.waits().clear(pass),
                 }
-                // What has to wait for its input again is no attempt.
+                // A repair that waits for its input does not count as an attempt.
                 Ok(if repair.comes_to() > 0 { Seen::Repaired } else { Seen::NotRepaired })
             }
             Err(error) if error.is_nobody() => Err(error),
-            // ClickHouse broke off: nothing that a person has to see to.
+            // ClickHouse broke off; an operator need not act.
             Err(error @ Error::Store { source: StoreFault::Unclear(_) | StoreFault::Silent(_), .. }) => {
                 Err(error)
             }
-            // What stands in the way is a person's to remove, and no repair is used up by it.
+            // The operator has to remove the cause, and this does not count as a repair.
             Err(error @ (Error::Mutation { .. } | Error::NotRemoved { .. } | Error::NotMerged { .. })) => {
-                self.tell(pass, &full_hint(&error));
+                self.report_stuck(pass, &full_hint(&error));
                 Ok(Seen::Stuck)
             }
             Err(error) => {
                 let why =
-                    format!("{}; `verify {run} --repair`, by a user with more rights", full_hint(&error));
-                self.tell(pass, &why);
+                    format!("{}; run `verify {run} --repair` as a user with more rights", full_hint(&error));
+                self.report_stuck(pass, &why);
                 Ok(Seen::Repaired)
             }
         }
     }
 }
 
-fn told(pass: &PassId, repair: &Repair) {
+fn log_repair(pass: &PassId, repair: &Repair) {
     let Repair {
         batches_again, batches_handed_out, duplicates_merged, whole_run, ids_gone, ids_damaged, ..
     } = repair;

@@ -1,5 +1,5 @@
-//! What is left to be done once a pass is over: the word of it, and what the broker holds of it. The pass's record says when that
-//! is done, so whichever sealer comes next finishes what another began.
+//! The last steps after a pass has ended: the announcement, and the removal of what NATS holds of it. The
+//! pass's record marks them as done, so that any sealer can finish what another began.
 
 use millstream::names::{PassId, RunName};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::nats::bucket::Change;
 use crate::seal::step::Seen;
 use crate::seal::verify::{self, Landing};
 
-/// What is announced of a sealed pass.
+/// The announcement of a sealed pass.
 #[derive(Debug, Serialize)]
 struct Announcement<'a> {
     run: &'a RunName,
@@ -23,41 +23,42 @@ struct Announcement<'a> {
 }
 
 impl Sealer {
-    /// Removes what the broker holds of a cancelled pass, its rows once they are stored. `was_free` says whether the look before
-    /// found no message of its ids.
+    /// Removes what NATS holds of a cancelled pass; its rows only once they are stored. `was_free` says whether
+    /// the previous check found no ids message of it.
     pub(super) async fn free(&self, pass: &PassId, was_free: &mut bool) -> Result<Seen, Error> {
         let Some(mut entry) = self.session.records.pass(pass).await? else { return Ok(Seen::Gone) };
         if entry.record.state != PassState::Cancelled {
             return Ok(Seen::Gone);
         }
-        // Its producer may not have heard of it yet: done is what twice had nothing to remove, a second or more apart.
+        // The producer may not know of the cancel yet. It is done when two checks, at least a second apart,
+        // find nothing to remove.
         let is_free = self.session.broker.free_ids(&pass.run, &entry.record).await? == 0;
         if !(std::mem::replace(was_free, is_free) && is_free) {
             return Ok(Seen::NotFinished);
         }
         let landing = verify::landing(&self.session, pass).await?;
-        // What ClickHouse does not take goes with the rest.
+        // Rows that ClickHouse refuses are removed too.
         if matches!(landing, Landing::UnderWay(_)) {
             return Ok(Seen::NotFinished);
         }
         self.session.broker.purge_rows(self.session.broker.names().pass_rows(pass)).await?;
-        // A sealer may have been about to say that it is sealed.
+        // A sealer may have been about to seal the pass.
         self.session.store.hide(&pass.run, Some(pass.pass)).await?;
         entry.record.freed = true;
         if self.session.records.update_pass(&entry).await? == Change::Beaten {
             return Ok(Seen::NotFinished);
         }
-        tracing::info!(run = %pass.run, pass = pass.pass, "cancelled, and its messages are gone");
+        tracing::info!(run = %pass.run, pass = pass.pass, "the pass is cancelled: its messages were removed");
         Ok(Seen::Finished)
     }
 
-    /// Announces a sealed pass, and removes its rows, which need no second copy where none was asked for, and the consumer that
-    /// no worker draws from any more. A kill on the way has it done again: it is announced at least once.
+    /// Announces a sealed pass, and removes its consumer and its rows from the stream, unless the stream
+    /// retains them. After a kill it is done again: the seal is announced at least once.
     pub(super) async fn finish(&self, pass: &PassId) -> Result<Seen, Error> {
         let Some(entry) = self.session.records.pass(pass).await? else { return Ok(Seen::Gone) };
         let (mut entry, sealed) = match entry.record.sealed.clone() {
             Some(sealed) if entry.record.state == PassState::Sealed && !entry.record.freed => (entry, sealed),
-            // It is done; or a repair has opened the pass again, with a consumer of its own.
+            // The pass is finished; or a repair has opened it again, with a new consumer.
             _ => return Ok(Seen::Gone),
         };
         let may_purge = self.may_purge(pass).await?;
@@ -83,13 +84,14 @@ impl Sealer {
         entry.record.freed = true;
         Ok(match self.session.records.update_pass(&entry).await? {
             Change::Made => Seen::Finished,
-            // Another sealer has done it; or the pass was opened again meanwhile, and makes its consumer anew.
+            // Another sealer has done it; or the pass was opened again meanwhile, which creates its consumer
+            // again.
             Change::Beaten => Seen::NotFinished,
         })
     }
 
-    /// Whether no sink has to look at the rows once more. Where materialized views of the operator's are filled with them, a sink
-    /// may have been killed in an INSERT that failed there: the next one that draws them says so.
+    /// Whether no sink needs the rows again. If they fill an operator's materialized views, a sink may have
+    /// been killed in an INSERT that failed there; the next sink that receives the rows reports it.
     async fn may_purge(&self, pass: &PassId) -> Result<bool, Error> {
         if !self.session.store.feeds_views() {
             return Ok(true);

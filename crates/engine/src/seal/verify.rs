@@ -1,6 +1,6 @@
-//! The proof told batch by batch, and the repair of what it finds.
+//! The proof batch by batch, and the repair of what it finds.
 //!
-//! There is one way of healing: [`repair`]. `verify --repair`, `produce` and the sealer call it.
+//! There is one way to repair a pass: [`repair`]. `verify --repair`, `produce` and the sealer call it.
 
 mod landing;
 mod repair;
@@ -33,89 +33,89 @@ pub(crate) use repair::is_being_repaired;
 pub use repair::{Repair, Unstored, heal, repair};
 pub use seen::SeenFault;
 
-/// Batch numbers that a report lists; there may be more of them.
+/// The most batch numbers that a report lists; there may be more batches.
 const LISTED: usize = 1000;
-/// Messages that are looked at together.
+/// The most messages that are read at once.
 const LOOKS: usize = 32;
 
-/// What a pass has, against what it should have.
+/// What is stored of a pass, compared with what should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The run.
+    /// The name of the run.
     pub run: RunName,
-    /// The pass.
+    /// The number of the pass.
     pub pass: u32,
-    /// Whether all of the run is published: before, nothing can be missing.
+    /// Whether all ids of the run are published; until then nothing can be missing.
     pub published: bool,
-    /// Batches that the run has.
+    /// The number of batches in the run.
     pub batches: u64,
-    /// Ids that the run has.
+    /// The number of ids in the run.
     pub ids: u64,
-    /// Distinct `(batch, id)` stored.
+    /// The number of distinct `(batch, id)` stored.
     pub rows: u64,
-    /// Batches of which no row is stored.
+    /// The number of batches without a stored row.
     pub missing_batches: u64,
-    /// Batches of which some rows are stored.
+    /// The number of batches with some rows stored.
     pub short_batches: u64,
-    /// Batches that hold ids which are not theirs, or other values than those computed.
+    /// The number of batches with ids that are not theirs, or with wrong values.
     pub wrong_batches: u64,
-    /// Batches that hold other values than those computed; `None` when values were not looked at.
+    /// The number of batches with wrong values; `None` if values were not checked.
     pub values_at_fault: Option<u64>,
-    /// Batches whose values cannot be proven: the schema of their rows is not known, or the table has lost its columns.
-    /// `None` when values were not looked at.
+    /// The number of batches whose values cannot be proven, because their schema is unknown or the table has
+    /// lost its columns; `None` if values were not checked.
     pub values_unproven: Option<u64>,
-    /// Rows stored a second time.
+    /// The number of raw duplicates.
     pub raw_duplicates: u64,
-    /// Rows that are dead letters.
+    /// The number of rows that are dead letters.
     pub dead: u64,
-    /// How many the seal counted; `None` before.
+    /// The number of dead letters at the seal; `None` before.
     pub dead_sealed: Option<u64>,
-    /// Ids given more than once, in different batches.
+    /// The number of ids that were given more than once, in different batches.
     pub repeated_ids: u64,
-    /// Whether the ids' digest is the run's.
+    /// Whether the digest of the stored ids matches the run's.
     pub digest_matches: bool,
     /// Whether the pass is sealed.
     pub sealed: bool,
-    /// Where the pass stands, in a word.
+    /// The state of the pass.
     pub state: PassState,
-    /// Whether everything is there, once.
+    /// Whether each id is stored exactly once.
     pub complete: bool,
-    /// The first of the missing batches.
+    /// The first missing batches.
     pub missing: Vec<u32>,
-    /// The first of the short batches.
+    /// The first short batches.
     pub short: Vec<u32>,
-    /// The first of the wrong batches.
+    /// The first wrong batches.
     pub wrong: Vec<u32>,
-    /// Those of the batches named here whose ids the stream holds no more.
+    /// The listed batches whose ids the stream no longer holds.
     pub ids_gone: Vec<u32>,
-    /// Those of the batches named here whose ids in the stream cannot be read.
+    /// The listed batches whose ids in the stream cannot be read.
     pub ids_damaged: Vec<u32>,
-    /// Revision of the pass's record from before anything was looked at; `None` without a record.
+    /// The revision of the pass's record, read before everything else; `None` without a record.
     #[serde(skip)]
     pub revision: Option<u64>,
-    /// Ids that the pass computes again, where those are not all: it takes over the rows of the others.
+    /// The number of ids that a partial replay computes; `None` for a full pass.
     pub computes: Option<u64>,
-    /// That it can never be complete, as the pass whose rows it takes over has lost some; and what helps.
+    /// Why the pass can never be complete, because its base has lost rows to copy; and what helps.
     pub base_gone: Option<String>,
-    /// Whether readers see the pass, which ClickHouse was asked.
+    /// Whether readers see the pass, as ClickHouse answered.
     pub readers_see: bool,
-    /// Why they do not see a sealed pass; or what is wrong with a view although they do.
+    /// Why readers do not see a sealed pass; or what is wrong with the view although they do.
     pub readers: Option<String>,
-    /// Whether the view through which they see it shows other columns or types than its table has.
+    /// Whether the readers' view shows other columns or types than its table has.
     pub view_lags: bool,
-    /// What keeps the pass from its seal, or ClickHouse from doing what it is asked to, and what helps.
+    /// What keeps the pass from its seal, or blocks ClickHouse, and what helps.
     pub stuck: Vec<String>,
-    /// Whether the pass is half forgotten: `forget` finishes it.
+    /// Whether the removal of the pass was begun and not finished; `forget` finishes it.
     pub forgetting: bool,
-    /// When the pass was sealed, in milliseconds since 1970, and with how many rows; `None` before.
+    /// When the pass was sealed, in milliseconds since 1970; `None` before.
     pub sealed_at_ms: Option<u64>,
-    /// As above.
+    /// The number of rows at the seal; `None` before.
     pub rows_sealed: Option<u64>,
-    /// Rows by the build that computed them, the one with the most first.
+    /// The rows by the build that computed them, the most rows first.
     pub builds: Vec<BuildRows>,
-    /// Rows among the sealed passes of this run that are not as the records of its passes say.
+    /// Rows of this run in the table of sealed passes that differ from the records of its passes.
     pub seen_faults: Vec<SeenFault>,
-    /// What readers are to see a sealed pass by.
+    /// The correct row of a sealed pass in the table of sealed passes.
     #[serde(skip)]
     pub seen: Option<SeenPass>,
 }
@@ -136,20 +136,20 @@ impl Found {
     }
 }
 
-/// What a walk over the stored batches found.
+/// What the walk over the stored batches found.
 #[derive(Default)]
 struct Walk {
     missing: Found,
     short: Found,
     wrong: Found,
-    /// The batch that should come next.
+    /// The number of the next expected batch.
     next: u32,
-    /// How many the run has, once that is known.
+    /// The number of batches in the run, once known.
     batches: Option<u32>,
-    /// Batches whose ids could not be compared, as the stream has none that can be read: gone, damaged.
+    /// Batches whose ids could not be compared, because the stream's message is gone or damaged.
     ids_gone: Found,
     ids_damaged: Found,
-    /// Digest of each batch that has as many ids as it should, for the rare comparison with the stream.
+    /// The digest of each batch with the right number of ids, for the rare comparison with the stream.
     digests: Vec<(u32, u64)>,
 }
 
@@ -178,32 +178,32 @@ impl Report {
         self.complete && self.raw_duplicates == 0 && !self.has_other_dead()
     }
 
-    /// Whether rows have become dead letters since the seal, or results: they were changed in the table.
+    /// Whether the number of dead letters differs from the seal: the table was changed.
     pub fn has_other_dead(&self) -> bool {
         self.dead_sealed.is_some_and(|dead| dead != self.dead)
     }
 
-    /// Whether the pass is sealed by its record, and readers do not see it.
+    /// Whether the record says that the pass is sealed, and readers do not see it.
     pub fn is_hidden(&self) -> bool {
         self.sealed && !self.readers_see
     }
 
-    /// Whether readers do not see a sealed pass, or see it through a view that a repair makes anew.
+    /// Whether readers do not see a sealed pass, or see it through a view that a repair recreates.
     pub fn is_shown_badly(&self) -> bool {
         self.is_hidden() || (self.sealed && self.view_lags)
     }
 
-    /// Whether what readers see the run by is not as it should be.
+    /// Whether anything that readers see of the run is wrong.
     pub fn is_seen_badly(&self) -> bool {
         self.is_shown_badly() || !self.seen_faults.is_empty()
     }
 
-    /// Batches that are not as they should be.
+    /// The number of batches at fault.
     fn faulty(&self) -> u64 {
         self.missing_batches + self.short_batches + self.wrong_batches
     }
 
-    /// Whether the run has no batch of that number.
+    /// Whether the number is beyond the run's last batch.
     fn is_beyond(&self, batch: u32) -> bool {
         u64::from(batch) >= self.batches
     }
@@ -213,16 +213,17 @@ impl Report {
         !self.is_beyond(batch) && !self.ids_gone.contains(&batch) && !self.ids_damaged.contains(&batch)
     }
 
-    /// The first of them.
+    /// The listed batches at fault.
     fn named(&self) -> impl Iterator<Item = u32> {
         [&self.missing, &self.short, &self.wrong].into_iter().flatten().copied()
     }
 }
 
-/// Compares the newest pass of a run with the run's record; with `values`, also what is stored with what workers computed.
+/// Compares the newest pass of a run with the run's record. With `values`, also compares the stored values with
+/// what workers computed.
 ///
 /// # Errors
-/// [`Error::NoSuchRun`]; the broker's and ClickHouse's.
+/// [`Error::NoSuchRun`]; errors of NATS and ClickHouse.
 pub async fn verify<I: Id>(session: &Session, run: &RunName, values: bool) -> Result<Report, Error> {
     let Session { records, store, .. } = session;
     let entry = records.newest_pass(run).await?;
@@ -231,7 +232,7 @@ pub async fn verify<I: Id>(session: &Session, run: &RunName, values: bool) -> Re
     Ok(report)
 }
 
-/// The report but for what sealers wait for, of which a repair makes no use.
+/// The report without the reasons of the sealers, which a repair does not need.
 async fn examine<I: Id>(
     session: &Session,
     run: &RunName,
@@ -240,7 +241,7 @@ async fn examine<I: Id>(
 ) -> Result<Report, Error> {
     let Session { broker, records, store } = session;
     let shown = match store.sealed_passes(run).await {
-        // Which is said of a sealed pass below.
+        // The report says so below, about a sealed pass.
         Err(Error::Store { source, .. }) if source.is_missing() => Vec::new(),
         shown => shown?,
     };
@@ -265,14 +266,14 @@ async fn examine<I: Id>(
     let base_gone = if complete { None } else { examined.base_gone(store, values).await? };
     let mut report = examined.report();
     report.base_gone = base_gone.as_ref().map(full_hint);
-    // A pass over some ids has messages of its own for them.
+    // A partial replay has its own ids messages.
     if report.published && report.computes.is_none() {
         look_at_ids::<I>(broker, run, &mut report).await?;
     }
     Ok(report)
 }
 
-/// Goes through what is stored of a pass, batch by batch, and counts all of it.
+/// Counts what is stored of a pass, batch by batch.
 async fn walk<I: Id>(
     Session { broker, store, .. }: &Session,
     id: &PassId,
@@ -293,7 +294,7 @@ async fn walk<I: Id>(
     Ok((walk, stored))
 }
 
-/// What a report is made of, as both servers told it.
+/// The answers of both servers that a report is made of.
 struct Examined {
     id: PassId,
     record: RunRecord,
@@ -312,7 +313,7 @@ impl Examined {
         self.pass.as_ref()?.covers.as_ref()
     }
 
-    /// Why the rows that the pass takes over cannot be had, where they cannot.
+    /// Why the unchanged rows cannot be copied from the base, if they cannot.
     async fn base_gone(&self, store: &Store, values: bool) -> Result<Option<Error>, Error> {
         let (Some(covers), Some(published)) = (self.covers(), &self.record.published) else {
             return Ok(None);
@@ -320,7 +321,7 @@ impl Examined {
         if let Some(gone) = base_gone(store, &self.id, covers, published.ids).await? {
             return Ok(Some(gone));
         }
-        // A repair removes batches that hold other values; they come from nowhere else than from there.
+        // A repair removes batches with wrong values; only the base can replace them.
         let Walk { missing, short, wrong, .. } = &self.walk;
         if values && missing.count + short.count + wrong.count > 0 {
             return match store.check_base(&self.id, covers, published.batches).await {
@@ -379,10 +380,10 @@ impl Examined {
     }
 }
 
-/// What keeps a pass that is not sealed from its seal, as sealers found it, and mutations of our tables that cannot end.
+/// Why an unsealed pass is not sealed, as the sealers report it, and the stuck mutations of our tables.
 ///
 /// # Errors
-/// The broker's and ClickHouse's.
+/// Errors of NATS and ClickHouse.
 async fn stuck(
     records: &Records,
     store: &Store,
@@ -397,7 +398,7 @@ async fn stuck(
     Ok(found)
 }
 
-/// What sealers found, each text once: several of them find the same.
+/// The reasons that sealers report, each text once, because several sealers report the same.
 pub(crate) fn stuck_by(hosts: &[HostReport], pass: &PassId) -> Vec<String> {
     let waits = hosts.iter().flat_map(HostReport::waits);
     let of_pass = waits.filter(|wait| wait.run == pass.run.as_str() && wait.pass == pass.pass);
@@ -407,18 +408,18 @@ pub(crate) fn stuck_by(hosts: &[HostReport], pass: &PassId) -> Vec<String> {
     found
 }
 
-/// Whether the ids are there of the batches that are not as they should be.
+/// Checks whether the stream holds the ids of the batches at fault.
 async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report) -> Result<(), Error> {
-    let looks = report.named().filter(|batch| !report.is_beyond(*batch)).map(|batch| async move {
+    let reads = report.named().filter(|batch| !report.is_beyond(*batch)).map(|batch| async move {
         let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
         Ok::<_, Error>((batch, message.map(|(_, bytes)| fault_of_ids::<I>(run, batch, &bytes))))
     });
-    let looks: Vec<_> = looks.collect();
-    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let reads: Vec<_> = reads.collect();
+    let found: Vec<_> = stream::iter(reads).buffered(LOOKS).try_collect().await?;
     for (batch, state) in found {
         match state {
             None => report.ids_gone.push(batch),
-            // It waits for a worker that knows it.
+            // The message waits for a worker of a newer build.
             Some(None | Some(EnvelopeFault::NewerVersion { .. })) => {}
             Some(Some(_)) => report.ids_damaged.push(batch),
         }
@@ -426,16 +427,17 @@ async fn look_at_ids<I: Id>(broker: &Broker, run: &RunName, report: &mut Report)
     Ok(())
 }
 
-/// All batches have as many ids as they should and the digest differs: some ids are not those that were published.
+/// Finds wrong batches when every batch has the right number of ids but the digest differs: some ids are not
+/// those published.
 async fn find_wrong<I: Id>(broker: &Broker, run: &RunName, walk: &mut Walk) -> Result<(), Error> {
-    let looks = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
+    let reads = std::mem::take(&mut walk.digests).into_iter().map(|(batch, digest)| async move {
         let message = broker.ids_message(&broker.names().ids_subject(run, batch)).await?;
         let published = message
             .map(|(_, bytes)| decode_ids::<I>(&bytes).map(|published| IdDigest::of(&published.ids).digest));
         Ok::<_, Error>((batch, digest, published))
     });
-    let mut looks = stream::iter(looks).buffered(LOOKS);
-    while let Some((batch, digest, published)) = looks.try_next().await? {
+    let mut reads = stream::iter(reads).buffered(LOOKS);
+    while let Some((batch, digest, published)) = reads.try_next().await? {
         match published {
             None => walk.ids_gone.note(batch),
             Some(Err(_)) => walk.ids_damaged.note(batch),

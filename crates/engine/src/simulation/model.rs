@@ -1,4 +1,4 @@
-//! A broker and a store that do whatever they may, in an order drawn from a seed.
+//! A model of a broker and a store that do whatever real ones may do, in an order drawn from a seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,15 +18,15 @@ use crate::model::rows::Portion;
 use crate::sink::step::Seen;
 use crate::work::rows_message::Encoded;
 
-/// Ids of each batch.
+/// The number of ids of each batch.
 pub const BATCHES: [u32; 4] = [1, 9, 14, 5];
-/// What an insert may run for, in seconds: `max_execution_time`.
+/// The longest run time of an insert, in seconds: `max_execution_time`.
 const INSERT_FOR: u64 = 60;
-/// Rows of a batch are larger than one message more often than not, and some row is by itself.
+/// Small enough that the rows of most batches need several messages, and some row needs one by itself.
 const MAX_PAYLOAD: usize = (4 << 10) + 1500;
 const LARGEST_ROW: u64 = 1150;
 
-/// xorshift64*, seeded by splitmix64.
+/// A random number generator: xorshift64*, seeded by splitmix64.
 pub struct Dice(u64);
 
 impl Dice {
@@ -73,7 +73,7 @@ pub enum Fate {
     AnswerLost,
 }
 
-/// Some ids of a batch, by their places: what a subject of the rows stream names.
+/// Some ids of a batch by position, as a subject of the rows stream names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub batch: u32,
@@ -99,7 +99,8 @@ struct Noise {
     noise: String,
 }
 
-/// Some ids of a batch as one worker computed them: no two workers return the same rows, and each signs its own with its build.
+/// Some ids of a batch as one worker computed them. Each worker puts its own build into its rows, so no two
+/// workers return the same.
 pub fn encoded(batch: u32, ids: &[Range<u32>], dice: &mut Dice) -> Encoded<u64> {
     let key = BatchKey {
         pass: PassId { run: "r".parse().expect("legal"), pass: 1 },
@@ -128,7 +129,7 @@ enum State {
     Acked,
 }
 
-/// A message with what the broker knows of it.
+/// A message with the broker's state of it.
 pub struct Message {
     pub bytes: Bytes,
     state: State,
@@ -137,7 +138,7 @@ pub struct Message {
 
 impl Message {
     fn new(bytes: Bytes, number: u64) -> Self {
-        // Deliveries of different messages under one subject are told apart.
+        // Deliveries of different messages under one subject must differ.
         Self { bytes, state: State::Free { from: 0 }, deliveries: number << 32 }
     }
 
@@ -173,13 +174,13 @@ pub struct Stream {
     stored: u64,
 }
 
-/// Rows in a sink's hands.
+/// Rows that a sink holds.
 #[derive(Debug, Clone)]
 pub struct Arrived {
     pub place: Place,
     pub delivery: u64,
     pub portion: Portion,
-    /// Each id with who computed its row.
+    /// Each id with the worker that computed its row.
     pub rows: Vec<(u64, u64)>,
 }
 
@@ -219,7 +220,7 @@ impl Stream {
         Some((Place::of(key), delivery, delivery & 0xffff_ffff > 1))
     }
 
-    /// What a message holds; `None` for a cut.
+    /// The rows of a message; `None` for a manifest.
     pub fn read_rows(&self, place: Place, delivery: u64) -> Option<Arrived> {
         let Rows::Batch(message) = decode_rows(self.rows(&place)?).expect("our own message") else {
             return None;
@@ -248,7 +249,8 @@ impl Stream {
         }
     }
 
-    /// An ack counts, whoever holds the message by now, but not for another message under the same subject.
+    /// An ack counts for its message even if another sink holds it by now, but not for a later message under
+    /// the same subject.
     pub fn ack_rows(&mut self, place: &Place, delivery: u64) {
         if let Some(message) =
             self.rows.get_mut(&place.key()).filter(|m| m.deliveries >> 32 == delivery >> 32)
@@ -257,7 +259,7 @@ impl Stream {
         }
     }
 
-    /// Whether it was ours to hand back: else it is taken from whoever holds it.
+    /// Naks a message. Returns whether this sink held it; if not, the sink that holds it loses it.
     pub fn hand_back(&mut self, item: &Arrived, from: u64) -> bool {
         let ours = self.is_held(item);
         if let Some(message) = self.rows.get_mut(&item.place.key())
@@ -268,7 +270,7 @@ impl Stream {
         ours
     }
 
-    /// A message is delivered again: one whose ack is forgotten, or one that is held. Whether it was held.
+    /// Redelivers a message whose ack was lost, or one that is held. Returns whether it was held.
     pub fn deliver_again(&mut self, dice: &mut Dice) -> Option<(Place, bool)> {
         let delivered = self.rows.iter().filter(|(_, message)| !matches!(message.state, State::Free { .. }));
         let key = dice.pick(delivered.map(|(key, _)| *key).collect())?;
@@ -283,7 +285,7 @@ impl Stream {
     }
 }
 
-/// Each id with who computed its row.
+/// Each id with the worker that computed its row.
 fn read_back(place: &Place, frames: &[u8]) -> Vec<(u64, u64)> {
     let (rows, columns) = read::block(frames);
     let row = |row| {
@@ -293,7 +295,7 @@ fn read_back(place: &Place, frames: &[u8]) -> Vec<(u64, u64)> {
     (0..rows).map(row).collect()
 }
 
-/// An insert under way.
+/// A running insert.
 #[derive(Debug)]
 struct Query {
     id: u64,
@@ -302,7 +304,7 @@ struct Query {
     until: u64,
 }
 
-/// ClickHouse: rows as they lie in the parts.
+/// ClickHouse: rows as the parts hold them.
 #[derive(Debug, Default)]
 pub struct Store {
     raw: BTreeMap<(u32, u64), Vec<u64>>,
@@ -337,10 +339,10 @@ impl Store {
         self.doubles_allowed.extend(ids.clone().map(|place| (*batch, id_at(*batch, place))));
     }
 
-    /// How many ids are stored more than once.
+    /// The number of ids that are stored more than once.
     ///
     /// # Errors
-    /// Names an id that has rows of two workers, or a second row that nothing explains.
+    /// Names an id with rows of two workers, or with a second row that nothing explains.
     pub fn check_rows(&self) -> Result<u64, String> {
         let doubled: Vec<_> = self.raw.iter().filter(|(_, by)| by.len() > 1).collect();
         for (id, by) in &doubled {
@@ -354,7 +356,7 @@ impl Store {
         Ok(doubled.len() as u64)
     }
 
-    /// Whatever may become of an insert, and whatever may be said of it; with the insert's number.
+    /// Runs an insert with any outcome and any answer. Returns its number too.
     pub fn insert(&mut self, items: &[Arrived], now: u64, dice: &mut Dice) -> (u64, Seen) {
         let unclear = Seen::Failed(Class::Unclear);
         let some = dice.below(items.len() as u64 + 1) as usize;
@@ -378,7 +380,7 @@ impl Store {
         }
     }
 
-    /// The first half of a batch's rows: they are stored twice when it is inserted again.
+    /// The first half of a batch's rows, which are stored twice when the batch is inserted again.
     fn torn(&mut self, item: &Arrived) -> [Arrived; 1] {
         self.may_double(&item.place);
         let mut torn = item.clone();
@@ -402,7 +404,7 @@ impl Store {
         self.next_query
     }
 
-    /// What commits until now, commits; what may run no longer, is over.
+    /// Commits what is due by now, and ends inserts that have exceeded their run time.
     pub fn pass_time(&mut self, now: u64) {
         for query in self.queries.extract_if(.., |query| query.commits_at.is_some_and(|at| at <= now)) {
             for (batch, id, by) in query.rows {
@@ -412,7 +414,7 @@ impl Store {
         self.queries.retain(|query| query.commits_at.is_some() || query.until > now);
     }
 
-    /// `KILL QUERY … SYNC`: it is over, one way or the other.
+    /// `KILL QUERY … SYNC`: the insert has ended, committed or not.
     pub fn end(&mut self, query: u64, now: u64, dice: &mut Dice) {
         let commits = dice.one_in(2);
         for query in self.queries.iter_mut().filter(|found| found.id == query) {

@@ -1,6 +1,7 @@
-//! The decisions of sealers on the worst servers that there could be: several of them, killed at each point, whose answers are
-//! lost; merges that are stopped, mutations that do not end, rows that are lost or doubled, a proof that takes an hour beside
-//! small runs. What decides here is the code that runs, [`Course`] and [`Room`]; the rest is a model.
+//! Tests the decisions of sealers on a model of the worst servers. Several sealers are killed at each point,
+//! and their answers are lost. Merges are stopped, mutations never end, rows are lost or doubled, and a proof
+//! takes an hour beside small runs. The decisions are made by the real code, [`Course`] and [`Room`]; the rest
+//! is a model.
 
 use std::time::Duration;
 
@@ -14,26 +15,26 @@ const SEALERS: usize = 3;
 const PASSES: usize = 5;
 /// The pass whose proof takes long.
 const LARGE: usize = 0;
-/// Seconds in which anything may go wrong, and seconds after them in which all must come to rest.
+/// Seconds in which anything may go wrong, and seconds after them in which the model must come to rest.
 const TROUBLED: u64 = 400;
 const CALM: u64 = 12_000;
-/// Once nothing goes wrong any more, a small pass whose rows are stored is sealed after so many seconds.
+/// Seconds within which a small, fully stored pass is sealed, once nothing goes wrong any more.
 const SOON: u64 = 200;
 
-/// Where the rows of a batch are.
+/// The whereabouts of a batch's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Batch {
     Pending,
     InWorker,
     InStream,
     InSink,
-    /// A sink has it, and the table does not take it until the trouble is over.
+    /// A sink holds the batch, and the table refuses it until the trouble is over.
     Refused,
     Stored,
     Lost,
 }
 
-/// A pass as the servers hold it.
+/// A pass in the state of the servers.
 #[derive(Debug)]
 struct Pass {
     batches: Vec<Batch>,
@@ -47,7 +48,7 @@ struct Pass {
     complete_since: Option<u64>,
 }
 
-/// One pass in a sealer's hands.
+/// One pass in the state of a sealer.
 struct Lane {
     state: PassState,
     course: Course,
@@ -61,7 +62,7 @@ struct UnderWay {
     step: Step,
     place: usize,
     ends: u64,
-    /// When its effect is there; its answer is later.
+    /// When the step takes effect; its answer comes later.
     acts: Option<u64>,
     seen: Seen,
 }
@@ -171,7 +172,7 @@ impl World {
             self.now += 1;
             self.troubled = self.now < TROUBLED;
             if self.troubled {
-                self.misfortune();
+                self.inject_faults();
             } else {
                 (self.merges_stopped, self.mutations_stuck) = (false, false);
             }
@@ -202,7 +203,7 @@ impl World {
         Ok(())
     }
 
-    /// A long proof of another pass holds no small one up.
+    /// A long proof of another pass must not delay a small one.
     fn are_small_ones_soon(&mut self) -> Result<(), String> {
         let now = self.now;
         let troubled = self.troubled;
@@ -218,7 +219,7 @@ impl World {
         Ok(())
     }
 
-    fn misfortune(&mut self) {
+    fn inject_faults(&mut self) {
         if !self.dice.one_in(12) {
             return;
         }
@@ -233,7 +234,7 @@ impl World {
             1 => self.merges_stopped = !self.merges_stopped,
             2 => self.mutations_stuck = !self.mutations_stuck,
             3 => {
-                // A sink that was paused wakes up.
+                // A paused sink wakes up.
                 if self.passes[at].raw() > 0 {
                     self.passes[at].doubles += 1;
                 }
@@ -245,7 +246,7 @@ impl World {
                 (pass.state, pass.revision) = (PassState::Cancelled, pass.revision + 1);
             }
             _ => {
-                // Messages of rows are purged by hand.
+                // An operator purges messages of rows.
                 if let Some(batch) =
                     self.passes[at].batches.iter_mut().find(|batch| **batch == Batch::InStream)
                 {
@@ -255,7 +256,7 @@ impl World {
         }
     }
 
-    /// Workers compute, sinks store; all of it takes a while.
+    /// Workers compute and sinks store, all of it with delays.
     fn rows_move(&mut self) {
         for at in 0..PASSES {
             for batch in 0..self.passes[at].batches.len() {
@@ -286,7 +287,7 @@ impl World {
         Ok(())
     }
 
-    /// The watch on the records, a little late.
+    /// Follows the watch on the records, with a small delay.
     fn follow(&mut self, which: usize, at: usize) {
         let state = self.passes[at].state;
         let is_over = self.passes[at].is_over();
@@ -302,7 +303,7 @@ impl World {
             Some(lane) if lane.under_way.is_some() => {}
             lane @ Some(_) if is_over => *lane = None,
             Some(lane) if lane.state == state => {}
-            // Its own seal goes on as it is.
+            // A sealer finishes its own seal.
             Some(lane) if state == PassState::Sealed && lane.course.step() == Step::Finish => {
                 lane.state = state
             }
@@ -338,7 +339,7 @@ impl World {
         });
     }
 
-    /// What was begun has its effect, then its answer, if that is not lost.
+    /// A step takes effect, and then its answer arrives unless it is lost.
     fn go_on(&mut self, which: usize, at: usize) -> Result<(), String> {
         let now = self.now;
         let Some(lane) = &mut self.sealers[which].lanes[at] else { return Ok(()) };
@@ -443,7 +444,7 @@ impl World {
             Step::Finish if pass.state != PassState::Sealed || pass.freed => Seen::Gone,
             Step::Finish => {
                 pass.announced += 1;
-                // Killed, or without an answer, on the way.
+                // The sealer is killed, or gets no answer, in the middle of the step.
                 if self.troubled && self.dice.one_in(3) {
                     return Ok(Seen::Failed);
                 }
@@ -452,7 +453,7 @@ impl World {
                 Seen::Finished
             }
             Step::Free if pass.state != PassState::Cancelled => Seen::Gone,
-            // The row of a pass that a sealer was about to show cannot be removed.
+            // The row that a sealer was about to show cannot be removed.
             Step::Free if mutations_stuck => Seen::Failed,
             Step::Free => {
                 (pass.shown, pass.consumer, pass.freed) = (false, false, true);

@@ -1,6 +1,6 @@
-//! How often things happened in a simulation that are to be survived.
+//! Counts how often each kind of trouble happened in a simulation.
 
-/// A model in which nothing happens would prove nothing.
+/// Counts of events. A model in which nothing happens would prove nothing.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub deaths: u64,

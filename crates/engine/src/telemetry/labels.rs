@@ -1,5 +1,5 @@
-//! What metrics are told apart by. Every label is a closed enum, so the number of series is fixed: runs, ids, hosts and subjects
-//! are for logs and spans.
+//! The labels of metrics. Every label is a closed enum, so the number of series is fixed. Runs, ids, hosts and
+//! subjects belong in logs and spans.
 
 use std::fmt;
 use std::fmt::Debug;
@@ -11,12 +11,12 @@ use crate::error::Class;
 
 /// A label and all of its values.
 pub trait Label: Copy + Eq + Hash + Debug + Send + Sync + 'static {
-    /// The label's name.
+    /// The name of the label.
     const KEY: &'static str;
-    /// Its values.
+    /// All values of the label.
     const ALL: &'static [Self];
 
-    /// A value as it is written.
+    /// The text of a value.
     fn word(self) -> &'static str;
 }
 
@@ -32,7 +32,7 @@ impl<L: Label> EncodeLabelSet for By<L> {
 
 /// All labels of a series.
 pub trait Labels: EncodeLabelSet + Clone + Eq + Hash + Debug + Send + Sync + 'static {
-    /// Every series that there can be.
+    /// Every possible series.
     fn all() -> Vec<Self>;
 }
 
@@ -48,7 +48,7 @@ impl<A: Label, B: Label> Labels for (By<A>, By<B>) {
     }
 }
 
-/// Which stage holds a delivery.
+/// The stage that holds a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// A worker, which holds batches of ids.
@@ -69,7 +69,7 @@ impl Label for Stage {
     }
 }
 
-/// Which stream a message goes into.
+/// The stream of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stream {
     /// The stream of ids.
@@ -90,14 +90,14 @@ impl Label for Stream {
     }
 }
 
-/// Why a publish was not confirmed.
+/// The reason why a publish was not confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Unconfirmed {
     /// The stream is full.
     Full,
-    /// The broker gave no answer in time.
+    /// NATS did not answer in time.
     NoAnswer,
-    /// The broker answered with another error.
+    /// NATS answered with another error.
     Refused,
 }
 
@@ -114,12 +114,12 @@ impl Label for Unconfirmed {
     }
 }
 
-/// Which arrival of a message a delivery is.
+/// Whether a delivery is the first of its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arrival {
-    /// The first.
+    /// The first delivery.
     First,
-    /// A later one: a redelivery.
+    /// A redelivery.
     Again,
 }
 
@@ -135,16 +135,16 @@ impl Label for Arrival {
     }
 }
 
-/// How a delivery ends.
+/// The end of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
-    /// Acked: what it asked for is done.
+    /// Acked: the work of the delivery is done.
     Acked,
-    /// Handed back, to be delivered again.
+    /// Ended with a nak, to be redelivered.
     HandedBack,
-    /// Left to an earlier delivery of the same message, which this process holds still.
+    /// Left to an earlier delivery of the same message, which this process still holds.
     Left,
-    /// Dropped without an ack or a nak, which is a fault.
+    /// Dropped without an ack or nak, which is a fault of Millstream.
     Dropped,
 }
 
@@ -162,12 +162,12 @@ impl Label for End {
     }
 }
 
-/// How a batch of a producer came to be in the stream.
+/// How a batch of a producer came into the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// This producer stored it.
     Published,
-    /// It was there already, from an earlier start or another producer.
+    /// An earlier start, or another producer, had stored it.
     Found,
 }
 
@@ -183,12 +183,12 @@ impl Label for Origin {
     }
 }
 
-/// What became of an id.
+/// The outcome of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fate {
-    /// It has its row.
+    /// The id has an ok row.
     Ok,
-    /// It is a dead letter.
+    /// The id is a dead letter.
     Dead,
 }
 
@@ -204,12 +204,12 @@ impl Label for Fate {
     }
 }
 
-/// What a worker's core does.
+/// The activity of a worker's core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activity {
-    /// It computes the user's function.
+    /// The core computes the user's function.
     Computing,
-    /// It encodes and compresses rows.
+    /// The core encodes and compresses rows.
     Encoding,
 }
 
@@ -230,9 +230,9 @@ impl Label for Activity {
 pub enum WaitsFor {
     /// Ids to compute.
     Ids,
-    /// Room in the rows stream.
+    /// Capacity in the rows stream.
     Room,
-    /// The next turn of a run with a rate limit.
+    /// The next slot of a run with a rate limit.
     Rate,
 }
 
@@ -249,16 +249,16 @@ impl Label for WaitsFor {
     }
 }
 
-/// Why a worker did not finish a batch.
+/// The reason why a worker did not finish a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Unfinished {
     /// The pass is paused or cancelled, or the process ends.
     Stopped,
-    /// The message cannot be read.
+    /// The message cannot be decoded.
     Unreadable,
     /// This host cannot compute.
     Host,
-    /// Anything else: the batch comes again after a while.
+    /// Anything else: the batch is redelivered after a while.
     Failed,
 }
 
@@ -276,16 +276,16 @@ impl Label for Unfinished {
     }
 }
 
-/// What ClickHouse answered to an insert.
+/// The outcome of an insert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// It says that the insert is done.
+    /// ClickHouse reported success.
     Accepted,
     /// The server has a fault: the sink tries again.
     Fault,
-    /// There was no clear answer: the sink kills the insert, asks, and tries again.
+    /// There was no clear answer: the sink kills the insert, asks for the rows, and tries again.
     Unclear,
-    /// The rows are refused.
+    /// ClickHouse refused the rows.
     Refused,
 }
 
@@ -313,12 +313,12 @@ impl Label for Outcome {
     }
 }
 
-/// Why a sink hands rows back without trying again soon.
+/// The reason why a sink naks rows and does not retry soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotTaken {
-    /// The table does not have their columns.
+    /// The table lacks columns of the rows.
     Columns,
-    /// ClickHouse refuses them.
+    /// ClickHouse refuses the rows.
     Refused,
 }
 
@@ -339,29 +339,29 @@ impl Label for NotTaken {
 pub enum SealStep {
     /// Reads the records.
     Read,
-    /// Asks the broker where workers and sinks stand.
+    /// Asks NATS for the state of workers and sinks.
     Ask,
     /// Counts the pass's rows.
     Count,
-    /// Asks whether rows are on their way.
+    /// Asks whether rows are on their way to ClickHouse.
     Landing,
     /// Asks whether another sealer comes first.
     Turn,
-    /// Copies rows from another pass.
+    /// Copies unchanged rows from another pass.
     TakeOver,
     /// Proves ids and values.
     Prove,
-    /// Merges raw duplicates away.
+    /// Removes raw duplicates.
     Merge,
-    /// Repairs what is lost.
+    /// Repairs lost rows.
     Repair,
     /// Shows the pass to readers.
     Show,
-    /// Says in the record that the pass is sealed.
+    /// Marks the pass sealed in its record.
     Mark,
-    /// Announces the seal and tidies up.
+    /// Announces the seal and removes the pass from NATS.
     Finish,
-    /// Removes what is left of a cancelled pass.
+    /// Removes the rest of a cancelled pass from NATS.
     Free,
 }
 

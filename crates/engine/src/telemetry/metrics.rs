@@ -1,8 +1,8 @@
-//! The metrics of a process: one handle, with a verb for each thing that happens.
+//! The metrics of a process: one handle, with a verb for each event.
 //!
-//! Each part of the process has a file with its metrics and its verbs. Names follow Prometheus' conventions
-//! (<https://prometheus.io/docs/practices/naming/>): a unit in the name, `_total` behind counters. Every series is there from
-//! the start, with 0, so that a rate over it is right from the first event on.
+//! Each part of the process has a file with its metrics and verbs. Names follow the conventions of Prometheus
+//! (<https://prometheus.io/docs/practices/naming/>): a unit in the name, `_total` at the end of counters. Every
+//! series exists from the start, with 0, so that its rate is right from the first event on.
 
 mod deliveries;
 mod producer;
@@ -25,18 +25,18 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::labels::Labels;
 
-/// What every name begins with.
+/// The prefix of every metric name.
 const PREFIX: &str = "millstream";
-/// Upper bounds of histograms of answers, in seconds: a server that is well answers in milliseconds, one that is not within
+/// Histogram bounds for answers of servers, in seconds: a healthy server answers in milliseconds, others within
 /// the minutes of our time limits.
 const ANSWERS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
-/// Upper bounds of histograms of work, in seconds: a batch takes about two, an id may take hours.
+/// Histogram bounds for work, in seconds: a batch takes about two, an id may take hours.
 const WORK: [f64; 14] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
-/// Upper bounds of histograms of rows of an insert, which has 1,000,000 at most.
+/// Histogram bounds for the rows of an insert, which has at most 1,000,000.
 const ROWS: [f64; 8] = [100.0, 1e3, 1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6];
 
-/// Where a process counts what it does. Clones are the same.
+/// The metrics of a process. Clones share them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Parts>);
 
@@ -51,7 +51,7 @@ struct Parts {
 }
 
 impl Default for Metrics {
-    /// A registry of its own, in which all is 0.
+    /// Metrics in a registry of their own, all 0.
     fn default() -> Self {
         let mut registry = Registering(Registry::with_prefix(PREFIX));
         let deliveries = deliveries::Deliveries::new(&mut registry);
@@ -72,10 +72,10 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// All of them in Prometheus' text format, version 0.0.4.
+    /// All metrics in Prometheus' text format, version 0.0.4.
     ///
     /// # Errors
-    /// A gauge that is beyond what the format can tell.
+    /// A gauge whose value the format cannot express.
     pub fn to_text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.0.registry)?;
@@ -83,10 +83,10 @@ impl Metrics {
     }
 }
 
-/// Seconds, as a counter.
+/// A counter of seconds.
 type Seconds = Counter<f64, AtomicU64>;
 
-/// Makes metrics and registers them.
+/// Creates metrics and registers them.
 struct Registering(Registry);
 
 impl Registering {
@@ -97,14 +97,14 @@ impl Registering {
         }
     }
 
-    /// A counter without labels. `_total` comes behind its name.
+    /// A counter without labels. The suffix `_total` is added to its name.
     fn counter(&mut self, name: &str, help: &str, unit: Option<Unit>) -> Counter {
         let counter = Counter::default();
         self.register(name, help, unit, counter.clone());
         counter
     }
 
-    /// Counters by labels.
+    /// A family of counters by labels.
     fn counters<S: Labels>(&mut self, name: &str, help: &str, unit: Option<Unit>) -> Family<S, Counter> {
         let counters: Family<S, Counter> = Family::default();
         S::all().iter().for_each(|labels| drop(counters.get_or_create(labels)));
@@ -112,7 +112,7 @@ impl Registering {
         counters
     }
 
-    /// Counters of seconds by labels.
+    /// A family of counters of seconds by labels.
     fn seconds<S: Labels>(&mut self, name: &str, help: &str) -> Family<S, Seconds> {
         let counters: Family<S, Seconds> = Family::default();
         S::all().iter().for_each(|labels| drop(counters.get_or_create(labels)));
@@ -139,7 +139,7 @@ impl Registering {
         histogram
     }
 
-    /// Histograms of seconds by labels.
+    /// A family of histograms of seconds by labels.
     fn histograms<S: Labels>(
         &mut self,
         name: &str,
@@ -161,12 +161,12 @@ fn of_work() -> Histogram {
     Histogram::new(WORK)
 }
 
-/// A time as histograms take it.
+/// A duration in seconds, for histograms.
 fn seconds(time: Duration) -> f64 {
     time.as_secs_f64()
 }
 
-/// A number as gauges take it.
+/// A number as a gauge value.
 fn level(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

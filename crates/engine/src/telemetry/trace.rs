@@ -1,22 +1,22 @@
-//! Which trace a batch belongs to, on its way from the producer through a worker to a sink.
+//! The trace of a batch on its way from the producer through a worker to a sink.
 //!
-//! It travels in a header of the batch's messages, in the form that W3C gave it
-//! (<https://www.w3.org/TR/trace-context/#traceparent-header>), so that tools of others can read it. There is no exporter
-//! here: spans and logs name the trace.
+//! The trace context travels in a header of the batch's messages, in W3C's format
+//! (<https://www.w3.org/TR/trace-context/#traceparent-header>), so that other tools can read it. There is no
+//! exporter here: spans and logs name the trace.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
 use async_nats::HeaderMap;
 
-/// The header's name.
+/// The name of the header.
 pub const HEADER: &str = "traceparent";
 
-/// A version of the header that is none.
+/// The version number that the specification forbids.
 const NO_VERSION: u8 = 0xff;
-/// The flag that says: what was seen of the trace is recorded.
+/// The flag for a trace whose spans may be recorded.
 const SAMPLED: u8 = 1;
-/// Symbols of the header, as version 00 has it.
+/// The number of characters of the header in version 00.
 const LENGTH: usize = 55;
 
 /// A place in a trace: the trace, and the span that sends a message.
@@ -28,7 +28,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// The first span of a new trace.
+    /// Begins a new trace, and returns its first span.
     pub fn begin() -> Self {
         let trace = u128::from(random()) << 64 | u128::from(random());
         Self { trace, span: random(), flags: SAMPLED }
@@ -39,17 +39,17 @@ impl TraceContext {
         Self { span: random(), ..self }
     }
 
-    /// What a message's headers say. One without the header, or with one that cannot be read, belongs to no trace.
+    /// The trace context in a message's headers; `None` if the header is missing or cannot be parsed.
     pub fn of(headers: Option<&HeaderMap>) -> Option<Self> {
         Self::parse(headers?.get(HEADER)?.as_str())
     }
 
-    /// The trace in hexadecimal, as logs name it.
+    /// The trace id in hexadecimal, as logs show it.
     pub fn trace_id(self) -> impl fmt::Display {
         TraceId(self.trace)
     }
 
-    /// Reads the header's value. Later versions may have more behind the parts of version 00.
+    /// Parses the header's value. Later versions may have more after the parts of version 00.
     fn parse(text: &str) -> Option<Self> {
         let (known, more) = text.split_at_checked(LENGTH)?;
         let parts: Vec<&str> = known.split('-').collect();
@@ -73,7 +73,7 @@ impl TraceContext {
 }
 
 impl fmt::Display for TraceContext {
-    /// The header's value.
+    /// Writes the header's value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { trace, span, flags } = self;
         write!(f, "00-{trace:032x}-{span:016x}-{flags:02x}")
@@ -88,7 +88,8 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// A number that is not 0. The system seeds `RandomState`, which differs at each call: enough for names that must not meet.
+/// A random number that is not 0. The system seeds `RandomState`, which differs at each call: enough for ids
+/// that must be unique.
 fn random() -> u64 {
     RandomState::new().hash_one(0u8).max(1)
 }
@@ -119,7 +120,7 @@ mod tests {
         assert_ne!(TraceContext::begin().trace, begun.trace);
     }
 
-    /// The specification's own example, and what it says of headers that cannot be read.
+    /// The specification's own example, and headers that it forbids.
     #[test]
     fn what_is_no_trace_context_is_none() {
         let sound = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

@@ -12,14 +12,14 @@ use super::values::Values;
 use super::wide::Wide;
 use crate::schema::{ColumnType, Int};
 
-/// Where one value goes.
+/// The place that one value is written to.
 pub(super) struct Cell<'a> {
     pub(super) kind: &'a ColumnType,
     pub(super) values: &'a mut Values,
 }
 
 impl<'a> Cell<'a> {
-    /// The place of a value that is there: within `LowCardinality` and `Nullable`.
+    /// The place of a present value: inside `LowCardinality` and `Nullable`.
     #[inline]
     pub(super) fn open(self) -> Self {
         let Self { mut kind, mut values } = self;
@@ -57,7 +57,7 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// Numbers whose column has their own type take the short way.
+/// Numbers of exactly the column's type take a fast path.
 macro_rules! numbers {
     ($($method:ident $type:ty, $kind:pat, $as:ty);*) => {
         $(#[inline]
@@ -138,7 +138,7 @@ impl<'a> ser::Serializer for Cell<'a> {
         scalar::put_text(kind, values, value)
     }
 
-    /// Dates, addresses and the like come here: their text is put together without a `String`.
+    /// Values such as dates and addresses are formatted here, without a `String`.
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), ValueFault> {
         let mut text = ShortText { bytes: [0; 96], length: 0 };
         if write!(text, "{value}").is_ok()
@@ -258,7 +258,7 @@ impl<'a> ser::Serializer for Cell<'a> {
         self.refuse(variant_with_fields(variant))
     }
 
-    /// Types with a text form give it: columns know what to make of it.
+    /// Types with a text form write it, because columns parse text.
     fn is_human_readable(&self) -> bool {
         true
     }
@@ -268,7 +268,7 @@ fn variant_with_fields(variant: &str) -> String {
     format!("the enum variant `{variant}` with fields")
 }
 
-/// Text that is put together on the stack.
+/// A text buffer on the stack.
 struct ShortText {
     bytes: [u8; 96],
     length: usize,

@@ -10,7 +10,7 @@ use super::scalar::{self, wrong_length};
 use super::values::{Values, last};
 use crate::schema::{ColumnType, Int, Part};
 
-/// What the parts of a `FixedString`, a UUID or an address are when they come one by one.
+/// The type of the bytes of a `FixedString`, a UUID or an address that are written one by one.
 static BYTE: ColumnType = ColumnType::Int(Int::U8);
 
 /// A list, an array or a tuple on its way into a column.
@@ -27,7 +27,7 @@ enum Place<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    /// `cell` is open.
+    /// Begins a sequence; `cell` must be open.
     #[inline]
     pub(super) fn begin(cell: Cell<'a>, length: Option<usize>) -> Result<Self, ValueFault> {
         let place = match (cell.kind, cell.values) {
@@ -64,7 +64,7 @@ impl<'a> Sequence<'a> {
         match value.serialize(Cell { kind, values }) {
             Ok(()) => Ok(()),
             Err(fault) => {
-                self.failed = true; // a caller that passes over the fault must not have half of a value stored
+                self.failed = true; // if the caller ignores the fault, no half value may be stored
                 Err(fault.at_index(index as u64))
             }
         }
@@ -98,7 +98,7 @@ fn wrong_count(kind: &ColumnType, parts: usize, than: &str) -> ValueFault {
 
 #[cold]
 fn passed_over() -> ValueFault {
-    ValueFault::new(Reason::Custom("the row's Serialize passed over a fault of a part".to_owned()))
+    ValueFault::new(Reason::Custom("the row's Serialize ignored the error of a part".to_owned()))
 }
 
 macro_rules! sequences {
@@ -121,7 +121,7 @@ macro_rules! sequences {
 
 sequences!(SerializeSeq serialize_element, SerializeTuple serialize_element, SerializeTupleStruct serialize_field);
 
-/// A map on its way into a `Map`, or a struct that comes as a map (`flatten`) into a named `Tuple`.
+/// A map on its way into a `Map`, or a struct that serializes as a map (`flatten`) into a named `Tuple`.
 pub(super) enum Entries<'a> {
     Map(Pairs<'a>),
     Named(Named<'a>),
@@ -138,7 +138,7 @@ pub(super) struct Pairs<'a> {
 }
 
 impl<'a> Entries<'a> {
-    /// `cell` is open.
+    /// Begins the pairs of a map; `cell` must be open.
     #[inline]
     pub(super) fn begin(cell: Cell<'a>) -> Result<Self, ValueFault> {
         match (cell.kind, cell.values) {
@@ -199,19 +199,19 @@ impl ser::SerializeMap for Entries<'_> {
     }
 }
 
-/// A struct on its way into columns or into the parts of a tuple, each of its fields by name.
+/// A struct on its way into columns, or into the parts of a tuple, each field by name.
 ///
-/// Fields in the order of the columns cost one comparison each. Others are looked for.
+/// A field in the order of the columns costs one comparison; others need a search.
 pub(super) struct Named<'a> {
     parts: &'a [Part],
     values: &'a mut [Values],
-    /// Values in each part before this one; looked up once it is needed.
+    /// The number of values in each part before this one, if it was needed yet.
     before: Option<usize>,
-    /// The part that a field in order goes into.
+    /// The part for a field in the order of the columns.
     next: usize,
     taken: usize,
     in_order: bool,
-    /// The part that a map's key has named.
+    /// The part whose name a map's key gave.
     keyed: Option<usize>,
     failed: bool,
 }
@@ -247,7 +247,7 @@ impl<'a> Named<'a> {
         }
     }
 
-    /// The part of that name, which has no value yet.
+    /// The part of that name, if it has no value yet.
     #[inline(never)]
     pub(super) fn find(&mut self, name: &str) -> Result<usize, ValueFault> {
         let before = self.rows_before();
@@ -265,7 +265,7 @@ impl<'a> Named<'a> {
     }
 
     fn rows_before(&mut self) -> usize {
-        // As long as fields come in order, the first part has the new value exactly if any has.
+        // As long as fields come in order, the first part has the new value if and only if any part has.
         let first = || self.values.first().map_or(0, Values::len) - usize::from(self.next > 0);
         *self.before.get_or_insert_with(first)
     }

@@ -6,19 +6,20 @@ use serde::ser;
 
 use crate::schema::ColumnType;
 
-/// A value is shown up to here, in characters.
+/// The most characters of a value in a message.
 const SHOWN: usize = 80;
-/// A type is shown up to here: an Enum may have thousands of values.
+/// The most characters of a type in a message: an Enum may have thousands of values.
 const SHOWN_TYPE: usize = 200;
 
-/// A row that does not fit: the column, the value, and why. It becomes the reason of the id's dead letter.
+/// Why a row does not fit: the column, the value, and the reason. It becomes the reason of the id's dead
+/// letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}", Place(&.0.path), .0.reason)]
 pub struct ValueFault(Box<Fault>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Fault {
-    /// The column and the parts within it, as `at.lat` or `tags[3]`; empty for the row as a whole.
+    /// The column and the part in it, as `at.lat` or `tags[3]`; empty for the whole row.
     path: String,
     reason: Reason,
 }
@@ -26,13 +27,13 @@ struct Fault {
 /// What is wrong with a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
-    /// The column holds other kinds of values.
+    /// The column holds values of another kind.
     #[error("{found} does not go into {kind}, which takes {takes}")]
     Kind { found: String, kind: String, takes: String },
-    /// The right kind of value, but outside of what the type holds.
+    /// The value is of the right kind, but outside of the type's range.
     #[error("{value} is not a value of {kind}{why}")]
     Value { value: String, kind: String, why: String },
-    /// `None` where the column knows no NULL.
+    /// The value is `None`, and the column has no NULL.
     #[error("the value is None, and {kind} is not Nullable")]
     Null { kind: String },
     #[error("the row has no field of that name (a `skip_serializing_if`?)")]
@@ -41,11 +42,11 @@ pub(crate) enum Reason {
     NoColumn,
     #[error("the row has more than one field of that name")]
     Twice,
-    #[error("the key of a field is no text")]
+    #[error("the key of a field is not text")]
     Key,
     #[error("the row is {found}: it must be a struct with named fields")]
     NoStruct { found: &'static str },
-    /// The value's own `Serialize` refused.
+    /// The value's own `Serialize` failed.
     #[error("{0}")]
     Custom(String),
 }
@@ -64,14 +65,14 @@ impl ValueFault {
         Self(Box::new(Fault { path: String::new(), reason }))
     }
 
-    /// `found` is an article and a kind of value, with the value where it is short.
+    /// A fault about the kind of a value. `found` is an article and a kind, with the value if it is short.
     #[cold]
     pub(crate) fn kind(found: impl Into<String>, kind: &ColumnType) -> Self {
         let takes = super::takes(kind);
         Self::new(Reason::Kind { found: found.into(), kind: shown_type(kind), takes })
     }
 
-    /// `value` is a number or text as is.
+    /// A fault about a value, which is a number or text as it is.
     #[cold]
     pub(crate) fn value(value: &str, kind: &ColumnType, why: &str) -> Self {
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
@@ -83,7 +84,7 @@ impl ValueFault {
         Self::new(Reason::Null { kind: shown_type(kind) })
     }
 
-    /// The same, in a part of `name`.
+    /// This fault, in a part of `name`.
     #[cold]
     pub(crate) fn within(mut self, name: &str) -> Self {
         let joint = if self.0.path.is_empty() || self.0.path.starts_with('[') { "" } else { "." };
@@ -96,7 +97,7 @@ impl ValueFault {
         self.within(&format!("[{index}]"))
     }
 
-    /// The column and the parts within it that the fault is about; empty for the row as a whole.
+    /// The column and the part in it that the fault is about; empty for the whole row.
     pub fn path(&self) -> &str {
         &self.0.path
     }
@@ -108,7 +109,7 @@ impl ser::Error for ValueFault {
     }
 }
 
-/// Text as it is shown in a message: shortened, on one line.
+/// Text for a message: shortened, on one line.
 pub(crate) fn shown(text: &str) -> String {
     shortened(text, SHOWN)
 }

@@ -1,7 +1,8 @@
 //! A hash of each row's values that ClickHouse computes too.
 //!
-//! [`Columns::fold_hashes`](super::Columns::fold_hashes) continues ClickHouse's `cityHash64` of several arguments:
-//! [`hash_arguments`] has the further arguments as SQL. A value becomes one argument, a tuple as many as it has parts.
+//! [`Columns::fold_hashes`](super::Columns::fold_hashes) continues ClickHouse's `cityHash64` of several
+//! arguments; [`hash_arguments`] gives the further arguments as SQL. A value becomes one argument, a tuple one
+//! for each part.
 //!
 //! | type | argument in SQL |
 //! |---|---|
@@ -17,10 +18,10 @@ use twox_hash::XxHash64;
 use super::values::{Values, range};
 use crate::schema::{ColumnType, Part};
 
-/// Stands for NULL.
+/// The hash that stands for NULL.
 const NULL: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The arguments that a column adds.
+/// The `cityHash64` arguments of a column.
 pub(crate) fn hash_arguments(column: &str, kind: &ColumnType) -> String {
     arguments(column, kind, 0)
 }
@@ -57,7 +58,7 @@ fn arguments(value: &str, kind: &ColumnType, depth: usize) -> String {
     }
 }
 
-/// What `cityHash64` takes as a number, by the bits of its width.
+/// Whether `cityHash64` takes the type as a number, by the bits of its width.
 fn is_number(kind: &ColumnType) -> bool {
     match kind {
         ColumnType::Int(int) => int.width() <= 8,
@@ -70,7 +71,7 @@ fn is_number(kind: &ColumnType) -> bool {
     }
 }
 
-/// Continues each row's hash with the values of one column.
+/// Continues the hash of each row with the values of one column.
 pub(super) fn fold(kind: &ColumnType, values: &Values, hashes: &mut [u64]) {
     let kind = kind.plain();
     match (kind, values) {
@@ -101,7 +102,7 @@ pub(super) fn fold_array(held: &ColumnType, ends: &[u64], items: &Values, hashes
     }
 }
 
-/// `cityHash64(before, arguments of the value)`; of the arguments alone when there is nothing before.
+/// `cityHash64(before, arguments of the value)`; without `before`, of the arguments alone.
 fn fold_value(before: Option<u64>, kind: &ColumnType, values: &Values, row: usize) -> u64 {
     let then = |argument| {
         let hash = int_hash(argument);
@@ -171,7 +172,7 @@ pub(crate) fn int_hash(number: u64) -> u64 {
     hash ^ hash >> 33
 }
 
-/// How `cityHash64` joins the hashes of its arguments: CityHash's `Hash128to64`.
+/// Combines two hashes as `cityHash64` does for its arguments: CityHash's `Hash128to64`.
 pub(crate) fn combine(before: u64, next: u64) -> u64 {
     const MULTIPLIER: u64 = 0x9DDF_EA08_EB38_2D69;
     let mut low = (before ^ next).wrapping_mul(MULTIPLIER);
@@ -181,7 +182,8 @@ pub(crate) fn combine(before: u64, next: u64) -> u64 {
     high.wrapping_mul(MULTIPLIER)
 }
 
-/// `cityHash64` of numbers of up to 64 bits, for what goes before the columns; signed ones by the bits of their width.
+/// `cityHash64` of numbers of up to 64 bits, for the arguments before the columns; signed ones by the bits of
+/// their width.
 pub fn city_hash_of_numbers(numbers: &[u64]) -> u64 {
     let hashes = numbers.iter().map(|number| int_hash(*number));
     hashes.reduce(combine).unwrap_or_default()
@@ -191,7 +193,7 @@ pub fn city_hash_of_numbers(numbers: &[u64]) -> u64 {
 mod tests {
     use super::*;
 
-    /// What ClickHouse 26.5 answers; `tests/tests/types.rs` asks a live engine for every type.
+    /// Answers of ClickHouse 26.5; `tests/tests/types.rs` asks a live engine for every type.
     #[test]
     fn numbers_hash_as_in_clickhouse() {
         assert_eq!(city_hash_of_numbers(&[5]), 15_228_578_409_069_794_350);

@@ -1,28 +1,29 @@
-//! Dates and times as text: RFC 3339 and what the usual crates write.
+//! Parses dates and times as text: RFC 3339, and the forms that common crates write.
 
 use std::ops::RangeInclusive;
 
 const DAY: i64 = 86_400;
 
-/// Days of `Date32`: 1900-01-01 to 2299-12-31 (<https://clickhouse.com/docs/sql-reference/data-types/date32>).
+/// The days of `Date32`: 1900-01-01 to 2299-12-31
+/// (<https://clickhouse.com/docs/sql-reference/data-types/date32>).
 pub(crate) const DATE32_DAYS: RangeInclusive<i64> = -25_567..=120_529;
 
-/// Seconds of `DateTime64`, the same years.
+/// The seconds of `DateTime64`, for the same years as `Date32`.
 pub(crate) const DATETIME64_SECONDS: RangeInclusive<i64> = -25_567 * DAY..=120_530 * DAY - 1;
 
-/// A point of a calendar, with its distance from UTC if the text had one.
+/// A local date and time, with its offset from UTC if the text had one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
-    /// Seconds since 1970 on the clock that the text was read from.
+    /// Seconds since 1970 in local time.
     local: i64,
-    /// Billionths of a second.
+    /// Nanoseconds of the second.
     pub(crate) nanos: u32,
-    /// Seconds that the clock is ahead of UTC.
+    /// The offset from UTC in seconds.
     offset: Option<i64>,
 }
 
 impl Moment {
-    /// Seconds since 1970 in UTC: a text without an offset is taken to be in UTC.
+    /// Seconds since 1970 in UTC: a text without an offset counts as UTC.
     pub(crate) fn seconds(&self) -> i64 {
         self.local - self.offset.unwrap_or(0)
     }
@@ -32,14 +33,15 @@ impl Moment {
     }
 }
 
-/// Days since 1970 of `2024-02-29`; `None` for other text.
+/// Parses a date such as `2024-02-29` into days since 1970; `None` for other text.
 pub(crate) fn parse_date(text: &str) -> Option<i64> {
     let mut reader = Reader(text.as_bytes());
     reader.date().filter(|_| reader.0.is_empty())
 }
 
-/// Reads `2024-02-29T12:34:56.789+01:00`: a `T` or a blank between date and time, seconds and their fraction or none, the
-/// offset as `Z`, `UTC`, `+01`, `+0100`, `+01:00`, `+01:00:00` or none, and a time zone in brackets behind it.
+/// Parses `2024-02-29T12:34:56.789+01:00`. A `T` or a blank separates date and time. Seconds, their fraction
+/// and the offset may be missing. The offset is `Z`, `UTC`, `+01`, `+0100`, `+01:00` or `+01:00:00`, and a time
+/// zone in brackets may follow.
 pub(crate) fn parse_moment(text: &str) -> Option<Moment> {
     let mut reader = Reader(text.as_bytes());
     let days = reader.date()?;
@@ -51,7 +53,7 @@ pub(crate) fn parse_moment(text: &str) -> Option<Moment> {
     let second = if reader.take(b':') { reader.digits(2, 2)? } else { 0 };
     let nanos = if reader.take(b'.') { reader.fraction()? } else { 0 };
     if hour > 23 || minute > 59 || second > 59 {
-        return None; // a leap second has no place in a column
+        return None; // a column cannot hold a leap second
     }
     let offset = reader.offset()?;
     let zoned = reader.brackets();
@@ -74,7 +76,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A number of `least` to `most` digits.
+    /// Parses a number of `least` to `most` digits.
     fn digits(&mut self, least: usize, most: usize) -> Option<i64> {
         let there = self.0.iter().take(most).take_while(|symbol| symbol.is_ascii_digit()).count();
         let (digits, rest) = self.0.split_at(there);
@@ -90,7 +92,7 @@ impl Reader<'_> {
         (1..=days_in(year, month)).contains(&day).then(|| days_since_1970(year, month, day))
     }
 
-    /// Digits behind the point, in billionths; more than nine only if they are zeros.
+    /// Parses the digits after the point as nanoseconds; more than nine digits only if the rest are zeros.
     fn fraction(&mut self) -> Option<u32> {
         let there = self.0.iter().take_while(|symbol| symbol.is_ascii_digit()).count();
         let (digits, rest) = self.0.split_at(there);
@@ -101,7 +103,7 @@ impl Reader<'_> {
         (there > 0 && !lost).then_some(nanos)
     }
 
-    /// `None` for text that is no offset, `Some(None)` when there is none.
+    /// Parses an offset: `Some(None)` if there is none, `None` for other text.
     fn offset(&mut self) -> Option<Option<i64>> {
         self.take(b' ');
         if self.take(b'Z') || self.take(b'z') {
@@ -132,7 +134,7 @@ impl Reader<'_> {
         if self.take(b':') { self.digits(2, 2) } else { None }
     }
 
-    /// Passes over `[Europe/Berlin]` and the like.
+    /// Skips a time zone in brackets, such as `[Europe/Berlin]`.
     fn brackets(&mut self) -> bool {
         let mut any = false;
         while self.0.first() == Some(&b'[')
@@ -154,7 +156,8 @@ fn days_in(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days from 1970-01-01, by years that begin in March (<https://howardhinnant.github.io/date_algorithms.html>).
+/// Days since 1970-01-01, from years that begin in March
+/// (<https://howardhinnant.github.io/date_algorithms.html>).
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);

@@ -1,4 +1,5 @@
-//! Serializers for a whole row and for the names of its fields, which take one kind of value and refuse all others.
+//! Serializers for a whole row and for the names of its fields. Each accepts one kind of value and refuses all
+//! others.
 
 use serde::Serialize;
 use serde::ser::{self, Impossible};
@@ -8,11 +9,11 @@ use super::fault::{Reason, ValueFault};
 use super::values::Values;
 use crate::schema::Part;
 
-/// Where a row goes.
+/// The columns that a row is written to.
 pub(super) struct RowCells<'a> {
     pub(super) parts: &'a [Part],
     pub(super) values: &'a mut [Values],
-    /// Rows that are there.
+    /// The number of finished rows.
     pub(super) rows: usize,
 }
 
@@ -28,7 +29,7 @@ impl<'a> RowCells<'a> {
     }
 }
 
-/// A field's name that comes as a map's key: answers the index of its column.
+/// Reads a field's name that comes as a map's key, and returns the index of its column.
 pub(super) struct Key<'a, 'b>(pub(super) &'a mut Named<'b>);
 
 impl Key<'_, '_> {
@@ -38,7 +39,7 @@ impl Key<'_, '_> {
     }
 }
 
-/// What is neither text nor a field.
+/// Refuses values that are neither text nor a field.
 macro_rules! refused {
     ($($method:ident($($type:ty),*)),*) => {
         $(fn $method(self, $(_: $type),*) -> Result<Self::Ok, ValueFault> {
@@ -47,7 +48,7 @@ macro_rules! refused {
     };
 }
 
-/// A serializer that takes one kind of value and refuses the scalars.
+/// Makes a serializer refuse scalars, because it accepts another kind of value.
 macro_rules! refused_scalars {
     () => {
         refused!(

@@ -1,4 +1,4 @@
-//! One number, text or byte string into one value of fixed width or a `String`.
+//! Writes one number, text or byte string into a value of fixed width or a `String`.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,7 @@ use crate::schema::ColumnType;
 
 const NANOS: i128 = 1_000_000_000;
 
-/// A number of any Rust type into a column of another.
+/// Writes a whole number of any Rust type into a column of any number type.
 pub(super) fn put_whole(
     kind: &ColumnType,
     values: &mut Values,
@@ -46,12 +46,13 @@ pub(super) fn put_whole(
     Ok(())
 }
 
-/// Whether a count of ticks is within the years that the server reads back.
+/// Whether a number of ticks is within the years that the server reads back.
 pub(super) fn is_moment(ticks: i64, digits: u8, zone: Option<&str>) -> bool {
     is_read_back(ticks.div_euclid(10i64.pow(u32::from(digits))), zone)
 }
 
-/// The server keeps the first and the last year in the column's own time zone: a day less at both ends is safe in all.
+/// The server limits the years in the column's own time zone, so one day less at both ends is safe in all
+/// zones.
 fn is_read_back(seconds: i64, zone: Option<&str>) -> bool {
     const DAY: i64 = 24 * 3600;
     let (first, last) = (*DATETIME64_SECONDS.start(), *DATETIME64_SECONDS.end());
@@ -61,7 +62,7 @@ fn is_read_back(seconds: i64, zone: Option<&str>) -> bool {
     }
 }
 
-/// The first bytes of `bytes`, as many as the column's values have.
+/// Appends the first bytes of `bytes`, as many as a value of the column has.
 fn put_fixed(values: &mut Values, bytes: &[u8]) {
     if let Values::Fixed { width, bytes: held } = values {
         held.extend_from_slice(&bytes[..*width as usize]);
@@ -78,7 +79,7 @@ pub(super) fn put_bool(kind: &ColumnType, values: &mut Values, flag: bool) -> Re
     }
 }
 
-/// A float goes into a narrower column only when nothing of it is lost.
+/// Writes a float, into a narrower column only if that loses nothing.
 pub(super) fn put_float(kind: &ColumnType, values: &mut Values, float: f64) -> Result<(), ValueFault> {
     match kind {
         ColumnType::Float64 => put_fixed(values, &float.to_le_bytes()),
@@ -93,7 +94,7 @@ pub(super) fn put_float(kind: &ColumnType, values: &mut Values, float: f64) -> R
     Ok(())
 }
 
-/// A 128-bit number, which is also what a UUID and an IPv6 address are.
+/// Writes a 128-bit number, which may also be a UUID or an IPv6 address.
 pub(super) fn put_u128(kind: &ColumnType, values: &mut Values, number: u128) -> Result<(), ValueFault> {
     match kind {
         ColumnType::Uuid => put_fixed(values, &uuid_bytes(number)),
@@ -123,13 +124,13 @@ pub(super) fn put_bytes(kind: &ColumnType, values: &mut Values, found: &[u8]) ->
     }
 }
 
-/// A value of another length than its column's.
+/// The fault of a value whose length differs from the column's.
 pub(super) fn wrong_length(kind: &ColumnType, length: usize) -> ValueFault {
     let value = format!("a value of {length} byte{}", if length == 1 { "" } else { "s" });
     ValueFault::value(&value, kind, "its length must be exact")
 }
 
-/// Text, as it is or as the form of the column's values that the usual crates write.
+/// Writes text, or parses it in the form that common crates use for the column's type.
 pub(super) fn put_text(kind: &ColumnType, values: &mut Values, text: &str) -> Result<(), ValueFault> {
     let fault = |why: &str| ValueFault::value(&format!("`{}`", shown(text)), kind, why);
     match kind {
@@ -158,7 +159,8 @@ pub(super) fn put_text(kind: &ColumnType, values: &mut Values, text: &str) -> Re
             put_fixed(values, &number.to_le_bytes());
         }
         ColumnType::Int(int) if int.width() == 32 => {
-            let number = Wide::parse(text).ok_or_else(|| fault("it is no whole number of 256 bits"))?;
+            let number =
+                Wide::parse(text).ok_or_else(|| fault("it is not a whole number of at most 256 bits"))?;
             put_whole(kind, values, number, &text)?;
         }
         ColumnType::Date | ColumnType::Date32 => {
@@ -169,7 +171,7 @@ pub(super) fn put_text(kind: &ColumnType, values: &mut Values, text: &str) -> Re
             let moment = moment::parse_moment(text)
                 .ok_or_else(|| fault("a time is written as 2024-12-31T23:59:59.123+01:00"))?;
             if !moment.has_offset() && zone.as_deref().is_some_and(|zone| !is_utc(zone)) {
-                return Err(fault("it has no offset from UTC, and the column's time zone is another"));
+                return Err(fault("it has no offset from UTC, and the column's time zone is not UTC"));
             }
             put_moment(kind, values, moment).map_err(fault)?;
         }
@@ -192,7 +194,7 @@ fn put_days(kind: &ColumnType, values: &mut Values, days: i64) -> Result<(), ()>
 }
 
 fn put_moment(kind: &ColumnType, values: &mut Values, moment: Moment) -> Result<(), &'static str> {
-    const LOST: &str = "it has more digits behind the second than the column";
+    const LOST: &str = "its seconds have more decimal places than the column";
     match kind {
         ColumnType::DateTime64(digits, zone) => {
             if !is_read_back(moment.seconds(), zone.as_deref()) {
@@ -211,12 +213,12 @@ fn put_moment(kind: &ColumnType, values: &mut Values, moment: Moment) -> Result<
     Ok(())
 }
 
-/// ClickHouse keeps a UUID as two little-endian words, the high one first.
+/// A UUID's bytes as ClickHouse stores them: two little-endian words, the high one first.
 fn uuid_bytes(number: u128) -> [u8; 16] {
     number.rotate_left(64).to_le_bytes()
 }
 
-/// Reads 32 hex digits, with hyphens in their four places or without.
+/// Parses 32 hex digits, with all four hyphens of a UUID or without any.
 fn parse_uuid(text: &str) -> Option<u128> {
     let text = text.as_bytes();
     let hyphens = [8, 13, 18, 23];

@@ -1,4 +1,4 @@
-//! Whether values that another process sent are what their column says.
+//! Checks that values from another process fit their columns.
 
 use super::moment::DATE32_DAYS;
 use super::scalar::is_moment;
@@ -6,7 +6,7 @@ use super::values::Values;
 use super::wide::Wide;
 use crate::schema::ColumnType;
 
-/// Whether these are `rows` values of that type, so that every other function may index without looking.
+/// Whether these are `rows` values of that type, so that every other function may index without checks.
 pub(super) fn are_sound(kind: &ColumnType, values: &Values, rows: usize) -> bool {
     match (kind, values) {
         (ColumnType::LowCardinality(held), values) => are_sound(held, values, rows),
@@ -47,12 +47,12 @@ fn are_ends(ends: &[u64], length: usize) -> bool {
     ends.is_sorted() && usize::try_from(ends.last().copied().unwrap_or(0)) == Ok(length)
 }
 
-/// The number of items that ends speak of.
+/// The number of items that the ends describe.
 fn items_at(ends: &[u64]) -> Option<usize> {
     usize::try_from(ends.last().copied().unwrap_or(0)).ok().filter(|length| are_ends(ends, *length))
 }
 
-/// Whether each value is one that its type has: a value that it does not have would break readers.
+/// Whether each value is one of its type: other values would break readers.
 fn are_values(kind: &ColumnType, bytes: &[u8]) -> bool {
     match kind {
         ColumnType::Bool => bytes.iter().all(|flag| *flag <= 1),

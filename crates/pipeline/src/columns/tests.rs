@@ -32,7 +32,7 @@ fn golden_bytes_of_two_rows() {
     assert_eq!((columns.rows(), columns.bytes()), (2, 40));
 }
 
-/// A row whose field is in another order than its column, with one that is left out on demand.
+/// A row whose fields are in another order than its columns; one field can be left out.
 #[derive(Serialize)]
 struct Shuffled {
     c: u8,
@@ -76,7 +76,7 @@ fn rows_that_do_not_fit_by_name_are_refused() {
     assert_eq!(fault(&peaks(), &(7u8, 8u8)), "the row is a tuple: it must be a struct with named fields");
 }
 
-/// Serializes fields by hand: names may come twice, and faults are passed over.
+/// Serializes fields by hand: names may come twice, and errors are ignored.
 struct ByHand<'a>(&'a [(&'static str, Hand)]);
 
 enum Hand {
@@ -110,16 +110,16 @@ impl Serialize for ByHand<'_> {
 fn a_serialize_that_passes_over_faults_stores_nothing() {
     let text =
         fault(&three(), &ByHand(&[("a", Hand::Number(1)), ("b", Hand::Number(999)), ("c", Hand::Number(1))]));
-    assert!(text.contains("passed over"), "{text}");
+    assert!(text.contains("ignored the error"), "{text}");
     let lists = schema(&[("a", "UInt8"), ("b", "Array(UInt8)")]);
     let text = fault(&lists, &ByHand(&[("a", Hand::Number(1)), ("b", Hand::List(vec![1, 999, 2]))]));
-    assert!(text.contains("passed over"), "{text}");
+    assert!(text.contains("ignored the error"), "{text}");
     let twice =
         [("a", Hand::Number(1)), ("a", Hand::Number(2)), ("b", Hand::Number(1)), ("c", Hand::Number(1))];
-    assert!(fault(&three(), &ByHand(&twice)).contains("passed over"));
+    assert!(fault(&three(), &ByHand(&twice)).contains("ignored the error"));
     let late =
         [("c", Hand::Number(1)), ("a", Hand::Number(2)), ("b", Hand::Number(1)), ("c", Hand::Number(1))];
-    assert!(fault(&three(), &ByHand(&late)).contains("passed over"));
+    assert!(fault(&three(), &ByHand(&late)).contains("ignored the error"));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn serde_text<'a>(name: &'a str, text: &'a str) -> std::collections::BTreeMap<&'
     [(name, text)].into()
 }
 
-/// A row with something of every form.
+/// A row with a value of every form.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
     number: u32,
@@ -259,7 +259,7 @@ mod random {
             prop_assert_eq!(postcard::from_bytes::<Columns>(&bytes), Ok(of(&rows)));
         }
 
-        /// Bytes of a real value with some of them changed: what is sound can be used, and what is not is only refused.
+        /// Bytes of a real value with some of them changed: they are used if sound, and otherwise only refused.
         #[test]
         fn damaged_columns_are_refused_or_harmless(
             rows in vec(row(), 1..4),
@@ -295,7 +295,7 @@ mod random {
     }
 }
 
-/// Values nested in each other a million times would overflow the stack of what decodes them.
+/// A million nested values would overflow the decoder's stack.
 #[test]
 fn values_nested_too_deep_are_refused() {
     let mut bytes = vec![1, 1];

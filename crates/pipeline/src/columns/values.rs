@@ -1,4 +1,4 @@
-//! The values of one column, in the form in which the Native format has them.
+//! The values of one column, in the form of the Native format.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -7,10 +7,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::schema::ColumnType;
 
-/// Values decoded from another process's bytes are nested this deep at most: twice what a schema can ask for.
+/// The deepest nesting of values that are decoded from another process's bytes: twice what a schema can
+/// declare.
 const MAX_DEPTH: usize = 40;
 
-/// The values of one column or of one part of it.
+/// The values of one column, or of one part of a column.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub(crate) enum Values {
@@ -20,25 +21,25 @@ pub(crate) enum Values {
         #[serde(with = "raw")]
         bytes: Vec<u8>,
     },
-    /// Values of any length: where each ends, and all of them.
+    /// Values of any length: the end of each, and all bytes.
     Texts {
         ends: Vec<u64>,
         #[serde(with = "raw")]
         bytes: Vec<u8>,
     },
-    /// `Array`, and `Map` as an array of tuples: where each ends among the items.
+    /// An `Array`, or a `Map` as an array of tuples: the end of each among the items.
     Array { ends: Vec<u64>, items: Box<Values> },
-    /// A byte for each value (1 = NULL), and the values, blank where NULL.
+    /// One byte for each value (1 = NULL), and the values, blank where NULL.
     Nullable {
         #[serde(with = "raw")]
         nulls: Vec<u8>,
         values: Box<Values>,
     },
-    /// The parts of `Tuple`.
+    /// The parts of a `Tuple`.
     Tuple(Vec<Values>),
 }
 
-// `remote = "Self"` makes the derived code inherent, so that decoding can be bounded in depth here.
+// `remote = "Self"` makes the derived code inherent, so that this code can limit the depth of decoding.
 impl Serialize for Values {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Self::serialize(self, serializer)
@@ -56,7 +57,7 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// One level of nesting while values are decoded on this thread.
+/// One level of nesting during decoding on this thread.
 struct Level;
 
 impl Level {
@@ -75,7 +76,7 @@ impl Drop for Level {
     }
 }
 
-/// Byte vectors as one piece, not value by value.
+/// Serializes byte vectors as one piece, not byte by byte.
 mod raw {
     use std::fmt;
 
@@ -108,7 +109,7 @@ mod raw {
 }
 
 impl Values {
-    /// No values of this type, with room for `rows`.
+    /// An empty column of this type, with capacity for `rows`.
     pub(crate) fn of(kind: &ColumnType, rows: usize) -> Self {
         if let Some(width) = kind.width() {
             return Self::Fixed { width: width as u32, bytes: Vec::with_capacity(width * rows) };
@@ -127,7 +128,7 @@ impl Values {
                 Self::Tuple(parts.iter().map(|part| Self::of(&part.kind, rows)).collect())
             }
             ColumnType::LowCardinality(held) => Self::of(held, rows),
-            // `String`, the only one left that has no width.
+            // Only `String` is left: the one type without a width.
             _ => Self::Texts { ends: Vec::with_capacity(rows), bytes: Vec::new() },
         }
     }
@@ -151,7 +152,7 @@ impl Values {
         }
     }
 
-    /// Keeps the first `rows` values, and of unfinished ones nothing.
+    /// Removes all but the first `rows` values, and unfinished values.
     pub(crate) fn truncate(&mut self, rows: usize) {
         match self {
             Self::Fixed { width, bytes } => bytes.truncate(rows * *width as usize),
@@ -171,7 +172,7 @@ impl Values {
         }
     }
 
-    /// Appends the values of `other`, which is of the same type.
+    /// Appends the values of `other`, which has the same type.
     pub(crate) fn append(&mut self, other: Self) {
         match (self, other) {
             (Self::Fixed { bytes, .. }, Self::Fixed { bytes: more, .. }) => join(bytes, more),
@@ -215,7 +216,7 @@ impl Values {
         }
     }
 
-    /// The values at the places of `order`, in that order.
+    /// The values at the positions in `order`, in that order.
     pub(crate) fn gather(&self, order: &[usize]) -> Self {
         match self {
             Self::Fixed { width, bytes } => {
@@ -245,7 +246,7 @@ impl Values {
         }
     }
 
-    /// Appends the value that stands for none: zero, empty, NULL, an Enum's first.
+    /// Appends a blank: zero, empty, NULL, or the first value of an Enum.
     pub(crate) fn push_blank(&mut self, kind: &ColumnType) {
         match (self, kind.plain()) {
             (Self::Fixed { bytes, .. }, ColumnType::Enum(values)) => {
@@ -266,13 +267,13 @@ impl Values {
     }
 }
 
-/// Where the value at `index` is.
+/// The position of the value at `index`.
 pub(crate) fn range(ends: &[u64], index: usize) -> Range<usize> {
     let start = if index == 0 { 0 } else { ends[index - 1] as usize };
     start..ends[index] as usize
 }
 
-/// Where the last value ends.
+/// The end of the last value.
 pub(crate) fn last(ends: &[u64]) -> usize {
     ends.last().map_or(0, |end| *end as usize)
 }
@@ -314,7 +315,7 @@ fn gather_fixed(bytes: &[u8], width: usize, order: &[usize]) -> Vec<u8> {
     gathered
 }
 
-/// A width that the compiler knows makes a copy one instruction.
+/// With a constant width the compiler copies each value with one instruction.
 fn gather_words<const WIDTH: usize>(bytes: &[u8], order: &[usize], gathered: &mut Vec<u8>) {
     let (words, _) = bytes.as_chunks::<WIDTH>();
     order.iter().for_each(|&index| gathered.extend_from_slice(&words[index]));

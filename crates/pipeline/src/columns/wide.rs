@@ -1,9 +1,9 @@
-//! Whole numbers of up to 256 bits with a sign, as columns hold them.
+//! Signed whole numbers of up to 256 bits, as columns hold them.
 
-/// Digits that 256 bits hold surely.
+/// The most digits that always fit into 256 bits.
 const MAX_DIGITS: usize = 77;
 
-/// A sign and a magnitude of four words, the lowest first.
+/// A sign and a magnitude of four words, the lowest word first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wide {
     negative: bool,
@@ -45,7 +45,7 @@ impl Wide {
         carry == 0
     }
 
-    /// Reads `-12`, `0x2a` or `-0x2A`; `None` for other text and what 256 bits do not hold.
+    /// Parses `-12`, `0x2a` or `-0x2A`; `None` for other text and for numbers of more than 256 bits.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (negative, digits) = signed(text);
         let (base, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
@@ -59,12 +59,12 @@ impl Wide {
         (all && !digits.is_empty()).then_some(number)
     }
 
-    /// Reads a decimal number such as `-12.50` or `1.5E-3`, scaled by ten to the `scale`.
+    /// Parses a decimal number such as `-12.50` or `1.5E-3`, multiplied by ten to the `scale`.
     ///
     /// # Errors
-    /// Why the text is no such number of at most `precision` digits; nothing is ever rounded.
+    /// Why the text is not a number of at most `precision` digits; nothing is ever rounded.
     pub(crate) fn parse_decimal(text: &str, precision: u8, scale: u8) -> Result<Self, &'static str> {
-        const NO_NUMBER: &str = "it is no decimal number";
+        const NO_NUMBER: &str = "it is not a decimal number";
         let (negative, rest) = signed(text);
         let (mantissa, exponent) = match rest.split_once(['e', 'E']) {
             Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().map_err(|_| NO_NUMBER)?),
@@ -75,12 +75,12 @@ impl Wide {
         if digits().next().is_none() || !digits().all(|digit| digit.is_ascii_digit()) {
             return Err(NO_NUMBER);
         }
-        // Digits of the scaled number: those that are there, less or more by the shift.
+        // The digits of the scaled number: those in the text, plus or minus the shift.
         let shift = i64::from(scale) + i64::from(exponent) - fraction.len() as i64;
         let there = (whole.len() + fraction.len()) as i64;
         let kept = (there + shift.min(0)).max(0) as usize;
         if digits().skip(kept).any(|digit| digit != b'0') {
-            return Err("it has more digits behind the point than the column");
+            return Err("it has more decimal places than the column");
         }
         let mut number = Self { negative, ..Self::ZERO };
         let significant = digits().take(kept).skip_while(|digit| *digit == b'0').count();
@@ -102,7 +102,7 @@ impl Wide {
         top.map_or(0, |index| 64 * (index + 1) - self.words[index].leading_zeros() as usize)
     }
 
-    /// Whether a column of this many bytes holds it.
+    /// Whether a column of this many bytes can hold the number.
     pub(crate) fn fits(&self, width: usize, signed: bool) -> bool {
         let (bits, limit) = (self.bits(), width * 8);
         match (self.negative, signed) {
@@ -117,33 +117,33 @@ impl Wide {
         self.words.iter().map(|word| word.count_ones()).sum::<u32>() == 1
     }
 
-    /// Whether it has at most `precision` digits.
+    /// Whether the number has at most `precision` digits.
     pub(crate) fn has_digits(&self, precision: u8) -> bool {
         let limit = Self::power_of_ten(precision);
         self.words.iter().rev().lt(limit.words.iter().rev())
     }
 
-    /// The number, if it is within 64 bits with a sign.
+    /// The number, if it fits into an `i64`.
     pub(crate) fn small(&self) -> Option<i64> {
         let magnitude = i128::from(self.words[0]);
         let number = if self.negative { -magnitude } else { magnitude };
         (self.bits() <= 64).then(|| i64::try_from(number).ok())?
     }
 
-    /// The number as a float, if that holds it without rounding.
+    /// The number as a float, if the float is exact.
     pub(crate) fn exact_float(&self) -> Option<f64> {
         let small = self.small()?;
         let float = small as f64;
         (float as i128 == i128::from(small)).then_some(float)
     }
 
-    /// Reads what [`Self::to_le_bytes`] wrote, of up to 32 bytes.
+    /// Reads the bytes that [`Self::to_le_bytes`] wrote, at most 32.
     pub(crate) fn from_le_bytes(bytes: &[u8]) -> Self {
         let negative = bytes.last().is_some_and(|top| *top >= 0x80);
         let mut padded = [if negative { 0xFF } else { 0 }; 32];
         padded[..bytes.len().min(32)].copy_from_slice(&bytes[..bytes.len().min(32)]);
         let number = Self { negative, words: Self::from_words(padded) };
-        // Two's complement of a negative number is its magnitude.
+        // The two's complement of a negative number is its magnitude.
         Self { negative, words: Self::from_words(number.to_le_bytes()) }
     }
 
@@ -155,7 +155,7 @@ impl Wide {
         words
     }
 
-    /// Two's complement, little-endian; columns take the first bytes.
+    /// The number in two's complement, little-endian; a column takes the first bytes.
     pub(crate) fn to_le_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
         let mut carry = true;
@@ -169,7 +169,7 @@ impl Wide {
     }
 }
 
-/// The sign of a number's text, and what follows it.
+/// Splits a number's text into its sign and the rest.
 fn signed(text: &str) -> (bool, &str) {
     match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -190,15 +190,15 @@ mod tests {
             ("-0.05", 9, 2, Ok(-5)),
             ("+7", 9, 0, Ok(7)),
             ("1.500", 3, 1, Ok(15)),
-            ("1.55", 3, 1, Err("behind the point")),
+            ("1.55", 3, 1, Err("decimal places")),
             ("9999999.99", 9, 2, Ok(999_999_999)),
             ("10000000", 9, 2, Err("more digits than")),
             ("00000000000001", 1, 0, Ok(1)),
             ("1.5E3", 9, 2, Ok(150_000)),
             ("15e-2", 9, 2, Ok(15)),
             ("0e999999999", 9, 2, Ok(0)),
-            ("NaN", 9, 2, Err("no decimal")),
-            (".", 9, 2, Err("no decimal")),
+            ("NaN", 9, 2, Err("not a decimal")),
+            (".", 9, 2, Err("not a decimal")),
         ];
         for (text, precision, scale, want) in table {
             match (Wide::parse_decimal(text, precision, scale), want) {

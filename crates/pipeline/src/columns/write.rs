@@ -1,4 +1,4 @@
-//! Columns as the Native format has them.
+//! Writes columns in the Native format.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use crate::native::{
 };
 use crate::schema::{ColumnType, Part};
 
-/// More distinct values than this in a block, and a `LowCardinality` column is sent as the type that it holds: the server
-/// converts it.
+/// The most distinct values of a `LowCardinality` column in a block. A column with more is sent as the type
+/// inside, which the server converts.
 const MAX_KEYS: usize = 65_536;
 
 /// Appends one column of the table: its name, its type, its values.
@@ -26,7 +26,7 @@ pub(super) fn write_column(name: &str, kind: &ColumnType, values: &Values, out: 
     write_values(kind, values, &mut dictionaries.into_iter(), out);
 }
 
-/// Appends the columns of a `Nested`, which share where each row's values end.
+/// Appends the columns of a `Nested`, which share the ends of each row's values.
 pub(super) fn write_nested(name: &str, parts: &[Part], values: &Values, out: &mut Vec<u8>) {
     let Values::Array { ends, items } = values else { return };
     let Values::Tuple(columns) = &**items else { return };
@@ -35,7 +35,7 @@ pub(super) fn write_nested(name: &str, parts: &[Part], values: &Values, out: &mu
     }
 }
 
-/// Appends one array of a `Nested`: `held` is what its items are.
+/// Appends one array of a `Nested`; `held` is the type of its items.
 fn write_part(name: &str, held: &ColumnType, ends: &[u64], items: &Values, out: &mut Vec<u8>) {
     let mut dictionaries = Vec::new();
     let plain;
@@ -79,13 +79,14 @@ fn without_low_cardinality(kind: &ColumnType) -> ColumnType {
     }
 }
 
-/// The distinct values of a `LowCardinality` column in a block, and which of them each row has.
+/// The distinct values of a `LowCardinality` column in a block, and the key of each row.
 struct Dictionary<'a> {
     keys: Vec<&'a [u8]>,
     indexes: Vec<u16>,
 }
 
-/// Dictionaries of all `LowCardinality` parts, in the order in which they are written; `false` if one has too many keys.
+/// Collects the dictionaries of all `LowCardinality` parts in the order in which they are written; `false` if
+/// one has too many keys.
 fn collect<'a>(kind: &ColumnType, values: &'a Values, found: &mut Vec<Dictionary<'a>>) -> bool {
     match (kind, values) {
         (ColumnType::LowCardinality(_), values) => {
@@ -115,7 +116,7 @@ impl<'a> Dictionary<'a> {
         }
     }
 
-    /// With NULLs, the first key stands for them, whatever it is.
+    /// Builds a dictionary. With NULLs, the first key stands for NULL, whatever its value is.
     fn of_values(values: &'a Values, nulls: Option<&[u8]>) -> Option<Self> {
         let mut places: HashMap<&[u8], u16> = HashMap::new();
         let mut keys: Vec<&[u8]> = Vec::new();
@@ -172,7 +173,7 @@ impl<'a> Dictionary<'a> {
     }
 }
 
-/// The key that stands for NULL: as long as the type asks for.
+/// The key that stands for NULL, of the length that the type needs.
 fn blank(values: &Values) -> &'static [u8] {
     static ZEROS: [u8; 256] = [0; 256];
     match values {

@@ -1,8 +1,8 @@
-//! The row type against the columns.
+//! Compares the row type with the columns.
 //!
-//! Blank rows are made and serialized, so that each field is judged by what it really writes, whatever its attributes. Of a
-//! type that refuses blanks only what its `Deserialize` asks for is known. A fault is one only if it is certain; everything
-//! else is judged when the row goes into its columns.
+//! The check makes blank rows and serializes them, so it judges each field by what the field really writes,
+//! whatever its attributes. If a type refuses blanks, only what its `Deserialize` asks for is known. The check
+//! reports only certain faults; everything else is judged when a row goes into its columns.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::{Schema, SchemaFault};
 use crate::names::Names;
 use crate::{Id, Limits, Pipeline};
 
-/// Variants of an enum that are looked at; further ones are judged at their ids.
+/// The most variants of an enum that are checked; further ones are judged at their ids.
 const MAX_VARIANTS: usize = 1_000;
 
-/// What a pipeline declares, found sound: all that code needs which does not compute.
+/// The checked declaration of a pipeline: everything that code needs which does not compute.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// [`Pipeline::NAME`].
@@ -25,7 +25,7 @@ pub struct Spec {
     pub version: &'static str,
     /// The ClickHouse type of the ids.
     pub id_type: &'static str,
-    /// [`Pipeline::COLUMNS`], read.
+    /// [`Pipeline::COLUMNS`], parsed.
     pub schema: Arc<Schema>,
     /// [`Pipeline::LIMITS`].
     pub limits: Limits,
@@ -33,10 +33,10 @@ pub struct Spec {
     pub summary: Option<&'static str>,
 }
 
-/// Compares a pipeline's row type with its columns and checks its names.
+/// Compares a pipeline's row type with its columns, and checks its names.
 ///
 /// # Errors
-/// Every fault there is, not just the first.
+/// All faults, not only the first.
 pub fn check<P: Pipeline>() -> Result<Spec, Vec<SchemaFault>> {
     let mut faults: Vec<SchemaFault> =
         Names::new(P::NAME, None).err().map(SchemaFault::from).into_iter().collect();
@@ -90,7 +90,7 @@ fn check_row<R: serde::Serialize + serde::de::DeserializeOwned>(schema: &Schema)
     told
 }
 
-/// Whether two rounds have told the same, be it that one saw `None` and the other what is in it.
+/// Whether two rounds have found the same fault, even if one saw `None` and the other a value.
 fn is_same(one: &SchemaFault, other: &SchemaFault) -> bool {
     match (one, other) {
         (SchemaFault::Mismatch { field, .. }, SchemaFault::Mismatch { field: same, .. }) => field == same,
@@ -98,7 +98,7 @@ fn is_same(one: &SchemaFault, other: &SchemaFault) -> bool {
     }
 }
 
-/// Faults of rows that were made and serialized.
+/// The faults of blank rows that were serialized.
 fn written_faults(schema: &Schema, any: &[String], written: &[Shape]) -> Vec<SchemaFault> {
     let mut faults = Vec::new();
     let mut rows = Vec::new();
@@ -131,7 +131,7 @@ fn written_faults(schema: &Schema, any: &[String], written: &[Shape]) -> Vec<Sch
     faults
 }
 
-/// Faults of a type that refuses blanks: what its `Deserialize` says of its fields.
+/// The faults of a type that refuses blanks, by what its `Deserialize` asks for.
 fn unwritten_faults<R: serde::de::DeserializeOwned>(
     schema: &Schema,
     blanks: &mut Blanks<'_>,

@@ -13,20 +13,20 @@ pub enum ColumnType {
     Float32,
     /// `Float64`.
     Float64,
-    /// `Decimal(P, S)`: a number scaled by ten to the S, of the width that P digits need.
+    /// `Decimal(P, S)`: a number multiplied by ten to the S, of the width that P digits need.
     Decimal {
-        /// Digits in all.
+        /// The total number of digits.
         precision: u8,
-        /// Digits behind the point.
+        /// The number of digits after the point.
         scale: u8,
     },
     /// `Date`: days since 1970 as UInt16.
     Date,
     /// `Date32`: days since 1970 as Int32.
     Date32,
-    /// `DateTime`: seconds since 1970 as UInt32; its time zone, if it names one.
+    /// `DateTime`: seconds since 1970 as UInt32; with its time zone, if it has one.
     DateTime(Option<String>),
-    /// `DateTime64(P)`: ticks of ten to the -P seconds as Int64; its time zone, if it names one.
+    /// `DateTime64(P)`: ticks of ten to the -P seconds as Int64; with its time zone, if it has one.
     DateTime64(u8, Option<String>),
     /// `Enum8` or `Enum16`.
     Enum(EnumType),
@@ -46,18 +46,18 @@ pub enum ColumnType {
     Nullable(Box<ColumnType>),
     /// `LowCardinality(T)`.
     LowCardinality(Box<ColumnType>),
-    /// `Tuple(T, ..)` or `Tuple(a T, ..)`: all parts have names or none has.
+    /// `Tuple(T, ..)` or `Tuple(a T, ..)`: either all parts have names or none has.
     Tuple(Vec<Part>),
-    /// `Map(K, V)`: the key and the value, as the parts of the tuples that it consists of.
+    /// `Map(K, V)`: the types of key and value.
     Map(Box<(ColumnType, ColumnType)>),
 }
 
 /// One part of a tuple.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Its name; empty in a tuple without names.
+    /// The name of the part; empty in a tuple without names.
     pub name: String,
-    /// Its type.
+    /// The type of the part.
     pub kind: ColumnType,
 }
 
@@ -103,12 +103,12 @@ impl Int {
         Self::NAMES.iter().find(|(int, _)| *int == self).map_or("", |(_, name)| name)
     }
 
-    /// Whether it has values below zero.
+    /// Whether the type has values below zero.
     pub fn is_signed(self) -> bool {
         matches!(self, Self::I8 | Self::I16 | Self::I32 | Self::I64 | Self::I128 | Self::I256)
     }
 
-    /// Bytes of a value.
+    /// The number of bytes of a value.
     pub fn width(self) -> usize {
         match self {
             Self::U8 | Self::I8 => 1,
@@ -124,7 +124,7 @@ impl Int {
 /// The values of an Enum, ordered by number as ClickHouse keeps them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnumType {
-    /// Whether it is an `Enum16`.
+    /// Whether the type is an `Enum16`.
     pub wide: bool,
     /// Names and numbers, at least one.
     pub values: Vec<(String, i16)>,
@@ -136,7 +136,7 @@ impl EnumType {
         self.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number)
     }
 
-    /// Whether a value has this number.
+    /// Whether the Enum has this number.
     pub fn has(&self, number: i16) -> bool {
         self.values.binary_search_by_key(&number, |(_, known)| *known).is_ok()
     }
@@ -148,7 +148,7 @@ impl EnumType {
 }
 
 impl ColumnType {
-    /// Bytes of a value, for the types whose values all have the same width.
+    /// The number of bytes of a value, for types with values of one width.
     pub fn width(&self) -> Option<usize> {
         Some(match self {
             Self::Bool => 1,
@@ -168,7 +168,7 @@ impl ColumnType {
         })
     }
 
-    /// The type whose values it holds: `T` for `LowCardinality(T)`, itself else.
+    /// The type inside `LowCardinality(T)`; any other type itself.
     pub fn plain(&self) -> &Self {
         match self {
             Self::LowCardinality(inner) => inner,
@@ -206,7 +206,7 @@ impl fmt::Display for ColumnType {
     }
 }
 
-/// `Tuple(a UInt8, b String)`; also `Nested(..)`.
+/// Writes `Tuple(a UInt8, b String)`; also `Nested(..)`.
 pub(super) fn write_parts(name: &str, parts: &[Part], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     write!(f, "{name}(")?;
     for (index, part) in parts.iter().enumerate() {
@@ -229,7 +229,7 @@ impl fmt::Display for EnumType {
     }
 }
 
-/// A literal of ClickHouse's.
+/// A quoted literal in ClickHouse's syntax.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -1,51 +1,51 @@
-//! Reads types as ClickHouse spells them, and refuses those that rows cannot be written to, with a reason.
+//! Parses types as ClickHouse spells them, and refuses those that rows cannot be written to, with a reason.
 
 use super::kind::{ColumnType, EnumType, Int, Part};
 
-/// Deeper types are refused: their text comes from other processes too.
+/// The deepest nesting of a type, because the text comes from other processes too.
 const MAX_DEPTH: usize = 16;
 
-/// ClickHouse refuses longer ones unless a setting allows them.
+/// The longest `FixedString`: ClickHouse refuses longer ones unless a setting allows them.
 const MAX_FIXED_STRING: usize = 256;
 
 const MAX_PRECISION: u8 = 76;
 
-/// Why a type is none that rows can be written to.
+/// Why rows cannot be written to a type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TypeFault {
-    /// No such type.
+    /// There is no such type.
     #[error("`{name}` is not a column type that rows can be written to{}", similar(.name))]
     Unknown {
-        /// As spelled.
+        /// The name, as it was spelled.
         name: String,
     },
-    /// A type of ClickHouse's that is not supported.
+    /// ClickHouse has the type, but Millstream does not support it.
     #[error("`{name}` is not supported: use {instead}")]
     Unsupported {
-        /// Its name.
+        /// The name of the type.
         name: String,
-        /// What to use.
+        /// The type to use instead.
         instead: &'static str,
     },
-    /// The text does not read as a type.
+    /// The text is not the syntax of a type.
     #[error("`{text}` is not a type: {expected} is missing")]
     Syntax {
         /// The rest of the text, shortened.
         text: String,
-        /// What should have followed.
+        /// What was expected there.
         expected: &'static str,
     },
-    /// A type that ClickHouse refuses to create a column of.
+    /// ClickHouse refuses to create a column of the type.
     #[error("`{text}` is refused by ClickHouse: {reason}")]
     Refused {
-        /// The type.
+        /// The text of the type.
         text: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// Types are spelled with capitals, unlike keywords.
+/// A suggestion for a type name with wrong capitals, because type names are case-sensitive.
 fn similar(name: &str) -> String {
     let known = ["String", "Float32", "Float64", "FixedString", "Array", "Tuple", "Map", "Nullable"];
     let also = ["LowCardinality", "UUID", "IPv4", "IPv6", "DateTime", "Enum8", "Enum16", "Nested"];
@@ -55,7 +55,7 @@ fn similar(name: &str) -> String {
     found.map_or_else(String::new, |known| format!(" (`{known}` is)"))
 }
 
-/// What ClickHouse has and rows cannot be written to, with what does the same.
+/// ClickHouse types that rows cannot be written to, with the type to use instead.
 const UNSUPPORTED: [(&str, &str); 24] = [
     ("JSON", "String, and JSONExtract or a cast to JSON when reading"),
     ("Object", "String, and JSONExtract when reading"),
@@ -84,10 +84,10 @@ const UNSUPPORTED: [(&str, &str); 24] = [
 ];
 
 impl ColumnType {
-    /// Reads a type as ClickHouse spells it.
+    /// Parses a type as ClickHouse spells it.
     ///
     /// # Errors
-    /// [`TypeFault`] naming the part that is wrong, and why.
+    /// [`TypeFault`] that names the wrong part, and why.
     pub fn parse(text: &str) -> Result<Self, TypeFault> {
         let mut parser = Parser::new(text);
         let kind = parser.kind(0)?;
@@ -98,7 +98,7 @@ impl ColumnType {
     }
 }
 
-/// A place in the text.
+/// A position in the text.
 pub(super) struct Parser<'a> {
     text: &'a str,
 }
@@ -116,7 +116,7 @@ impl<'a> Parser<'a> {
         TypeFault::Syntax { text: self.text.chars().take(80).collect(), expected }
     }
 
-    /// Passes over `symbol` and the blanks behind it.
+    /// Skips `symbol` and the blanks after it, if it comes next.
     pub(super) fn take(&mut self, symbol: char) -> bool {
         match self.text.strip_prefix(symbol) {
             Some(rest) => {
@@ -147,7 +147,7 @@ impl<'a> Parser<'a> {
                 && !ahead.text.is_empty())
     }
 
-    /// A name, in backticks or without.
+    /// Parses a name, with or without backticks.
     pub(super) fn name(&mut self) -> Result<&'a str, TypeFault> {
         let quoted = self.text.starts_with('`');
         let name = if quoted {
@@ -199,14 +199,14 @@ impl<'a> Parser<'a> {
             "Nullable" => ColumnType::Nullable(self.inner(depth)?),
             "LowCardinality" => ColumnType::LowCardinality(self.inner(depth)?),
             "Tuple" => ColumnType::Tuple(self.parts(depth)?),
-            // What ClickHouse makes of one that is not a column's outermost type.
+            // ClickHouse turns a `Nested` inside of another type into this.
             "Nested" => ColumnType::Array(Box::new(ColumnType::Tuple(self.nested(depth)?))),
             "Map" => self.map(depth)?,
             _ => return Err(unknown(name)),
         })
     }
 
-    /// The parts of a `Nested(..)`, whose name has been read.
+    /// Parses the parts of a `Nested(..)`, after its name.
     pub(super) fn nested(&mut self, depth: usize) -> Result<Vec<Part>, TypeFault> {
         let start = self.text;
         let parts = self.parts(depth)?;
@@ -252,7 +252,7 @@ impl<'a> Parser<'a> {
         Ok(value)
     }
 
-    /// The time zone of a `DateTime`, in parentheses that may be missing.
+    /// Parses the time zone of a `DateTime`; its parentheses may be missing.
     fn zone(&mut self) -> Result<Option<String>, TypeFault> {
         if !self.take('(') {
             return Ok(None);
@@ -268,11 +268,11 @@ impl<'a> Parser<'a> {
         if !self.take('(') {
             return Ok(ColumnType::DateTime64(3, None));
         }
-        let digits: u8 = self.number("the number of digits behind the second")?;
+        let digits: u8 = self.number("the number of decimal places of the second")?;
         let zone = if self.take(',') { Some(self.quoted("a time zone in quotes")?) } else { None };
         self.expect(')', "`)`")?;
         if digits > 9 {
-            let reason = "a second has at most 9 digits behind the point".to_owned();
+            let reason = "a second has at most 9 digits after the point".to_owned();
             return Err(refused(&format!("DateTime64{}", spelled(start, self.text)), reason));
         }
         Ok(ColumnType::DateTime64(digits, zone))
@@ -307,7 +307,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `'a' = 1, 'b'`: a value without a number has the one after the value before it.
+    /// Parses `'a' = 1, 'b'`: a value without a number has the number after the previous one.
     fn values(&mut self, name: &'a str) -> Result<EnumType, TypeFault> {
         let start = self.text;
         self.expect('(', "`(`")?;
@@ -357,7 +357,7 @@ fn spelled<'a>(start: &'a str, rest: &str) -> &'a str {
     start[..start.len() - rest.len()].trim_end()
 }
 
-/// `None` for escapes that ClickHouse reads in ways of their own.
+/// The character of an escape; `None` for escapes that ClickHouse treats in a special way.
 fn unescaped(symbol: char) -> Option<char> {
     Some(match symbol {
         'n' => '\n',
@@ -431,7 +431,7 @@ fn is_part_name(name: &str) -> bool {
     super::is_column_name(name)
 }
 
-/// Which types may be within which: what the server says when a table is created with its default settings.
+/// Checks which types may contain which, as the server does when it creates a table with default settings.
 fn allowed(kind: &ColumnType, text: &str) -> Result<(), TypeFault> {
     let fault = |reason: &str| Err(refused(text, reason.to_owned()));
     match kind {
@@ -443,7 +443,7 @@ fn allowed(kind: &ColumnType, text: &str) -> Result<(), TypeFault> {
             ColumnType::Array(_) | ColumnType::Map(_) | ColumnType::Tuple(_) => fault(
                 "Array, Map and Tuple cannot be Nullable: an empty one stands for none, or make the parts Nullable",
             ),
-            ColumnType::Nullable(_) => fault("Nullable within Nullable"),
+            ColumnType::Nullable(_) => fault("Nullable cannot contain Nullable"),
             ColumnType::LowCardinality(_) => fault("write LowCardinality(Nullable(..))"),
             _ => Ok(()),
         },

@@ -1,7 +1,8 @@
-//! Blank rows: a row type's `Deserialize` is given what it asks for, so that its fields are known without a value.
+//! Blank rows: a row type's `Deserialize` gets what it asks for, so that its fields are known without a real
+//! value.
 //!
-//! Where a type refuses a blank (a `NonZeroU8`, a date as text), the row is begun again with the next candidate. Candidates
-//! that suit the column come first.
+//! If a type refuses a blank (a `NonZeroU8`, a date as text), the row is begun again with the next candidate.
+//! Candidates that suit the column come first.
 
 mod parts;
 mod value;
@@ -14,17 +15,17 @@ use super::kind::Part;
 use super::shape::Shape;
 use value::Recorder;
 
-/// Attempts at a row before its type counts as one that refuses blanks.
+/// The most attempts at a row before its type counts as one that refuses blanks.
 const MAX_ATTEMPTS: usize = 2_000;
 
-/// Why no row came of a blank.
+/// Why a blank row could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BlankFault {
-    /// The type is no struct.
+    /// The type is not a struct.
     NoStruct(&'static str),
-    /// A field was given twice: under its name and under an alias.
+    /// A field was given twice: by its name and by an alias.
     Alias,
-    /// The type's own `Deserialize` refused.
+    /// The type's own `Deserialize` refused the blank.
     Refused,
 }
 
@@ -46,40 +47,40 @@ impl de::Error for BlankFault {
     }
 }
 
-/// Which blanks are tried first.
+/// The blanks that are tried first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     /// `None`, empty lists, zeros.
     Empty,
-    /// `Some`, lists of one, ones, and of each enum the variant of this number.
+    /// `Some`, lists of one item, ones, and the variant with this number of each enum.
     Filled {
-        /// Counted round when an enum has fewer.
+        /// The number of the variant, modulo the number of variants.
         variant: usize,
     },
 }
 
-/// A struct's list of fields, and one of them.
+/// A struct's list of field names, and one of them.
 type Name = (&'static [&'static str], &'static str);
 
 /// Blank rows of one type.
 pub(super) struct Blanks<'a> {
     parts: &'a [Part],
     style: Style,
-    /// The only field that is given, to learn about it though others refuse.
+    /// The only field that is given, to learn its type although others refuse blanks.
     only: Option<&'static str>,
-    /// The candidate taken at each place where there are several, and how many there are.
+    /// For each choice, the candidate that was taken and the number of candidates.
     choices: Vec<(usize, usize)>,
     asked: usize,
-    /// Names in a struct's list of fields that are further names of another.
+    /// Names in a struct's list of fields that are aliases of other fields.
     aliases: Vec<Name>,
     /// The row's field that is being given.
     field: Option<&'static str>,
-    /// The name given last, anywhere.
+    /// The name that was given last, at any level.
     given: Option<Name>,
     fields: Option<&'static [&'static str]>,
-    /// Fields whose type takes any value.
+    /// Fields whose type accepts any value.
     pub(super) any: Vec<String>,
-    /// The most variants of an enum.
+    /// The largest number of variants of an enum.
     pub(super) variants: usize,
     /// The shape of the field that is given alone.
     shape: Option<Shape>,
@@ -103,16 +104,16 @@ impl<'a> Blanks<'a> {
         }
     }
 
-    /// A row of blanks.
+    /// Makes a blank row.
     pub(super) fn row<R: DeserializeOwned>(&mut self, style: Style) -> Result<R, BlankFault> {
         (self.style, self.only) = (style, None);
         self.attempt(|blanks| R::deserialize(Recorder::row(blanks)))
     }
 
-    /// What a field reads, of a type whose rows cannot be made.
+    /// What a field asks for, of a type whose blank rows cannot be made.
     pub(super) fn field<R: DeserializeOwned>(&mut self, field: &'static str) -> Shape {
         (self.style, self.only, self.shape) = (Style::Filled { variant: 0 }, Some(field), None);
-        // The row itself fails for the fields that are not given.
+        // The row itself fails, because the other fields are missing.
         let _row = self.attempt(|blanks| {
             let row = R::deserialize(Recorder::row(blanks));
             if blanks.shape.is_some() { Ok(()) } else { row.map(|_| ()) }
@@ -144,7 +145,7 @@ impl<'a> Blanks<'a> {
         Err(BlankFault::Refused)
     }
 
-    /// Moves the last place that has candidates left to its next one.
+    /// Moves the last choice with untried candidates to its next one.
     fn next_choice(&mut self) -> bool {
         self.choices.truncate(self.asked);
         while let Some((taken, count)) = self.choices.pop() {
@@ -156,7 +157,7 @@ impl<'a> Blanks<'a> {
         false
     }
 
-    /// The candidate to take at this place, of `count`.
+    /// The candidate to take here, out of `count`.
     fn choose(&mut self, count: usize) -> usize {
         if self.asked == self.choices.len() {
             self.choices.push((0, count));
@@ -170,7 +171,7 @@ impl<'a> Blanks<'a> {
         self.aliases.iter().any(|(known, alias)| std::ptr::eq(*known, fields) && *alias == name)
     }
 
-    /// The fields that the type says it has, each under its first name; `None` when it does not say.
+    /// The fields that the type lists, each by its main name; `None` if it lists none.
     pub(super) fn fields(&self) -> Option<Vec<&'static str>> {
         let fields = self.fields?;
         Some(fields.iter().copied().filter(|name| !self.is_alias((fields, name))).collect())

@@ -1,4 +1,4 @@
-//! What a row's field writes, in Rust terms, and whether its column takes it.
+//! What a row's field writes, in Rust terms, and whether its column accepts it.
 
 use std::fmt;
 
@@ -11,15 +11,15 @@ use crate::schema::{ColumnType, Int, Part};
 pub enum Shape {
     /// A `bool`.
     Bool,
-    /// A whole number of that type.
+    /// A whole number of this type.
     Int(Int),
     /// An `f32`.
     F32,
     /// An `f64`.
     F64,
-    /// `String`, `char`, and all that serializes as text; the text of a blank.
+    /// `String`, `char`, and everything that serializes as text; with the text of a blank.
     Text(String),
-    /// A unit variant of an enum, by the name that it is written with.
+    /// A unit variant of an enum, by its serialized name.
     Variant(String),
     /// A byte string.
     Bytes,
@@ -27,17 +27,17 @@ pub enum Shape {
     None,
     /// `Some(..)`.
     Some(Box<Shape>),
-    /// A list, and what it holds, if an item was seen.
+    /// A list, with the shape of its items if one was seen.
     List(Option<Box<Shape>>),
     /// A tuple or an array of fixed length.
     Tuple(Vec<Shape>),
     /// A struct: its fields with their names.
     Struct(Vec<(String, Shape)>),
-    /// A map, and the keys and values that were seen; a struct with `flatten` is one too.
+    /// A map, with the keys and values that were seen; also a struct with `flatten`.
     Map(Vec<(Shape, Shape)>),
-    /// A variant of an enum that has fields, by its name.
+    /// A variant of an enum with fields, by its name.
     Fields(String),
-    /// Nothing can be said before a value is there: it is judged at its id.
+    /// Unknown without a real value: judged at each id.
     Unknown,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Display for Shape {
 }
 
 impl Shape {
-    /// The fields of a struct, also of one that comes as a map; `None` for what has no names.
+    /// The fields of a struct, also of one that serializes as a map; `None` for shapes without names.
     pub(super) fn fields(&self) -> Option<Vec<(&str, &Self)>> {
         match self {
             Self::Struct(fields) => Some(fields.iter().map(|(name, shape)| (&name[..], shape)).collect()),
@@ -88,16 +88,16 @@ impl Shape {
     }
 }
 
-/// What is compared: a field of the row or a part of one.
+/// The field of a row, or part of a field, that is compared.
 pub(super) struct Compared<'a> {
-    /// The field, with the parts within it.
+    /// The path of the field and the part in it.
     pub(super) path: &'a str,
-    /// Whether the field is of a type that takes any value, so that the width of a number seen says nothing.
+    /// Whether the field's type accepts any value, so that the width of a seen number means nothing.
     pub(super) any: bool,
 }
 
 impl Compared<'_> {
-    /// Every way in which values of this shape do not go into the column.
+    /// All faults of values of this shape in the column.
     pub(super) fn faults(&self, kind: &ColumnType, shape: &Shape) -> Vec<SchemaFault> {
         let kind = kind.plain();
         match (kind, shape) {
@@ -172,8 +172,8 @@ impl Compared<'_> {
     }
 }
 
-/// Whether a blank's text shows that the field is written in another form than the column's. A field that can have the
-/// column's form was offered it first, so that its blank has it.
+/// Whether a blank's text proves that the field is written in another form than the column's. The check offers
+/// a field the column's form first, so a field that can have it does.
 fn never_reads(kind: &ColumnType, text: &str) -> bool {
     let one_form = matches!(
         kind,
@@ -188,7 +188,7 @@ fn never_reads(kind: &ColumnType, text: &str) -> bool {
     one_form && !text.is_empty() && !reads_text(kind, text)
 }
 
-/// Values without parts. What a text says is judged at its id.
+/// Compares values without parts. The content of a text is judged at its id.
 fn takes_plain(kind: &ColumnType, shape: &Shape, any: bool) -> bool {
     match shape {
         Shape::Bool => *kind == ColumnType::Bool,
@@ -224,7 +224,7 @@ fn is_octets(kind: &ColumnType) -> bool {
     matches!(kind, ColumnType::FixedString(_) | ColumnType::Uuid | ColumnType::Ipv6)
 }
 
-/// Only what holds every value of the Rust type; numbers that stand for something else need the exact type.
+/// Accepts only types whose every value fits; numbers that stand for something else need the exact type.
 fn takes_int(kind: &ColumnType, found: Int, any: bool) -> bool {
     let number = matches!(
         kind,
@@ -249,7 +249,7 @@ fn takes_int(kind: &ColumnType, found: Int, any: bool) -> bool {
         ColumnType::Date32 => holds(Int::I32, found),
         ColumnType::DateTime(_) | ColumnType::Ipv4 => holds(Int::U32, found),
         ColumnType::DateTime64(..) => holds(Int::I64, found),
-        // Values are fewer than numbers anyway: each is judged at its id.
+        // An Enum has fewer values than its number type anyway: each is judged at its id.
         ColumnType::Enum(values) => found.width() <= 1 + usize::from(values.wide),
         ColumnType::Decimal { .. } => kind.width().is_some_and(|width| found.width() <= width),
         ColumnType::Uuid | ColumnType::Ipv6 => found == Int::U128,

@@ -6,7 +6,7 @@ fn text_of(kind: &str) -> Result<String, String> {
     ColumnType::parse(kind).map(|kind| kind.to_string()).map_err(|fault| fault.to_string())
 }
 
-/// Spelled as ClickHouse 26.5 has them in `system.columns`.
+/// Spellings of ClickHouse 26.5 in `system.columns`.
 #[test]
 fn types_are_spelled_as_clickhouse_does() {
     let table = [
@@ -75,7 +75,7 @@ fn wrong_types_are_refused_with_a_reason() {
 }
 
 #[test]
-fn every_fault_of_the_columns_is_told() {
+fn every_fault_of_the_columns_is_reported() {
     let columns = [("1st", "UInt8"), ("id", "String"), ("a", "UInt8"), ("a", "UInt8"), ("b", "Varchar")];
     let faults = Schema::parse(&columns).expect_err("faults");
     let text = Faults(&faults).to_string();

@@ -1,4 +1,4 @@
-//! The shape of a value, read off what its `Serialize` really writes.
+//! Reads the shape of a value from what its `Serialize` really writes.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use serde::ser;
 use super::kind::Int;
 use super::shape::Shape;
 
-/// What a value writes; [`Shape::Unknown`] when its `Serialize` refuses.
+/// The shape of a value; [`Shape::Unknown`] if its `Serialize` fails.
 pub(super) fn shape_of<T: Serialize + ?Sized>(value: &T) -> Shape {
     value.serialize(Tracer).unwrap_or(Shape::Unknown)
 }
 
-/// A value's own `Serialize` refused it.
+/// The error of a value whose own `Serialize` failed.
 #[derive(Debug)]
 pub(super) struct Refused;
 
@@ -46,7 +46,7 @@ enum Form {
     Tuple,
     Struct,
     Map,
-    /// An enum's variant of that name: it fits no column, whatever it holds.
+    /// A variant of an enum that fits no column, whatever it holds.
     Variant(&'static str),
 }
 

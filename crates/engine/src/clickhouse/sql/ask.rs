@@ -1,17 +1,17 @@
-//! Questions about what is stored of batches.
+//! Queries about what is stored of batches.
 
 use millstream::names::PassId;
 
 use super::{Tables, of_batches, of_pass};
 use crate::model::rows::Portion;
 
-/// How the rows of a batch are counted.
+/// The way in which the rows of a batch are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
-    /// Rows, which are as many ids if they lie in one part of the table: an INSERT is atomic and has no id twice
-    /// (`sink/group.rs`), and a merge leaves one row of an id.
+    /// Counts rows. It equals the number of ids if the rows lie in one part. An INSERT is atomic and has no id
+    /// twice (`sink/group.rs`), and a merge leaves one row per id.
     Rows,
-    /// Distinct ids, for more than twice the time.
+    /// Counts distinct ids, which takes more than twice the time.
     Ids,
 }
 
@@ -25,11 +25,10 @@ impl Count {
 }
 
 impl Tables {
-    /// What is stored of each of these batches: `(batch, ids it should have, found, whether each is another
-    /// id)`.
+    /// What is stored of each of these batches: `(batch, expected ids, found, whether each is another id)`.
     ///
-    /// A batch of a pass that took rows over has some that came with a message and some that did not, which should have
-    /// other numbers of ids: only those of one message are counted together.
+    /// In a partial replay, a batch has copied rows and rows from a message, and the two record different
+    /// numbers of expected ids. So only rows of one message are counted together.
     pub fn ask(&self, pass: &PassId, batches: &[u32], count: Count) -> String {
         format!(
             "SELECT batch, batch_ids, {} FROM {} WHERE {} GROUP BY batch, batch_ids",
@@ -39,7 +38,8 @@ impl Tables {
         )
     }
 
-    /// What is stored of each of these parts of batches: `(place in the list, found, whether each is another id)`.
+    /// What is stored of each of these split messages: `(index in the list, found, whether each is another
+    /// id)`.
     pub fn ask_parts(&self, pass: &PassId, parts: &[&Portion], count: Count) -> String {
         let ask = |(place, part): (usize, &&Portion)| {
             let Portion { batch, of, ids } = part;

@@ -1,41 +1,42 @@
-//! Columns as the server has them, and whether one type holds every value of another.
+//! Columns as the server lists them, and whether one type holds every value of another.
 //!
-//! Types are compared in the server's own spelling, which it was asked for: `Decimal(18)` is `Decimal(18, 0)` here.
+//! Types are compared in the server's own spelling, so the server is asked for it: `Decimal(18)` is
+//! `Decimal(18, 0)` here.
 
 /// A column as the server lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// Its name.
+    /// The name of the column.
     pub name: String,
-    /// Its type, as ClickHouse spells it.
+    /// The type of the column, as ClickHouse spells it.
     pub kind: String,
-    /// `DEFAULT`, `MATERIALIZED`, `ALIAS`, `EPHEMERAL`, or nothing.
+    /// `DEFAULT`, `MATERIALIZED`, `ALIAS`, `EPHEMERAL`, or empty.
     pub default_kind: String,
 }
 
 impl Column {
-    /// A column that takes what is inserted.
+    /// A column that stores what is inserted.
     pub fn plain(name: &str, kind: &str) -> Self {
         Self { name: name.to_owned(), kind: kind.to_owned(), default_kind: String::new() }
     }
 
-    /// Whether an INSERT may name it, and what is inserted is kept.
+    /// Whether an INSERT may name the column and its values are stored.
     pub fn is_insertable(&self) -> bool {
         self.default_kind.is_empty() || self.default_kind == "DEFAULT"
     }
 
-    /// Whether a SELECT may name it.
+    /// Whether a SELECT may name the column.
     pub fn is_readable(&self) -> bool {
         self.default_kind != "EPHEMERAL"
     }
 }
 
-/// Whether every value of type `ours` fits into a column of type `theirs` and is the same there.
+/// Whether a column of type `theirs` stores every value of type `ours` unchanged.
 pub fn holds(theirs: &str, ours: &str) -> bool {
     theirs == ours || wider(bare(theirs), bare(ours))
 }
 
-/// A type without what changes only how it is stored.
+/// A type without wrappers that change only how it is stored.
 fn bare(kind: &str) -> &str {
     match Type::of(kind) {
         Type { name: "LowCardinality", arguments } if arguments.len() == 1 => bare(arguments[0]),
@@ -69,7 +70,8 @@ fn each_holds(theirs: &[&str], ours: &[&str]) -> bool {
     theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(theirs, ours)| holds(theirs, ours))
 }
 
-/// Elements go by their place, and have the same names where both have names.
+/// Whether one tuple holds another. Elements are matched by position, and their names must agree if both have
+/// names.
 fn tuple_holds(to: &Type<'_>, from: &Type<'_>) -> bool {
     let [theirs, ours] =
         [to, from].map(|tuple| tuple.arguments.iter().map(|part| element(part)).collect::<Vec<_>>());
@@ -92,7 +94,7 @@ fn element(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Digits before the point and digits after it are both as many or more.
+/// Whether one decimal holds another: no fewer digits before the point, and no fewer after it.
 fn decimal_holds(to: &Type<'_>, from: &Type<'_>) -> bool {
     match (to.number(0), to.number(1), from.number(0), from.number(1)) {
         (Some(precision), Some(scale), Some(of), Some(after)) => {
@@ -102,7 +104,7 @@ fn decimal_holds(to: &Type<'_>, from: &Type<'_>) -> bool {
     }
 }
 
-/// Whole numbers, floating point and Bool by their bits.
+/// Compares whole numbers, floating point and Bool by their bits.
 fn number_holds(theirs: &str, ours: &str) -> bool {
     let whole = |name: &str| {
         let (signed, bits) = match name.strip_prefix("UInt") {
@@ -111,7 +113,7 @@ fn number_holds(theirs: &str, ours: &str) -> bool {
         };
         bits.parse::<u32>().ok().map(|bits| (signed, bits))
     };
-    // Bits of a whole number that a floating point number holds exactly.
+    // The bits of a whole number that a floating point type holds exactly.
     let exact = |name: &str| match name {
         "Float32" => Some(24),
         "Float64" => Some(53),
@@ -128,7 +130,7 @@ fn number_holds(theirs: &str, ours: &str) -> bool {
     }
 }
 
-/// A type's name and what stands in its brackets.
+/// A type's name, and the arguments in its brackets.
 struct Type<'a> {
     name: &'a str,
     arguments: Vec<&'a str>,
@@ -143,7 +145,7 @@ impl<'a> Type<'a> {
         }
     }
 
-    /// The one argument of a type that has one.
+    /// The single argument of a type.
     fn only(&self) -> &'a str {
         self.arguments.first().copied().unwrap_or_default()
     }
@@ -153,7 +155,7 @@ impl<'a> Type<'a> {
     }
 }
 
-/// Splits at the commas that stand in no bracket and no quote.
+/// Splits at the commas outside of brackets and quotes.
 fn split(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut begin = 0;

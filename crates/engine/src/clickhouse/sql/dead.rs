@@ -6,7 +6,7 @@ use super::{Tables, of_pass, string};
 use crate::model::selection::Letters;
 
 impl Letters {
-    /// The condition that a row of a pass must fulfil.
+    /// The condition on rows of a pass that selects these dead letters.
     pub(super) fn condition(&self) -> String {
         let error = self.error.as_ref().map(|text| format!(" AND position(error, {}) > 0", string(text)));
         let batch = self.batch.map(|batch| format!(" AND batch = {batch}"));
@@ -18,12 +18,13 @@ impl Letters {
 }
 
 impl Tables {
-    /// Dead letters of a pass: `(rows)`. Raw duplicates count. Granules without one are skipped by their index.
+    /// Counts the dead letters of a pass, raw duplicates included: `(rows)`. The status index skips granules
+    /// without any.
     pub fn count_dead(&self, pass: &PassId, letters: &Letters) -> String {
         format!("SELECT count() FROM {} WHERE {} AND {}", self.rows(), of_pass(pass), letters.condition())
     }
 
-    /// Dead letters of a pass, each id once: `(ids)`.
+    /// Counts the dead letters of a pass, each id once: `(ids)`.
     pub fn dead_ids(&self, pass: &PassId) -> String {
         format!("SELECT count() FROM {} FINAL WHERE {} AND status = 'dead'", self.rows(), of_pass(pass))
     }
@@ -39,7 +40,8 @@ impl Tables {
         )
     }
 
-    /// Dead letters of a pass by their error, numbers in it aside: `(error, ids)`, the commonest first.
+    /// Counts the dead letters of a pass by error text, ignoring numbers in the text: `(error, ids)`, the most
+    /// frequent first.
     pub fn dead_by_error(&self, pass: &PassId, letters: &Letters, limit: u64) -> String {
         format!(
             "SELECT replaceRegexpAll(error, '[0-9]+', '#') AS kind, count() FROM {} FINAL \

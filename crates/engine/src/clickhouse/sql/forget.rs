@@ -1,12 +1,13 @@
-//! SQL that removes a run, or one pass of it.
+//! SQL that removes a run, or one pass of a run.
 //!
-//! Mutations, not lightweight deletes: those only hide rows, and their space is free after a merge that may never come.
+//! Uses mutations. A lightweight delete only hides rows, and frees their space after a merge that may never
+//! come.
 
 use super::{PARTITIONS, SeenPass, Tables, moment, string};
 use millstream::Id;
 use millstream::names::{PassId, RunName};
 
-/// Removes rows, and waits until they are gone on every replica.
+/// Removes rows, and waits until every replica has removed them.
 pub(super) fn delete(table: &str, condition: &str) -> String {
     format!("ALTER TABLE {table} DELETE WHERE {condition} SETTINGS mutations_sync = 2")
 }
@@ -17,12 +18,12 @@ fn of(run: &RunName, pass: Option<u32>) -> String {
 }
 
 impl Tables {
-    /// Rows of a run or of one of its passes, raw duplicates counted: `(rows)`.
+    /// Counts the rows of a run, or of one pass, with raw duplicates: `(rows)`.
     pub fn rows_of(&self, run: &RunName, pass: Option<u32>) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.rows(), of(run, pass))
     }
 
-    /// Bytes on disk of the partition that a run's rows are in: `(bytes)`.
+    /// Bytes on disk of the partition that holds a run's rows: `(bytes)`.
     pub fn bytes_beside(&self, run: &RunName) -> String {
         format!(
             "SELECT toUInt64(sum(bytes_on_disk)) FROM system.parts WHERE database = {} AND table = {} AND active \
@@ -33,12 +34,12 @@ impl Tables {
         )
     }
 
-    /// Removes every row of a run or of one of its passes.
+    /// Removes every row of a run, or of one pass.
     pub fn remove_rows(&self, run: &RunName, pass: Option<u32>) -> String {
         delete(&self.rows(), &of(run, pass))
     }
 
-    /// Mutations of our tables that are not done, the oldest first: `(table, id, command, parts, running, reason)`.
+    /// Unfinished mutations of our tables, the oldest first: `(table, id, command, parts, running, reason)`.
     pub fn mutations(&self) -> String {
         let names: Vec<String> = self.all_names().iter().map(|name| string(name)).collect();
         let database = string(&self.database);
@@ -57,17 +58,17 @@ impl Tables {
         format!("KILL MUTATION WHERE database = {database} AND table = {table} AND mutation_id = {id}")
     }
 
-    /// Rows of sealed passes of a run: `(rows)`.
+    /// Counts the rows of a run in the table of sealed passes: `(rows)`.
     pub fn count_sealed(&self, pass: &PassId) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.passes(), of(&pass.run, Some(pass.pass)))
     }
 
-    /// Takes a sealed pass of a run from readers.
+    /// Hides a sealed pass of a run from readers.
     pub fn hide(&self, pass: &PassId) -> String {
         delete(&self.passes(), &of(&pass.run, Some(pass.pass)))
     }
 
-    /// Removes a row of a sealed pass, which its moment tells from others; and counts how many there are: `(rows)`.
+    /// Removes one row of a sealed pass, identified by its seal time; and counts how many are left: `(rows)`.
     pub fn remove_seen(&self, run: &RunName, seen: &SeenPass) -> [String; 2] {
         let of_moment = format!("{} AND sealed_at = {}", of(run, Some(seen.pass)), moment(seen.at_ms));
         [
@@ -76,17 +77,17 @@ impl Tables {
         ]
     }
 
-    /// Removes the faults of views of a run or of one of its passes.
+    /// Removes the recorded view faults of a run, or of one pass.
     pub fn forget_view_faults(&self, run: &RunName, pass: Option<u32>) -> String {
         delete(&self.table("_view_faults"), &of(run, pass))
     }
 
-    /// Runs that ClickHouse keeps the records of, the newest first: `(run)`.
+    /// Runs whose records ClickHouse has, the newest first: `(run)`.
     pub fn kept_runs(&self) -> String {
         format!("SELECT run FROM {} FINAL ORDER BY created_at DESC LIMIT 1000", self.runs())
     }
 
-    /// Records of a run: `(records)`.
+    /// Counts the records of a run: `(records)`.
     pub fn count_runs(&self, run: &RunName) -> String {
         format!("SELECT count() FROM {} WHERE {}", self.runs(), of(run, None))
     }

@@ -1,7 +1,7 @@
-//! Which ids of a pass another one computes again, and the SQL about them.
+//! The ids that a partial replay computes again, and the SQL about them.
 //!
-//! Whatever was asked for comes down to one condition on the rows of the pass before. What fulfils it is published and
-//! computed, what does not is copied: each row of the base pass does one of the two.
+//! Every selection becomes one condition on the rows of the base pass. Each of those rows is either published
+//! and computed, if it matches, or copied, if it does not.
 
 use millstream::names::{PassId, RunName};
 
@@ -10,20 +10,20 @@ use crate::model::record::Covers;
 use crate::model::selection::Selection;
 
 impl Covers {
-    /// The condition that a row of the base pass fulfils if its id is computed again. It is never NULL: a row of which
-    /// that could be said would be neither computed nor copied.
+    /// The condition that selects the rows of the base pass whose ids are computed again. It is never NULL,
+    /// because a row with NULL would be neither computed nor copied.
     fn condition(&self) -> String {
         match &self.selection {
             Selection::Letters(letters) => letters.condition(),
-            Selection::Where(condition) => format!("ifNull({}, 0) != 0", alone(condition, ['(', ')'])),
+            Selection::Where(condition) => format!("ifNull({}, 0) != 0", on_own_lines(condition, ['(', ')'])),
             Selection::Batches { .. } | Selection::Published { .. } => of_ranges(&self.ranges),
         }
     }
 }
 
-/// The user's own SQL, which the server runs with the user's rights: the one text that is not quoted. It stands on
-/// lines of its own, so that a comment at its end ends there.
-fn alone(condition: &str, [open, close]: [char; 2]) -> String {
+/// Puts the user's condition on lines of its own, so that a comment at its end ends there. It is the one text
+/// that is not quoted: the server runs it with the user's rights.
+fn on_own_lines(condition: &str, [open, close]: [char; 2]) -> String {
     format!("{open}\n{}\n{close}", condition.trim())
 }
 
@@ -34,19 +34,20 @@ fn of_ranges(ranges: &[[u32; 2]]) -> String {
 }
 
 impl Tables {
-    /// Statements that a server executes only if this is a condition on rows, and nothing but one: they read no row.
+    /// Statements that the server accepts only if the text is one condition on rows. They read no row.
     ///
-    /// What closes its own bracket, as `1) OR (1` does, is sound within one kind of them and not within the other.
+    /// Injection check: text such as `1) OR (1` parses inside `(...)` but not inside `[...]`, so both must
+    /// parse.
     pub fn check_condition(&self, condition: &str) -> [String; 2] {
         let rows = self.rows();
-        let array = alone(condition, ['[', ']']);
+        let array = on_own_lines(condition, ['[', ']']);
         [
-            format!("SELECT count() FROM {rows} WHERE 0 AND {}", alone(condition, ['(', ')'])),
+            format!("SELECT count() FROM {rows} WHERE 0 AND {}", on_own_lines(condition, ['(', ')'])),
             format!("SELECT count() FROM {rows} WHERE 0 AND length({array}) = 1"),
         ]
     }
 
-    /// The newest pass of a run that has rows: `(pass)`. The primary key answers it from its end.
+    /// The newest pass of a run that has rows: `(pass)`. The end of the primary key answers it.
     pub fn newest_rows(&self, run: &RunName) -> String {
         format!(
             "SELECT pass FROM {} WHERE run = {} ORDER BY run DESC, pass DESC LIMIT 1",
@@ -85,7 +86,7 @@ impl Tables {
         )
     }
 
-    /// How many selected ids of the batches from `first` to below `end` have no row in `pass`: `(ids)`.
+    /// The number of selected ids of batches `first..end` that have no row in `pass`: `(ids)`.
     pub fn not_computed(&self, pass: &PassId, covers: &Covers, [first, end]: [u32; 2]) -> String {
         let rows = self.rows();
         let range = format!("batch >= {first} AND batch < {end}");
@@ -98,9 +99,9 @@ impl Tables {
         )
     }
 
-    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, except the selected ids.
-    /// Done twice it adds nothing. `table` is every column that the table has: another version of the pipeline may have
-    /// added some.
+    /// Copies the rows that `pass` lacks in batches `first..end` from the base pass, except the selected ids. A
+    /// second call adds nothing. `table` has every column of the table, because another version of the pipeline
+    /// may have added some.
     pub fn take_over(
         &self,
         pass: &PassId,
@@ -119,8 +120,8 @@ impl Tables {
         let columns = names.clone().map(identifier).collect::<Vec<_>>().join(", ");
         let values = names.map(|name| match name {
             "pass" => format!("toUInt32({})", pass.pass),
-            // It goes over all that the pass takes over of a batch, whether it is copied now or was before: rows that come in
-            // two copies still have one digest.
+            // The digest covers all rows that the pass copies of a batch, in this statement or an earlier one:
+            // rows that are copied in two steps still have one digest.
             "batch_digest" => "`$copied`".to_owned(),
             name => identifier(name),
         });
@@ -140,7 +141,7 @@ mod tests {
     use crate::model::selection::Letters;
 
     #[test]
-    fn a_record_of_a_replay_of_dead_letters_reads_as_ever() {
+    fn an_old_record_of_a_dead_letter_replay_still_parses() {
         let old = r#"{"base":1,"letters":{"error":"x","batch":null},"ids":7}"#;
         let covers: Covers = serde_json::from_str(old).expect("the form of the first version");
         let letters = Letters { error: Some("x".into()), ..Letters::default() };
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn every_selection_is_told_and_kept() {
+    fn every_selection_is_described_and_stored() {
         let moment = |words: &str| Moment::parse(words, 1000).expect("a moment");
         let table = [
             (Selection::Letters(Letters::default()), "dead letters"),

@@ -1,4 +1,4 @@
-//! SQL about what tables there are, with which columns, and about the versions of the pipeline's columns.
+//! SQL about existing tables, their columns, and the versions of the pipeline's columns.
 
 use millstream::names::{PassId, RunName};
 use millstream::schema::Schema;
@@ -6,15 +6,15 @@ use millstream::schema::Schema;
 use super::forget::delete;
 use super::{Column, PARTITIONS, Tables, View, identifier, millis, moment, string};
 
-/// Settings under which the server spells a type on one line, and says no more of a column than that.
+/// Settings under which the server spells a type on one line, and lists no more of a column than its type.
 const BRIEFLY: &str =
     "describe_compact_output = 1, describe_include_subcolumns = 0, print_pretty_type_names = 0";
 
-/// Faults of views that are listed at once: runs, passes and views.
+/// The most view faults (run, pass and view) that are listed at once.
 pub const VIEW_FAULTS: usize = 100;
 
 impl Tables {
-    /// Tables without which nothing can be said of a run.
+    /// The tables that every query about a run needs.
     pub fn needed_names(&self) -> Vec<String> {
         ["_rows", "_passes", "_runs"].map(|suffix| format!("{}{suffix}", self.pipeline)).into()
     }
@@ -37,16 +37,16 @@ impl Tables {
         super::full_name(&self.database, name)
     }
 
-    /// Has the server say how it spells the types of these columns: `(name, type)`. It refuses those that no table can
-    /// have, as it would when the table is created.
+    /// Asks the server how it spells the types of these columns: `(name, type)`. It refuses types that no table
+    /// can have, as it would when the table is created.
     pub fn spell(columns: &[Column]) -> String {
         let structure: Vec<String> =
             columns.iter().map(|column| format!("{} {}", identifier(&column.name), column.kind)).collect();
         format!("DESCRIBE TABLE null({}) SETTINGS {BRIEFLY}", string(&structure.join(", ")))
     }
 
-    /// Which of this pipeline's tables and views exist, and what reads them as rows are inserted:
-    /// `(name, engine, sorting key, partition key, databases, names)`.
+    /// Which of this pipeline's tables and views exist, and which views an INSERT fills: `(name, engine,
+    /// sorting key, partition key, databases, names)`.
     pub fn list_tables(&self) -> String {
         format!(
             "SELECT name, engine, sorting_key AS sorted, partition_key AS partitioned, dependencies_database AS fed_databases, \
@@ -55,12 +55,13 @@ impl Tables {
         )
     }
 
-    /// Those of them that are detached: `(name)`. Older servers have no such table.
+    /// The detached tables and views of this pipeline: `(name)`. Older servers have no such system table.
     pub fn list_detached(&self) -> String {
         format!("SELECT table FROM system.detached_tables WHERE {} ORDER BY table", self.among("table"))
     }
 
-    /// The disks that the rows table may lie on, or would: `(name, path, free bytes)`. What an operator wants kept free is not.
+    /// The disks of the rows table, or those that it would use: `(name, path, free bytes)`. Space that an
+    /// operator reserved is not free.
     pub fn disks(&self) -> String {
         let policy = format!(
             "SELECT storage_policy FROM system.tables WHERE database = {} AND name = {}",
@@ -74,12 +75,12 @@ impl Tables {
         )
     }
 
-    /// Takes a constraint of an operator's from the rows table.
+    /// Drops a constraint that an operator added to the rows table.
     pub fn drop_constraint(&self, name: &str) -> String {
         format!("ALTER TABLE {} DROP CONSTRAINT {}", self.rows(), identifier(name))
     }
 
-    /// All of them that there are, with what they hold: `(name, engine, comment, rows, bytes)`.
+    /// Every existing table and view of this pipeline, and its size: `(name, engine, comment, rows, bytes)`.
     pub fn things(&self) -> String {
         format!(
             "SELECT name, engine, comment, toUInt64(ifNull(total_rows, 0)) AS rows, toUInt64(ifNull(total_bytes, 0)) AS bytes \
@@ -88,12 +89,12 @@ impl Tables {
         )
     }
 
-    /// The names of another pipeline's tables in the same environment.
+    /// The tables of another pipeline in the same environment.
     pub fn of_pipeline(&self, pipeline: &str) -> Self {
         Self { pipeline: pipeline.to_owned(), ..self.clone() }
     }
 
-    /// Columns of all of them, in order: `(table, name, type, kind of default)`.
+    /// The columns of all tables and views, in order: `(table, name, type, kind of default)`.
     pub fn list_columns(&self) -> String {
         format!(
             "SELECT table, name, type, toString(default_kind) FROM system.columns WHERE {} ORDER BY table, position",
@@ -106,12 +107,12 @@ impl Tables {
         format!("database = {} AND {column} IN ({names})", string(&self.database))
     }
 
-    /// What the rows table is sorted by: **ask-before-ack** and the proof rest on it.
+    /// The sorting key of the rows table: **ask-before-ack** and the proof rest on it.
     pub fn sorting_key() -> &'static str {
         "run, pass, batch, id"
     }
 
-    /// What the rows table is partitioned by: **one-insert-one-part** and the merge of a run rest on it.
+    /// The partition key of the rows table: **one-insert-one-part** and the deduplication of a run rest on it.
     pub fn partition_key() -> String {
         format!("sipHash64(run) % {PARTITIONS}")
     }
@@ -126,12 +127,12 @@ impl Tables {
         )
     }
 
-    /// Gives a column of the rows table another type.
+    /// Changes the type of a column of the rows table.
     pub fn modify_column(&self, column: &Column) -> String {
         format!("ALTER TABLE {} MODIFY COLUMN {} {}", self.rows(), identifier(&column.name), column.kind)
     }
 
-    /// Makes a column that is computed one that takes what is inserted.
+    /// Turns a computed column into one that stores what is inserted.
     pub fn make_plain(&self, column: &Column) -> String {
         format!(
             "ALTER TABLE {} MODIFY COLUMN {} REMOVE {}",
@@ -141,12 +142,12 @@ impl Tables {
         )
     }
 
-    /// Versions of the columns that were in use: `(version, columns)`.
+    /// The versions of the columns that were in use: `(version, columns)`.
     pub fn schemas(&self) -> String {
         format!("SELECT version, columns FROM {} FINAL ORDER BY version", self.table("_schemas"))
     }
 
-    /// Keeps a version of the columns.
+    /// Stores a version of the columns.
     pub fn insert_schema(&self, version: u32, schema: &Schema, build: &str, at_ms: u64) -> String {
         format!(
             "INSERT INTO {} (version, fingerprint, columns, build, created_at) SELECT {version}, toUInt64({}), {}, {}, {}",
@@ -158,12 +159,12 @@ impl Tables {
         )
     }
 
-    /// The newest sealed pass of a run: `(pass)`; 0 without one.
+    /// The newest sealed pass of a run: `(pass)`; 0 if there is none.
     pub fn newest_sealed(&self, run: &RunName) -> String {
         format!("SELECT max(pass) FROM {} WHERE run = {}", self.passes(), string(run.as_str()))
     }
 
-    /// How many rows of a run the view gives that readers use; without `all`, whether there are any: `(0 or 1)`.
+    /// The number of a run's rows in the readers' view; without `all`, whether there are any: `(0 or 1)`.
     pub fn is_seen(&self, run: &RunName, all: bool) -> String {
         let limit = if all { "" } else { " LIMIT 1" };
         format!(
@@ -173,7 +174,7 @@ impl Tables {
         )
     }
 
-    /// The builds that computed rows of a pass: `(build)`. A quarter of what it costs to count their rows.
+    /// The builds that computed rows of a pass: `(build)`. Costs a quarter of counting their rows.
     pub fn build_names(&self, pass: &PassId) -> String {
         format!(
             "SELECT toString(build) AS by FROM (SELECT DISTINCT build FROM {} WHERE {} LIMIT 100) ORDER BY by",
@@ -182,7 +183,8 @@ impl Tables {
         )
     }
 
-    /// Rows of a pass by the build that computed them: `(build, rows, hosts)`, the commonest first. Raw duplicates count.
+    /// The rows of a pass by the build that computed them: `(build, rows, hosts)`, the most rows first. Raw
+    /// duplicates count.
     pub fn builds(&self, pass: &PassId) -> String {
         format!(
             "SELECT toString(by) AS build, sum(counted) AS rows, arraySort(groupArray(toString(host))) AS hosts FROM (SELECT build AS by, \
@@ -193,9 +195,9 @@ impl Tables {
     }
 }
 
-/// SQL about rows that a materialized view of the operator's did not get.
+/// SQL about rows that an operator's materialized view did not receive.
 impl Tables {
-    /// Keeps a fault of a view, over batches told as ranges of a first one and the one after the last.
+    /// Stores a view fault. Its batches are half-open ranges.
     pub fn insert_view_fault(
         &self,
         (pass, ranges): (&PassId, &[[u32; 2]]),
@@ -216,7 +218,7 @@ impl Tables {
         )
     }
 
-    /// Faults of views, of one run or of all: `(run, pass, view, error, batches, at)`, the newest first.
+    /// View faults of one run or of all: `(run, pass, view, error, batches, at)`, the newest first.
     pub fn view_faults(&self, run: Option<&RunName>) -> String {
         let run = run.map(|run| format!("WHERE run = {} ", string(run.as_str())));
         format!(
@@ -228,7 +230,7 @@ impl Tables {
         )
     }
 
-    /// Forgets these faults of views, `(run, pass, view, at)`: of each what is no newer than that.
+    /// Removes these view faults, `(run, pass, view, at)`, but not those recorded later.
     pub fn acknowledge_view_faults<'a>(
         &self,
         seen: impl Iterator<Item = (&'a str, u32, &'a str, u64)>,
@@ -244,7 +246,7 @@ impl Tables {
         delete(&self.table("_view_faults"), &seen.join(" OR "))
     }
 
-    /// What materialized views select: `(database, name, query)`.
+    /// The SELECT of each materialized view: `(database, name, query)`.
     pub fn view_queries(names: &[(String, String)]) -> String {
         let names: Vec<String> = names
             .iter()
@@ -256,12 +258,12 @@ impl Tables {
         )
     }
 
-    /// Reads nothing of a view, which fails where it cannot be read.
+    /// Reads no row of a view; it fails if the view cannot be read.
     pub fn probe(view: &str) -> String {
         format!("SELECT toUInt8(1) FROM {view} LIMIT 0")
     }
 
-    /// Has a materialized view see once more the rows that it did not get.
+    /// Makes a materialized view read again the rows that it did not receive.
     pub fn refill(&self, view: &str, query: &str) -> String {
         let table = format!("{}.{}", self.database, self.rows_name());
         let lacking = format!(

@@ -1,9 +1,9 @@
 //! SQL of the proof of values.
 //!
-//! The rows of a message carry one `batch_digest`, the sum of their hashes as the worker computed them before it sent the
-//! rows, and the fingerprint of the schema over whose columns the hashes go. The server computes the same sums from what is
-//! stored. Rows whose schema is not known, or whose columns the table has lost, cannot be proven: that is told apart from
-//! rows that are not what was computed.
+//! The rows of a message carry one `batch_digest`: the sum of their hashes, computed by the worker before it
+//! sent them. They also carry the fingerprint of the schema whose columns are hashed. The server computes the
+//! sums again from the stored rows. Rows of an unknown schema, or whose columns the table has lost, are
+//! reported as unproven, not as wrong.
 
 use std::collections::HashMap;
 
@@ -13,29 +13,30 @@ use millstream::schema::Schema;
 
 use super::{Column, Covers, Tables, identifier, of_pass, string};
 
-/// Aggregation spills to disk beyond this many bytes: a pass may have millions of batches. Where there are several schemas, a
-/// hash is computed of the rows of its own alone: the values of others may be none that its types have.
+/// Aggregation spills to disk beyond this many bytes, because a pass may have millions of batches. With several
+/// schemas, each hash is computed only for the rows of its own schema, because values of other rows may not fit
+/// its types.
 const SETTINGS: &str =
     "max_bytes_before_external_group_by = 268435456, short_circuit_function_evaluation = 'force_enable'";
 
-/// Columns over which digests go, and where their values stand in the table of today.
+/// The columns that digests cover, and their place in the table of today.
 #[derive(Debug, Clone)]
 pub struct Digested {
-    /// The columns as the rows were computed with.
+    /// The schema that the rows were computed with.
     pub schema: Schema,
-    /// Types, in the server's spelling, of those columns which have a wider type in the table: their values are as they were
-    /// once they are converted back.
+    /// The types, in the server's spelling, of those columns that have a wider type in the table. Converted
+    /// back to them, the values are as they were.
     pub widened: HashMap<String, String>,
-    /// Whether all rows that are asked about are of this schema.
+    /// Whether all rows of the query have this schema.
     pub is_all: bool,
 }
 
-/// Which rows are read.
+/// How often a row with raw duplicates is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowsRead {
-    /// Each once: FINAL merges by the sorting key, `(run, pass, batch, id)`.
+    /// Once: FINAL merges by the sorting key, `(run, pass, batch, id)`.
     Once,
-    /// All that lie there, raw duplicates too, in half the time.
+    /// As often as the parts hold it, in half the time.
     All,
 }
 
@@ -49,7 +50,7 @@ impl RowsRead {
 }
 
 impl Digested {
-    /// The schema's columns as they stand, whatever the table has.
+    /// The columns of the schema with their own types, whatever the table has.
     pub fn plain(schema: &Schema) -> Self {
         Self { schema: schema.clone(), widened: HashMap::new(), is_all: false }
     }
@@ -63,7 +64,7 @@ impl Digested {
 }
 
 impl Tables {
-    /// The schemas of a pass's rows, raw duplicates counted: `(fingerprint)`.
+    /// The schemas of a pass's rows, with raw duplicates: `(fingerprint)`.
     pub fn schemas_of(&self, pass: &PassId) -> String {
         format!("SELECT DISTINCT schema FROM {} WHERE {}", self.rows(), of_pass(pass))
     }
@@ -80,7 +81,7 @@ impl Tables {
             |digested: &Digested| format!("schema = {}, {}", digested.schema.fingerprint(), hash(digested));
         match schemas {
             [] => "toUInt64(0)".to_owned(),
-            // What is decided for each row costs three times the hash.
+            // A decision per row costs three times the hash.
             [only] if only.is_all => hash(only),
             schemas => {
                 let each: Vec<String> = schemas.iter().map(of_schema).collect();
@@ -89,13 +90,14 @@ impl Tables {
         }
     }
 
-    /// Rows that a condition selects by batch and digest. Without `schemas`, values are not looked at. No column of a pipeline's can
-    /// have the name of one of these aliases: the server would take the alias for the column. `more` is selected besides.
+    /// Groups the rows that a condition selects by batch and digest. Without `schemas`, values are not checked.
+    /// `more` adds expressions. No pipeline column may have the name of one of these aliases, because the
+    /// server would take the alias for the column.
     fn by_digest(&self, rows: RowsRead, condition: &str, schemas: Option<&[Digested]>, more: &str) -> String {
         let (keys, unproven) = match schemas {
             None => ("batch", "0".to_owned()),
             Some([only]) if only.is_all => ("batch, batch_digest", "0".to_owned()),
-            // An empty list is no SQL.
+            // An empty list is not valid SQL.
             Some([]) => ("batch, batch_digest, schema", "1".to_owned()),
             Some(schemas) => {
                 let known: Vec<String> =
@@ -118,8 +120,8 @@ impl Tables {
         )
     }
 
-    /// What the proof needs of a pass: `(batches, ids, digest, dead, batches whose values are not those computed, batches whose
-    /// values cannot be proven)`. Without schemas, values are not looked at.
+    /// The figures of a pass's proof: `(batches, ids, digest, dead, batches with wrong values, batches with
+    /// unproven values)`. Without schemas, values are not checked.
     pub fn proof(&self, pass: &PassId, schemas: Option<&[Digested]>, rows: RowsRead) -> String {
         let by = |what: &str| format!("toUInt64(uniqExactIf(batch, {what}))");
         format!(
@@ -130,8 +132,8 @@ impl Tables {
         )
     }
 
-    /// Every batch of a pass in order: `(batch, distinct ids, ids it should have, digest, whether its values are not those
-    /// computed)`.
+    /// Every batch of a pass in order: `(batch, distinct ids, expected ids, digest, whether its values are
+    /// wrong)`.
     pub fn batches(&self, pass: &PassId, schemas: Option<&[Digested]>) -> String {
         format!(
             "SELECT batch, sum(`$found`), max(`$expected`), sum(`$digest`), toUInt8(max(`$fault`)) FROM ({}) GROUP BY batch \
@@ -140,8 +142,8 @@ impl Tables {
         )
     }
 
-    /// How many batches of the base pass, from the first to below the second, hold other values than those computed, and how many
-    /// bytes its rows are: `(batches, bytes)`.
+    /// Counts the base pass's batches with wrong values in a half-open range, and the bytes of its rows:
+    /// `(batches, bytes)`.
     pub fn base_at_fault(
         &self,
         run: &RunName,

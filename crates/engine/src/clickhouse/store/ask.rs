@@ -1,4 +1,4 @@
-//! What is stored of batches: the question before each insert, and before each ack.
+//! What is stored of batches: asked before each insert, and before each ack.
 
 use std::collections::HashMap;
 
@@ -9,23 +9,23 @@ use crate::clickhouse::sql::Count;
 use crate::error::StoreFault;
 use crate::model::rows::Portion;
 
-/// Parts asked about in one question. It names two ids of each, and a server reads no more than 256 KiB of text.
+/// Split messages per query. It names two ids of each, and a server reads at most 256 KiB of SQL.
 const PARTS_ASKED: usize = 10;
 
-/// What is found of a portion.
+/// The stored ids of a portion.
 struct Counted<'a> {
     of: &'a Portion,
     count: u64,
-    /// Whether no two of them are the same id.
+    /// Whether all found ids are distinct.
     each_is_another: bool,
 }
 
 impl Store {
-    /// How many distinct ids of each portion are stored, in their order: the only thing that an ack may follow
-    /// (**ask-before-ack**).
+    /// Counts the distinct ids of each portion that are stored, in the order of the portions. An ack may follow
+    /// only this answer (**ask-before-ack**).
     ///
     /// # Errors
-    /// The fault; nothing is known then.
+    /// The fault; then nothing is known of the rows.
     pub async fn ask(
         &self,
         pass: &PassId,
@@ -40,7 +40,7 @@ impl Store {
         Ok(portions.into_iter().map(|portion| stored.get(portion).copied().unwrap_or(0)).collect())
     }
 
-    /// Counts each of these portions; those of which there is nothing are left out.
+    /// Counts each of these portions; portions without a stored row are left out.
     async fn count<'a>(
         &self,
         pass: &PassId,

@@ -10,11 +10,11 @@ use crate::model::selection::Letters;
 /// A dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// Its batch.
+    /// The batch of the id.
     pub batch: u32,
     /// The id, as text.
     pub id: String,
-    /// Why.
+    /// The reason.
     pub error: String,
     /// The host that computed it.
     pub host: String,
@@ -23,7 +23,7 @@ pub struct DeadLetter {
 }
 
 impl Store {
-    /// Dead letters of a pass, raw duplicates counted.
+    /// Counts the dead letters of a pass, with raw duplicates.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -31,8 +31,8 @@ impl Store {
         self.one("count dead letters", &self.tables.count_dead(pass, letters)).await
     }
 
-    /// Dead letters of a pass, each id once. Where there are as many rows as the seal counted, an index answers; else raw
-    /// duplicates may be among them, and are folded.
+    /// Counts the dead letters of a pass, each id once. If there are as many rows as the seal counted, the
+    /// index answers. Otherwise there may be raw duplicates, and the query deduplicates them.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -43,7 +43,7 @@ impl Store {
         }
     }
 
-    /// Dead letters of a pass, each id once, whatever it costs to fold raw duplicates.
+    /// Counts the dead letters of a pass, each id once. Always deduplicates, whatever that costs.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -56,7 +56,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn dead(&self, pass: &PassId, letters: &Letters, limit: u64) -> Result<Vec<DeadLetter>, Error> {
-        // No struct of the crate's: its columns would be named like those that they are sorted by.
+        // Tuples, because a struct of the crate would name its columns like those of the sort order.
         let found: Vec<(u32, String, String, String, String)> =
             self.all("list dead letters", &self.tables.dead(pass, letters, limit)).await?;
         let letter = |(batch, id, error, host, build)| DeadLetter { batch, id, error, host, build };

@@ -1,4 +1,4 @@
-//! The disks that the rows table lies on.
+//! The disks of the rows table.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -6,26 +6,27 @@ use serde::Deserialize;
 use super::Store;
 use crate::error::{Error, StoreFault};
 
-/// A disk of ClickHouse's.
+/// A disk of the ClickHouse server.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub struct Disk {
-    /// Its name in ClickHouse's configuration.
+    /// The name of the disk in ClickHouse's configuration.
     pub name: String,
-    /// Where it is.
+    /// The path of the disk.
     pub path: String,
-    /// Bytes that can still be written to it.
+    /// Bytes that can still be written to the disk.
     pub free: u64,
 }
 
 impl Store {
-    /// The disks that the rows table lies on, or would. None where the server does not say, or not to this user.
+    /// The disks of the rows table, or those that it would use. Empty if the server does not list them, or not
+    /// to this user.
     ///
     /// # Errors
     /// [`Error::Store`] when the server does not answer.
     pub async fn disks(&self) -> Result<Vec<Disk>, Error> {
         match self.answer(&self.tables.disks()).await {
             Err(StoreFault::Exception { .. }) => Ok(Vec::new()),
-            disks => disks.map_err(|fault| self.failed("look at its disks", fault)),
+            disks => disks.map_err(|fault| self.failed("list its disks", fault)),
         }
     }
 }

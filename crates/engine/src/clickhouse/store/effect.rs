@@ -1,7 +1,8 @@
-//! Operations whose effect is looked at, not their answer (**success-is-looked-at**): merges and mutations.
+//! Operations that are checked by their effect, not by their answer (**success-is-looked-at**): merges and
+//! mutations.
 //!
-//! Merges can be stopped, and a mutation that cannot end holds up all that come after it; the server says neither in its answer,
-//! or says it by waiting for ever. So what is to be gone is counted, and what stands in the way is named with the statement that
+//! Merges can be stopped, and a stuck mutation blocks all later ones. The server's answer does not say so, or
+//! never comes. So the remaining rows are counted, and the error names what blocks them and the statement that
 //! helps.
 
 use std::time::Duration;
@@ -13,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::{HEAL_WITHIN, Store};
 use crate::error::{Error, StoreFault};
 
-/// How often a mutation under way is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-/// A fault of a mutation counts once it has stood for so many looks: a merge may be tried again.
-const FAILS: u32 = 3;
-/// A mutation of which nothing is done, and that nothing works on, for so many looks waits for a person.
-const STILL: u32 = 20;
+/// Interval between checks of a running mutation.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// A failed mutation is reported after this many checks with the failure, because ClickHouse may retry it.
+const FAILED_CHECKS: u32 = 3;
+/// A mutation without progress is reported after this many checks, because an operator has to act.
+const IDLE_CHECKS: u32 = 20;
 
-/// A mutation as [`Tables::mutations`](crate::clickhouse::sql::Tables::mutations) selects it.
+/// A mutation, as [`Tables::mutations`](crate::clickhouse::sql::Tables::mutations) selects it.
 #[derive(Row, Deserialize)]
 struct Mutation {
     table: String,
@@ -31,32 +32,32 @@ struct Mutation {
     reason: String,
 }
 
-/// A mutation that is not done.
+/// A mutation that is not finished.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StuckMutation {
-    /// The table, in quotes.
+    /// The table, quoted.
     pub table: String,
-    /// The mutation.
+    /// The mutation's id.
     pub id: String,
-    /// What it is to do.
+    /// The command of the mutation.
     pub command: String,
-    /// Parts that it has not rewritten.
+    /// The number of parts that the mutation has not rewritten.
     pub parts: i64,
-    /// Merges and mutations of our tables that run now.
+    /// Running merges and mutations of our tables.
     pub running: u64,
-    /// Why it failed the last time; empty where it did not.
+    /// The reason of the last failure; empty if the mutation has not failed.
     pub reason: String,
-    /// The statement that ends it.
+    /// The statement that ends the mutation.
     pub kill: String,
 }
 
 impl StuckMutation {
-    /// What it is and what helps, in one sentence.
+    /// Describes the mutation and what helps, in one sentence.
     pub fn told(&self) -> String {
         let Self { table, id, command, reason, kill, .. } = self;
         if reason.is_empty() {
             return format!(
-                "mutation `{id}` of {table} ({command}) does not go on: `SYSTEM START MERGES {table}` lets ClickHouse work on it"
+                "mutation `{id}` of {table} ({command}) makes no progress: `SYSTEM START MERGES {table}` lets ClickHouse work on it"
             );
         }
         format!("mutation `{id}` of {table} ({command}) cannot end: {reason}; `{kill}` ends it")
@@ -64,13 +65,12 @@ impl StuckMutation {
 }
 
 impl Store {
-    /// Merges a run's rows until the pass, of which `ids` are distinct, has no raw duplicates.
+    /// Deduplicates a run's rows until the pass, which has `ids` distinct ids, has no raw duplicates.
     ///
     /// # Errors
-    /// [`Error::NotMerged`] when they are there still, whatever the server answered; [`Error::Store`].
+    /// [`Error::NotMerged`] when duplicates are left, whatever the server answered; [`Error::Store`].
     pub async fn merge_away(&self, pass: &PassId, ids: u64) -> Result<(), Error> {
-        let merged =
-            self.execute("merge raw duplicates away", &self.tables.heal(&pass.run), HEAL_WITHIN).await;
+        let merged = self.execute("deduplicate rows", &self.tables.heal(&pass.run), HEAL_WITHIN).await;
         let rows = self.raw_rows(pass).await?.saturating_sub(ids);
         let table = self.tables.rows();
         match merged {
@@ -93,11 +93,11 @@ impl Store {
         self.remove("remove the rows of wrong batches", &statement, &left).await
     }
 
-    /// Executes a mutation that removes rows, and looks whether they are gone.
+    /// Executes a mutation that removes rows, and checks that they are gone.
     ///
     /// # Errors
-    /// [`Error::Mutation`] when it cannot end, with what stands in the way; [`Error::NotRemoved`] when it has ended and some are
-    /// there still; [`Error::Store`].
+    /// [`Error::Mutation`] when it is stuck, with the cause; [`Error::NotRemoved`] when it has finished and
+    /// rows are left; [`Error::Store`].
     pub(super) async fn remove(&self, doing: &str, statement: &str, left: &str) -> Result<(), Error> {
         let because = |stuck: StuckMutation| Error::Mutation { doing: doing.to_owned(), why: stuck.told() };
         let removed = tokio::select! {
@@ -105,7 +105,7 @@ impl Store {
             stuck = self.until_stuck() => return Err(because(stuck)),
         };
         if let Err(error) = removed {
-            // The server names a mutation that failed by a number alone.
+            // The server names a failed mutation only by a number.
             let found = self.mutations().await.unwrap_or_default();
             let stuck = found.into_iter().find(|found| !found.reason.is_empty());
             return Err(stuck.map_or(error, because));
@@ -116,35 +116,35 @@ impl Store {
         }
     }
 
-    /// Resolves when a mutation of our tables fails again and again, or is not worked on.
+    /// Resolves when a mutation of our tables keeps failing, or makes no progress.
     async fn until_stuck(&self) -> StuckMutation {
         let mut fails = 0;
         let mut still = 0;
         let mut before = Vec::new();
         loop {
-            tokio::time::sleep(LOOK).await;
-            // Without an answer, or the right to ask, the mutation itself says how it ends.
+            tokio::time::sleep(CHECK_EVERY).await;
+            // If this cannot be asked, the answer to the mutation itself will say how it ended.
             let Ok(found) = self.mutations().await else { continue };
             let failing = found.iter().find(|mutation| !mutation.reason.is_empty());
             fails = if failing.is_some() { fails + 1 } else { 0 };
             let is_still = !found.is_empty() && found == before && found[0].running == 0;
             still = if is_still { still + 1 } else { 0 };
-            if let Some(failing) = failing.filter(|_| fails >= FAILS) {
+            if let Some(failing) = failing.filter(|_| fails >= FAILED_CHECKS) {
                 return failing.clone();
             }
-            if still >= STILL {
+            if still >= IDLE_CHECKS {
                 return found[0].clone();
             }
             before = found;
         }
     }
 
-    /// Mutations of our tables that are not done, the oldest first.
+    /// Unfinished mutations of our tables, the oldest first.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn mutations(&self) -> Result<Vec<StuckMutation>, Error> {
-        let found: Vec<Mutation> = self.all("look at mutations", &self.tables.mutations()).await?;
+        let found: Vec<Mutation> = self.all("list mutations", &self.tables.mutations()).await?;
         let named = |found: Mutation| {
             let Mutation { table, id, command, parts, running, reason } = found;
             let kill = self.tables.kill_mutation(&table, &id);
@@ -153,7 +153,7 @@ impl Store {
         Ok(found.into_iter().map(named).collect())
     }
 
-    /// What stands in the way of mutations of our tables, in sentences that say what helps. Nothing where this user may not ask.
+    /// Describes what blocks the mutations of our tables, each with what helps. Empty if this user may not ask.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -1,8 +1,10 @@
-//! Materialized views of the operator's that did not get rows: kept in a table until the operator has seen it.
+//! View faults: rows that an operator's materialized views did not receive, recorded in a table until the
+//! operator acknowledges them.
 //!
-//! ClickHouse fills such views in the same INSERT, after our own part is there. If one of them fails, so does the INSERT,
-//! and the rows are found to be stored: the view never sees them, and neither may the other views. Inserting once more
-//! would bring the rows twice to those that did. So it is written down, with a statement that fills the view.
+//! ClickHouse fills such views in the same INSERT, after our own part is stored. If a view fails, the INSERT
+//! fails too, but the rows are stored: that view never sees them, and other views may not either. Inserting
+//! again would give the rows twice to the views that have them. So the fault is recorded with a statement that
+//! fills the view.
 
 use clickhouse::Row;
 use millstream::names::{PassId, RunName};
@@ -13,29 +15,30 @@ use crate::clickhouse::sql::{Tables, full_name};
 use crate::error::{Error, StoreFault};
 use crate::model::moment::now_ms;
 
-/// Ranges of batches in one statement: a server reads no more than 256 KiB of text.
+/// Ranges of batches per statement: a server reads at most 256 KiB of SQL.
 const RANGES: usize = 2000;
 
-/// Rows of a pass that a view did not get.
+/// Rows of a pass that a view did not receive.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
 pub struct ViewFault {
     /// The run.
     pub run: String,
     /// The pass.
     pub pass: u32,
-    /// The view, in quotes.
+    /// The view, quoted.
     pub view: String,
-    /// What the server said, the last time.
+    /// The server's last error.
     pub error: String,
-    /// How many batches of that pass they are in.
+    /// The number of batches with such rows.
     pub batches: u64,
-    /// Milliseconds since 1970 of the last time.
+    /// The time of the last fault, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
 impl Store {
-    /// Keeps that an insert of these batches, ranges of a first one and the one after the last, failed with `fault` although they are stored: the view that it names did not
-    /// get them, and other views may not have. The names of those views.
+    /// Records that an insert of these batches (half-open ranges) failed with `fault` although the rows are
+    /// stored. The view that the fault names did not receive them, and other views may not have. Returns the
+    /// names of those views.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -50,42 +53,42 @@ impl Store {
         let is_named = |view: &String| named.is_some_and(|named| unquoted(view) == unquoted(named));
         let mut views: Vec<(String, String)> = Vec::new();
         if let Some(named) = named {
-            // A view that reads another view is none that reads the rows table.
+            // A view that reads another view does not read the rows table.
             let view = fed.iter().find(|view| is_named(view)).cloned();
             views.push((view.unwrap_or_else(|| named.to_owned()), fault.to_string()));
         }
         for view in fed.iter().filter(|view| !is_named(view)) {
             let error = match named {
                 Some(named) => {
-                    format!("the same insert failed in view {named}: these rows may not have come here")
+                    format!("the same insert failed in view {named}: this view may lack these rows")
                 }
-                None => format!("the insert had no good end, so these rows may not have come here: {fault}"),
+                None => format!("the insert failed, so this view may lack these rows: {fault}"),
             };
             views.push((view.clone(), error));
         }
         for (view, error) in &views {
             for ranges in ranges.chunks(RANGES) {
                 let statement = self.tables.insert_view_fault((pass, ranges), (view, error), now_ms());
-                self.write("keep a fault of a view", &statement).await?;
+                self.write("record a view fault", &statement).await?;
             }
         }
         Ok(views.into_iter().map(|(view, _)| view).collect())
     }
 
-    /// Faults of views, of one run or of all, the newest first.
+    /// View faults of one run or of all, the newest first.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn view_faults(&self, run: Option<&RunName>) -> Result<Vec<ViewFault>, Error> {
         match self.answer(&self.tables.view_faults(run)).await {
-            // Without such a table none was kept.
+            // Without such a table no fault was recorded.
             Err(fault) if fault.is_missing() => Ok(Vec::new()),
-            answer => answer.map_err(|fault| self.failed("look up faults of views", fault)),
+            answer => answer.map_err(|fault| self.failed("look up view faults", fault)),
         }
     }
 
-    /// Statements that have each of these views see the rows that it lacks, all at once; of a view that is gone, or that
-    /// reads another view, there is none.
+    /// Statements that fill each of these views with the rows that it lacks, all at once. A view that is gone,
+    /// or that reads another view, has none.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -103,7 +106,7 @@ impl Store {
         Ok(queries.iter().filter_map(refill).collect())
     }
 
-    /// Forgets these faults, which the operator has seen; of each of them what was noted since stays.
+    /// Removes these view faults, which the operator has seen. Faults recorded later stay.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -113,10 +116,10 @@ impl Store {
         }
         let seen = faults.iter().map(|fault| (&*fault.run, fault.pass, &*fault.view, fault.at_ms));
         let statement = self.tables.acknowledge_view_faults(seen);
-        self.execute("forget faults of views", &statement, HEAL_WITHIN).await
+        self.execute("remove acknowledged view faults", &statement, HEAL_WITHIN).await
     }
 
-    /// Removes the faults of a run or of one of its passes.
+    /// Removes the view faults of a run, or of one pass.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -126,16 +129,16 @@ impl Store {
             return Ok(());
         }
         let statement = self.tables.forget_view_faults(run, pass);
-        self.execute("remove faults of views", &statement, HEAL_WITHIN).await
+        self.execute("remove view faults", &statement, HEAL_WITHIN).await
     }
 }
 
-/// Batches in order as ranges of a first one and the one after the last.
+/// Joins batches, given in order, into half-open ranges.
 pub(crate) fn in_ranges(batches: impl IntoIterator<Item = u32>) -> Vec<[u32; 2]> {
     let mut ranges: Vec<[u32; 2]> = Vec::new();
     for batch in batches {
         match ranges.last_mut() {
-            // Parts of one batch come behind each other.
+            // Split messages of one batch follow each other.
             Some([first, end]) if (*first..=*end).contains(&batch) => {
                 *end = (*end).max(batch.saturating_add(1))
             }
@@ -145,7 +148,7 @@ pub(crate) fn in_ranges(batches: impl IntoIterator<Item = u32>) -> Vec<[u32; 2]>
     ranges
 }
 
-/// A name without the quotes that not every text of the server has.
+/// A name without its quotes, because not every text of the server has them.
 fn unquoted(name: &str) -> String {
     name.replace('`', "")
 }
@@ -155,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_are_told_as_ranges() {
+    fn batches_are_joined_into_ranges() {
         assert_eq!(in_ranges([]), [[0; 2]; 0]);
         assert_eq!(in_ranges([3]), [[3, 4]]);
         assert_eq!(in_ranges([3, 3, 4, 5, 7, 9, 9, 10]), [[3, 6], [7, 8], [9, 11]]);

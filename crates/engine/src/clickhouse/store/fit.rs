@@ -1,4 +1,4 @@
-//! Whether the rows table takes rows of a schema, and over which columns the digests of its rows go.
+//! Whether the rows table accepts rows of a schema, and which columns the digests of its rows cover.
 
 use std::collections::HashMap;
 
@@ -9,20 +9,20 @@ use super::{Change, Found, Plan, Store};
 use crate::clickhouse::sql::{Column, Digested};
 use crate::error::{Error, StoreFault};
 
-/// What the table says of a schema.
+/// How the table fits a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
-    /// It has every column with the same type.
+    /// The table has every column, with the same types.
     Exact,
-    /// It has every column, some with a type that holds more values.
+    /// The table has every column, some with a wider type.
     Wider,
-    /// It lacks columns, or has other types: one fault each.
+    /// The table lacks columns, or has other types; one text for each.
     Unfit(Vec<String>),
 }
 
 impl Store {
-    /// Compares the table with the columns of a schema that rows came with. A schema that fits is kept with the tables, so
-    /// that the proof knows over which columns the digests of those rows go.
+    /// Compares the table with the schema of some rows. A schema that fits is stored with the tables, so that
+    /// the proof knows which columns the digests of those rows cover.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -46,7 +46,8 @@ impl Store {
         Ok(if plan.wider.is_empty() { Fit::Exact } else { Fit::Wider })
     }
 
-    /// The schemas of a pass's rows whose values can be proven: those that are known, and whose columns the table has.
+    /// The schemas of a pass's rows whose values can be proven: those that are known, and whose columns the
+    /// table has.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -57,7 +58,7 @@ impl Store {
         if there.iter().any(|fingerprint| *fingerprint != own.fingerprint()) {
             let kept = self.kept_schemas().await;
             let kept = match kept {
-                // What cannot be asked for is not known, and rows of such schemas are not proven.
+                // If schemas cannot be asked for, they count as unknown, and their rows are not proven.
                 Err(Error::Store { source, .. }) if source.is_denied() || source.is_missing() => Vec::new(),
                 kept => kept?,
             };

@@ -1,4 +1,4 @@
-//! Removing a run, or one pass of it.
+//! Removes a run, or one pass of a run.
 
 use millstream::names::RunName;
 
@@ -7,7 +7,7 @@ use crate::clickhouse::sql::SeenPass;
 use crate::error::Error;
 
 impl Store {
-    /// Rows of a run or of one of its passes, raw duplicates counted.
+    /// Counts the rows of a run, or of one pass, with raw duplicates.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -15,15 +15,15 @@ impl Store {
         self.one("count rows", &self.tables.rows_of(run, pass)).await
     }
 
-    /// Bytes on disk of the rows of this run and of those that lie in the same partition.
+    /// Bytes on disk of the partition that holds this run's rows.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn bytes_beside(&self, run: &RunName) -> Result<u64, Error> {
-        self.one("look at the size of the rows", &self.tables.bytes_beside(run)).await
+        self.one("read the size of the rows", &self.tables.bytes_beside(run)).await
     }
 
-    /// Removes every row of a run or of one of its passes, and returns when they are gone.
+    /// Removes every row of a run, or of one pass, and returns when they are gone.
     ///
     /// # Errors
     /// [`Error::Mutation`], [`Error::NotRemoved`]; [`Error::Store`].
@@ -33,8 +33,8 @@ impl Store {
         self.remove("remove rows", &statement, &left).await
     }
 
-    /// Takes a pass, or all of a run's passes, from readers. Of all, the newest goes last: readers see it until they see
-    /// none, and never an older one.
+    /// Hides a pass, or all of a run's passes, from readers. The newest pass is hidden last, so that readers
+    /// never see an older one instead.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -46,18 +46,18 @@ impl Store {
             let sealed = run.pass(*sealed);
             let statement = self.tables.hide(&sealed);
             let left = self.tables.count_sealed(&sealed);
-            self.remove("take a pass from readers", &statement, &left).await?;
+            self.remove("hide a pass from readers", &statement, &left).await?;
         }
         Ok(())
     }
 
-    /// Removes one row by which readers see a pass.
+    /// Removes one row from the table of sealed passes.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn remove_seen(&self, run: &RunName, seen: &SeenPass) -> Result<(), Error> {
         let [statement, left] = self.tables.remove_seen(run, seen);
-        self.remove("remove a false row of a sealed pass", &statement, &left).await
+        self.remove("remove a wrong row of a sealed pass", &statement, &left).await
     }
 
     /// Removes a run's record.

@@ -1,4 +1,4 @@
-//! What is stored of a pass: counted, and proven value by value.
+//! What ClickHouse stores of a pass: counted, and proven value by value.
 
 use millstream::names::PassId;
 
@@ -8,57 +8,58 @@ use crate::error::Error;
 use crate::model::id_digest::IdDigest;
 use crate::model::record::Published;
 
-/// A proof's view of a pass: what ClickHouse holds.
+/// What ClickHouse stores of a pass, for the proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// Batches of which there is a row.
+    /// The number of batches with a row.
     pub batches: u64,
-    /// Distinct `(batch, id)`.
+    /// The number of distinct `(batch, id)`.
     pub ids: u64,
-    /// Wrapping sum of `sipHash64(id)` over them.
+    /// Wrapping sum of `sipHash64(id)` over the distinct ids.
     pub digest: u64,
-    /// How many of them are dead letters.
+    /// The number of distinct ids that are dead letters.
     pub dead: u64,
-    /// Rows that are there a second time.
+    /// The number of raw duplicates.
     pub raw_duplicates: u64,
-    /// Whether rows landed, or were merged, while they were counted: the figures are of two moments then.
+    /// Whether rows were inserted or merged during the count; then the figures are of two moments.
     pub is_moving: bool,
-    /// What was found of values; `None` when they were not looked at.
+    /// The result of the values check; `None` if values were not checked.
     pub values: Option<StoredValues>,
 }
 
 impl Stored {
-    /// The ids that are stored.
+    /// The digest of the stored ids.
     pub fn id_digest(&self) -> IdDigest {
         IdDigest { ids: self.ids, digest: self.digest }
     }
 }
 
-/// Values as they are stored, against what workers computed.
+/// Stored values compared with what workers computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredValues {
-    /// Batches that hold other values than those computed.
+    /// The number of batches with wrong values.
     pub at_fault: u64,
-    /// Batches whose values cannot be proven: the schema of their rows is not known, or the table has lost its columns.
+    /// The number of batches whose values cannot be proven: their schema is unknown, or the table has lost its
+    /// columns.
     pub unproven: u64,
 }
 
 /// One batch as it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredBatch {
-    /// Its number.
+    /// The number of the batch.
     pub batch: u32,
-    /// Distinct ids stored.
+    /// The number of distinct ids stored.
     pub ids: u64,
-    /// Ids that it should have.
+    /// The number of ids that the batch should have.
     pub expected: u64,
     /// Wrapping sum of `sipHash64(id)` over the distinct ids stored.
     pub digest: u64,
-    /// Whether it holds other values than those computed, as far as that was looked at.
+    /// Whether the batch has wrong values, if values were checked.
     pub values_at_fault: bool,
 }
 
-/// What one question of a proof answers.
+/// The answer to one query of a proof.
 struct Proven {
     batches: u64,
     ids: u64,
@@ -68,7 +69,7 @@ struct Proven {
 }
 
 impl Proven {
-    /// Whether it is what was published, value by value.
+    /// Whether the stored rows match what was published, value by value.
     fn is_all_of(&self, published: &Published) -> bool {
         self.batches == u64::from(published.batches)
             && IdDigest { ids: self.ids, digest: self.digest } == published.id_digest()
@@ -77,7 +78,7 @@ impl Proven {
 }
 
 impl Store {
-    /// Rows of a pass, raw duplicates counted. Cheap, however many there are.
+    /// Counts the rows of a pass with raw duplicates. Cheap at any size.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -85,7 +86,7 @@ impl Store {
         self.one("count rows", &self.tables.raw_count(pass)).await
     }
 
-    /// The first of so many batches of a pass that lack rows.
+    /// The first batches of a pass that lack rows, at most `most`.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -98,11 +99,12 @@ impl Store {
         self.all("find batches that lack rows", &self.tables.lacking_batches(pass, batches, most)).await
     }
 
-    /// What is stored of a pass, counted from the rows themselves in bounded memory; with `values`, their values are
-    /// compared with what workers computed.
+    /// Counts what is stored of a pass from its rows, in bounded memory. With `values`, values are compared
+    /// with what workers computed.
     ///
-    /// Where there are as many raw rows as ids were `published`, each of them once, the rows are counted as they lie, without
-    /// merging them first: if every message's digest is that of its rows, and the whole that of the run, no row is there twice.
+    /// If there are as many raw rows as `published` ids, and no id is repeated, the rows are counted as the
+    /// parts hold them, without merging. If every message's digest matches its rows, and the total matches the
+    /// run, no row is stored twice.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -120,7 +122,7 @@ impl Store {
             if raw.is_all_of(published) {
                 found = Some(raw);
             } else {
-                // Rows of a second build may have landed since it was asked which there are.
+                // Rows of a second build may have been inserted since the schemas were asked for.
                 digested = self.digested_if(values, pass).await?;
             }
         }
@@ -136,7 +138,7 @@ impl Store {
         Ok(Stored { batches, ids, digest, dead, raw_duplicates, is_moving, values })
     }
 
-    /// The schemas of a pass's rows, where values are looked at.
+    /// The schemas of a pass's rows, if values are checked.
     async fn digested_if(&self, values: bool, pass: &PassId) -> Result<Option<Vec<Digested>>, Error> {
         Ok(if values { Some(self.digested(pass, &self.look().await?).await?) } else { None })
     }
@@ -154,7 +156,7 @@ impl Store {
         Ok(Proven { batches, ids, digest, dead, values: StoredValues { at_fault, unproven } })
     }
 
-    /// How many ids a pass has more than once, in different batches.
+    /// The number of ids that a pass has in more than one batch.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -163,7 +165,7 @@ impl Store {
         within(PROOF_WITHIN, query).await.map_err(|fault| self.failed("count repeated ids", fault))
     }
 
-    /// Calls `each` for every batch of a pass, in order; with `values`, their values are looked at.
+    /// Calls `each` for every batch of a pass, in order. With `values`, values are checked.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -189,8 +191,8 @@ impl Store {
     }
 }
 
-/// Rows that are there a second time, of the raw rows counted before and after the distinct ids were. What landed in between
-/// is no duplicate: at 10^9 ids 46 million were reported that did not exist.
+/// The number of raw duplicates, from the raw rows before and after the distinct ids were counted. A row
+/// inserted in between is no duplicate: at 10^9 ids, 46 million false duplicates were reported.
 fn duplicates(before: u64, ids: u64, after: u64) -> u64 {
     before.min(after).saturating_sub(ids)
 }
@@ -201,10 +203,10 @@ mod tests {
 
     #[test]
     fn rows_that_land_while_they_are_counted_are_no_duplicates() {
-        // 10 ids, of which rows land: 6 before, 8 while ids are read, 10 after.
+        // 10 ids whose rows are being inserted: 6 before, 8 while ids are read, 10 after.
         assert_eq!(duplicates(6, 8, 10), 0);
         assert_eq!(duplicates(12, 10, 12), 2);
-        // Merged away meanwhile.
+        // Merged during the count.
         assert_eq!(duplicates(12, 10, 10), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Records of runs and passes as ClickHouse keeps them: NATS is never the only truth.
+//! Records of runs and passes in ClickHouse, because NATS is never the only truth.
 
 use clickhouse::Row;
 use millstream::names::RunName;
@@ -9,7 +9,7 @@ use crate::clickhouse::sql::{SeenPass, View, long_running};
 use crate::error::Error;
 use crate::model::record::{Published, RunRecord};
 
-/// A run's record as [`Tables::run_record`](crate::clickhouse::sql::Tables::run_record) selects it.
+/// A run's record, as [`Tables::run_record`](crate::clickhouse::sql::Tables::run_record) selects it.
 #[derive(Row, Deserialize)]
 struct KeptRun {
     source: String,
@@ -25,7 +25,7 @@ struct KeptRun {
     published_ms: u64,
 }
 
-/// How the names of a pipeline's INSERTs begin, in an environment's database.
+/// The prefix of the query ids of a pipeline's INSERTs in one database.
 pub(crate) fn insert_prefix(database: &str, pipeline: &str) -> String {
     format!("millstream-{database}.{pipeline}-")
 }
@@ -47,7 +47,7 @@ impl KeptRun {
             expected_ids: Some(self.expected_ids),
             may_repeat: self.may_repeat != 0,
             created_ms: self.created_ms,
-            // A run has a batch at least.
+            // A published run has at least one batch.
             published: (self.batches > 0).then_some(published),
             timing: None,
             so_far: None,
@@ -56,7 +56,7 @@ impl KeptRun {
 }
 
 impl Store {
-    /// A run's record as it is kept here, for when NATS has forgotten it.
+    /// A run's record in ClickHouse, for when NATS has lost it.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -65,19 +65,18 @@ impl Store {
         Ok(kept.into_iter().next().map(|kept| kept.record(run)))
     }
 
-    /// Keeps a run's record, unless as much of it is kept already.
+    /// Stores a run's record, unless it is already stored.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn keep_run(&self, record: &RunRecord) -> Result<(), Error> {
         match self.run_record(&record.run).await? {
             Some(kept) if kept.published.is_some() || record.published.is_none() => Ok(()),
-            _ => self.write("keep the run's record", &self.tables.insert_run(record)).await,
+            _ => self.write("store the run's record", &self.tables.insert_run(record)).await,
         }
     }
 
-    /// Whether an INSERT of a sink runs for longer than `seconds`, whichever process began it; `None` where this user may not
-    /// ask.
+    /// Whether any process's sink INSERT runs longer than `seconds`; `None` if this user may not ask.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -89,11 +88,11 @@ impl Store {
         match self.answer::<u64>(&question).await {
             Ok(found) => Ok(Some(found.iter().any(|queries| *queries > 0))),
             Err(fault) if fault.is_denied() => Ok(None),
-            Err(fault) => Err(self.failed("look for inserts under way", fault)),
+            Err(fault) => Err(self.failed("look for running inserts", fault)),
         }
     }
 
-    /// Runs that ClickHouse keeps the records of, the newest first; none where there is no such table.
+    /// The runs whose records ClickHouse has, the newest first; empty if the table does not exist.
     ///
     /// # Errors
     /// [`Error::Store`].

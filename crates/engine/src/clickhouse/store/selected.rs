@@ -1,4 +1,4 @@
-//! The ids of a pass that another pass computes again, and the rows that it takes over.
+//! The ids that a partial replay computes again, and the unchanged rows that it copies.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::model::id_digest::IdDigest;
 use crate::model::record::Covers;
 use crate::model::rows::MAX_INSERT_BYTES;
 
-/// How long it may take to copy half a million rows inside ClickHouse.
+/// The time limit to copy half a million rows inside ClickHouse.
 const COPY_WITHIN: Duration = Duration::from_secs(600);
 
 impl Store {
-    /// Whether ClickHouse takes this as a condition on the rows of this pipeline.
+    /// Checks that ClickHouse accepts this text as a condition on the rows of this pipeline.
     ///
     /// # Errors
-    /// [`Error::Condition`] with what ClickHouse says about it; [`Error::Store`].
+    /// [`Error::Condition`] with ClickHouse's message; [`Error::Store`].
     pub async fn check_condition(&self, condition: &str) -> Result<(), Error> {
         for statement in self.tables.check_condition(condition) {
             let asked = self.client.query_raw(&statement).fetch_one::<u64>();
@@ -34,7 +34,7 @@ impl Store {
         Ok(())
     }
 
-    /// The newest pass of a run that has rows; 0 without any.
+    /// The newest pass of a run that has rows; 0 if there is none.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -43,13 +43,13 @@ impl Store {
         Ok(found.first().copied().unwrap_or_default())
     }
 
-    /// How many ids of the base pass are selected, and their digest.
+    /// The number of selected ids of the base pass, and their digest.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn selected(&self, run: &RunName, covers: &Covers) -> Result<IdDigest, Error> {
         let question = self.tables.selected(run, covers);
-        let found: Vec<(u64, u64)> = self.long("count the ids selected", &question).await?;
+        let found: Vec<(u64, u64)> = self.long("count the selected ids", &question).await?;
         let (ids, digest) = found.first().copied().unwrap_or_default();
         Ok(IdDigest { ids, digest })
     }
@@ -75,7 +75,7 @@ impl Store {
         self.long("list selected ids", &self.tables.selected_ids(run, covers, batches)).await
     }
 
-    /// How many selected ids of the batches from `first` to below `end` have no row in `pass`.
+    /// The number of selected ids of batches `first..end` that have no row in `pass`.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -85,12 +85,12 @@ impl Store {
         Ok(found.first().copied().unwrap_or_default())
     }
 
-    /// Copies what `pass` lacks of the batches from `first` to below `end` from the base pass, selected ids excepted; in as many
-    /// pieces as keep each to the bytes of one block, but for a batch that is larger by itself.
+    /// Copies the rows that `pass` lacks in batches `first..end` from the base pass, except the selected ids.
+    /// It copies in pieces of at most one block; a larger batch is a piece by itself.
     ///
     /// # Errors
-    /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`]; that the same is being
-    /// done for another process is one too.
+    /// [`Error::BaseValues`] when the base has wrong values; [`Error::Store`], also when another process is
+    /// copying the same rows.
     pub async fn take_over(&self, pass: &PassId, covers: &Covers, range: [u32; 2]) -> Result<(), Error> {
         let found = self.look().await?;
         let digested = self.digested(&covers.base_of(&pass.run), &found).await?;
@@ -105,17 +105,17 @@ impl Store {
         Ok(())
     }
 
-    /// Proves what `pass` would take over of the base pass, all batches of it.
+    /// Proves all the rows that `pass` would copy from the base pass.
     ///
     /// # Errors
-    /// [`Error::BaseValues`] when the base holds other values than those computed; [`Error::Store`].
+    /// [`Error::BaseValues`] when the base has wrong values; [`Error::Store`].
     pub async fn check_base(&self, pass: &PassId, covers: &Covers, batches: u32) -> Result<(), Error> {
         let found = self.look().await?;
         let digested = self.digested(&covers.base_of(&pass.run), &found).await?;
         self.prove_base((pass, covers), [0, batches], &found, &digested).await.map(drop)
     }
 
-    /// Proves the values of the base's batches from the first to below the second; how many bytes their rows are.
+    /// Proves the values of the base pass in a half-open range of batches, and returns the bytes of its rows.
     async fn prove_base(
         &self,
         (pass, covers): (&PassId, &Covers),
@@ -124,8 +124,7 @@ impl Store {
         digested: &[Digested],
     ) -> Result<u64, Error> {
         let question = self.tables.base_at_fault(&pass.run, covers, range, found.rows(), digested);
-        let proven: Vec<(u64, u64)> =
-            self.long("prove the values that are to be taken over", &question).await?;
+        let proven: Vec<(u64, u64)> = self.long("prove the values of the rows to copy", &question).await?;
         match proven.first().copied().unwrap_or_default() {
             (0, bytes) => Ok(bytes),
             (batches, _) => {
@@ -144,7 +143,7 @@ impl Store {
         digested: &[Digested],
     ) -> Result<(), Error> {
         let statement = self.tables.take_over(pass, covers, range, table, digested);
-        // Of two that copy the same at once, the server refuses the second: code 216.
+        // When two processes copy the same rows at once, the server refuses the second: code 216.
         let PassId { run, pass: number } = pass;
         let id = format!("millstream-copy-{}-{run}-{number}-{}", self.tables.view(), range[0]);
         let mut query = self.client.query_raw(&statement).with_setting("query_id", id);
@@ -155,13 +154,14 @@ impl Store {
         if let Err(fault) = &copied
             && (fault.view().is_some() || !matches!(fault, StoreFault::Exception { .. }))
         {
-            // What was copied may be there by then: copied once more it comes to nothing, for the view either.
+            // The rows may be stored by now. A second copy would add nothing, and would not fill the view
+            // either.
             self.note_view_fault(pass, &[range], fault).await?;
         }
-        copied.map_err(|fault| self.failed("take over rows of the pass before", fault))
+        copied.map_err(|fault| self.failed("copy unchanged rows from the base pass", fault))
     }
 
-    /// A question that reads a whole pass.
+    /// Sends a query that reads a whole pass.
     pub(super) async fn long<T: RowOwned + RowRead>(
         &self,
         doing: &str,
@@ -172,7 +172,7 @@ impl Store {
     }
 }
 
-/// Batches from the first to below the second, cut so that each piece has its share of the bytes and no more than one block.
+/// Cuts a half-open range of batches into pieces of about equal bytes, each at most one block.
 fn pieces([first, end]: [u32; 2], bytes: u64) -> Vec<[u32; 2]> {
     let batches = end.saturating_sub(first);
     let wanted = u32::try_from(bytes.div_ceil(MAX_INSERT_BYTES)).unwrap_or(u32::MAX);

@@ -1,6 +1,6 @@
-//! What there is of a pipeline's tables, what it lacks, and how it is changed.
+//! The existing tables of a pipeline, what is missing, and how they are changed.
 //!
-//! A table is judged by whether our statements work on it. Columns, indexes, TTLs and views that others add are theirs.
+//! A table is accepted if our statements work on it. Columns, indexes, TTLs and views that operators add stay.
 
 use std::collections::HashMap;
 
@@ -13,26 +13,26 @@ use crate::clickhouse::sql::{self, Column, NEWER_TABLE_SETTINGS, Tables, View, h
 use crate::error::{Error, StoreFault};
 use crate::model::moment::now_ms;
 
-/// The engine of the rows table, whatever comes before it in a cluster.
+/// The engine of the rows table; in a cluster a prefix stands before it.
 const ENGINE: &str = "ReplacingMergeTree";
 
 /// The engine of our views.
 const VIEW: &str = "View";
 
-/// A pipeline's tables and views as the server has them.
+/// A pipeline's tables and views as the server lists them.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
-    /// By name: engine, sorting key, partition key.
+    /// The engine, sorting key and partition key of each table, by name.
     tables: HashMap<String, [String; 3]>,
-    /// By table, in order.
+    /// The columns of each table in order, by table name.
     columns: HashMap<String, Vec<Column>>,
-    /// Materialized views that read the rows table: database and name.
+    /// The database and name of each materialized view that reads the rows table.
     fed: Vec<(String, String)>,
     rows_name: String,
 }
 
 impl Found {
-    /// The columns of the rows table; none where there is no such table.
+    /// The columns of the rows table; empty if the table does not exist.
     pub fn rows(&self) -> &[Column] {
         self.columns(&self.rows_name)
     }
@@ -41,7 +41,7 @@ impl Found {
         self.columns.get(table).map_or(&[], Vec::as_slice)
     }
 
-    /// Materialized views that read the rows table.
+    /// The materialized views that read the rows table.
     pub fn fed(&self) -> &[(String, String)] {
         &self.fed
     }
@@ -66,36 +66,36 @@ struct KeptTable {
 /// A change of the rows table that loses nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A column that is not there yet.
+    /// A column that is missing.
     Add(Column),
-    /// A column with a type that holds less than the pipeline's.
+    /// A column whose type holds less than the pipeline's type.
     Widen {
-        /// The column as it will be.
+        /// The column with its new type.
         column: Column,
-        /// Its type today.
+        /// The type of the column today.
         from: String,
     },
 }
 
-/// What a pipeline's tables lack.
+/// The difference between a pipeline's tables and what it needs.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// Tables and views that are not there.
+    /// The missing tables and views.
     pub missing: Vec<String>,
     /// Changes of the rows table that lose nothing.
     pub changes: Vec<Change>,
-    /// What stands against rows of this pipeline in that table, and cannot be changed without loss.
+    /// The differences that hinder inserts of this pipeline's rows and cannot be changed without loss.
     pub refused: Vec<String>,
-    /// Views that lag behind their table.
+    /// The views whose columns differ from their table's.
     pub stale: Vec<View>,
-    /// Columns that hold more than the pipeline's: name, type.
+    /// Columns whose type is wider than the pipeline's: name, type.
     pub wider: Vec<(String, String)>,
-    /// Materialized views of the operator's that read the rows table, in quotes.
+    /// The operator's materialized views that read the rows table, quoted.
     pub fed: Vec<String>,
 }
 
 impl Store {
-    /// What there is of the pipeline's tables and views.
+    /// Asks for the existing tables and views of the pipeline.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`]; [`Error::Store`].
@@ -119,10 +119,12 @@ impl Store {
         Ok(found)
     }
 
-    /// The rows table's columns as this version of the pipeline declares them, in the server's own spelling.
+    /// The columns of the rows table as this version of the pipeline declares them, in the server's own
+    /// spelling.
     ///
     /// # Errors
-    /// [`Error::ColumnTypes`] names each type that the server lets no table have, with its own words; [`Error::Store`].
+    /// [`Error::ColumnTypes`] lists each type that no table of the server can have, with the server's message;
+    /// [`Error::Store`].
     pub async fn spelled(&self) -> Result<Vec<Column>, Error> {
         let columns = self.tables.row_columns();
         let fault = match self.spell(&columns).await {
@@ -147,7 +149,7 @@ impl Store {
         Ok(spelled.iter().map(|(name, kind)| Column::plain(name, kind)).collect())
     }
 
-    /// What the tables lack for rows of this pipeline.
+    /// The difference between the tables and what this pipeline needs.
     ///
     /// # Errors
     /// [`Error::ColumnTypes`]; [`Error::Store`].
@@ -167,7 +169,7 @@ impl Store {
         for name in View::ALL.map(|view| tables.view_name(view)) {
             if let Some([engine, ..]) = found.tables.get(&name).filter(|[engine, ..]| engine != VIEW) {
                 let name = tables.full_name(&name);
-                plan.refused.push(format!("{name}, where a view of its rows belongs, is of engine {engine}"));
+                plan.refused.push(format!("{name} should be a view, but its engine is {engine}"));
             }
         }
         let Some([engine, sorted, partitioned]) = found.tables.get(&found.rows_name) else { return plan };
@@ -223,10 +225,10 @@ impl Store {
         }
     }
 
-    /// Refuses a table that does not take the pipeline's rows.
+    /// Refuses a table that does not accept the pipeline's rows.
     ///
     /// # Errors
-    /// [`Error::TableColumns`] with every difference that hinders.
+    /// [`Error::TableColumns`] with every difference that hinders inserts.
     pub fn check(&self, plan: &Plan) -> Result<(), Error> {
         let changes = plan.changes.iter().map(|change| match change {
             Change::Add(Column { name, kind, .. }) => {
@@ -247,19 +249,20 @@ impl Store {
         }
     }
 
-    /// Creates the database, tables and views that are missing, and makes views anew that lag behind their table; with all
-    /// as it should be, nothing is executed that needs a right to create. The server is asked about all types first.
+    /// Creates the missing database, tables and views, and recreates views that differ from their table. If
+    /// nothing is missing, it runs no statement that needs a right to create. First it asks the server about
+    /// all types.
     ///
     /// # Errors
-    /// [`Error::ColumnTypes`]; [`Error::TableColumns`] when the rows table is there and does not take the pipeline's rows;
-    /// [`Error::Store`].
+    /// [`Error::ColumnTypes`]; [`Error::TableColumns`] when the rows table exists and does not accept the
+    /// pipeline's rows; [`Error::Store`].
     pub async fn setup(&self) -> Result<(), Error> {
         let plan = self.plan().await?;
         self.check(&plan)?;
         self.create(&plan).await
     }
 
-    /// Creates what a plan misses, and has views follow their table.
+    /// Creates what a plan lists as missing, and updates the views.
     async fn create(&self, plan: &Plan) -> Result<(), Error> {
         self.refuse_detached(plan.missing.clone()).await?;
         let tables = self.tables.table_names();
@@ -279,7 +282,8 @@ impl Store {
         self.keep_schema(self.tables.schema(), self.tables.build()).await
     }
 
-    /// Looks whether what was created is there: over a table that is detached, CREATE … IF NOT EXISTS says yes and does nothing.
+    /// Checks that what was created exists: over a detached table, CREATE … IF NOT EXISTS succeeds without an
+    /// effect.
     async fn made(&self, names: &[String]) -> Result<(), Error> {
         let found = self.look().await?;
         let lacking = names.iter().filter(|name| !found.has(name)).map(|name| self.tables.full_name(name));
@@ -289,8 +293,8 @@ impl Store {
         }
     }
 
-    /// Which of these tables and views, that are not there, are detached: in quotes, with their database. None where the server
-    /// does not say it, or not to this user.
+    /// Which of these missing tables and views are detached: quoted, with their database. Empty if the server
+    /// does not list them, or not to this user.
     ///
     /// # Errors
     /// [`Error::Store`] when the server does not answer.
@@ -306,7 +310,7 @@ impl Store {
         Ok(ours.map(|name| self.tables.full_name(name)).collect())
     }
 
-    /// Refuses tables and views that are detached: what would be made in their place has no effect, or another one.
+    /// Refuses detached tables and views, because creating them again has no effect or a wrong one.
     ///
     /// # Errors
     /// [`Error::Detached`]; [`Error::Store`].
@@ -317,10 +321,10 @@ impl Store {
         }
     }
 
-    /// Does what a plan says: changes of the rows table, then all that [`setup`](Self::setup) does.
+    /// Carries out a plan: the changes of the rows table, then everything that [`setup`](Self::setup) does.
     ///
     /// # Errors
-    /// [`Error::TableColumns`] for what cannot be done without loss; [`Error::Store`].
+    /// [`Error::TableColumns`] for a change that would lose data; [`Error::Store`].
     pub async fn change(&self, plan: &Plan) -> Result<(), Error> {
         if !plan.refused.is_empty() {
             return self.check(plan);
@@ -330,14 +334,15 @@ impl Store {
                 Change::Add(column) => self.tables.add_column(column),
                 Change::Widen { column, .. } => self.tables.modify_column(column),
             };
-            // What is stored of a column that is widened is written anew.
+            // The server rewrites the stored values of a widened column.
             self.execute("change the rows table", &statement, HEAL_WITHIN).await?;
         }
         self.create(plan).await
     }
 
-    /// Keeps a version of the columns with the tables, unless it is known: digests of rows go over them. A process that may
-    /// not, or that has outlived their table, leaves it to others: rows are stored all the same.
+    /// Stores a version of the columns with the tables, unless it is known, because digests of rows cover them.
+    /// If this process may not, or the table was dropped, another process will: the rows are stored all the
+    /// same.
     pub(super) async fn keep_schema(&self, schema: &Schema, build: &str) -> Result<(), Error> {
         match self.try_keep_schema(schema, build).await {
             Err(Error::Store { source, .. }) if source.is_denied() || source.is_missing() => {
@@ -352,7 +357,7 @@ impl Store {
         }
     }
 
-    /// Versions of the columns that are kept with the tables: number, and columns as text.
+    /// The stored versions of the columns: number, and columns as text.
     pub(super) async fn kept_schemas(&self) -> Result<Vec<(u32, String)>, Error> {
         self.all("look up schema versions", &self.tables.schemas()).await
     }
@@ -365,10 +370,10 @@ impl Store {
         }
         let version = known.iter().map(|(version, _)| *version).max().unwrap_or(0) + 1;
         let statement = self.tables.insert_schema(version, schema, build, now_ms());
-        self.write("keep the schema version", &statement).await
+        self.write("store the schema version", &statement).await
     }
 
-    /// Names of tables and views that are not there, in quotes with their database.
+    /// The missing tables and views, quoted, with their database.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -377,13 +382,13 @@ impl Store {
         Ok(self.tables.all_names().into_iter().filter(|name| !found.has(name)).collect())
     }
 
-    /// Views whose columns are not those that their table gives.
+    /// The views whose columns differ from those of their table.
     pub(super) fn stale(&self, found: &Found) -> Vec<View> {
         let lags = |view: &View| {
             let name = self.tables.view_name(*view);
             let is = found.columns(&name).iter().map(|column| (&column.name, &column.kind));
             let wanted = self.tables.view_columns(*view, found.rows());
-            // What is no view is not ours to replace.
+            // A table or materialized view in its place is not ours to replace.
             found.tables.get(&name).is_some_and(|[engine, ..]| engine == VIEW)
                 && !is.eq(wanted.iter().map(|column| (&column.name, &column.kind)))
         };
@@ -391,7 +396,7 @@ impl Store {
     }
 }
 
-/// Columns of our own whose values are read back or hashed as they lie in the table: a wider type would be another value.
+/// Whether a column of our own is read back or hashed as it is stored: a wider type would change the value.
 fn is_read_as_it_is(name: &str) -> bool {
     ["pass", "batch", "batch_ids", "batch_digest", "id", "error"].contains(&name)
 }

@@ -1,4 +1,4 @@
-//! The pipeline's own query about a pass.
+//! The pipeline's own summary query about a pass.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use super::{ANSWER_LATER, ANSWER_WITHIN, Store};
 use crate::clickhouse::sql::{TIME_LIMIT, describe_query};
 use crate::error::{Error, StoreFault};
 
-/// The answer is kept in a record.
+/// The largest answer, because it is stored in a record.
 const SUMMARY_BYTES: usize = 64 << 10;
-/// How long it may take in the server: no seal waits for it longer.
+/// The server's time limit for the summary: no seal waits longer for it.
 const SUMMARY_LIMIT: Duration = Duration::from_secs(300);
 
 impl Store {
-    /// Asks ClickHouse whether the pipeline's summary is one, before there is anything to sum up.
+    /// Asks ClickHouse whether the pipeline's summary is a valid query, before a pass needs it.
     ///
     /// # Errors
-    /// [`Error::Summary`] with ClickHouse's own words; [`Error::Store`].
+    /// [`Error::Summary`] with ClickHouse's message; [`Error::Store`].
     pub async fn check_summary(&self) -> Result<(), Error> {
         let Some(query) = self.tables.empty_summary() else { return Ok(()) };
         let query = self.in_database().await?.query_raw(&describe_query(&query));
@@ -27,10 +27,10 @@ impl Store {
         asked.map_err(|source| Error::Summary { source })
     }
 
-    /// The answer of the pipeline's summary of a pass: its rows as objects; `None` without a summary.
+    /// The answer to the pipeline's summary of a pass: its rows as objects; `None` without a summary.
     ///
     /// # Errors
-    /// [`Error::Summary`]; an answer that is larger than a record may be is one too. [`Error::Store`].
+    /// [`Error::Summary`], also when the answer is too large for a record; [`Error::Store`].
     pub async fn summary(&self, pass: &PassId) -> Result<Option<Vec<Value>>, Error> {
         let Some(query) = self.tables.summary(pass) else { return Ok(None) };
         let query = self.in_database().await?.query_raw(&query);

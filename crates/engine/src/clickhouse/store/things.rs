@@ -1,4 +1,4 @@
-//! The tables and views of a pipeline, known by its name alone.
+//! The tables and views of a pipeline, found by the pipeline's name alone.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -9,15 +9,15 @@ use crate::error::Error;
 /// A table or view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Thing {
-    /// Its name in quotes, with the database.
+    /// The name, quoted, with the database.
     pub name: String,
-    /// Rows in it; 0 for a view.
+    /// The number of rows; 0 for a view.
     pub rows: u64,
-    /// Bytes that they take.
+    /// The bytes of the rows.
     pub bytes: u64,
 }
 
-/// As [`Tables::things`](crate::clickhouse::sql::Tables::things) selects it.
+/// A table or view, as [`Tables::things`](crate::clickhouse::sql::Tables::things) selects it.
 #[derive(Row, Deserialize)]
 struct Kept {
     name: String,
@@ -28,8 +28,8 @@ struct Kept {
 }
 
 impl Store {
-    /// What there is under the names of a pipeline and was made by Millstream, views first; and the names in quotes of tables
-    /// that do not say so.
+    /// The tables and views that match a pipeline's names and were made by Millstream, views first; and the
+    /// quoted names of matching tables without Millstream's mark.
     ///
     /// # Errors
     /// [`Error::OtherEnvironment`] for tables of another environment; [`Error::Store`].
@@ -49,7 +49,7 @@ impl Store {
             environment.check_table(&name, &comment)?;
             ours.push((is_view, Thing { name, rows, bytes }));
         }
-        // A view of that name alone may be anybody's.
+        // A view that matches without any table may belong to another program.
         if ours.iter().all(|(is_view, _)| *is_view) {
             unmarked.extend(ours.drain(..).map(|(_, thing)| thing.name));
         }
@@ -62,7 +62,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`].
     pub async fn drop_thing(&self, name: &str) -> Result<(), Error> {
-        // An operator who asks for it by name means a large table, too.
+        // The operator named this table, so a large one is dropped too.
         let statement = format!("DROP TABLE IF EXISTS {name} SYNC");
         let drop = self.client.query_raw(&statement).with_setting("max_table_size_to_drop", "0").execute();
         within(HEAL_WITHIN, drop).await.map_err(|fault| self.failed("drop a table", fault))

@@ -1,4 +1,4 @@
-//! Queries that are not ours: the user's, and those that the pipeline's author wrote.
+//! Queries that are not ours: those of the user, and those of the pipeline's author.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::clickhouse::sql;
 use crate::error::{Error, StoreFault, USERS_QUERY};
 
 impl Store {
-    /// A query of the user's, whose answer is handed to `each` piece by piece, in `format` unless it names its own.
+    /// Runs a user's query, and passes its answer to `each` piece by piece, in `format` unless the query names
+    /// its own.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -21,9 +22,9 @@ impl Store {
         asked.map_err(|fault| self.failed(USERS_QUERY, fault))
     }
 
-    /// A client whose queries find our tables by their plain names.
+    /// A client that finds our tables without a database name.
     pub(super) async fn in_database(&self) -> Result<Client, Error> {
-        // Before anything is set up there is no such database, and `SELECT version()` is no less of a question.
+        // Before `setup` the database does not exist, and `SELECT version()` must still work.
         let databases = sql::databases(self.tables.database());
         let client = self.client.clone();
         Ok(match self.one::<u64>("look up the database", &databases).await? {
@@ -32,7 +33,7 @@ impl Store {
         })
     }
 
-    /// Columns of the answer to a user's query: `(name, type)`.
+    /// The columns of a user's query: `(name, type)`.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -50,7 +51,7 @@ impl Store {
     }
 }
 
-/// Hands the answer of a query to `each`, piece by piece. No piece is waited for longer than `limit`.
+/// Passes the answer of a query to `each`, piece by piece. The wait for each piece is at most `limit`.
 pub(super) async fn answered(
     query: Query,
     limit: Duration,

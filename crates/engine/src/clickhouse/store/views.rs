@@ -1,4 +1,4 @@
-//! What readers see: views that follow their table, and whether a pass is seen through them.
+//! The views for readers: they are kept in step with their table, and checked for a pass's rows.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -15,33 +15,33 @@ use millstream::names::PassId;
 /// Whether readers see a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Sight {
-    /// Whether the view gives its rows.
+    /// Whether the view returns the rows of the pass.
     pub sees: bool,
-    /// Whether that view shows other columns or types than its table has.
+    /// Whether the view shows other columns or types than its table has.
     pub lags: bool,
-    /// What stands in the way, and what helps; or what is wrong with a view although it gives them.
+    /// Why readers do not see the pass, and what helps; or what is wrong with a view that does return the rows.
     pub why: Option<String>,
 }
 
 /// Rows of a pass that one build computed.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Serialize, Deserialize)]
 pub struct BuildRows {
-    /// The build.
+    /// The name of the build.
     pub build: String,
-    /// Its rows, raw duplicates counted.
+    /// The number of rows, with raw duplicates.
     pub rows: u64,
-    /// The hosts that it ran on.
+    /// The hosts that ran the build.
     pub hosts: Vec<String>,
 }
 
 impl Store {
-    /// Remembers whether an INSERT of rows fills materialized views of the operator's.
+    /// Remembers whether an INSERT of rows fills an operator's materialized views.
     pub(super) fn note_fed(&self, is_fed: bool) {
         self.feeds_views.store(is_fed, Ordering::Relaxed);
     }
 
-    /// Materialized views of the operator's that read the rows table, in quotes. Inserts are given more time from then on
-    /// if there are any.
+    /// The operator's materialized views that read the rows table, quoted. If there are any, inserts get a
+    /// longer time limit from now on.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -54,7 +54,8 @@ impl Store {
             .collect())
     }
 
-    /// Materialized views that cannot be filled, as their target table is gone or has other columns: what is wrong with each.
+    /// The materialized views that cannot be filled, because their target table is gone or has other columns,
+    /// each with its fault.
     ///
     /// # Errors
     /// [`Error::Store`] when the server does not answer.
@@ -63,22 +64,22 @@ impl Store {
         for view in views {
             match self.answer::<u8>(&Tables::probe(view)).await {
                 Ok(_) => {}
-                // A sink may fill it without the right to read it.
+                // A sink may fill the view without a right to read it.
                 Err(fault) if fault.is_denied() => {}
                 Err(fault @ StoreFault::Exception { .. }) => {
                     broken.push(format!("{view} cannot be filled, and gets no rows: {fault}"));
                 }
-                Err(fault) => return Err(self.failed("look at a materialized view", fault)),
+                Err(fault) => return Err(self.failed("read a materialized view", fault)),
             }
         }
         Ok(broken)
     }
 
-    /// Creates views that are missing, and makes those anew that lag behind their table. Where this process may not, it
-    /// says so once for each state of the table.
+    /// Creates missing views, and recreates those that differ from their table. If this process may not, it
+    /// logs that once for each state of the table.
     ///
     /// # Errors
-    /// [`Error::Store`], but not for a view that may not be made anew.
+    /// [`Error::Store`], except for a view that this process may not recreate.
     pub async fn follow_views(&self) -> Result<(), Error> {
         let found = self.look().await?;
         let stale = self.stale(&found);
@@ -95,21 +96,21 @@ impl Store {
                 continue;
             }
             let statement = self.tables.make_view(view, found.rows(), is_stale);
-            let made = self.execute("make a view", &statement, ANSWER_WITHIN).await;
+            let made = self.execute("create a view", &statement, ANSWER_WITHIN).await;
             match made {
                 Ok(()) => {
                     if is_stale {
                         tracing::info!(
                             view = name,
-                            "the view was made anew over the columns that its table has now"
+                            "the view was recreated, because its table's columns have changed"
                         );
                     }
                 }
                 Err(Error::Store { source, .. }) if is_stale && source.is_denied() => tracing::warn!(
                     view = name,
                     %source,
-                    hint = "a user with more rights runs `setup`",
-                    "the view shows other columns or types than its table has, and cannot be made anew from here"
+                    hint = "run `setup` as a user with more rights",
+                    "the view shows other columns or types than its table has, and this user may not recreate it"
                 ),
                 Err(error) => {
                     self.tried.lock().unwrap_or_else(PoisonError::into_inner).remove(&view);
@@ -120,15 +121,15 @@ impl Store {
         Ok(())
     }
 
-    /// The same where nothing depends on it: a failure is logged.
+    /// Calls [`Self::follow_views`] and logs a failure, for callers that do not depend on it.
     pub(crate) async fn try_follow_views(&self) {
         if let Err(error) = self.follow_views().await {
-            tracing::warn!(error = full_cause(&error), "whether views lag behind their table is not known");
+            tracing::warn!(error = full_cause(&error), "could not check whether the views match their table");
         }
     }
 
-    /// Whether readers see a pass of which `ok` rows are stored that are no dead letters: any of them, or `all`, which are counted.
-    /// Asked from ClickHouse alone.
+    /// Whether readers see a pass that has `ok` stored rows without dead letters. With `all` every row is
+    /// counted, otherwise one is enough. Asks ClickHouse alone.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -156,7 +157,7 @@ impl Store {
                 Ok(0) => return hidden(format!("view {} gives no row of it", self.tables.view())),
                 Ok(seen) if all && seen != ok => {
                     return hidden(format!(
-                        "view {} gives {seen} of its {ok} rows: it is another than ours; `setup` makes it anew",
+                        "view {} gives {seen} of its {ok} rows: it is not Millstream's view; `setup` recreates it",
                         self.tables.view()
                     ));
                 }
@@ -176,13 +177,13 @@ impl Store {
         Ok(Sight { sees: true, lags: stale.contains(&View::Sealed), why })
     }
 
-    /// What is wrong with views that lag behind their table.
+    /// Describes the views that differ from their table.
     pub fn lag(&self, stale: &[View]) -> String {
         let names: Vec<String> =
             stale.iter().map(|view| self.tables.full_name(&self.tables.view_name(*view))).collect();
         let (show, it) = if names.len() == 1 { ("shows", "it") } else { ("show", "them") };
         format!(
-            "{} {show} other columns or types than {} has; `setup` makes {it} anew",
+            "{} {show} other columns or types than {} has; `setup` recreates {it}",
             names.join(", "),
             self.tables.rows()
         )

@@ -1,6 +1,6 @@
-//! Removing a pipeline as a whole: its tables and views, its streams and its bucket, and with them all that they reserve.
+//! Removes a whole pipeline: its tables, views, streams and bucket, and the storage reserved for them.
 //!
-//! It goes by the name alone, so that one whose program was renamed, or a mistyped one, can be removed by any other.
+//! It needs only the name, so any pipeline's program can remove one that was renamed or mistyped.
 
 use serde::Serialize;
 
@@ -9,41 +9,41 @@ use crate::error::Error;
 use crate::fleet::heartbeat;
 use crate::nats::broker::{Broker, Reserved};
 
-/// What there is of a pipeline.
+/// The tables and streams of a pipeline.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Belongings {
-    /// Its tables and views in ClickHouse, in quotes, views first, as they are removed.
+    /// The tables and views in ClickHouse, quoted, in the order of removal: views first.
     pub tables: Vec<String>,
-    /// Rows in its largest table, which is that of the rows.
+    /// The number of rows in the largest table, which is the rows table.
     pub rows: u64,
-    /// Bytes that all tables take.
+    /// The bytes of all tables.
     pub row_bytes: u64,
-    /// Its streams in NATS, with the bucket's, as they are removed.
+    /// The streams in NATS with the bucket's, in the order of removal.
     pub streams: Vec<String>,
-    /// Bytes that NATS keeps free for them.
+    /// The bytes that NATS reserves for the streams.
     pub reserved_bytes: u64,
-    /// Processes that work for it now.
+    /// The processes that work for the pipeline now.
     pub processes: Vec<String>,
-    /// Tables and streams under its names that do not say that Millstream made them.
+    /// Tables and streams that match the pipeline's names but have no mark of Millstream.
     pub unmarked: Vec<String>,
 }
 
 impl Belongings {
-    /// Whether there is nothing at all.
+    /// Whether nothing of the pipeline exists.
     pub fn is_nothing(&self) -> bool {
         self.tables.is_empty() && self.streams.is_empty() && self.unmarked.is_empty()
     }
 }
 
-/// What there is of the pipeline that `broker` is of; `store` may be another's.
+/// Lists what exists of `broker`'s pipeline; `store` may belong to another pipeline.
 ///
 /// # Errors
-/// [`Error::OtherEnvironment`]; the broker's and ClickHouse's.
+/// [`Error::OtherEnvironment`]; errors of NATS and ClickHouse.
 pub async fn belongings(broker: &Broker, store: &Store) -> Result<Belongings, Error> {
     let (things, mut unmarked) = store.things_of(broker.names().pipeline()).await?;
     let (streams, others) = broker.own_streams().await?;
     unmarked.extend(others);
-    // Without the bucket there is no word of processes, and they cannot work.
+    // Without the bucket there are no heartbeats, and no process can work.
     let bucket = broker.bucket_stream();
     let processes = if streams.iter().any(|stream| stream.holder == bucket) {
         heartbeat::alive(&broker.records().await?).await?
@@ -64,11 +64,11 @@ pub async fn belongings(broker: &Broker, store: &Store) -> Result<Belongings, Er
     })
 }
 
-/// Removes them, readers' views first. Killed, it can be called again.
+/// Removes all of it, the readers' views first. After a kill the call can be repeated.
 ///
 /// # Errors
-/// [`Error::AtWork`] while processes work for the pipeline; [`Error::Unmarked`] where something under its names may be another's;
-/// the broker's and ClickHouse's.
+/// [`Error::AtWork`] while processes work for the pipeline; [`Error::Unmarked`] when something with a matching
+/// name may not be Millstream's; errors of NATS and ClickHouse.
 pub async fn forget_pipeline(broker: &Broker, store: &Store, all: &Belongings) -> Result<(), Error> {
     let pipeline = broker.names().pipeline().to_owned();
     if !all.unmarked.is_empty() {

@@ -1,4 +1,4 @@
-//! Messages that hold rows of a pass: found one by one, and handed out to sinks once more.
+//! Finds the messages that hold rows of a pass, and publishes them to the sinks again.
 
 use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
@@ -14,11 +14,11 @@ use crate::telemetry::trace::TraceContext;
 /// A message of the rows stream.
 #[derive(Debug, Clone)]
 pub struct RowsMessage {
-    /// Its subject.
+    /// The subject of the message.
     pub subject: String,
-    /// Its sequence in the stream.
+    /// The sequence of the message in the stream.
     pub sequence: u64,
-    /// When it was stored, by the server's clock, in milliseconds since 1970.
+    /// The time when NATS stored the message, by the server's clock, in milliseconds since 1970.
     pub at_ms: u64,
     payload: Bytes,
     trace: Option<TraceContext>,
@@ -43,7 +43,7 @@ impl Broker {
         Ok(found.map(RowsMessage::from))
     }
 
-    /// The messages that hold the rows of a batch: one, or its parts. None where not all of them are there.
+    /// The messages that hold the rows of a batch: one, or its split messages. Empty if any of them is missing.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -64,14 +64,14 @@ impl Broker {
         Ok(messages)
     }
 
-    /// Puts a message behind all others, so that a sink draws it whatever became of it before. A kill between the two steps
-    /// leaves none: its batch is then one that has to be computed.
+    /// Moves a message to the end of the stream, so that a sink receives it whatever happened to it before. If
+    /// the process is killed between the two steps, the message is gone and its batch has to be computed again.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
     pub async fn hand_out_again(&self, message: RowsMessage) -> Result<(), Error> {
         let RowsMessage { subject, payload, trace, .. } = message;
-        let doing = format!("hand out `{subject}` again");
+        let doing = format!("deliver `{subject}` again");
         self.purge_rows(subject.clone()).await?;
         let again = once(payload, trace);
         let again = async { self.jetstream.send_publish(subject, again).await?.await };

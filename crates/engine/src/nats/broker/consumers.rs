@@ -1,4 +1,4 @@
-//! The durable consumers: one for each pass, from which all workers draw, and one that all sinks share.
+//! The durable consumers: one for each pass, shared by all workers, and one that all sinks share.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,38 +15,40 @@ use crate::model::record::{PassRecord, PassState};
 use crate::model::rows::Drawn;
 use crate::nats::answer::within;
 
-/// The `ack_wait` for a moment when everything is to be delivered again.
+/// The `ack_wait` that is set for a moment so that every open delivery is redelivered.
 const RECLAIM: Duration = Duration::from_millis(500);
 
-/// A rebuild's consumer goes by itself after this long without anybody who draws from it.
+/// How long a rebuild's consumer may go without a pull before the server deletes it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
-/// A worker's batch is delivered again after this long without a sign of progress.
+/// How long a worker may go without a progress report before the server redelivers its batch.
 pub const WORK_ACK_WAIT: Duration = Duration::from_secs(60);
-/// A sink's batch is delivered again after this long without a sign of progress.
+/// How long a sink may go without a progress report before the server redelivers its batch.
 pub const SINK_ACK_WAIT: Duration = Duration::from_secs(120);
 
-/// Deliveries that may be open on one consumer, over all hosts: far above what permits let a fleet take.
+/// The most deliveries that may be open on one consumer, over all hosts: far above what the permits of a fleet
+/// allow.
 const MAX_ACK_PENDING: i64 = 100_000;
 
-/// Where the workers of a pass stand: equal means that nothing has happened.
+/// The state of a pass's worker consumer. Two equal values mean that nothing happened in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Batches that wait.
+    /// Batches that were not delivered yet.
     pub pending: u64,
-    /// Batches that are open.
+    /// Batches that were delivered and not acked yet.
     pub open: usize,
-    /// The last delivery.
+    /// The sequence of the last delivery.
     pub delivered: u64,
-    /// Below this all is acked.
+    /// The sequence below which every message is acked.
     pub acked: u64,
 }
 
 impl Broker {
-    /// Where the workers of all passes stand, by the name of their consumer: one question for some hundreds of them.
+    /// The state of the worker consumers of all passes, by consumer name: one request for some hundreds of
+    /// consumers.
     ///
     /// # Errors
-    /// The broker's. In a cluster some consumers may be left out.
+    /// When NATS refuses or does not answer. A cluster may leave some consumers out.
     pub async fn work_standings(&self) -> Result<HashMap<String, Standing>, Error> {
         let doing = format!("list the consumers of stream `{}`", self.names.ids_stream());
         let stream = self.jetstream.get_stream_no_info(self.names.ids_stream());
@@ -66,7 +68,7 @@ impl Broker {
         Ok(standings)
     }
 
-    /// Creates the durable that all sinks share, unless it is there.
+    /// Creates the durable consumer that all sinks share, unless it exists.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -80,7 +82,7 @@ impl Broker {
         self.ensure_consumer(&self.names.rows_stream(), config).await
     }
 
-    /// Creates the durable from which all workers draw a pass, unless it is there.
+    /// Creates the durable consumer from which all workers pull a pass, unless it exists.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -89,7 +91,8 @@ impl Broker {
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
-    /// Creates the durable from which all workers draw a pass over some of the run's ids, unless it is there.
+    /// Creates the durable consumer from which all workers pull a partial pass (some ids of its run), unless it
+    /// exists.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -99,7 +102,7 @@ impl Broker {
         self.ensure_consumer(&self.names.ids_stream(), config).await
     }
 
-    /// Makes the durable of a pass anew, over just these batches, or over all of the run.
+    /// Replaces the durable consumer of a pass by one for just these batches, or for the whole run.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -120,8 +123,8 @@ impl Broker {
         }
     }
 
-    /// Has everything that is open on the sinks' consumer and on those of these passes delivered again now, instead of
-    /// after `ack_wait`: for who knows that the processes which held it are gone.
+    /// Makes the server redeliver, now instead of after `ack_wait`, every open delivery of the sinks' consumer
+    /// and of these passes. The caller must know that the processes which held them are gone.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -132,10 +135,11 @@ impl Broker {
         }
         let shortened = self.shorten(&consumers).await;
         if !matches!(shortened, Ok(0)) {
-            // The server looks at what is overdue once in an ack_wait.
+            // The server checks for overdue deliveries once per ack_wait.
             tokio::time::sleep(RECLAIM * 2).await;
         }
-        // Whatever came of that, and whatever an earlier process left that was killed in it: the wait is what it should be.
+        // Restored whatever the outcome, and for consumers that an earlier process, killed in this function,
+        // left short.
         for (stream, name) in &consumers {
             if let Some(info) = self.consumer_info(stream, name).await? {
                 self.keep_ack_wait(stream, &info).await?;
@@ -144,7 +148,7 @@ impl Broker {
         shortened.map(drop)
     }
 
-    /// How many of these consumers have open deliveries, whose wait is short now.
+    /// Shortens the `ack_wait` of those of these consumers that have open deliveries, and returns how many.
     async fn shorten(&self, consumers: &[(String, String)]) -> Result<usize, Error> {
         let mut shortened = 0;
         for (stream, name) in consumers {
@@ -158,8 +162,8 @@ impl Broker {
         Ok(shortened)
     }
 
-    /// Gives a durable of ours the `ack_wait` that it should have, where a process that was killed in [`Self::reclaim`] has left it
-    /// short: batches would be delivered again while they are computed. What an operator chose stays.
+    /// Restores the `ack_wait` of a durable consumer that a process killed in [`Self::reclaim`] left short;
+    /// otherwise batches would be redelivered while they are computed. A value that an operator chose stays.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -172,7 +176,7 @@ impl Broker {
             consumer = info.name,
             found_ms = info.config.ack_wait.as_millis() as u64,
             wanted_s = wanted.as_secs(),
-            "the consumer's ack_wait was left short by a process that was killed, and is set to what it should be"
+            "restored the consumer's ack_wait, which a killed process had left short"
         );
         self.set_ack_wait(stream, info, wanted).await
     }
@@ -187,10 +191,10 @@ impl Broker {
             .map_err(broker(&doing))?;
         match self.consumer_info(stream, &name).await? {
             Some(info) if info.config.ack_wait == before && before != wanted => {
-                let seen = format!("its ack_wait is {} ms still", before.as_millis());
+                let seen = format!("its ack_wait is still {} ms", before.as_millis());
                 Err(Error::NoEffect { doing, seen })
             }
-            // Another process has removed it meanwhile, or set it to something else.
+            // Another process has removed the consumer meanwhile, or set another value.
             _ => Ok(()),
         }
     }
@@ -198,7 +202,7 @@ impl Broker {
     async fn ensure_consumer(&self, stream: &str, config: pull::Config) -> Result<(), Error> {
         let name = config.durable_name.clone().unwrap_or_default();
         if let Some(info) = self.consumer_info(stream, &name).await? {
-            // Boxed, as it is seldom needed: a consumer's description is large.
+            // Boxed because it is seldom needed and a consumer's description is large.
             return Box::pin(self.keep_ack_wait(stream, &info)).await;
         }
         let doing = format!("create consumer `{name}` on stream `{stream}`");
@@ -215,7 +219,7 @@ impl Broker {
         match within(&doing, stream.consumer_info(name)).await? {
             Ok(info) => Ok(Some(info)),
             Err(error) => match error.kind() {
-                // Without its stream there is no consumer either.
+                // Without its stream a consumer does not exist either.
                 context::ConsumerInfoErrorKind::NotFound | context::ConsumerInfoErrorKind::StreamNotFound => {
                     Ok(None)
                 }
@@ -229,7 +233,7 @@ impl Broker {
         }
     }
 
-    /// Where the workers of a pass stand; `None` without such a consumer.
+    /// The state of a pass's worker consumer; `None` if it does not exist.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -237,7 +241,7 @@ impl Broker {
         self.consumer_info(&self.names.ids_stream(), &self.names.work_consumer(pass)).await
     }
 
-    /// Where the sinks stand, over all passes.
+    /// The state of the consumer that all sinks share.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -250,8 +254,8 @@ impl Broker {
         self.pull_consumer(self.names.ids_stream(), self.names.work_consumer(pass)).await
     }
 
-    /// The consumer to pull rows from. The shared one is made again if somebody deleted it, and delivers whatever the stream
-    /// holds.
+    /// The consumer to pull rows from. If the shared one was deleted, it is created again and delivers all that
+    /// the stream holds.
     pub(crate) async fn drawn_consumer(&self, drawn: &Drawn) -> Result<Option<PullConsumer>, Error> {
         if *drawn == Drawn::Shared {
             self.ensure_sink_consumer().await?;
@@ -266,8 +270,8 @@ impl Broker {
         }
     }
 
-    /// Makes the consumer that delivers all that the rows stream has of a pass. One that is there is replaced: what it has
-    /// delivered may have been lost since.
+    /// Creates the consumer that delivers all rows of a pass in the rows stream. An existing one is replaced,
+    /// because what it has delivered may have been lost since.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -277,14 +281,14 @@ impl Broker {
             durable_name: Some(self.names.rebuild_consumer(pass)),
             filter_subject: self.names.pass_rows(pass),
             ack_wait: SINK_ACK_WAIT,
-            // Of a rebuild that was killed.
+            // Deletes the consumer of a rebuild that was killed.
             inactive_threshold: FORGOTTEN_AFTER,
             ..durable()
         };
         self.ensure_consumer(&self.names.rows_stream(), config).await
     }
 
-    /// Where a rebuild stands; `None` without such a consumer.
+    /// The state of a rebuild's consumer; `None` if it does not exist.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -295,7 +299,7 @@ impl Broker {
     /// Removes the consumer of a rebuild.
     ///
     /// # Errors
-    /// The broker's; that it is gone already is none.
+    /// When NATS refuses or does not answer. A consumer that is already gone is no error.
     pub async fn remove_rebuild_consumer(&self, pass: &PassId) -> Result<(), Error> {
         self.remove_consumer(self.names.rows_stream(), self.names.rebuild_consumer(pass)).await
     }
@@ -312,7 +316,7 @@ impl Broker {
     /// Removes the consumer of a pass that needs no more work.
     ///
     /// # Errors
-    /// The broker's; that it is gone already is none.
+    /// When NATS refuses or does not answer. A consumer that is already gone is no error.
     pub async fn remove_work_consumer(&self, pass: &PassId) -> Result<(), Error> {
         self.remove_consumer(self.names.ids_stream(), self.names.work_consumer(pass)).await
     }
@@ -323,30 +327,32 @@ impl Broker {
         match within(&doing, self.jetstream.delete_consumer_from_stream(&name, &stream)).await? {
             Ok(_) => {}
             Err(error) => match error.kind() {
-                // Another process was faster.
+                // Another process has removed it first.
                 ConsumerErrorKind::JetStream(refusal)
                     if refusal.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {}
                 _ => return Err(broker(doing)(error)),
             },
         }
         match self.consumer_info(&stream, &name).await? {
-            // Another one of this name may have been made since.
+            // Another consumer of this name may have been created since.
             Some(info) if info.created == before.created => {
-                Err(Error::NoEffect { doing, seen: "it is there still".into() })
+                Err(Error::NoEffect { doing, seen: "it still exists".into() })
             }
             _ => Ok(()),
         }
     }
 }
 
-/// What every durable of ours has in common.
+/// The settings that all durable consumers share.
 fn durable() -> pull::Config {
     pull::Config {
         ack_policy: AckPolicy::Explicit,
-        // Poison is handled by us: at a delivery limit the server would drop the batch without a word.
+        // Millstream handles poison messages itself: at a delivery limit the server would drop the batch
+        // silently.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
-        // No backoff list, which would replace ack_wait; no inactive threshold, which deletes even durables, but for a rebuild.
+        // No backoff list, because it would replace ack_wait. No inactive threshold, because it deletes even
+        // durables; only a rebuild's consumer has one.
         ..Default::default()
     }
 }

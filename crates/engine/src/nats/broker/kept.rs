@@ -1,4 +1,4 @@
-//! What the streams keep: for how long, how much, and since when each batch.
+//! What the streams retain: how long, how many bytes, and when each batch was published.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,43 +14,43 @@ use crate::error::{Error, broker};
 use crate::model::moment::{calendar, since_1970_ms};
 use crate::nats::answer::{ANSWER_WITHIN, within};
 
-/// The server forgets a consumer that only looks after this long.
-const LOOKED: Duration = Duration::from_secs(30);
-/// How names of streams end, and that of a bucket's.
+/// How long the server keeps an unused consumer that only reads headers.
+const UNUSED_AFTER: Duration = Duration::from_secs(30);
+/// The suffixes of the stream names, and of the bucket's.
 const SUFFIXES: [&str; 4] = ["_ids", "_rows", "_aside", "_runs"];
-/// Messages asked for at once; their headers alone come.
-const LOOK_AT: usize = 1000;
+/// The most messages per request; only their headers are sent.
+const HEADERS_AT_ONCE: usize = 1000;
 
-/// What a stream keeps.
+/// The retention of a stream, and what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kept {
-    /// When it was made, in milliseconds since 1970.
+    /// When the stream was created, in milliseconds since 1970.
     pub created_ms: u64,
-    /// When the oldest message that it holds came; `None` while it is empty.
+    /// When the oldest message in the stream was stored; `None` while the stream is empty.
     pub oldest_ms: Option<u64>,
-    /// How long it keeps a message; zero stands for ever.
+    /// How long the stream retains a message; zero means without a limit.
     pub max_age: Duration,
-    /// Messages in it.
+    /// The number of messages in the stream.
     pub messages: u64,
-    /// Their bytes.
+    /// The bytes of the messages in the stream.
     pub bytes: u64,
-    /// Bytes that it holds at most.
+    /// The most bytes that the stream may hold.
     pub max_bytes: u64,
 }
 
-/// What the streams of one pipeline, or one that is no pipeline's, take of the server's storage.
+/// The server storage that the streams of one name prefix take, whether it is a pipeline or not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reserved {
-    /// What the names of the streams begin with.
+    /// The prefix of the stream names.
     pub holder: String,
-    /// Bytes that are kept free for them.
+    /// Bytes that the server reserves for these streams.
     pub reserved: u64,
-    /// Bytes that they hold.
+    /// Bytes that these streams hold.
     pub used: u64,
 }
 
 impl Broker {
-    /// Who holds how much of the server's storage, the largest share first.
+    /// The storage that each holder's streams take, the largest reservation first.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -73,7 +73,7 @@ impl Broker {
         Ok(all)
     }
 
-    /// Bytes that the streams of this account may have at most; `None` where the account has no limit of its own.
+    /// The byte limit of this account's streams; `None` if the account has no limit of its own.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -83,12 +83,12 @@ impl Broker {
         Ok(account.limits.max_storage.and_then(|limit| u64::try_from(limit).ok()))
     }
 
-    /// Each stream of this pipeline that there is, by its whole name, in the order in which they are deleted; and the names of
-    /// those under its names which do not say that Millstream made them. A bucket cannot say it: it is ours beside a stream
-    /// that does, and goes before the last of them.
+    /// The existing streams of this pipeline by full name, in the order in which they are deleted. The second
+    /// list names streams that match this pipeline's names without Millstream's mark. A bucket cannot be
+    /// marked: it counts as ours if a marked stream exists, and is deleted before the last of them.
     ///
     /// # Errors
-    /// [`Error::OtherEnvironment`]; the broker's.
+    /// [`Error::OtherEnvironment`]; when NATS refuses or does not answer.
     pub async fn own_streams(&self) -> Result<(Vec<Reserved>, Vec<String>), Error> {
         let bucket = self.bucket_stream();
         let names =
@@ -110,7 +110,7 @@ impl Broker {
         Ok((found, unmarked))
     }
 
-    /// Deletes a stream with all that is in it.
+    /// Deletes a stream with all its messages.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -121,13 +121,13 @@ impl Broker {
         let after = self.stream_info(name).await?;
         match before.zip(after) {
             Some((before, after)) if before.created == after.created => {
-                Err(Error::NoEffect { doing, seen: "it is there still".into() })
+                Err(Error::NoEffect { doing, seen: "it still exists".into() })
             }
             _ => Ok(()),
         }
     }
 
-    /// What a stream keeps; `None` where there is no such stream.
+    /// What a stream retains and holds; `None` if it does not exist.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -143,8 +143,8 @@ impl Broker {
         }))
     }
 
-    /// Removes the rows of a sealed pass from the stream, unless that keeps them for longer: what the stream says decides, for
-    /// every sealer, whatever its own configuration.
+    /// Removes the rows of a sealed pass from the stream, unless the stream retains them for longer. The
+    /// stream's own setting decides, so every sealer does the same, whatever its configuration.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -157,8 +157,8 @@ impl Broker {
         }
     }
 
-    /// Numbers of the batches of a run that were published at `since` or later and before `until`, in order; where an open
-    /// run has ended, that of its end too.
+    /// The numbers of a run's batches that were published from `since` on and before `until`, in order. For an
+    /// open run that has ended, the number of its end marker is included.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -168,7 +168,7 @@ impl Broker {
         since: Option<u64>,
         until: Option<u64>,
     ) -> Result<Vec<u32>, Error> {
-        let doing = format!("look at when run `{run}` was published");
+        let doing = format!("find when run `{run}` was published");
         let stream = self.names.ids_stream();
         let config = pull::Config {
             filter_subject: self.names.run_ids(run),
@@ -178,16 +178,16 @@ impl Broker {
             ack_policy: AckPolicy::None,
             headers_only: true,
             memory_storage: true,
-            inactive_threshold: LOOKED,
+            inactive_threshold: UNUSED_AFTER,
             ..Default::default()
         };
-        let looking = self.jetstream.create_consumer_on_stream(config, stream);
-        let consumer: PullConsumer = within(&doing, looking).await?.map_err(broker(&doing))?;
+        let created = self.jetstream.create_consumer_on_stream(config, stream);
+        let consumer: PullConsumer = within(&doing, created).await?.map_err(broker(&doing))?;
         let mut batches = Vec::new();
         let mut left = consumer.cached_info().num_pending;
         while left > 0 {
-            let seen = look(&doing, &consumer, until, &mut batches).await?;
-            // Less than there was: some of it was removed meanwhile.
+            let seen = read_headers(&doing, &consumer, until, &mut batches).await?;
+            // Smaller than the answer, because some messages were removed meanwhile.
             left = if seen == 0 { 0 } else { left.saturating_sub(seen) };
         }
         batches.sort_unstable();
@@ -195,24 +195,24 @@ impl Broker {
     }
 }
 
-/// Bytes that a stream holds at most.
+/// The most bytes that a stream may hold.
 pub(super) fn limit_of(info: &stream::Info) -> u64 {
     u64::try_from(info.config.max_bytes).unwrap_or(0)
 }
 
-/// Bytes that the server keeps free for a stream.
+/// Bytes that the server reserves for a stream.
 fn reserved_for(info: &stream::Info) -> u64 {
     limit_of(info).max(info.state.bytes)
 }
 
-/// Looks at the next messages; how many there were.
-async fn look(
+/// Reads the headers of the next messages and returns how many there were.
+async fn read_headers(
     doing: &str,
     consumer: &PullConsumer,
     until: Option<u64>,
     batches: &mut Vec<u32>,
 ) -> Result<u64, Error> {
-    let request = consumer.fetch().max_messages(LOOK_AT).expires(ANSWER_WITHIN / 2).messages();
+    let request = consumer.fetch().max_messages(HEADERS_AT_ONCE).expires(ANSWER_WITHIN / 2).messages();
     let mut messages = within(doing, request).await?.map_err(broker(doing))?;
     let mut seen = 0;
     while let Some(message) = within(doing, messages.next()).await? {

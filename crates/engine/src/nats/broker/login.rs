@@ -1,7 +1,7 @@
 //! How a process logs in to NATS: not at all, with a token or a user in the address, or with a file.
 //!
-//! A file is read again at every connection, so credentials that are renewed while a service runs are those of its next
-//! connection.
+//! The file is read at every connection, so that credentials which are renewed while a service runs are used at
+//! its next connection.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::model::address::without_password;
 const JWT: &str = "-----BEGIN NATS USER JWT-----";
 const SEED: &str = "-----BEGIN USER NKEY SEED-----";
 
-/// What is shown to every server of an address.
+/// The login that the client shows to every server of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Login {
     /// Nothing.
@@ -24,15 +24,16 @@ pub(super) enum Login {
     Token(String),
     /// `nats://USER:PASSWORD@host`.
     User(String, String),
-    /// A credentials file, or one with an nkey's seed.
+    /// A credentials file, or a file with an nkey's seed.
     File(PathBuf),
 }
 
 impl Login {
-    /// What an address asks for.
+    /// The login that an address asks for.
     ///
     /// # Errors
-    /// [`Error::MixedLogins`] when its servers are given different ones: the client shows the same to all.
+    /// [`Error::MixedLogins`] when the servers of the address have different logins, because the client has one
+    /// login for all.
     pub(super) fn of(address: &NatsAddress) -> Result<Self, Error> {
         let mut found: Option<Self> = None;
         for server in address.url.split(',') {
@@ -51,7 +52,7 @@ impl Login {
         })
     }
 
-    /// The login in words, without its secret; `None` where nothing is shown. Says early that a file is of no use.
+    /// Describes the login without its secret; `None` for an open login. Reports an unusable file early.
     ///
     /// # Errors
     /// [`Error::Credentials`].
@@ -71,7 +72,7 @@ impl Login {
         })
     }
 
-    /// What is shown in answer to a server's `nonce`.
+    /// The client's answer to a server's `nonce`.
     pub(super) async fn auth(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
         let mut auth = Auth::new();
         match self {
@@ -111,7 +112,7 @@ async fn read(path: &Path) -> std::io::Result<Secrets> {
     secrets(&tokio::fs::read_to_string(path).await?)
 }
 
-/// The secrets in a file's text: a JWT and a seed between their markers, or a seed alone.
+/// The secrets in a file's text: a JWT and a seed between markers, or only a seed.
 fn secrets(text: &str) -> std::io::Result<Secrets> {
     let bad = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let mut lines = text.lines().map(str::trim);
@@ -122,7 +123,8 @@ fn secrets(text: &str) -> std::io::Result<Secrets> {
         (None, lines.find(|line| !line.is_empty() && !line.starts_with('#')))
     };
     let seed = seed.ok_or_else(|| bad("there is no nkey seed in it"))?;
-    let pair = KeyPair::from_seed(seed).map_err(|error| bad(&format!("its nkey seed is none: {error}")))?;
+    let pair =
+        KeyPair::from_seed(seed).map_err(|error| bad(&format!("its nkey seed is invalid: {error}")))?;
     Ok(Secrets { jwt, pair })
 }
 

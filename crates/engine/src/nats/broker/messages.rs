@@ -1,4 +1,5 @@
-//! Single messages of the streams: read, removed, counted, set aside. A stream that does not exist holds none.
+//! Single messages of the streams: read, removed, counted, quarantined. A missing stream counts as an empty
+//! one.
 
 use std::time::Duration;
 
@@ -16,30 +17,30 @@ use crate::model::moment::now_ms;
 use crate::model::record::PassRecord;
 use crate::nats::answer::{ANSWER_WITHIN, within};
 
-/// The server forgets a consumer that only counts after this long.
+/// How long the server keeps an unused consumer that only counts.
 const COUNTED: Duration = Duration::from_secs(10);
 
-/// A message that is no batch of ours, and where it came from.
+/// A message that is not a valid batch, and where it came from.
 #[derive(Debug, Clone, Copy)]
 pub struct Stray<'a> {
-    /// Its subject.
+    /// The subject of the message.
     pub subject: &'a str,
-    /// The stream that held it.
+    /// The stream that held the message.
     pub stream: &'a str,
-    /// Its sequence there.
+    /// The sequence of the message in its stream.
     pub sequence: u64,
-    /// Why it is none.
+    /// Why the message is not a valid batch.
     pub fault: &'a EnvelopeFault,
-    /// Its bytes.
+    /// The bytes of the message.
     pub payload: &'a Bytes,
 }
 
 impl Broker {
-    /// Removes the ids of a cancelled pass, and the consumer that delivers them; how many batches they were. The ids of a run
-    /// stay for its other passes.
+    /// Removes the ids of a cancelled pass and the consumer that delivers them, and returns the number of
+    /// batches. The ids stay if other passes of the run need them.
     ///
     /// # Errors
-    /// The broker's. It can be called again at any time.
+    /// When NATS refuses or does not answer. The call can be repeated at any time.
     pub(crate) async fn free_ids(&self, run: &RunName, pass: &PassRecord) -> Result<u64, Error> {
         self.remove_work_consumer(&run.pass(pass.pass)).await?;
         let names = self.names();
@@ -61,7 +62,8 @@ impl Broker {
         Ok(found.map(|message| (message.sequence, message.payload)))
     }
 
-    /// The number of the batch of a run that was stored last; where an open run has ended, that of its end.
+    /// The highest batch number of a run in the ids stream. For an open run that has ended, it is the number of
+    /// its end marker.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -96,7 +98,7 @@ impl Broker {
         }
     }
 
-    /// Removes every message whose subject matches from the rows stream.
+    /// Removes every message of the rows stream whose subject matches, and returns how many.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -104,7 +106,7 @@ impl Broker {
         self.purge(self.names.rows_stream(), filter).await
     }
 
-    /// Messages and bytes of the rows stream.
+    /// The number of messages in the rows stream and their bytes.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -113,8 +115,9 @@ impl Broker {
         Ok(info.map_or((0, 0), |info| (info.state.messages, info.state.bytes)))
     }
 
-    /// Once the rows stream is more than half full, removes what sinks have acked: without it, a run whose rows are more
-    /// than the stream holds would never end. What a worker stores again afterwards, sinks find stored in ClickHouse.
+    /// Removes messages that sinks have acked, once the rows stream is more than half full. Otherwise a run
+    /// with more rows than the stream holds would never end. If a worker stores such a message again, the sink
+    /// finds its rows in ClickHouse.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -130,29 +133,31 @@ impl Broker {
         if acked < info.state.first_sequence {
             return Ok(());
         }
-        let doing = format!("make room in stream `{name}`");
+        let doing = format!("purge acked rows from stream `{name}`");
         let handle = self.jetstream.get_stream_no_info(name).await.map_err(broker(&doing))?;
-        // Up to, and without, this sequence.
+        // Purges up to this sequence, without it.
         let purge = handle.purge().sequence(acked + 1).into_future();
         let answer = tokio::time::timeout(ANSWER_WITHIN * 6, purge)
             .await
             .map_err(|_| Error::BrokerSilent { doing: doing.clone(), after: ANSWER_WITHIN * 6 })?;
         let purged = answer.map_err(broker(doing))?.purged;
-        tracing::debug!(purged, acked, "made room in the rows stream");
+        tracing::debug!(purged, acked, "purged acked rows from the rows stream");
         Ok(())
     }
 
-    /// Removes the rows of one batch, or its cut and its parts, from the rows stream, so that they can be stored anew.
+    /// Removes the rows of one batch, or its manifest and split messages, from the rows stream, so that they
+    /// can be stored again.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
     pub async fn purge_batch(&self, pass: &PassId, batch: u32) -> Result<(), Error> {
-        // Parts first: a cut without them has them computed again; nobody would look for parts without a cut.
+        // Split messages first: a manifest without them is computed again, but nothing looks for split messages
+        // without a manifest.
         self.purge_rows(self.names.batch_parts(pass, batch)).await?;
         self.purge_rows(self.names.rows_subject(pass, batch)).await.map(drop)
     }
 
-    /// Removes what the ids stream holds under this subject.
+    /// Removes the messages under this subject from the ids stream.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -160,7 +165,7 @@ impl Broker {
         self.purge(self.names.ids_stream(), subject).await
     }
 
-    /// Removes what was set aside under this subject.
+    /// Removes the messages under this subject from the quarantine stream.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -168,12 +173,12 @@ impl Broker {
         self.purge(self.names.aside_stream(), subject).await
     }
 
-    /// Removes what there is now; what is published meanwhile stays.
+    /// Removes the messages that exist now; later ones stay.
     async fn purge(&self, stream: String, filter: String) -> Result<u64, Error> {
         let doing = format!("purge `{filter}` from stream `{stream}`");
         let Some(info) = self.stream_info(&stream).await? else { return Ok(0) };
         let handle = self.jetstream.get_stream_no_info(&stream).await.map_err(broker(&doing))?;
-        // Removing a hundred thousand messages takes the server longer than an ordinary answer.
+        // The server takes longer than an ordinary request to remove a hundred thousand messages.
         let purge = handle.purge().filter(&filter).into_future();
         let answer = tokio::time::timeout(ANSWER_WITHIN * 6, purge)
             .await
@@ -188,7 +193,7 @@ impl Broker {
         // **success-is-looked-at**
         match within(&doing, handle.get_first_raw_message_by_subject(&filter, 1)).await? {
             Ok(message) if message.sequence <= info.state.last_sequence => {
-                let seen = format!("message {} is there still", message.sequence);
+                let seen = format!("message {} still exists", message.sequence);
                 Err(Error::NoEffect { doing, seen })
             }
             Ok(_) => Ok(purged),
@@ -200,7 +205,7 @@ impl Broker {
         }
     }
 
-    /// How many batches of a run the ids stream holds, and the end of an open one.
+    /// The number of a run's messages in the ids stream: its batches, and the end marker of an open run.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -208,7 +213,7 @@ impl Broker {
         self.count(self.names.ids_stream(), self.names.run_ids(run)).await
     }
 
-    /// How many messages of a run's ids were set aside.
+    /// The number of a run's ids messages in quarantine.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -217,7 +222,7 @@ impl Broker {
         self.count(self.names.aside_stream(), filter).await
     }
 
-    /// Counts without listing: what a new consumer would have to deliver, which the server takes from its index.
+    /// Counts without listing: the server's index knows what a new consumer would have to deliver.
     async fn count(&self, stream: String, filter: String) -> Result<u64, Error> {
         let doing = format!("count `{filter}` in stream `{stream}`");
         let config = pull::Config {
@@ -234,7 +239,10 @@ impl Broker {
                 let info = consumer.cached_info();
                 let done = self.jetstream.delete_consumer_from_stream(&info.name, &stream);
                 if !matches!(within(&doing, done).await, Ok(Ok(_))) {
-                    tracing::debug!(consumer = info.name, "left for the server to forget");
+                    tracing::debug!(
+                        consumer = info.name,
+                        "temporary consumer not deleted; the server will expire it"
+                    );
                 }
                 Ok(info.num_pending)
             }
@@ -245,16 +253,16 @@ impl Broker {
         }
     }
 
-    /// Keeps a copy of a message that is no batch, with all that is known of it.
+    /// Stores a copy of an invalid message in the quarantine stream, with all that is known about it.
     ///
     /// # Errors
-    /// The broker's: nothing is known to be kept then.
+    /// When NATS refuses or does not answer; then the copy may not exist.
     pub async fn keep_aside(&self, stray: &Stray<'_>) -> Result<(), Error> {
         let subject = self.names.aside_subject(stray.subject);
-        let doing = format!("set a message aside as `{subject}`");
+        let doing = format!("quarantine a message as `{subject}`");
         let message = PublishMessage::build()
             .payload(stray.payload.clone())
-            // Delivered again before its ack arrived, it is kept once.
+            // The server drops the duplicate when the message is redelivered before its ack arrived.
             .message_id(format!("{}-{}", stray.stream, stray.sequence))
             .expected_stream(self.names.aside_stream())
             .header("Millstream-Subject", stray.subject)
@@ -268,7 +276,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Messages that were set aside, of all runs.
+    /// The number of quarantined messages of all runs.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.

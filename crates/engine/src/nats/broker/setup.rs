@@ -1,4 +1,5 @@
-//! What has to be there before anything moves: three streams and a bucket. What a setting is for stands beside it.
+//! Creates what every command needs: three streams and a bucket. Comments beside the settings say what each is
+//! for.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +11,21 @@ use super::kept::limit_of;
 use crate::error::{Error, broker, full_cause};
 use crate::nats::answer::within;
 
-/// How much the streams may hold.
+/// The limits of the streams.
 #[derive(Debug, Clone)]
 pub struct StreamLimits {
-    /// Bytes of the ids stream.
+    /// The most bytes in the ids stream.
     pub ids_bytes: u64,
-    /// Bytes of the rows stream.
+    /// The most bytes in the rows stream.
     pub rows_bytes: u64,
-    /// How long ids are kept for replay.
+    /// How long ids are retained for replay.
     pub ids_age: Duration,
-    /// How long rows are kept for rebuilding a table; zero stands for until their pass is sealed.
+    /// How long rows are retained for rebuilding a table; zero means until their pass is sealed.
     pub rows_age: Duration,
-    /// Copies of each stream in a cluster of servers.
+    /// Replicas of each stream in a cluster.
     pub replicas: usize,
-    /// Whether smaller limits will do when the server has no room for these, and streams may grow beyond them when they are full.
+    /// Whether smaller limits are allowed when the server lacks storage, and streams may later grow when they
+    /// are full.
     pub is_flexible: bool,
 }
 
@@ -40,45 +42,47 @@ impl Default for StreamLimits {
     }
 }
 
-/// Below this a stream does not begin, and setting up fails instead.
+/// The smallest first size of a stream; with less storage, setup fails.
 const SMALLEST_STREAM: u64 = 16 << 20;
-/// What the stream of messages set aside holds at most, and its part of the ids stream where that is small.
-const ASIDE_BYTES: u64 = 64 << 20;
-const ASIDE_PART: u64 = 4;
-/// A server keeps what streams may hold at most reserved for them, so they begin small: ten pipelines fit a server of 4 GB. Full,
-/// a stream doubles, as long as the server has room, up to this.
+/// The most bytes in the quarantine stream; less if the ids stream is small.
+const QUARANTINE_BYTES: u64 = 64 << 20;
+const QUARANTINE_PART: u64 = 4;
+/// The largest size to which a full stream doubles, if the server has the storage. The server reserves the
+/// limit of a stream, so streams start small: ten pipelines fit a server of 4 GB.
 const GROWS_TO: u64 = 64 << 30;
-/// What marks a stream that may grow: the bytes that it was given last.
+/// The metadata key that marks a stream that may grow. Its value is the byte limit that Millstream set last.
 const GROWN: &str = "millstream.grown";
-/// A message's subject and headers beside its payload, and what the server adds.
+/// Bytes of a message's subject and headers, and of what the server adds.
 const MESSAGE_OVERHEAD: u64 = 4 << 10;
-/// What was read of a stream longer ago is no ground to change it: this process was paused meanwhile, or the server busy.
+/// How old the description of a stream may be when it is changed. An older one may be out of date, because this
+/// process was paused or the server was busy.
 const FRESH: Duration = Duration::from_secs(1);
-/// After growth was refused.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// The pause after the server refused to let a stream grow.
+const RETRY_GROWTH_AFTER: Duration = Duration::from_secs(60);
 
-/// The pause where a stream refuses a message for which it seems to have room.
-const THERE: Duration = Duration::from_millis(100);
+/// The pause after a stream refused a message although it seems to have capacity.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether a stream has room for a message that it was too full for.
-enum Room {
-    /// It was given this many bytes.
+/// Whether a stream has capacity for a message that it refused as full.
+enum Capacity {
+    /// The stream now has this byte limit.
     Grown(u64),
-    /// Another publisher made it grow, or what was in it went.
-    There,
-    /// It may not grow.
+    /// Another publisher let the stream grow, or messages were removed.
+    Available,
+    /// The stream may not grow.
     None,
 }
 
 impl Broker {
-    /// Creates what is missing: three streams, the bucket, the sinks' consumer. What exists is checked, not changed.
+    /// Creates what is missing: three streams, the bucket, the sinks' consumer. Existing ones are checked, not
+    /// changed.
     ///
     /// # Errors
-    /// [`Error::OtherEnvironment`]; [`Error::StreamSettings`] when a stream exists whose settings break the protocol; the
-    /// broker's refusals.
+    /// [`Error::OtherEnvironment`]; [`Error::StreamSettings`] when the settings of an existing stream break the
+    /// protocol; when NATS refuses or does not answer.
     pub async fn setup(&self, limits: &StreamLimits) -> Result<(), Error> {
-        // The small ones first, so that the others are not given the room that they need.
-        self.ensure_aside_stream(limits).await?;
+        // The small streams first, so that the large ones do not take the storage that they need.
+        self.ensure_quarantine_stream(limits).await?;
         self.ensure_bucket(limits.replicas).await?;
         self.ensure_streams(limits).await?;
         Box::pin(self.ensure_sink_consumer()).await
@@ -96,15 +100,16 @@ impl Broker {
             subjects: vec![subjects],
             storage: StorageType::File,
             num_replicas: limits.replicas,
-            // Messages stay after their ack: ids for replay, rows until their pass is sealed, or longer for rebuilding.
+            // Messages stay after their ack: ids for replay, rows until their pass is sealed, or longer for
+            // rebuilding.
             retention: RetentionPolicy::Limits,
-            // Full means that publishers wait, never that something old is dropped.
+            // A full stream makes publishers wait; it never drops old messages.
             discard: DiscardPolicy::New,
             discard_new_per_subject: true,
-            // One subject, one batch, one message: what first-writer-wins rests on.
+            // One message per subject, because first-writer-wins rests on it.
             max_messages_per_subject: 1,
             max_age: age,
-            // Nobody sends a Msg-Id; the smallest window costs least.
+            // Publishers send no Msg-Id, and the smallest window costs the server least.
             duplicate_window: Duration::from_secs(1).min(if age.is_zero() {
                 Duration::from_secs(1)
             } else {
@@ -116,28 +121,29 @@ impl Broker {
         }
     }
 
-    /// Gives the stream of a subject twice the bytes, if it may grow and the server has them: a message of `size` bytes has no room
-    /// in it. Whether there is room now. After a refusal it is not asked again for a while.
+    /// Doubles the byte limit of the stream that refused a message of `size` bytes, if the stream may grow and
+    /// the server has the storage. Returns whether the stream has capacity now. After a refusal it does not ask
+    /// again for a while.
     pub(super) async fn grow(&self, subject: &str, size: usize) -> bool {
-        // One at a time: of several publishers that find it full, the others then find that it has grown.
+        // One publisher at a time, so that the others find the stream already grown.
         let mut refused = self.refused_growth.lock().await;
-        if refused.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        if refused.is_some_and(|at| at.elapsed() < RETRY_GROWTH_AFTER) {
             return false;
         }
         let name =
             if self.names.is_of_rows(subject) { self.names.rows_stream() } else { self.names.ids_stream() };
         match self.try_grow(&name, size as u64 + MESSAGE_OVERHEAD).await {
-            Ok(Room::Grown(bytes)) => {
+            Ok(Capacity::Grown(bytes)) => {
                 tracing::info!(stream = name, bytes, "the stream was full and has grown");
                 true
             }
-            Ok(Room::There) => {
+            Ok(Capacity::Available) => {
                 drop(refused);
-                // The server may count what this look does not.
-                tokio::time::sleep(THERE).await;
+                // The server may count bytes that this estimate does not.
+                tokio::time::sleep(RETRY_PAUSE).await;
                 true
             }
-            Ok(Room::None) => false,
+            Ok(Capacity::None) => false,
             Err(error) => {
                 tracing::debug!(
                     stream = name,
@@ -150,33 +156,33 @@ impl Broker {
         }
     }
 
-    /// An update replaces the settings, whatever they are by then: what another process or an operator gave the stream meanwhile
-    /// would be undone. So it rests on what was read just before, and its effect is read again.
-    async fn try_grow(&self, name: &str, size: u64) -> Result<Room, Error> {
+    /// Doubles the limit once. An update replaces all settings and would undo a change that another process or
+    /// an operator made meanwhile. So the settings are read just before, and the effect is read again.
+    async fn try_grow(&self, name: &str, size: u64) -> Result<Capacity, Error> {
         let asked = Instant::now();
-        let Some(mut info) = self.stream_info(name).await? else { return Ok(Room::None) };
+        let Some(mut info) = self.stream_info(name).await? else { return Ok(Capacity::None) };
         let bytes = limit_of(&info);
-        // The size of an operator's, who changed ours, stays.
+        // A limit that an operator set stays.
         let is_ours = info.config.metadata.get(GROWN).is_some_and(|grown| *grown == bytes.to_string());
-        // Another process may have made it grow already.
+        // Another process may already have let the stream grow.
         if is_ours && info.state.bytes + size <= bytes {
-            return Ok(Room::There);
+            return Ok(Capacity::Available);
         }
         let grown = (bytes * 2).min(GROWS_TO);
         if !is_ours || grown <= bytes || asked.elapsed() > FRESH {
-            return Ok(Room::None);
+            return Ok(Capacity::None);
         }
         give(&mut info.config, grown);
         let doing = format!("give stream `{name}` {grown} bytes");
         within(&doing, self.jetstream.update_stream(info.config)).await?.map_err(broker(doing))?;
         let found = self.stream_info(name).await?.map_or(0, |info| limit_of(&info));
-        Ok(if found >= grown { Room::Grown(found) } else { Room::None })
+        Ok(if found >= grown { Capacity::Grown(found) } else { Capacity::None })
     }
 
-    /// Where messages go that are no batch: bounded, and the oldest of them make room.
-    async fn ensure_aside_stream(&self, limits: &StreamLimits) -> Result<(), Error> {
+    /// Creates the quarantine stream. It is bounded, and its oldest messages are dropped first.
+    async fn ensure_quarantine_stream(&self, limits: &StreamLimits) -> Result<(), Error> {
         let config = stream::Config {
-            max_bytes: ASIDE_BYTES.min(limits.ids_bytes / ASIDE_PART) as i64,
+            max_bytes: QUARANTINE_BYTES.min(limits.ids_bytes / QUARANTINE_PART) as i64,
             discard: DiscardPolicy::Old,
             discard_new_per_subject: false,
             max_messages_per_subject: -1,
@@ -185,7 +191,8 @@ impl Broker {
         self.ensure_stream(&config).await?.1.map_or(Ok(()), Err)
     }
 
-    /// Both streams, halved together until the server has room for both, if that is allowed.
+    /// Creates both streams. If allowed, their limits are halved together until the server has storage for
+    /// both.
     async fn ensure_streams(&self, limits: &StreamLimits) -> Result<(), Error> {
         let mut ids_bytes = limits.ids_bytes;
         let mut rows_bytes = limits.rows_bytes;
@@ -218,7 +225,7 @@ impl Broker {
         }
     }
 
-    /// Whether the stream was made now, and the server's refusal if it has no room for it.
+    /// Returns whether the stream was created now, and the server's refusal if it lacks storage for it.
     async fn ensure_stream(&self, config: &stream::Config) -> Result<(bool, Option<Error>), Error> {
         if let Some(info) = self.stream_info(&config.name).await? {
             return self.check_stream(&info.config, config).map(|()| (false, None));
@@ -226,8 +233,8 @@ impl Broker {
         let doing = format!("create stream `{}` of {} bytes", config.name, config.max_bytes);
         match within(&doing, self.jetstream.create_stream(config.clone())).await? {
             Ok(_) => Ok((true, None)),
-            Err(error) if is_no_room(&error) => Ok((false, Some(broker(doing)(error)))),
-            // Another process was faster.
+            Err(error) if lacks_storage(&error) => Ok((false, Some(broker(doing)(error)))),
+            // Another process has created it first.
             Err(error) => match self.stream_info(&config.name).await? {
                 Some(info) => self.check_stream(&info.config, config).map(|()| (false, None)),
                 None => Err(broker(doing)(error)),
@@ -267,19 +274,21 @@ impl Broker {
         Ok(())
     }
 
-    /// Whether [`Self::setup`] has been done for this pipeline.
+    /// Whether [`Self::setup`] was run for this pipeline.
     ///
     /// # Errors
-    /// [`Error::OtherEnvironment`] when its streams are another environment's; the broker's.
+    /// [`Error::OtherEnvironment`] when the streams belong to another environment; when NATS refuses or does
+    /// not answer.
     pub async fn is_set_up(&self) -> Result<bool, Error> {
-        // The last one to be made.
+        // `setup` creates this stream last.
         let name = self.names.rows_stream();
         let Some(info) = self.stream_info(&name).await? else { return Ok(false) };
         self.environment.check_stream(&name, &info.config.metadata)?;
         Ok(true)
     }
 
-    /// Whether there are streams of this pipeline, whatever the database of their tables: rows can be inserted again into another.
+    /// Whether streams of this pipeline exist, whatever the database of their tables: rows can be inserted into
+    /// another one.
     ///
     /// # Errors
     /// When NATS refuses or does not answer.
@@ -293,7 +302,7 @@ impl Broker {
     }
 }
 
-/// Gives a stream that may grow so many bytes.
+/// Gives a stream that may grow this byte limit.
 fn give(config: &mut stream::Config, bytes: u64) {
     config.max_bytes = bytes as i64;
     config.metadata.insert(GROWN.to_owned(), bytes.to_string());
@@ -323,7 +332,7 @@ fn check_settings(found: &stream::Config, wanted: &stream::Config) -> Result<(),
     }
 }
 
-fn is_no_room(error: &context::CreateStreamError) -> bool {
+fn lacks_storage(error: &context::CreateStreamError) -> bool {
     matches!(error.kind(), context::CreateStreamErrorKind::JetStream(refusal)
         if [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES].contains(&refusal.error_code()))
 }

@@ -1,5 +1,5 @@
-//! The certificates that a connection to NATS uses. Files are looked at before, so that an error names the file that is at
-//! fault.
+//! The certificates that a connection to NATS uses. Files are read beforehand, so that an error names the
+//! faulty file.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::NatsAddress;
 use crate::error::Error;
 
-/// The options with the certificates of an address.
+/// Adds the certificates of an address to the connection options.
 ///
 /// # Errors
-/// [`Error::Certificates`] for a file that cannot be read, or holds none of what it should.
+/// [`Error::Certificates`] for a file that cannot be read, or holds no certificate or key.
 pub(super) async fn with_certificates(
     mut options: ConnectOptions,
     address: &NatsAddress,

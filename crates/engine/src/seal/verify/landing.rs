@@ -1,9 +1,11 @@
-//! Whether rows of a pass are on their way into ClickHouse: what the broker and the sinks say of this pass alone.
+//! Whether rows of a pass are on their way into ClickHouse, by what NATS and the sinks report of this pass
+//! alone.
 //!
-//! All sinks share one consumer, and all that it says by pass is what it has not delivered yet. Beyond that it knows
-//! the first message that is not acked; that may be one of another pass, which ClickHouse refuses and which comes back
-//! for ever. So the sinks are asked, whose reports name the passes of the rows that they have in hand or have handed back; and
-//! ClickHouse, where an INSERT of a sink that is gone may still run. What none of them has is either stored or lost.
+//! All sinks share one consumer. Per pass, the consumer only reports the undelivered messages. It also reports
+//! the first unacked message, but that may belong to another pass whose rows ClickHouse refuses and which is
+//! redelivered for ever. So the sinks' heartbeats are read: they list the passes whose rows a sink holds or has
+//! nakked. ClickHouse is asked too, because an INSERT of a dead sink may still run. Rows that none of them has
+//! are stored or lost.
 
 use async_nats::jetstream::consumer::Info;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -19,44 +21,45 @@ use crate::nats::broker::{Broker, RowsMessage};
 use crate::nats::bucket::Records;
 use crate::session::Session;
 
-/// A message that is older than this has been drawn by a sink whose report says so; or that sink is gone, and its report no
+/// A sink that holds a message older than this has reported it in a heartbeat, or is dead and its heartbeat no
 /// longer counts.
 const REPORTED_MS: u64 = 15_000;
-/// A sink whose report no longer counts ended longer ago than this, in seconds, and began no INSERT since.
+/// A sink without a valid heartbeat ended longer ago than this, in seconds, and has begun no INSERT since.
 const ENDED: u64 = 5;
 
-/// Where the rows of a pass are.
+/// The whereabouts of a pass's rows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Landing {
-    /// Each is stored, or lost.
+    /// Each row is stored or lost.
     Over,
-    /// Nothing is under way, and not all need have been acked: what is not stored can be handed out once more.
+    /// Nothing is on its way, but some messages may be unacked: rows that are not stored can be delivered
+    /// again.
     Settled {
         /// All messages up to this one are acked.
         acked: u64,
     },
-    /// Some are on their way.
+    /// Some rows are on their way; says where.
     UnderWay(String),
-    /// Some come back again and again: why.
+    /// Some rows are redelivered again and again; says why.
     Left(String),
 }
 
-/// Asks where the rows of a pass are.
+/// Finds out where the rows of a pass are.
 ///
 /// # Errors
-/// The broker's and ClickHouse's.
+/// Errors of NATS and ClickHouse.
 pub(crate) async fn landing(session: &Session, pass: &PassId) -> Result<Landing, Error> {
     let Session { broker, records, .. } = session;
     broker.ensure_sink_consumer().await?;
     let landing = landing_now(session, pass).await?;
-    // One that has drawn rows since its last report says so in the next.
+    // A sink that has received rows since its last heartbeat reports them in the next one.
     if matches!(landing, Landing::Settled { .. }) && heartbeat::holds_soon(records, pass).await? {
-        return Ok(Landing::UnderWay("a sink has drawn rows of it".into()));
+        return Ok(Landing::UnderWay("a sink holds rows of the pass".into()));
     }
     Ok(landing)
 }
 
-/// The same for a command that changes nothing.
+/// Finds out where the rows of a pass are, without waiting for heartbeats, for a command that changes nothing.
 pub(crate) async fn landing_now(session: &Session, pass: &PassId) -> Result<Landing, Error> {
     let Session { broker, records, store } = session;
     let Some(sinks) = broker.sink_progress().await? else { return Ok(Landing::Over) };
@@ -71,8 +74,8 @@ pub(crate) async fn landing_now(session: &Session, pass: &PassId) -> Result<Land
     let hosts = heartbeat::alive(records).await?;
     if let Some(left) = hosts.iter().find_map(|host| host.left_of(pass)) {
         let what = match left.cause {
-            Cause::Refused => "ClickHouse refuses rows of it",
-            Cause::Columns => "the table does not take rows of it",
+            Cause::Refused => "ClickHouse refuses rows of the pass",
+            Cause::Columns => "the table does not accept rows of the pass",
         };
         return Ok(Landing::Left(format!("{what}: {}", left.why)));
     }
@@ -86,8 +89,8 @@ pub(crate) async fn landing_now(session: &Session, pass: &PassId) -> Result<Land
     Ok(Landing::Settled { acked: sinks.ack_floor.stream_sequence })
 }
 
-/// Whether it is known that no sink has rows of a pass, whose rows are settled: each sink has said what it holds since the last
-/// message was delivered to any of them. A message that waited for long in the stream may have been drawn just now.
+/// Whether it is certain that no sink holds rows of a settled pass: each sink has sent a heartbeat since the
+/// last delivery to any sink. A message that waited long in the stream may have been delivered just now.
 ///
 /// # Errors
 /// When NATS refuses or does not answer.
@@ -97,15 +100,16 @@ pub(crate) async fn is_held_by_none(
     pass: &PassId,
 ) -> Result<bool, Error> {
     let Some(sinks) = broker.sink_progress().await? else { return Ok(true) };
-    let drawn_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
-    heartbeat::none_holds(records, pass, drawn_ms).await
+    let delivered_ms = sinks.delivered.last_active.map_or(0, since_1970_ms);
+    heartbeat::none_holds(records, pass, delivered_ms).await
 }
 
-/// Whether rows that the table lacks come again: the stream has them, and they need not have been acked, as where the sink that
-/// drew them was killed. The first of them are looked at. A pass over some ids lacks those of others, too, and is not asked about.
+/// Whether some missing rows will be redelivered: the stream holds them unacked, for example after the sink
+/// that held them was killed. Checks the first of them. A partial replay also lacks other rows, so it is not
+/// checked.
 ///
 /// # Errors
-/// The broker's and ClickHouse's.
+/// Errors of NATS and ClickHouse.
 pub(crate) async fn come_again(
     broker: &Broker,
     store: &Store,
@@ -117,29 +121,29 @@ pub(crate) async fn come_again(
     Ok(!not_acked(broker, pass, lacking, acked).await?.is_empty())
 }
 
-/// Those of some batches whose messages the stream holds, and which need not have been acked.
+/// The batches whose messages the stream holds and which may be unacked.
 pub(super) async fn not_acked(
     broker: &Broker,
     pass: &PassId,
     batches: Vec<u32>,
     acked: u64,
 ) -> Result<Vec<(u32, Vec<RowsMessage>)>, Error> {
-    let looks = batches.into_iter().map(|batch| async move {
+    let reads = batches.into_iter().map(|batch| async move {
         let messages = broker.rows_of_batch(pass, batch).await?;
         Ok::<_, Error>((batch, messages))
     });
-    let looks: Vec<_> = looks.collect();
-    let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+    let reads: Vec<_> = reads.collect();
+    let found: Vec<_> = stream::iter(reads).buffered(LOOKS).try_collect().await?;
     let is_open = |messages: &[RowsMessage]| messages.iter().any(|message| message.sequence > acked);
     Ok(found.into_iter().filter(|(_, messages)| is_open(messages)).collect())
 }
 
-/// What is not acked, of all passes.
+/// The number of undelivered and unacked messages of all passes.
 pub(crate) fn open(info: &Info) -> u64 {
     info.num_pending + info.num_ack_pending as u64
 }
 
-/// Whether an INSERT may carry the message that no living sink has in hand.
+/// Whether an INSERT may still carry the message although no living sink holds it.
 async fn may_be_inserted(records: &Records, store: &Store, last: &RowsMessage) -> Result<bool, Error> {
     let age_ms = records.server_ms().await?.saturating_sub(last.at_ms);
     if age_ms < REPORTED_MS {
@@ -147,7 +151,7 @@ async fn may_be_inserted(records: &Records, store: &Store, last: &RowsMessage) -
     }
     Ok(match store.has_long_inserts(ENDED).await? {
         Some(is_inserting) => is_inserting,
-        // It ends by its own limit.
+        // The INSERT ends by its own time limit.
         None => age_ms < store.insert_over().as_millis() as u64,
     })
 }

@@ -1,4 +1,4 @@
-//! Healing what a report found: rows of batches at fault are removed, and the batches computed again.
+//! Repairs what a report found: rows of batches at fault are removed, and the batches computed again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -18,75 +18,77 @@ use crate::nats::broker::{Broker, RowsMessage};
 use crate::nats::bucket::{Change, Entry, Records};
 use crate::session::Session;
 
-/// A repair that has claimed a pass is left alone for this long without a change of the pass's record: it may have died.
+/// How long the claim of a repair holds without a change of the pass's record, because the repair may have
+/// died.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// What a repair does about rows that are computed and not stored.
+/// How a repair treats rows that are computed and not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unstored {
-    /// They are waited for: nothing counts as lost while a sink may still store it.
+    /// Waits for them: no row counts as lost while a sink may still store it.
     Wait,
-    /// They are removed, and their ids computed again: ClickHouse refuses them, and other workers run now.
+    /// Removes them and has their ids computed again, because ClickHouse refuses them and workers with another
+    /// build run now.
     Recompute,
 }
 
-/// What a repair did, and what it left to a person.
+/// What a repair did, and what it left to an operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Repair {
-    /// Raw duplicates that were merged away.
+    /// The number of raw duplicates that were removed.
     pub duplicates_merged: u64,
-    /// Batches that workers compute again.
+    /// The number of batches that workers compute again.
     pub batches_again: u64,
-    /// Whether those are all batches of the run, as more were at fault than can be named one by one. Rows that are
-    /// stored stay as they are.
+    /// Whether the whole run is computed again, because too many batches are at fault to list them. Stored rows
+    /// stay.
     pub whole_run: bool,
-    /// Batches whose ids are no longer in the stream: publishing the same input again brings them back.
+    /// Batches whose ids are no longer in the stream: publishing the same input again restores them.
     pub ids_gone: Vec<u32>,
     /// Batches whose ids cannot be read: publishing the same input again replaces them.
     pub ids_damaged: Vec<u32>,
-    /// Batches whose rows are in the stream and not stored: sinks get them once more.
+    /// The number of batches whose rows are in the stream and not stored: sinks receive them again.
     pub batches_handed_out: u64,
-    /// Why nothing was had computed again: work is still under way.
+    /// Why nothing is computed again: work is still in progress.
     pub busy: Option<String>,
-    /// Why nothing was had computed again: ClickHouse does not take the rows, or the rows to be taken over are gone.
+    /// Why nothing is computed again: ClickHouse refuses the rows, or the rows to copy are gone.
     pub stuck: Option<String>,
-    /// Whether a sealed pass, which readers did not see, was made visible again; or the view made anew through which they do.
+    /// Whether a sealed pass that readers did not see was made visible again, or its view was recreated.
     pub shown_again: bool,
-    /// Passes whose rows among the sealed passes were false, and are right now or gone.
+    /// Passes whose rows in the table of sealed passes were wrong, and were corrected or removed.
     pub seen_mended: Vec<u32>,
 }
 
 impl Report {
-    /// Whether more is at fault than can be named.
+    /// Whether more batches are at fault than can be listed.
     fn is_too_much(&self) -> bool {
         self.faulty() > LISTED as u64
     }
 
-    /// Whether computing some of it again removes all of its rows from the stream.
+    /// Whether a repair of some batches would remove all rows of the pass from the stream.
     fn needs_all_again(&self) -> bool {
         self.is_too_much() || self.computes.is_some()
     }
 }
 
 impl Repair {
-    /// How much was done: zero where nothing was changed but what readers see.
+    /// How much was repaired; zero if only what readers see was changed.
     pub fn comes_to(&self) -> u64 {
         self.duplicates_merged + self.batches_again + self.batches_handed_out
     }
 
-    /// Whether it did nothing, and there is no reason that it knows of.
+    /// Whether the repair did nothing and knows no reason.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What a person has to do.
+    /// What an operator has to do.
     pub fn hint(&self, run: &str) -> Option<String> {
         if self.stuck.is_some() {
             return None;
         }
         let lost = self.ids_gone.len() + self.ids_damaged.len();
         (lost > 0).then(|| {
-            format!("`produce` with the same input and --run {run} publishes the ids of those batches again")
+            format!("`produce` with the same input and --run {run} publishes the ids of these batches again")
         })
     }
 }
@@ -94,7 +96,7 @@ impl Repair {
 /// Verifies a pass, and repairs what is found.
 ///
 /// # Errors
-/// As of [`verify`](super::verify()) and [`repair`].
+/// The errors of [`verify`](super::verify()) and [`repair`].
 pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Error> {
     let Session { records, .. } = session;
     let entry = records.pass(pass).await?;
@@ -104,7 +106,7 @@ pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Err
     {
         return Ok(Repair { busy: Some("another repair is under way".into()), ..Repair::default() });
     }
-    // Before the walk over all that is stored, which costs more than the question.
+    // Checked before the walk over all stored batches, which costs more.
     if let Err(repair) = at_rest(session, pass, state, Unstored::Wait).await? {
         return Ok(repair);
     }
@@ -112,14 +114,14 @@ pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Err
     repair(session, &report, Unstored::Wait).await
 }
 
-/// Heals what a report found. Batches are computed again by whatever workers run; sinks seal the pass anew.
+/// Repairs what a report found. Any running worker computes the batches again; sinks seal the pass again.
 ///
-/// Of several that repair at once, one makes its claim on the pass's record; the others, and sealers, leave the pass to it.
-/// One that is killed half-way leaves a running pass that is not complete, which is repaired like any other a little
-/// later. One that was paused meanwhile finds its claim gone before it removes anything.
+/// If several repair at once, one claims the pass's record; the others, and sealers, leave the pass alone. A
+/// killed repair leaves an incomplete running pass, which is repaired like any other a little later. A repair
+/// that was paused checks its claim before it removes anything.
 ///
 /// # Errors
-/// The broker's and ClickHouse's. It can be called again at any time.
+/// Errors of NATS and ClickHouse. The call can be repeated at any time.
 pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> Result<Repair, Error> {
     let Session { broker, store, .. } = session;
     let run = &report.run;
@@ -127,12 +129,13 @@ pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> R
     let mut repair = Repair::default();
     if report.forgetting {
         let stuck =
-            format!("it is being forgotten, and some of it may be gone: `forget {run}` finishes that");
+            format!("the pass is being forgotten, and some of it may be gone: `forget {run}` finishes that");
         return Ok(Repair { stuck: Some(stuck), ..repair });
     }
-    repair.seen_mended = mend_seen(session, report).await;
+    repair.seen_mended = correct_seen(session, report).await;
     if report.is_shown_badly() && report.is_clean() {
-        // Its views, and its row among the sealed passes. All rows are there, so nothing is computed.
+        // Restores the views and the row in the table of sealed passes. All rows are stored, so nothing is
+        // computed.
         store.setup().await?;
         if let Some(right) = &report.seen {
             seen::show(store, run, right).await?;
@@ -167,36 +170,37 @@ pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> R
     Ok(repair)
 }
 
-/// Mends rows among the sealed passes that are false; the passes whose row was.
-async fn mend_seen(Session { records, store, .. }: &Session, report: &Report) -> Vec<u32> {
+/// Corrects wrong rows in the table of sealed passes, and returns their passes.
+async fn correct_seen(Session { records, store, .. }: &Session, report: &Report) -> Vec<u32> {
     let run = &report.run;
-    let mut mended = Vec::new();
+    let mut corrected = Vec::new();
     for fault in &report.seen_faults {
         match seen::mend(records, store, run, fault).await {
-            Ok(true) => mended.push(fault.pass),
+            Ok(true) => corrected.push(fault.pass),
             Ok(false) => {}
-            // What is lost is repaired all the same.
+            // Lost rows are repaired all the same.
             Err(error) => {
                 tracing::warn!(%run, pass = fault.pass, error = full_cause(&error), hint = error.hint(),
-                "the pass's row among the sealed passes stays as it is")
+                "the pass's row in the table of sealed passes could not be corrected")
             }
         }
     }
-    mended
+    corrected
 }
 
-/// What a repair does about batches.
+/// The batches that a repair treats.
 struct Todo {
-    /// Batches that are computed again.
+    /// Batches to compute again.
     again: Vec<u32>,
     /// Batches whose rows are removed first.
     wrong: Vec<u32>,
-    /// Batches whose rows the stream has, which no sink stored: they are handed out again.
+    /// Batches whose rows the stream holds and no sink stored: they are delivered again.
     unstored: Vec<(u32, Vec<RowsMessage>)>,
 }
 
 impl Todo {
-    /// What is to be done about what a report found. `acked` is up to where sinks have acked, where that is known to be all.
+    /// Plans the repair of what a report found. `acked` is the sequence below which every message is acked, if
+    /// some above it may not be.
     async fn of(broker: &Broker, pass: &PassId, report: &Report, acked: Option<u64>) -> Result<Self, Error> {
         let lacking = report.missing.iter().chain(&report.short).copied().collect();
         let unstored = match acked {
@@ -207,10 +211,10 @@ impl Todo {
         let mut again: Vec<u32> =
             report.named().filter(|batch| report.has_ids(*batch) && !is_unstored(batch)).collect();
         if !unstored.is_empty() && report.needs_all_again() {
-            // That would remove them. The rest is for the next repair.
+            // Computing again would remove these rows. The rest is left to the next repair.
             again.clear();
         }
-        // The rows of a wrong batch are all there is of it while its ids are not.
+        // The rows of a wrong batch stay while its ids are missing, because nothing else is left of it.
         let wrong = report.wrong.iter().copied();
         let wrong = wrong.filter(|batch| report.is_beyond(*batch) || report.has_ids(*batch)).collect();
         Ok(Self { again, wrong, unstored })
@@ -221,7 +225,7 @@ impl Todo {
     }
 }
 
-/// Does it, under a claim on the pass's record; `false` where another repair has it, or took it over.
+/// Carries the plan out, under a claim on the pass's record; `false` if another repair has the claim.
 async fn carry_out(
     session: &Session,
     report: &Report,
@@ -251,7 +255,7 @@ async fn carry_out(
     Ok(true)
 }
 
-/// Whether somebody has claimed this pass for a repair, and may be at it still.
+/// Whether another process has claimed this pass for a repair, and may still work on it.
 ///
 /// # Errors
 /// When NATS refuses or does not answer.
@@ -263,8 +267,8 @@ pub(crate) async fn is_being_repaired(records: &Records, entry: &Entry<PassRecor
     Ok(age_ms < LEASE.as_millis() as u64)
 }
 
-/// Whether nothing of a pass is under way, so that what is not stored counts as lost: the sequence up to which all its messages
-/// are acked, where others may not be; else what a repair comes to.
+/// Whether nothing of a pass is on its way, so that what is not stored counts as lost. Returns the sequence
+/// below which all messages are acked, if some above it may not be; otherwise the reason to wait.
 async fn at_rest(
     session: &Session,
     pass: &PassId,
@@ -276,7 +280,7 @@ async fn at_rest(
     if matches!(state, PassState::Paused | PassState::Cancelled) {
         return busy(format!("the pass is {state}"));
     }
-    // Nobody draws from what is left of a sealed pass's consumer.
+    // No worker pulls from what is left of a sealed pass's consumer.
     if state != PassState::Sealed {
         let computing = broker.work_progress(pass).await?.map_or(0, |info| open(&info));
         if computing > 0 {
@@ -293,18 +297,18 @@ async fn at_rest(
         Landing::Left(why) => {
             let run = &pass.run;
             let stuck = format!(
-                "{why}. They come again by themselves, and are stored once the table takes them; if the build is at fault: deploy \
-                 a mended one to the workers, then `verify {run} --repair --recompute`"
+                "{why}. They are redelivered automatically, and stored once the table accepts them; if the build is at fault: deploy \
+                 a fixed one to the workers, then `verify {run} --repair --recompute`"
             );
             Ok(Err(Repair { stuck: Some(stuck), ..Repair::default() }))
         }
     }
 }
 
-/// Makes the pass a running one that is being repaired, in a single step, and returns the claim; `None` when its record is
-/// not the one that the report began with, or another repair is at it.
+/// Claims the pass in one step: it becomes a running pass under repair. Returns the claim; `None` if the record
+/// has changed since the report, or another repair has the claim.
 async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Option<u64>, Error> {
-    // Unlike any other: seeded by the system for each value.
+    // Unique, because the system seeds each `RandomState`.
     let claim = RandomState::new().hash_one(now_ms());
     let change = match records.pass(&run.pass(report.pass)).await? {
         Some(mut entry) => {
@@ -333,7 +337,7 @@ async fn holds(records: &Records, pass: &PassId, claim: u64) -> Result<bool, Err
     Ok(entry.is_some_and(|entry| entry.record.repair == Some(claim)))
 }
 
-/// Lets go of the pass.
+/// Releases the claim.
 async fn release(records: &Records, pass: &PassId, claim: u64) -> Result<(), Error> {
     while let Some(mut entry) = records.pass(pass).await?.filter(|entry| entry.record.repair == Some(claim)) {
         entry.record.repair = None;
@@ -344,7 +348,8 @@ async fn release(records: &Records, pass: &PassId, claim: u64) -> Result<(), Err
     Ok(())
 }
 
-/// Computing a batch again adds its own ids and would leave the others.
+/// Removes the rows of wrong batches, because computing a batch again adds its own ids and would leave the
+/// others.
 async fn remove_wrong(
     broker: &Broker,
     store: &Store,
@@ -357,15 +362,15 @@ async fn remove_wrong(
     }
     store.remove_batches(&run.pass(report.pass), wrong).await?;
     for batch in wrong.iter().filter(|batch| report.is_beyond(**batch)) {
-        // Whoever published it is not the producer.
+        // This message was not published by the producer.
         broker.purge_ids(broker.names().ids_subject(run, *batch)).await?;
         broker.purge_batch(&run.pass(report.pass), *batch).await?;
     }
     Ok(())
 }
 
-/// The ids stay where they are: a consumer of just these batches delivers them once more, or one of the whole run when
-/// they cannot all be named.
+/// Has batches computed again. Their ids stay in the stream: a new consumer delivers just these batches, or the
+/// whole run if they cannot all be listed.
 async fn compute_again(
     broker: &Broker,
     run: &RunName,
@@ -377,9 +382,9 @@ async fn compute_again(
         return Ok(());
     }
     repair.whole_run = report.is_too_much();
-    // Rows that the first worker stored stand in the way of the second's.
+    // The first worker's rows would block those of the second.
     if report.computes.is_some() {
-        // Its ids alone: the sealer brings the other rows from the pass before.
+        // Only the computed ids; the sealer copies the other rows from the base pass.
         repair.batches_again = again.len() as u64;
         broker.purge_rows(broker.names().pass_rows(&run.pass(report.pass))).await?;
         failpoint::pass("repair-before-consumer");

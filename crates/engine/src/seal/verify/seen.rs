@@ -1,4 +1,4 @@
-//! What readers see a run by: its rows in the table of sealed passes, against the records of its passes.
+//! What readers see of a run: its rows in the table of sealed passes, compared with the records of its passes.
 
 use millstream::names::RunName;
 use serde::Serialize;
@@ -9,31 +9,31 @@ use crate::error::Error;
 use crate::model::record::{PassRecord, PassState, Published};
 use crate::nats::bucket::Records;
 
-/// A row in the table of sealed passes that is not as the pass's record has it.
+/// A row in the table of sealed passes that differs from the pass's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SeenFault {
-    /// The pass that the row is of.
+    /// The pass of the row.
     pub pass: u32,
     /// What the row says, and what is right.
     pub why: String,
-    /// The row.
+    /// The row as it is.
     #[serde(skip)]
     found: SeenPass,
-    /// The row as it should be; `None` where there should be none.
+    /// The correct row; `None` if there should be none.
     #[serde(skip)]
     right: Option<SeenPass>,
 }
 
-/// Compares what readers see a run by with the records of its passes. `complete` is the newest pass if all of it is stored: one
-/// that is not sealed yet has its row a moment earlier than its record says so. Rows are to be read before anything else is, so
-/// that a seal made meanwhile is no fault.
+/// Compares the rows in the table of sealed passes with the records of the run's passes. `complete` is the
+/// newest pass, if all of it is stored: it may have its row a moment before its record says so. The rows must
+/// be read first, so that a seal made meanwhile is no fault.
 pub(super) fn faults(
     seen: &[SeenPass],
     passes: &[PassRecord],
     published: Option<&Published>,
     complete: Option<u32>,
 ) -> Vec<SeenFault> {
-    // A bucket that was lost has no say, but is filled from these rows.
+    // A lost bucket proves nothing; it is restored from these rows.
     if passes.is_empty() {
         return Vec::new();
     }
@@ -43,7 +43,7 @@ pub(super) fn faults(
         let no_row = |why: String| Some(fault(why, None));
         match (record, published) {
             (None, _) => no_row("no record says that there is such a pass".to_owned()),
-            // Readers keep what they see of a pass until it is sealed anew.
+            // Readers keep what they see of a pass until it is sealed again.
             (Some(record), _) if record.forgetting || record.unsealed || record.repair.is_some() => None,
             (Some(PassRecord { state: PassState::Sealed, sealed: Some(sealed), .. }), Some(published)) => {
                 let right = SeenPass::of(row.pass, published, sealed);
@@ -57,7 +57,7 @@ pub(super) fn faults(
     seen.iter().filter_map(fault_of).collect()
 }
 
-/// What a row says that is not right, if there is anything.
+/// Describes what is wrong in a row, if anything is.
 fn difference(row: &SeenPass, right: &SeenPass) -> Option<String> {
     let figures = |row: &SeenPass| {
         let SeenPass { batches, ids, rows, dead, digest, repeated_ids, at_ms, .. } = *row;
@@ -72,19 +72,19 @@ fn difference(row: &SeenPass, right: &SeenPass) -> Option<String> {
         ]
     };
     let others = figures(row).into_iter().zip(figures(right)).filter(|(found, right)| found != right);
-    let mut told: Vec<String> =
+    let mut differences: Vec<String> =
         others.map(|((name, found), (_, right))| format!("{name} {found} in place of {right}")).collect();
     if row.builds != right.builds {
-        told.push(format!("builds {:?} in place of {:?}", row.builds, right.builds));
+        differences.push(format!("builds {:?} in place of {:?}", row.builds, right.builds));
     }
-    (!told.is_empty()).then(|| told.join(", "))
+    (!differences.is_empty()).then(|| differences.join(", "))
 }
 
-/// Writes the row as it should be, or removes it where there should be none; whether it did. Nothing is done where the fault is
-/// another by now, nor about a pass that has rows and no record: NATS has lost that, and `produce` brings it back.
+/// Corrects a wrong row, or removes it, and returns whether it did. It does nothing if the fault has changed,
+/// or about a pass that has rows and no record: NATS has lost the record, and `produce` restores it.
 ///
 /// # Errors
-/// The broker's and ClickHouse's.
+/// Errors of NATS and ClickHouse.
 pub(super) async fn mend(
     records: &Records,
     store: &Store,
@@ -101,16 +101,16 @@ pub(super) async fn mend(
     if !is_recorded && store.raw_rows(&run.pass(fault.pass)).await? > 0 {
         return Ok(false);
     }
-    tracing::warn!(%run, pass = fault.pass, why = fault.why, "the pass's row among the sealed passes is mended");
+    tracing::warn!(%run, pass = fault.pass, why = fault.why, "corrected the pass's row in the table of sealed passes");
     let found = &fault.found;
     if let Some(right) = &fault.right {
         show(store, run, right).await?;
-        // Of two rows of one moment readers have the one that was written last.
+        // Of two rows with the same time, readers get the one written last.
         if right.at_ms == found.at_ms {
             return Ok(true);
         }
     }
-    // This row alone: a seal that was made meanwhile is of another moment.
+    // Only this row: a seal made meanwhile has another time.
     store.remove_seen(run, found).await?;
     Ok(true)
 }
@@ -118,7 +118,7 @@ pub(super) async fn mend(
 /// Writes a sealed pass's row.
 ///
 /// # Errors
-/// ClickHouse's.
+/// Errors of ClickHouse.
 pub(super) async fn show(store: &Store, run: &RunName, right: &SeenPass) -> Result<(), Error> {
     store.write("make a sealed pass visible again", &store.tables().insert_pass(run, right)).await
 }
@@ -129,7 +129,7 @@ mod tests {
     use crate::model::record::Sealed;
 
     #[test]
-    fn a_row_that_its_record_does_not_bear_out_is_named() {
+    fn a_row_that_contradicts_its_record_is_named() {
         let run: RunName = "a".parse().expect("legal");
         let published = Published { batches: 3, ids: 30, digest: 7, dropped_repeats: 0, at_ms: 1 };
         let summary = None;

@@ -1,4 +1,4 @@
-//! Messages in the hands of a worker or a sink.
+//! Metrics of the messages that a worker or sink holds.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Deliveries {
             ),
             unreported: registry.counters(
                 "progress_failures",
-                "Failures to report progress, after which held messages may be delivered again",
+                "Failures to report progress, after which held messages may be redelivered",
                 None,
             ),
             held: registry.gauges("held_deliveries", "Deliveries that are held now", None),
@@ -48,7 +48,7 @@ impl Deliveries {
 }
 
 impl Metrics {
-    /// A message of so many bytes arrived for the first, second, … time.
+    /// Counts a message of `bytes` bytes that arrived for the `deliveries`th time.
     pub fn arrived(&self, stage: Stage, deliveries: i64, bytes: usize) {
         let Deliveries { arrived, held, held_bytes, .. } = &self.0.deliveries;
         let arrival = if deliveries > 1 { Arrival::Again } else { Arrival::First };
@@ -57,7 +57,7 @@ impl Metrics {
         held_bytes.get_or_create(&By(stage)).inc_by(level(bytes));
     }
 
-    /// A delivery of so many bytes ended after so long.
+    /// Counts a delivery of `bytes` bytes that ended `after` its arrival.
     pub fn ended(&self, stage: Stage, end: End, bytes: usize, after: Duration) {
         let Deliveries { ended, held, held_bytes, lasted, .. } = &self.0.deliveries;
         ended.get_or_create(&(By(stage), By(end))).inc();
@@ -66,22 +66,22 @@ impl Metrics {
         lasted.get_or_create(&By(stage)).observe(seconds(after));
     }
 
-    /// A message that is no batch of this pipeline was put into quarantine.
+    /// Counts a message that was put into quarantine.
     pub fn set_aside(&self, stage: Stage) {
         self.0.deliveries.set_aside.get_or_create(&By(stage)).inc();
     }
 
-    /// Progress of held deliveries could not be reported.
+    /// Counts a failed progress report of held deliveries.
     pub fn progress_failed(&self, stage: Stage) {
         self.0.deliveries.unreported.get_or_create(&By(stage)).inc();
     }
 
-    /// Redeliveries that a stage has had.
+    /// The number of redeliveries to a stage.
     pub(super) fn redelivered(&self, stage: Stage) -> u64 {
         self.0.deliveries.arrived.get_or_create(&(By(stage), By(Arrival::Again))).get()
     }
 
-    /// Messages that a stage has put into quarantine.
+    /// The number of messages that a stage has put into quarantine.
     pub(super) fn quarantined(&self, stage: Stage) -> u64 {
         self.0.deliveries.set_aside.get_or_create(&By(stage)).get()
     }

@@ -1,4 +1,4 @@
-//! What a producer does.
+//! Metrics of a producer.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,7 +32,7 @@ impl Producer {
 }
 
 impl Metrics {
-    /// A batch of so many ids is in the stream; so many repeats were dropped from it.
+    /// Counts a batch of `ids` ids in the stream, and the repeats that were dropped from it.
     pub fn published(&self, origin: Origin, ids: u64, repeats: u64) {
         let producer = &self.0.producer;
         producer.batches.get_or_create(&By(origin)).inc();
@@ -40,12 +40,12 @@ impl Metrics {
         producer.repeats.inc_by(repeats);
     }
 
-    /// A line of an open run holds no id.
+    /// Counts a line of an open run that holds no id.
     pub fn bad_line(&self) {
         self.0.producer.bad_lines.inc();
     }
 
-    /// So many batches are being published.
+    /// Sets the number of batches that are being published.
     pub fn publishing(&self, batches: usize) {
         self.0.producer.in_flight.set(level(batches));
     }

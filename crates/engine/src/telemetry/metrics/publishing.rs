@@ -1,4 +1,4 @@
-//! Messages on their way into a stream.
+//! Metrics of publishing messages into a stream.
 
 use std::time::Duration;
 
@@ -39,8 +39,8 @@ impl Publishing {
 }
 
 impl Metrics {
-    /// A message of so many bytes is in its stream, after so long. `is_first` says that these very bytes were stored, and no
-    /// other writer's before.
+    /// Counts a message of `bytes` bytes that is in its stream. `is_first` says that this writer's bytes were
+    /// stored, not an earlier writer's.
     pub fn wrote(&self, stream: Stream, is_first: bool, bytes: usize, took: Duration) {
         let Publishing { bytes: stored, took: times, .. } = &self.0.publishing;
         if is_first {
@@ -49,7 +49,7 @@ impl Metrics {
         times.get_or_create(&By(stream)).observe(seconds(took));
     }
 
-    /// An attempt to publish was not confirmed, and is made again.
+    /// Counts an attempt to publish that was not confirmed, and is made again.
     pub fn not_confirmed(&self, stream: Stream, reason: Unconfirmed) {
         self.0.publishing.unconfirmed.get_or_create(&(By(stream), By(reason))).inc();
     }

@@ -1,4 +1,4 @@
-//! What a sealer does.
+//! Metrics of a sealer.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ impl Sealer {
             repairs: registry.counter("sealer_repairs", "Repairs that changed something", None),
             repaired: registry.counter(
                 "sealer_repaired_batches",
-                "Batches that repairs had computed or handed out again",
+                "Batches that repairs had computed or delivered again",
                 None,
             ),
         }
@@ -52,17 +52,17 @@ impl Sealer {
 }
 
 impl Metrics {
-    /// The sealer follows so many passes.
+    /// Sets the number of passes that the sealer follows.
     pub fn following(&self, passes: usize) {
         self.0.sealer.passes.set(level(passes));
     }
 
-    /// So many passes wait for an operator.
+    /// Sets the number of passes that wait for an operator.
     pub fn waiting(&self, passes: usize) {
         self.0.sealer.waiting.set(level(passes));
     }
 
-    /// A step was taken. `failed` says that it gave no answer, or took too long.
+    /// Counts a step. `failed` says that a server did not answer, or the step took too long.
     pub fn step_taken(&self, step: SealStep, failed: bool, took: Duration) {
         self.0.sealer.took.get_or_create(&By(step)).observe(seconds(took));
         if failed {
@@ -70,13 +70,13 @@ impl Metrics {
         }
     }
 
-    /// A pass of so many rows is sealed.
+    /// Counts a sealed pass and its rows.
     pub fn sealed(&self, rows: u64) {
         self.0.sealer.sealed.inc();
         self.0.sealer.sealed_rows.inc_by(rows);
     }
 
-    /// A repair changed something; so many batches are computed or handed out again.
+    /// Counts a repair that changed something, and the batches that are computed or delivered again.
     pub fn repaired(&self, batches: u64) {
         self.0.sealer.repairs.inc();
         self.0.sealer.repaired.inc_by(batches);

@@ -1,4 +1,4 @@
-//! What a sink does.
+//! Metrics of a sink.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Sink {
             ),
             not_taken: registry.counters(
                 "sink_refused_messages",
-                "Messages that were handed back because the table does not take their rows, by cause",
+                "Messages that ended with a nak because the table does not accept their rows, by cause",
                 None,
             ),
             lacking_views: registry.counter(
@@ -76,7 +76,7 @@ impl Sink {
 }
 
 impl Metrics {
-    /// ClickHouse accepted an insert.
+    /// Counts an insert that ClickHouse accepted.
     pub fn inserted(&self, rows: u64, bytes: u64, took: Duration) {
         let sink = &self.0.sink;
         self.answered(Outcome::Accepted, took);
@@ -85,7 +85,7 @@ impl Metrics {
         sink.sizes.observe(rows as f64);
     }
 
-    /// An insert failed, or nothing is known of it.
+    /// Counts an insert that failed, or whose outcome is unknown.
     pub fn insert_failed(&self, class: Class, took: Duration) {
         self.answered(class.into(), took);
     }
@@ -95,38 +95,38 @@ impl Metrics {
         self.0.sink.took.get_or_create(&By(outcome)).observe(seconds(took));
     }
 
-    /// ClickHouse said which rows of a group are stored.
+    /// Counts an answer of ClickHouse about the stored rows of a group.
     pub fn asked(&self, took: Duration) {
         self.0.sink.asks.observe(seconds(took));
     }
 
-    /// The rows of a message are stored, as ClickHouse says.
+    /// Counts a message whose rows are stored, as ClickHouse answered.
     pub fn confirmed(&self, rows: u64) {
         self.0.sink.confirmed_rows.inc_by(rows);
         self.0.sink.confirmed_messages.inc();
     }
 
-    /// So many messages are handed back, as the table does not take their rows.
+    /// Counts messages that the sink naks because the table does not accept their rows.
     pub fn not_taken(&self, cause: NotTaken, messages: usize) {
         self.0.sink.not_taken.get_or_create(&By(cause)).inc_by(messages as u64);
     }
 
-    /// So many materialized views may lack rows of an insert.
+    /// Counts materialized views that may lack rows of an insert.
     pub fn views_lack_rows(&self, views: usize) {
         self.0.sink.lacking_views.inc_by(views as u64);
     }
 
-    /// A group of rows is ready to be inserted.
+    /// A group of rows waits for its insert.
     pub fn group_waits(&self) {
         self.0.sink.waiting.inc();
     }
 
-    /// A group of rows is on its way into ClickHouse.
+    /// The insert of a waiting group begins.
     pub fn group_begins(&self) {
         self.0.sink.waiting.dec();
     }
 
-    /// What the sink did so far.
+    /// The sink's counts since its start.
     pub fn sink_counts(&self) -> SinkCounts {
         let sink = &self.0.sink;
         let inserts = |outcome: &Outcome| sink.inserts.get_or_create(&By(*outcome)).get();

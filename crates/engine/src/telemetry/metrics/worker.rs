@@ -1,4 +1,4 @@
-//! What a worker does.
+//! Metrics of a worker.
 
 use std::time::Duration;
 
@@ -71,17 +71,17 @@ impl Worker {
 }
 
 impl Metrics {
-    /// A worker begins, on so many cores.
+    /// Sets the number of cores of a worker that starts.
     pub fn working(&self, cores: usize) {
         self.0.worker.cores.set(level(cores));
     }
 
-    /// The ids of a batch were computed, in so long.
+    /// Counts the time in which the ids of a batch were computed.
     pub fn computed(&self, took: Duration) {
         self.0.worker.computing.observe(seconds(took));
     }
 
-    /// Rows of so many ids are in the stream, so many of them dead letters. They took so much of the cores.
+    /// Counts ids whose rows are in the stream, the dead letters among them, and the core time that they took.
     pub fn stored(&self, ids: u32, dead: u32, spent: Spent) {
         let Worker { ids: stored, used, .. } = &self.0.worker;
         stored.get_or_create(&By(Fate::Ok)).inc_by(u64::from(ids.saturating_sub(dead)));
@@ -90,42 +90,42 @@ impl Metrics {
         used.get_or_create(&By(Activity::Encoding)).inc_by(seconds(spent.encoding));
     }
 
-    /// All rows of a batch are in the stream.
+    /// Counts a batch whose rows are all in the stream.
     pub fn finished(&self) {
         self.0.worker.batches.inc();
     }
 
-    /// A delivery of a batch ended before it was finished.
+    /// Counts a delivery of a batch that ended unfinished.
     pub fn unfinished(&self, reason: Unfinished) {
         self.0.worker.unfinished.get_or_create(&By(reason)).inc();
     }
 
-    /// Cores without an id waited, so much core time.
+    /// Counts core time without an id to compute.
     pub fn idled(&self, waits_for: WaitsFor, core_time: Duration) {
         self.0.worker.idle.get_or_create(&By(waits_for)).inc_by(seconds(core_time));
     }
 
-    /// So many ids ask for another attempt.
+    /// Counts ids that wait for another attempt.
     pub fn asked_again(&self, ids: u64) {
         self.0.worker.again.inc_by(ids);
     }
 
-    /// An id is beyond its soft limit.
+    /// Counts an id that exceeded its soft limit.
     pub fn id_is_slow(&self) {
         self.0.worker.slow.inc();
     }
 
-    /// Ids of a batch are computed one at a time.
+    /// Counts a batch whose ids are computed one at a time.
     pub fn isolated(&self) {
         self.0.worker.isolated.inc();
     }
 
-    /// An id ended its process.
+    /// Counts an id that ended its process.
     pub fn id_crashed(&self) {
         self.0.worker.crashed.inc();
     }
 
-    /// What the worker did so far.
+    /// The worker's counts since its start.
     pub fn work_counts(&self) -> WorkCounts {
         let Worker { batches, ids, slow, isolated, crashed, .. } = &self.0.worker;
         let ok = ids.get_or_create(&By(Fate::Ok)).get();

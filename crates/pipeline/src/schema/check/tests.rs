@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::super::Faults;
 use super::*;
 
-/// The faults of a row type, one a line.
+/// The faults of a row type, one per line.
 fn faults<R: Serialize + serde::de::DeserializeOwned>(columns: &[(&str, &str)]) -> String {
     let schema = Schema::parse(columns).expect("columns");
     Faults(&check_row::<R>(&schema)).to_string()
@@ -238,7 +238,7 @@ fn types_that_refuse_some_blanks_are_given_others() {
     assert!(one::<std::net::Ipv4Addr>("UInt32").contains("found text"));
 }
 
-/// A number of a small set, as `serde_repr` has them.
+/// A number of a small set, as `serde_repr` serializes it.
 struct Stars(u8);
 
 impl Serialize for Stars {

@@ -53,7 +53,7 @@ impl<'de> de::MapAccess<'de> for Given<'_, '_> {
     }
 }
 
-/// Values under the names of columns or parts, for types that do not tell their fields.
+/// Values by the names of columns or parts, for types that do not list their fields.
 pub(super) struct ByName<'r, 'a> {
     pub(super) blanks: &'r mut Blanks<'a>,
     pub(super) depth: usize,
@@ -87,7 +87,7 @@ impl<'de> de::MapAccess<'de> for ByName<'_, '_> {
     }
 }
 
-/// Items one after the other.
+/// Items in order.
 pub(super) struct Elements<'r, 'a, 's> {
     pub(super) blanks: &'r mut Blanks<'a>,
     pub(super) depth: usize,

@@ -1,4 +1,4 @@
-//! One blank value of whatever type asks for it.
+//! Makes one blank value of any type that asks for it.
 
 use serde::de::{self, Visitor};
 
@@ -7,10 +7,10 @@ use super::{BlankFault, Blanks, Style};
 use crate::schema::shape::Shape;
 use crate::schema::{ColumnType, Int, Part};
 
-/// Types that hold themselves are given nothing to hold from here on.
+/// The depth from which recursive types get empty values.
 const MAX_DEPTH: usize = 8;
 
-/// Texts for types that read one form of it only.
+/// Texts for types that parse only one form.
 const TEXTS: [&str; 17] = [
     "",
     "a",
@@ -21,7 +21,7 @@ const TEXTS: [&str; 17] = [
     "1970-01-02T00:00:01Z",
     "1970-01-02T00:00:01",
     "1970-01-02T00:00:01+00:00[UTC]",
-    "1970-01-02T00:00:01+00:00[+00:00]", // a zone that needs no database of zones
+    "1970-01-02T00:00:01+00:00[+00:00]", // needs no time zone database
     "00:00:01",
     "127.0.0.1",
     "::1",
@@ -31,13 +31,13 @@ const TEXTS: [&str; 17] = [
     "PT1S",
 ];
 
-/// Numbers for types that have few.
+/// Numbers for types that accept few.
 const FURTHER_NUMBERS: [i16; 9] = [2, 3, 4, 5, 10, 50, 100, -1, 1000];
 
-/// Lengths of byte strings, likewise.
+/// Lengths of byte strings, for types that accept few.
 const LENGTHS: [usize; 8] = [0, 1, 4, 8, 16, 20, 32, 64];
 
-/// Gives one value, of which the column says what suits.
+/// Gives one value that suits the column.
 pub(super) struct Recorder<'r, 'a> {
     pub(super) blanks: &'r mut Blanks<'a>,
     pub(super) kind: Option<&'a ColumnType>,
@@ -66,7 +66,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
         }
     }
 
-    /// A row is a struct; every other answer is a value within one.
+    /// Records a value. A row is a struct; every other answer is a value within one.
     fn scalar(&mut self, what: &'static str, shape: Shape) -> Result<(), BlankFault> {
         if self.is_row {
             return Err(BlankFault::NoStruct(what));
@@ -107,13 +107,13 @@ impl<'r, 'a> Recorder<'r, 'a> {
         vec![0; std::iter::once(suited).chain(LENGTHS).nth(taken).unwrap_or_default()]
     }
 
-    /// 0 or 1, the one that the style asks for first.
+    /// 0 or 1, the one of the style first.
     fn bit(&mut self) -> bool {
         let taken = self.blanks.choose(2);
         (taken == 1) != self.blanks.is_filled()
     }
 
-    /// A number: one that the column's Enum has, 0 or 1, and for types that want another the next ones.
+    /// A number: one of the column's Enum, 0 or 1, and then others for types that refuse these.
     fn number(&mut self) -> i16 {
         let of_enum: &[(String, i16)] = match self.kind() {
             Some(ColumnType::Enum(known)) => &known.values,
@@ -125,7 +125,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
         known.chain(small).chain(FURTHER_NUMBERS).nth(taken).unwrap_or_default()
     }
 
-    /// Whether there is something in it.
+    /// Whether an option or list holds a value.
     fn holds(&mut self) -> bool {
         self.depth < MAX_DEPTH && self.bit()
     }
@@ -138,7 +138,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
         }
     }
 
-    /// A value for any type: the column's kind of value first.
+    /// A value for a type that accepts any: the column's kind of value first.
     fn anything<'de, V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, BlankFault> {
         if self.is_row {
             return self.map_by_columns(visitor);
@@ -149,7 +149,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
             self.blanks.any.push(field.to_owned());
         }
         let kind = self.kind();
-        // What suits, then text, a number, a float, a bool, and nothing.
+        // A value that suits the column, then text, a number, a float, a bool, and none.
         match (self.blanks.choose(6), kind) {
             (0, Some(ColumnType::Array(_))) => self.list(visitor),
             (0, Some(ColumnType::Map(_))) => self.pairs(visitor),
@@ -220,7 +220,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
         Ok(value)
     }
 
-    /// For a type that takes any value and a tuple with names.
+    /// A value for a type that accepts any and a tuple with names.
     fn tuple_by_names<'de, V: Visitor<'de>>(
         self,
         parts: &'a [Part],
@@ -233,7 +233,7 @@ impl<'r, 'a> Recorder<'r, 'a> {
         visitor.visit_map(ByName { blanks: self.blanks, depth: self.depth + 1, names, next: 0 })
     }
 
-    /// For a row that does not tell its fields: each column's name.
+    /// A map with each column's name, for a row that does not list its fields.
     fn map_by_columns<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, BlankFault> {
         let parts = self.blanks.parts;
         let names = parts.iter().map(|part| (part.name.clone(), Some(&part.kind))).collect();
@@ -405,7 +405,7 @@ impl<'de> de::Deserializer<'de> for Recorder<'_, '_> {
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, BlankFault> {
         match self.kind() {
             _ if self.is_row => self.map_by_columns(visitor),
-            // A struct with `flatten` says no more than that.
+            // A struct with `flatten` does not list its fields.
             Some(ColumnType::Tuple(parts)) => self.tuple_by_names(parts, visitor),
             _ => self.pairs(visitor),
         }
