@@ -104,7 +104,7 @@ fn a_limit_of_the_installation_goes_before_the_pipelines() {
     let host = rogue();
     std::fs::write(
         host.path().join("millstream.toml"),
-        "[work]\nhard_seconds = 4\nmemory = \"64MiB\"\nisolate = true\n",
+        "[work]\nhard_limit = '4s'\nmemory = \"64MiB\"\nisolate = true\n",
     )
     .expect("a file");
     host.call(&["run", "--ids", "104..=106", "--run", "a"]).expect(3);

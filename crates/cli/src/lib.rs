@@ -7,6 +7,7 @@
 //! | `session` | the servers: named ones, or the local stack |
 //! | `command` | one file a command |
 //! | `input` | ids from flags, files, standard input, queries |
+//! | `units` | durations and sizes, within bounds |
 //! | `listen` | where the local stack listens, and why nowhere else |
 //! | `show`, `progress`, `logs` | numbers for people, the progress line, tracing to stderr |
 //!
@@ -21,6 +22,7 @@ mod logs;
 mod progress;
 mod session;
 mod show;
+mod units;
 
 use std::process::ExitCode;
 
