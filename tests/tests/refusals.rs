@@ -515,7 +515,8 @@ fn doctor_says_that_a_disk_is_full() {
     let Some(disk) = Mount::new(host.path().join("small"), "size=8M") else { return };
     host.call(&["setup", "--data", disk.data()]).expect(0);
     let doctor = host.call(&["doctor", "--data", disk.data()]).expect(1).stdout;
-    for part in ["FAIL  disk ", "FAIL  table disk ", "it is full\n", "hint: free some space there [MS0013]\n"] {
+    for part in ["FAIL  disk ", "FAIL  table disk ", "it is full\n", "hint: free some space there [MS0013]\n"]
+    {
         assert!(doctor.contains(part), "`{part}` is not in {doctor}");
     }
 }

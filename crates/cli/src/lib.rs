@@ -88,7 +88,7 @@ fn start(name: &'static str, function: Result<AnyFunction, Vec<SchemaFault>>) ->
         Err(faults) => {
             let faults: Vec<String> = Faults(&faults).to_string().lines().map(str::to_owned).collect();
             let hint = "make COLUMNS and the fields of the row type agree: fields go into columns by name";
-            show::error(&format!("failed to use pipeline `{name}`"), &faults, Some(hint));
+            show::error(&format!("failed to use pipeline `{name}`"), &faults, Some(hint), None);
             return ExitCode::from(2);
         }
     };

@@ -29,7 +29,7 @@ pub use plan::WorkPlan;
 
 use crate::compute::group::{end_orphans, reap_strays};
 use crate::compute::{BatchKey, Cores, Function, Maker, Results};
-use crate::error::{Error, full_cause};
+use crate::error::{Code, Error, full_cause};
 use crate::failpoint;
 use crate::fleet::heartbeat;
 use crate::fleet::times::{InHand, Recent, SAMPLE, WorkLoad};
@@ -253,6 +253,7 @@ impl<I: Id> Worker<I> {
                 tracing::warn!(
                     subject = delivery.subject(),
                     why,
+                    code = %Code::HostUnable,
                     "the batch is handed back: this host cannot compute"
                 );
                 self.able.failed(delivery.subject(), why);

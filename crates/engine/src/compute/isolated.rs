@@ -24,7 +24,7 @@ use super::pool_process::{host_memory, shown, slow};
 use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::results::Results;
 use super::row::gave_up;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::model::counts::WorkCounts;
 
 /// Ids sent to a child and not answered: few enough that they always fit its socket, with ids of 4 KiB.
@@ -204,7 +204,7 @@ impl<I: Id> Isolated<I> {
             killed = 0;
             self.counts.ended.fetch_add(1, Ordering::Relaxed);
             let BatchKey { run, batch, .. } = key;
-            tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it is a dead letter");
+            tracing::warn!(%run, batch, id = shown(id), reason, code = %Code::IdEndedProcess, "an id ended its process: it is a dead letter");
             part.dead(id, &reason);
             chunk.start += 1;
         }
@@ -221,7 +221,7 @@ impl<I: Id> Isolated<I> {
             End::Silent => {
                 let why = silent();
                 let BatchKey { run, batch, .. } = key;
-                tracing::warn!(%run, batch, id = shown(id), why, "a process that computes is replaced");
+                tracing::warn!(%run, batch, id = shown(id), why, code = %Code::PoolReplaced, "a process that computes is replaced");
                 Verdict::Killed(why)
             }
             End::Over(reason) => Verdict::Crashed(reason),

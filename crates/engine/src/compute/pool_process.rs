@@ -22,7 +22,7 @@ use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
 use super::protocol::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
 use super::results::Results;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::fleet::times::Load;
 use crate::model::counts::WorkCounts;
 
@@ -266,6 +266,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             tracing::warn!(
                 status,
                 why,
+                code = %Code::IdEndedProcess,
                 "the compute pool died: ids that were in it are computed one at a time"
             );
         }
@@ -273,7 +274,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
         End::Silent => {
             let why = silent();
             let batches = shared.batches();
-            tracing::warn!(why, batches, status, "the compute pool is replaced: its ids are computed again");
+            tracing::warn!(why, batches, status, code = %Code::PoolReplaced, "the compute pool is replaced: its ids are computed again");
         }
     }
     shared.end(&end);
@@ -427,7 +428,7 @@ impl<I: Id> Order<I> {
 /// Says that an id takes long. Rare by what a soft limit is for, so each is told.
 pub(super) fn slow<I: Id>(key: &BatchKey, id: &I) {
     let BatchKey { run, batch, .. } = key;
-    tracing::warn!(%run, batch, id = shown(id), "an id takes longer than its soft limit");
+    tracing::warn!(%run, batch, id = shown(id), code = %Code::IdSlow, "an id takes longer than its soft limit");
 }
 
 /// An id fit for a log.

@@ -157,7 +157,8 @@ impl HostReport {
         self.left_passes().iter().find(|left| (left.run.as_str(), left.pass) == (run, pass))
     }
 
-    fn left_passes(&self) -> &[LeftPass] {
+    /// Passes of which rows wait, and for what.
+    pub fn left_passes(&self) -> &[LeftPass] {
         match &self.doing {
             Doing::Sink { left_passes, .. } => left_passes,
             Doing::Work { .. } | Doing::Produce { .. } => &[],

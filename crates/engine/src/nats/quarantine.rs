@@ -10,7 +10,7 @@ use millstream::Id;
 use millstream::envelope::{EnvelopeFault, decode_ids, is_end};
 use millstream::names::RunName;
 
-use crate::error::full_cause;
+use crate::error::{Code, full_cause};
 use crate::nats::broker::{Broker, Stray};
 use crate::nats::delivery::Delivery;
 
@@ -27,7 +27,7 @@ const NOT_KEPT: &str = "`setup` makes the stream for it; this user needs the rig
 pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault, counted: &AtomicU64) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {
-        tracing::error!(subject, %fault, hint = NEWER, "the message is set back for 60 s");
+        tracing::error!(subject, %fault, hint = NEWER, code = %Code::BuildTooOld, "the message is set back for 60 s");
         return delivery.nak(SET_BACK).await;
     }
     let (stream, sequence) = delivery.origin().unwrap_or_default();
@@ -36,12 +36,12 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
         Ok(()) => {
             counted.fetch_add(1, Ordering::Relaxed);
             let kept_in = broker.names().aside_stream();
-            tracing::error!(subject, %fault, kept_in, hint = KEPT, "the message is no batch, and is set aside");
+            tracing::error!(subject, %fault, kept_in, hint = KEPT, code = %Code::MessageForeign, "the message is no batch, and is set aside");
             delivery.ack().await;
         }
         Err(error) => {
             let error = full_cause(&error);
-            tracing::error!(subject, %fault, error, hint = NOT_KEPT, "the message is no batch, and is set back for 60 s");
+            tracing::error!(subject, %fault, error, hint = NOT_KEPT, code = %Code::MessageForeign, "the message is no batch, and is set back for 60 s");
             delivery.nak(SET_BACK).await;
         }
     }

@@ -244,7 +244,7 @@ impl<'a, I: Id> Drive<'a, I> {
                 let seen = match tokio::time::timeout(step.within(), taking).await {
                     Ok(Ok(seen)) => seen,
                     Ok(Err(error)) => {
-                        tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), hint = error.hint(), "not sealed yet");
+                        tracing::warn!(run = %key.0, pass = key.1, error = full_cause(&error), hint = error.hint(), code = error.code().map(tracing::field::display), "not sealed yet");
                         Seen::Failed
                     }
                     Err(_) => {

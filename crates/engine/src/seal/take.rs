@@ -7,7 +7,7 @@ use super::proof::Proof;
 use super::sealer::Sealer;
 use super::step::{Seen, Step};
 use crate::clickhouse::store::Stored;
-use crate::error::{Error, StoreFault, full_hint};
+use crate::error::{Code, Error, StoreFault, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::nats::bucket::Entry;
@@ -106,7 +106,7 @@ impl Sealer {
     /// Notes what a person has to see to, and says it once.
     fn tell(&self, run: &RunName, pass: u32, why: &str) {
         if self.waits().note(run, pass, why) {
-            tracing::error!(%run, pass, why, "the pass is not sealed, and waits");
+            tracing::error!(%run, pass, why, code = %Code::PassWaits, "the pass is not sealed, and waits");
         }
     }
 
@@ -228,11 +228,11 @@ impl Sealer {
             }
             proof if !proof.is_complete() => {
                 tracing::warn!(%run, pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
-                    raw_duplicates, "not every id has its one row");
+                    raw_duplicates, code = %Code::PassIncomplete, "not every id has its one row");
                 Seen::Incomplete
             }
             proof if !proof.is_clean() => {
-                tracing::warn!(%run, pass, rows = raw_duplicates, "raw duplicates found, merging them away");
+                tracing::warn!(%run, pass, rows = raw_duplicates, code = %Code::RawDuplicates, "raw duplicates found, merging them away");
                 Seen::Duplicates
             }
             proof => match proof.unproven() {
@@ -275,7 +275,7 @@ impl Sealer {
                  tries again",
                 super::step::REPAIRS
             );
-            self.tell(run, pass, &why);
+            self.tell(run, pass, &Code::RepairsSpent.mark(&why));
             return Ok(Seen::Stuck);
         }
         match verify::heal::<I>(&self.broker, &self.records, &self.store, run, pass).await {
@@ -323,11 +323,11 @@ fn told(run: &RunName, pass: u32, repair: &Repair) {
         batches_again, batches_handed_out, duplicates_merged, whole_run, ids_gone, ids_damaged, ..
     } = repair;
     if repair.comes_to() > 0 {
-        tracing::warn!(%run, pass, batches_again, batches_handed_out, whole_run, duplicates_merged,
+        tracing::warn!(%run, pass, batches_again, batches_handed_out, whole_run, duplicates_merged, code = %Code::PassIncomplete,
             "repaired what was not complete");
     }
     if let Some(hint) = repair.hint(run.as_str()) {
-        tracing::error!(%run, pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint,
+        tracing::error!(%run, pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint, code = %Code::IdsNotInStream,
             "batches are missing whose ids are not in the stream");
     }
 }

@@ -12,7 +12,7 @@ use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, INSERTING, SET_BACK, Sink};
 use crate::clickhouse::store::{Fit, in_ranges};
-use crate::error::{Error, StoreFault, full_cause};
+use crate::error::{Code, Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::model::host::{Cause, REFUSED_HINT};
 use crate::retry::Backoff;
@@ -135,6 +135,7 @@ impl Sink {
                 build = %String::from_utf8_lossy(&item.rows.build),
                 %fault,
                 hint = format!("{}{helps}", REFUSED_HINT.replace("RUN", key.run.as_str())),
+                code = %Code::RowsRefused,
                 "ClickHouse refuses this batch's rows; they are kept and tried again in 60 s"
             );
         }
@@ -215,9 +216,11 @@ impl Landing<'_> {
             Ok(views) => {
                 tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; mend the view, then `doctor` shows the statement that fills it",
+                code = %Code::ViewLacksRows,
                 "materialized views on the rows table may lack these rows")
             }
             Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
+                code = %Code::ViewLacksRows,
                 "materialized views on the rows table may lack these rows, and this could not be written down"),
         }
         self.failed = None;
@@ -261,7 +264,7 @@ impl Landing<'_> {
                     return Seen::Ended;
                 }
                 Err(fault) => {
-                    tracing::warn!(query_id, %fault, "an insert of unknown outcome cannot be ended yet")
+                    tracing::warn!(query_id, %fault, code = %Code::InsertUnknown, "an insert of unknown outcome cannot be ended yet")
                 }
             }
             if !self.sink.stop.pause(pause.wait()).await {
@@ -274,7 +277,7 @@ impl Landing<'_> {
         let wait = self.pause.wait();
         let rows: u64 = self.items.iter().map(|item| item.rows.ids).sum();
         tracing::warn!(run = %self.key.run, pass = self.key.pass, batches = self.items.len(), rows, fault = %self.fault,
-            retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
+            retry_ms = wait.as_millis() as u64, code = %Code::RowsNotStored, "rows are not stored yet, trying again");
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
     }
 

@@ -11,7 +11,7 @@ use millstream::schema::Schema;
 
 use super::group::Item;
 use crate::clickhouse::store::{Fit, Store};
-use crate::error::Error;
+use crate::error::{Code, Error};
 
 /// How long an answer of the table's holds: an operator may alter it.
 const HOLDS: Duration = Duration::from_secs(60);
@@ -51,6 +51,7 @@ impl Schemas {
                 columns = %text,
                 faults = faults.join("; "),
                 hint = "run `setup` of the build that computed them, which shows what the table lacks; the rows wait",
+                code = %Code::RowsOfOtherSchema,
                 "rows of another schema are not stored: the table does not take their columns"
             );
         }

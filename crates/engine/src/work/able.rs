@@ -11,7 +11,7 @@ use millstream::Id;
 use tokio::sync::watch;
 
 use crate::compute::{Cores, Function};
-use crate::error::{Error, full_cause};
+use crate::error::{Code, Error, full_cause};
 use crate::fleet::times::WorkLoad;
 use crate::model::counts::WorkCounts;
 use crate::retry::Backoff;
@@ -141,6 +141,7 @@ impl Able {
             error,
             hint,
             again_in,
+            code = %Code::HostUnable,
             "this host cannot compute: it draws no batches, and tries again"
         );
     }

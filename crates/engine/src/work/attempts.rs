@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::Worker;
 use crate::compute::{BatchKey, Results};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::fleet::heartbeat;
 use crate::model::record::PassRecord;
 use crate::nats::delivery::Delivery;
@@ -77,7 +77,7 @@ impl<I: Id> Worker<I> {
     fn say_trouble(&self, BatchKey { run, pass, .. }: &BatchKey, news: Option<bool>, why: &str) {
         match news {
             Some(true) => {
-                tracing::warn!(%run, pass, why, "many ids ask for another attempt: fewer batches of the run are drawn");
+                tracing::warn!(%run, pass, why, code = %Code::ManyRetries, "many ids ask for another attempt: fewer batches of the run are drawn");
             }
             Some(false) => tracing::info!(%run, pass, "few ids ask for another attempt any more"),
             None => {}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use crate::error::Code;
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
 use crate::model::record::{Open, PassKey};
@@ -117,7 +118,7 @@ impl Outlier {
                 Some(true) => {
                     let blame = blame(key, own.fate, others);
                     if !std::mem::replace(&mut own.told, true) {
-                        tracing::error!(why = blame, hint = HINT, "this host draws no batches");
+                        tracing::error!(why = blame, hint = HINT, code = %Code::HostOutlier, "this host draws no batches");
                     }
                     why = Some(blame);
                 }

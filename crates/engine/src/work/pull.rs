@@ -12,7 +12,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::error::Source;
+use crate::error::{Code, Source};
 use crate::model::record::{Open, PassKey, PassRecord};
 use crate::nats::answer::ANSWER_WITHIN;
 use crate::nats::broker::Broker;
@@ -214,7 +214,7 @@ async fn pull_pass(
                 return None;
             }
             Err(error) => {
-                tracing::warn!(%run, pass, %error, "the pass cannot be pulled from, trying again");
+                tracing::warn!(%run, pass, %error, code = %Code::NatsAway, "the pass cannot be pulled from, trying again");
                 shares.put_off(key);
                 return None;
             }
@@ -224,7 +224,7 @@ async fn pull_pass(
     if let Some(consumer) = consumers.get(key)
         && let Err(error) = pull(consumer, most, &mut messages).await
     {
-        tracing::warn!(%run, pass, %error, "a pull failed, trying again");
+        tracing::warn!(%run, pass, %error, code = %Code::NatsAway, "a pull failed, trying again");
         consumers.remove(key);
     }
     Some(messages)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ANSWER_WITHIN, PROOF_WITHIN, Store, within};
 use crate::clickhouse::sql::{Tables, View};
-use crate::error::{Error, StoreFault, full_cause};
+use crate::error::{Code, Error, StoreFault, full_cause};
 
 /// Whether readers see a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -107,6 +107,7 @@ impl Store {
                     view = name,
                     %source,
                     hint = "a user with more rights runs `setup`",
+                    code = %Code::ViewLags,
                     "the view shows other columns or types than its table has, and cannot be made anew from here"
                 ),
                 Err(error) => {
