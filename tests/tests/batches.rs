@@ -90,7 +90,7 @@ fn ids_that_crash_or_never_end_do_not_hurt_the_producer() {
 #[test]
 fn tune_shows_the_curve_and_the_choice() {
     let host = tame(1000);
-    let tune = ["tune", "--ids", "1..=1000000", "--seconds", "10"];
+    let tune = ["tune", "--ids", "1..=1000000", "--for", "10s"];
     let found = host.call(&[&tune[..], &["--json", "--threads", "2"]].concat()).expect(0).json();
     let measured = found["measured"].as_array().expect("a list");
     let threads = |cell: &Value| number(cell, &["threads"]);

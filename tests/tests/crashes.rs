@@ -104,7 +104,7 @@ fn a_limit_of_the_installation_goes_before_the_pipelines() {
     let host = rogue();
     std::fs::write(
         host.path().join("millstream.toml"),
-        "[work]\nhard_seconds = 4\nmemory = \"64MiB\"\nisolate = true\n",
+        "[work]\nhard_limit = '4s'\nmemory_limit = \"64MiB\"\nisolate = true\n",
     )
     .expect("a file");
     host.call(&["run", "--ids", "104..=106", "--run", "a"]).expect(3);
@@ -116,6 +116,8 @@ fn a_limit_of_the_installation_goes_before_the_pipelines() {
         .filter_map(|letter| letter["error"].as_str())
         .collect();
     assert_eq!(errors, ["timed out after 4 s", "out of memory: limit 64 MB", "timed out after 4 s"]);
+    let kinds = report["by_error"].as_array().expect("a list");
+    assert!(kinds.iter().all(|kind| kind["code"] == "MS0039"), "{report}");
 }
 
 fn check_ids(up: &Up, run: &str, ids: u64) {

@@ -168,7 +168,7 @@ fn rayon_may_be_waited_for_without_rayon() {
 
 #[test]
 fn what_an_id_started_ends_with_its_process() {
-    both("leaves", "hard_seconds = 2", |place, run| {
+    both("leaves", "hard_limit = '2s'", |place, run| {
         let rows = place.run(run, "1..=5", &[], 3);
         assert_eq!(rows[2], "3 !timed out after 2 s");
         none_left(&place.seconds());
@@ -200,7 +200,7 @@ fn a_program_that_outlives_its_process_holds_nothing_up() {
 
 #[test]
 fn memory_of_many_ids_is_not_blamed_on_the_last() {
-    let place = Place::new("leaks", "memory = \"64MiB\"\nisolate = true");
+    let place = Place::new("leaks", "memory_limit = \"64MiB\"\nisolate = true");
     let rows = place.run("a", "1..=200", &[], 0);
     assert_eq!(rows.len(), 200);
 }
@@ -222,17 +222,17 @@ fn files_that_many_ids_leave_open_are_not_blamed_on_the_last() {
 
 #[test]
 fn loading_in_start_is_no_ids_time() {
-    let mut place = Place::new("start", "hard_seconds = 1");
+    let mut place = Place::new("start", "hard_limit = '1s'");
     place.env("GUEST_MICROS", "3000000");
     let rows = place.run("pool", "1..=2000", &[], 0);
     assert_eq!(rows.len(), 2000);
-    place.limit("hard_seconds = 1\nisolate = true");
+    place.limit("hard_limit = '1s'\nisolate = true");
     assert_eq!(place.run("alone", "1..=20", &[], 0).len(), 20);
 }
 
 #[test]
 fn loading_in_the_first_id_is_told_from_slow_ids() {
-    let mut place = Place::new("loads", "hard_seconds = 1\nisolate = true");
+    let mut place = Place::new("loads", "hard_limit = '1s'\nisolate = true");
     place.env("GUEST_MICROS", "3000000");
     let rows = place.run("a", "1..=6", &[], 3);
     assert!(rows.iter().all(|row| row.contains("timed out after 1 s")), "{rows:?}");
@@ -286,7 +286,7 @@ fn recursion_is_as_deep_as_in_a_main_thread_and_ends_in_a_message() {
 
 #[test]
 fn threads_that_cannot_be_had_cost_one_id() {
-    let mut place = Place::new("threads", "memory = \"64MiB\"\nisolate = true");
+    let mut place = Place::new("threads", "memory_limit = \"64MiB\"\nisolate = true");
     // A thread that cannot have a stack for signals panics in the library; a backtrace of it, which takes memory that is not
     // there, would wait for a lock that it holds itself.
     place.env("RUST_BACKTRACE", "0");
@@ -430,7 +430,7 @@ fn the_first_process_of_a_container_waits_for_strays() {
 /// The service that ids need is away for longer than five attempts take.
 #[test]
 fn attempts_follow_a_time_as_well_as_a_count() {
-    let place = Place::new("service", "attempts = 2\nretry_seconds = 600");
+    let place = Place::new("service", "attempts = 2\nretry_for = '10m'");
     let mut run = place.start("a", "1..=4000", &["--batch", "10"]);
     let told = wait_until("the reason in status", LONG, || {
         let told = place.host.call(&["status", "a"]).stdout;
@@ -450,7 +450,7 @@ fn attempts_follow_a_time_as_well_as_a_count() {
 
 #[test]
 fn attempts_end_with_their_time() {
-    let place = Place::new("service", "attempts = 2\nretry_seconds = 2");
+    let place = Place::new("service", "attempts = 2\nretry_for = '2s'");
     let rows = place.run("a", "1..=10", &[], 3);
     let gave_up = |row: &String| row.ends_with("!gave up after every attempt: the service is away");
     assert!(rows.len() == 10 && rows.iter().all(gave_up), "{rows:?}");

@@ -443,7 +443,7 @@ fn standard_output_that_cannot_be_written_is_an_error() {
         "verify a --json",
         "dead a",
         "doctor",
-        "tune --ids 1..=100 --seconds 1",
+        "tune --ids 1..=100 --for 1s",
         "produce --ids 1..=9 --run b",
         "set b --priority 1",
         "run --ids 1..=9 --run c",

@@ -197,7 +197,7 @@ fn a_terminated_worker_finishes_or_hands_back_what_it_holds() {
     let mut scene = Scene::new("drain", 5000);
     let config = scene.host.path().join("millstream.toml");
     let may_drain = |seconds: u32| {
-        fs::write(&config, format!("work.drain_seconds = {seconds}\n")).expect("a file is written");
+        fs::write(&config, format!("work.drain = '{seconds}s'\n")).expect("a file is written");
     };
     // A batch is five seconds of a core: less than the time to drain, and one thread holds two of them.
     may_drain(300);
@@ -263,7 +263,7 @@ impl Scene {
     /// `micros` is the weight of an id.
     fn new(name: &str, micros: u32) -> Self {
         let host = tame_host(micros);
-        fs::write(host.path().join("millstream.toml"), format!("sink.group_ms = {GROUP_MS}\n"))
+        fs::write(host.path().join("millstream.toml"), format!("sink.group_age = '{GROUP_MS}ms'\n"))
             .expect("a file");
         let up = host.up();
         let mut scene = Self {

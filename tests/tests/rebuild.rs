@@ -39,7 +39,7 @@ impl Scene {
     }
 
     fn kept() -> Self {
-        Self::configured("[streams]\nkeep_rows_seconds = 86400\n")
+        Self::configured("[streams]\nkeep_rows = '1d'\n")
     }
 
     fn lose(&self, table: &str, rows: &str) {
@@ -74,8 +74,8 @@ fn an_empty_table_is_filled_again() {
     let scene = Scene::kept();
     let before = scene.stored("millstream");
     let doctor = scene.host.call(&["doctor"]).expect(0).stdout;
-    assert!(doctor.contains("ids kept       for 30 d; "), "{doctor}");
-    assert!(doctor.contains("rows kept      for 1 d; "), "{doctor}");
+    assert!(doctor.contains("ids kept       for 30d; "), "{doctor}");
+    assert!(doctor.contains("rows kept      for 1d; "), "{doctor}");
     assert!(doctor.contains("the configuration says until their pass is sealed"), "{doctor}");
     assert!(Nats::connect(&scene.up.nats).messages("trial_rows") >= 33, "the stream keeps rows");
     let inserted =
@@ -115,7 +115,7 @@ fn rows_that_the_stream_lacks_are_told_with_the_reason() {
     scene.lose("rows", "1");
     let says = [
         "rebuild pass 1 of run `a`: 1 of its 30 batches lack rows that stream `trial_rows` does not hold",
-        "it keeps rows for 1 d",
+        "it keeps rows for 1d",
         "hint: ",
     ];
     scene.host.call(&["rebuild", "a"]).expect(1).says(&says);

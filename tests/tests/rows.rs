@@ -61,7 +61,7 @@ fn columns_go_by_name_when_a_sink_has_them_in_another_order() {
 #[test]
 fn columns_go_by_name_when_rows_are_inserted_once_more_by_another_build() {
     let scene = Scene::new();
-    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n")
+    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows = '1h'\n")
         .expect("written");
     scene.run("lohi", "1..=5000", "a", 0);
     scene.up.ask("TRUNCATE TABLE millstream.variant_rows");
@@ -413,7 +413,7 @@ fn rows_whose_column_is_dropped_under_a_running_sink_wait_and_are_named() {
 #[test]
 fn a_rebuild_ends_where_the_table_does_not_take_the_rows() {
     let scene = Scene::new();
-    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows_seconds = 3600\n")
+    std::fs::write(scene.host.path().join("millstream.toml"), "[streams]\nkeep_rows = '1h'\n")
         .expect("written");
     scene.run("extra", "1..=1000", "a", 0);
     scene.up.ask("TRUNCATE TABLE millstream.variant_rows");

@@ -14,7 +14,7 @@ use tests::nats::Nats;
 use tests::{Host, Process, SOON, Up, wait_until};
 
 const IDS: u64 = 200;
-const WAIT: &str = "rows_wait_seconds = 1";
+const WAIT: &str = "rows_wait = '1s'";
 
 /// A run of one batch, one id of which lasts until it is told to end.
 struct Place {
@@ -115,7 +115,7 @@ fn rows_of_a_limited_run_do_not_wait_for_an_id_that_lasts() {
 /// The id asks for another attempt until it is told not to.
 #[test]
 fn rows_do_not_wait_for_an_id_that_is_tried_again() {
-    let place = Place::new("asks", &format!("{WAIT}\nretry_seconds = 600"));
+    let place = Place::new("asks", &format!("{WAIT}\nretry_for = '10m'"));
     place.publish();
     let _work = place.work("work");
     place.wait_all_but_one("work");
@@ -176,7 +176,7 @@ fn a_worker_that_wakes_doubles_nothing() {
 /// SIGTERM, and the deadline passes: what is done is stored before the batch is handed back.
 #[test]
 fn a_worker_that_is_stopped_leaves_what_is_done() {
-    let place = Place::new("lasts", "drain_seconds = 10\nrows_wait_seconds = 3600");
+    let place = Place::new("lasts", "drain = '10s'\nrows_wait = '1h'");
     place.publish();
     let mut first = place.work("first");
     wait_until("all ids begun", SOON, || match place.times().len() as u64 {
@@ -222,7 +222,7 @@ async fn a_batch_that_is_stored_is_not_computed_again() {
 /// stored once they are more than one message could ever carry, long before their time is up.
 #[test]
 fn wide_rows_are_not_kept_until_their_batch_is_done() {
-    let mut place = Place::new("lasts", "rows_wait_seconds = 3600");
+    let mut place = Place::new("lasts", "rows_wait = '1h'");
     place.host.env.push(("GUEST_BYTES".to_owned(), "1000000".to_owned()));
     place.publish();
     let _work = place.work("work");
@@ -241,7 +241,7 @@ fn wide_rows_are_not_kept_until_their_batch_is_done() {
 /// as well.
 #[test]
 fn early_rows_are_rebuilt_from_their_messages() {
-    let place = Place::new("lasts", &format!("{WAIT}\n[streams]\nkeep_rows_seconds = 86400"));
+    let place = Place::new("lasts", &format!("{WAIT}\n[streams]\nkeep_rows = '1d'"));
     let stored = || {
         let rows = place.up.ask(
             "SELECT pass, count(), uniqExact(id), sum(sipHash64(id, batch, batch_ids, batch_digest)) \

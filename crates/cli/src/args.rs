@@ -4,12 +4,17 @@ mod produce;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::listen;
+use crate::units::Durations;
 
 pub(crate) use produce::{ColumnArgs, MaxDead, ProduceArgs, PublishArgs, SourceArgs, SteerArgs};
+
+/// How long `tune` may take.
+const TUNE_FOR: Durations = Durations::new(Duration::from_secs(1), Duration::from_secs(3600));
 
 const AFTER: &str = "\
 Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, NATS_CA, NATS_CERT, NATS_KEY, CLICKHOUSE_URL, CLICKHOUSE_USER, \
@@ -182,7 +187,7 @@ pub(crate) enum Command {
     /// Insert a sealed run's rows again, from the stream that keeps them
     ///
     /// Fills a table that lost them, or a new one, and computes nothing. Proves it, and lets readers see it. It needs rows
-    /// to be kept: [streams] keep_rows_seconds in millstream.toml. Killed and started again with the same words it goes on.
+    /// to be kept: [streams] keep_rows in millstream.toml. Killed and started again with the same words it goes on.
     Rebuild(RebuildArgs),
     /// Ask the configured ClickHouse, and print a table
     ///
@@ -390,9 +395,9 @@ pub(crate) struct TuneArgs {
     /// Compute threads at most [default: the cores that this process may use]
     #[arg(long, value_name = "N")]
     pub threads: Option<u64>,
-    /// Seconds that all of it takes, about [default: 20]
-    #[arg(long, value_name = "N", default_value_t = 20, hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub seconds: u64,
+    /// How long all of it takes, about: `20s`, `5m` [default: 20s]
+    #[arg(long, value_name = "TIME", default_value = "20s", hide_default_value = true, value_parser = |text: &str| TUNE_FOR.read(text))]
+    pub r#for: Duration,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -479,7 +484,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebuild", &["rebuild friday", "rebuild friday --database restored"]),
     ("forget", &["forget friday", "forget friday --pass 1"]),
     ("sql", &["sql \"SELECT count() FROM {}\"", "sql \"SELECT * FROM {}_dead FORMAT CSVWithNames\""]),
-    ("tune", &["tune --ids 1..=10000000", "tune --file ids.txt --seconds 60 --json"]),
+    ("tune", &["tune --ids 1..=10000000", "tune --file ids.txt --for 1m --json"]),
     ("setup", &["setup", "setup --yes"]),
     ("doctor", &["doctor --acknowledge", "doctor --nats nats://nats.internal:4222"]),
 ];

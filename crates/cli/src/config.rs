@@ -1,28 +1,26 @@
 //! Flags, environment and `millstream.toml`, in that order, as one checked plan, or every fault at once.
+//!
+//! `keys` lists every key with what it takes, `file` reads the file, `servers` the addresses and logins.
 
 mod file;
+mod keys;
+mod servers;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use millstream::Limits;
-use millstream::limits::LEAST_MEMORY;
 use millstream::names::check_database;
 use millstream_engine::compute::Place;
-use millstream_engine::model::rows::MAX_INSERT_ROWS;
 use millstream_engine::sink::SinkPlan;
 use millstream_engine::work::WorkPlan;
 use millstream_engine::{Environment, NatsAddress, StoreAddress, StreamLimits, compute};
-use percent_encoding::percent_decode_str;
 
 use crate::args::Options;
 use crate::{listen, logs};
 use file::File;
+use keys::{Key, Numbers, Text};
 
 const FILE: &str = "millstream.toml";
-const USER: &str = "default";
-/// Rows are kept for at least this many seconds, or not at all.
-const LEAST_ROWS_AGE: u64 = 3600;
 
 /// Everything that is configured, checked.
 #[derive(Debug, Clone)]
@@ -55,14 +53,10 @@ struct From {
     origin: String,
 }
 
-/// Takes the first that is set: the flag, the environment, the file.
-fn pick(flag: (&str, Option<&str>), variable: &str, file: Option<From>) -> Option<From> {
-    let from_flag = flag.1.map(|value| From { value: value.to_owned(), origin: flag.0.to_owned() });
-    let from_environment = || {
-        let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
-        Some(From { value, origin: variable.to_owned() })
-    };
-    from_flag.or_else(from_environment).or(file)
+/// Where values come from that no flag sets, and where faults go.
+struct Reader<'a> {
+    file: &'a mut File,
+    faults: &'a mut Vec<String>,
 }
 
 impl Config {
@@ -74,241 +68,143 @@ impl Config {
         let path = options.config.clone().unwrap_or_else(|| FILE.into());
         let mut faults = Vec::new();
         let mut file = File::read(&path, options.config.is_some(), &mut faults);
-        let config = Self::merge(options, (threads, limits), &path, &mut file, &mut faults);
+        let config =
+            Self::merge(options, threads, limits, &mut Reader { file: &mut file, faults: &mut faults });
         faults.extend(file.finish());
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
 
-    fn merge(
-        options: &Options,
-        (threads, id_limits): (Option<u64>, Limits),
-        path: &Path,
-        file: &mut File,
-        faults: &mut Vec<String>,
-    ) -> Self {
-        let mut text = |key: &str| {
-            file.text(key).map(|value| From { value, origin: format!("{} in {}", key, path.display()) })
-        };
-        let (nats_file, creds_file) = (text("nats.url"), text("nats.creds"));
-        let [ca_file, cert_file, key_file] = ["nats.ca", "nats.cert", "nats.key"].map(&mut text);
-        let (url_file, user_file, password_file) =
-            (text("clickhouse.url"), text("clickhouse.user"), text("clickhouse.password"));
-        let (database_file, data_file, log_file) = (text("clickhouse.database"), text("data"), text("log"));
-        let (listen, namespace_file) = (text("listen"), text("namespace"));
+    fn merge(options: &Options, threads: Option<u64>, limits: Limits, reader: &mut Reader<'_>) -> Self {
+        let environment = reader.environment(options);
+        reader.check_listen();
+        Self {
+            nats: reader.nats(options),
+            clickhouse: reader.clickhouse(options, &environment),
+            environment,
+            data: reader.path(&keys::DATA, options.data.as_deref()).unwrap_or_else(|| ".millstream".into()),
+            log: reader.log(options),
+            limits: reader.stream_limits(),
+            work: reader.work_plan(threads, limits),
+            sink: reader.sink_plan(),
+        }
+    }
+}
 
-        let nats = pick(("--nats", options.nats.as_deref()), "NATS_URL", nats_file);
-        let path_of = |flag, option: &Option<PathBuf>, variable, file| {
-            let path = option.as_ref().map(|path| path.display().to_string());
-            pick((flag, path.as_deref()), variable, file).map(|picked| PathBuf::from(picked.value))
+impl Reader<'_> {
+    /// Takes the first that is set: the flag, the environment, the file.
+    fn text(&mut self, key: &Key<Text>, flag: Option<&str>) -> Option<From> {
+        let in_file = self.file.text(key);
+        let from = |value: String, origin: &str| From { value, origin: origin.to_owned() };
+        let by_flag = || Some(from(flag?.to_owned(), key.flag?));
+        let by_variable = || {
+            let value = std::env::var(key.variable?).ok().filter(|value| !value.is_empty())?;
+            Some(from(value, key.variable?))
         };
-        let creds = path_of("--nats-creds", &options.nats_creds, "NATS_CREDS", creds_file);
-        let ca = path_of("--nats-ca", &options.nats_ca, "NATS_CA", ca_file);
-        let certificate = path_of("--nats-cert", &options.nats_cert, "NATS_CERT", cert_file);
-        let key = path_of("--nats-key", &options.nats_key, "NATS_KEY", key_file);
-        if certificate.is_some() != key.is_some() {
-            faults.push(
-                "a certificate for NATS and its key are given both, or neither (--nats-cert, --nats-key)"
-                    .into(),
-            );
-        }
-        let url = pick(("--clickhouse", options.clickhouse.as_deref()), "CLICKHOUSE_URL", url_file);
-        let user =
-            pick(("--clickhouse-user", options.clickhouse_user.as_deref()), "CLICKHOUSE_USER", user_file);
-        let password = pick(("", None), "CLICKHOUSE_PASSWORD", password_file);
-        let database =
-            pick(("--database", options.database.as_deref()), "CLICKHOUSE_DATABASE", database_file);
-        let data = options.data.as_ref().map(|path| path.display().to_string());
-        let data = pick(("--data", data.as_deref()), "MILLSTREAM_DATA", data_file);
-        let log = pick(("--log", options.log.as_deref()), "MILLSTREAM_LOG", log_file);
+        let by_file = || Some(from(in_file?, &format!("{} in {}", key.name, self.file.path().display())));
+        by_flag().or_else(by_variable).or_else(by_file)
+    }
 
-        if let Some(From { value, origin }) = &nats {
-            check_url(value, &["nats", "tls"], origin, faults);
+    fn path(&mut self, key: &Key<Text>, flag: Option<&Path>) -> Option<PathBuf> {
+        let flag = flag.map(|path| path.display().to_string());
+        self.text(key, flag.as_deref()).map(|picked| picked.value.into())
+    }
+
+    /// A number of the flag, which clap has read, or else of the file; both are checked.
+    fn number(&mut self, key: &Key<Numbers>, flag: Option<u64>) -> Option<u64> {
+        let in_file = self.file.number(key);
+        if let (Some(number), Some(name)) = (flag, key.flag)
+            && !key.takes.hold(number)
+        {
+            self.faults.push(format!("{name}: {number} is outside {}", key.takes));
         }
-        let (mut url, mut user, mut password) = (url, user, password);
-        if let Some(From { value, origin }) = &mut url {
-            check_url(value, &["http", "https"], origin, faults);
-            if let Some((plain, named, secret)) = without_user(value) {
-                let twice = [user.as_ref(), password.as_ref().filter(|_| secret.is_some())];
-                for other in twice.into_iter().flatten() {
-                    faults.push(format!(
-                        "{origin}: the address names a user or a password, and {} does too",
-                        other.origin
-                    ));
-                }
-                if secret.is_some() && origin == "--clickhouse" {
-                    faults.push(format!(
-                        "{origin}: a password in a flag is seen by all users of this host: give it in CLICKHOUSE_PASSWORD"
-                    ));
-                }
-                let from = |value| Some(From { value, origin: origin.clone() });
-                (user, password) = (from(named), secret.and_then(from).or(password));
-                *value = plain;
-            }
-        }
-        for From { value, origin } in [&user, &password].into_iter().flatten() {
-            if value.contains(|symbol: char| symbol.is_control()) {
-                faults.push(format!(
-                    "{origin}: it has a line end or another control character in it, which no server takes"
-                ));
-            }
-        }
-        let namespace =
-            pick(("--namespace", options.namespace.as_deref()), "MILLSTREAM_NAMESPACE", namespace_file);
+        flag.or(in_file)
+    }
+
+    fn environment(&mut self, options: &Options) -> Environment {
+        let namespace = self.text(&keys::NAMESPACE, options.namespace.as_deref());
         let namespace = namespace.and_then(|From { value, origin }| {
             Environment::parse_namespace(&value).unwrap_or_else(|fault| {
-                faults.push(format!("{origin}: {fault}"));
+                self.faults.push(format!("{origin}: {fault}"));
                 None
             })
         });
-        let database = database.map_or_else(
-            || Environment::usual_database(namespace.as_ref()),
-            |database| {
-                if let Err(fault) = check_database(&database.value) {
-                    faults.push(format!("{}: {fault}", database.origin));
-                }
-                database.value
-            },
-        );
-        let environment = Environment { namespace, database };
-        // Always loopback: the key is there so that whoever asks for more is told why.
-        if let Some(From { value, origin }) = &listen
-            && let Err(fault) = listen::address(value)
+        let database = self.text(&keys::CLICKHOUSE_DATABASE, options.database.as_deref());
+        if let Some(From { value, origin }) = &database
+            && let Err(fault) = check_database(value)
         {
-            faults.push(format!("{origin}: `{value}`: {}", fault.replace("\nhint: ", "; ")));
+            self.faults.push(format!("{origin}: {fault}"));
         }
+        let usual = || Environment::usual_database(namespace.as_ref());
+        let database = database.map_or_else(usual, |database| database.value);
+        Environment { namespace, database }
+    }
+
+    /// Always loopback: the key is there so that an operator who asks for more is told why.
+    fn check_listen(&mut self) {
+        if let Some(From { value, origin }) = self.text(&keys::LISTEN, None)
+            && let Err(fault) = listen::address(&value)
+        {
+            self.faults.push(format!("{origin}: `{value}`: {}", fault.replace("\nhint: ", "; ")));
+        }
+    }
+
+    fn log(&mut self, options: &Options) -> String {
+        let log = self.text(&keys::LOG, options.log.as_deref());
         if let Some(From { value, origin }) = &log
             && let Err(fault) = logs::check(value)
         {
-            faults.push(format!("{origin}: `{value}` is not a log filter: {fault}"));
+            self.faults.push(format!("{origin}: `{value}` is not a log filter: {fault}"));
         }
-        Self {
-            nats: nats.map(|From { value: url, origin }| NatsAddress {
-                url,
-                origin,
-                creds,
-                ca,
-                certificate: certificate.zip(key),
-            }),
-            clickhouse: url.map(|From { value: url, origin }| StoreAddress {
-                url,
-                origin,
-                // A password alone is that of ClickHouse's usual user.
-                user: user.map_or_else(
-                    || if password.is_some() { USER.into() } else { String::new() },
-                    |user| user.value,
-                ),
-                password: password.map(|password| password.value).unwrap_or_default(),
-                environment: environment.clone(),
-            }),
-            environment,
-            data: data.map_or_else(|| ".millstream".into(), |data| data.value.into()),
-            log: log.map_or_else(|| "info".into(), |log| log.value),
-            limits: limits(file),
-            work: work_plan(threads, id_limits, file, faults),
-            sink: sink_plan(file),
+        log.map_or_else(|| "info".into(), |log| log.value)
+    }
+
+    fn stream_limits(&mut self) -> StreamLimits {
+        let usual = StreamLimits::default();
+        let file = &mut self.file;
+        let ids = file.size(&keys::IDS_BYTES);
+        let rows = file.size(&keys::ROWS_BYTES);
+        StreamLimits {
+            is_flexible: ids.is_none() && rows.is_none(),
+            ids_bytes: ids.unwrap_or(usual.ids_bytes),
+            rows_bytes: rows.unwrap_or(usual.rows_bytes),
+            ids_age: file.duration(&keys::KEEP_IDS).unwrap_or(usual.ids_age),
+            rows_age: file.duration(&keys::KEEP_ROWS).unwrap_or(usual.rows_age),
+            replicas: file.number(&keys::REPLICAS).map_or(usual.replicas, |number| number as usize),
         }
     }
-}
 
-fn limits(file: &mut File) -> StreamLimits {
-    let usual = StreamLimits::default();
-    let ids = file.bytes("streams.ids_bytes", 64 << 20, 1 << 50);
-    let rows = file.bytes("streams.rows_bytes", 64 << 20, 1 << 50);
-    StreamLimits {
-        is_flexible: ids.is_none() && rows.is_none(),
-        ids_bytes: ids.unwrap_or(usual.ids_bytes),
-        rows_bytes: rows.unwrap_or(usual.rows_bytes),
-        ids_age: file.seconds("streams.keep_ids_seconds", 3600, 10 * 365 * 86400).unwrap_or(usual.ids_age),
-        rows_age: rows_age(file),
-        replicas: file.number("streams.replicas", 1, 5).map_or(usual.replicas, |number| number as usize),
-    }
-}
-
-/// Shorter than the least, rows could go before ClickHouse is back from an outage.
-fn rows_age(file: &mut File) -> Duration {
-    let usual = StreamLimits::default().rows_age;
-    match file.number("streams.keep_rows_seconds", 0, 10 * 365 * 86400) {
-        Some(seconds @ 1..LEAST_ROWS_AGE) => {
-            file.refuse(&format!(
-                "streams.keep_rows_seconds: {seconds} is neither 0 nor {LEAST_ROWS_AGE} or more"
-            ));
-            usual
+    fn work_plan(&mut self, threads: Option<u64>, usual: Limits) -> WorkPlan {
+        let threads = self.number(&keys::THREADS, threads).map(|threads| threads as usize);
+        let file = &mut self.file;
+        WorkPlan {
+            threads: threads.unwrap_or_else(compute::usable_cores),
+            drain: file.duration(&keys::DRAIN).unwrap_or(keys::WORK_DRAIN),
+            // The program of this very process, even where its file was replaced by a newer one since.
+            place: Place::PoolProcess("/proc/self/exe".into()),
+            limits: Limits {
+                attempts: file.number(&keys::ATTEMPTS).map_or(usual.attempts, |number| number as u32),
+                retry_for: file.duration(&keys::RETRY_FOR).unwrap_or(usual.retry_for),
+                soft: file.duration(&keys::SOFT_LIMIT).or(usual.soft),
+                hard: file.duration(&keys::HARD_LIMIT).or(usual.hard),
+                memory: file.size(&keys::MEMORY_LIMIT).or(usual.memory),
+                start_within: file.duration(&keys::START_WITHIN).unwrap_or(usual.start_within),
+                rows_wait: file.duration(&keys::ROWS_WAIT).unwrap_or(usual.rows_wait),
+                isolate: file.truth(&keys::ISOLATE).unwrap_or(usual.isolate),
+                ..usual
+            },
         }
-        seconds => seconds.map_or(usual, Duration::from_secs),
     }
-}
 
-fn work_plan(threads: Option<u64>, usual: Limits, file: &mut File, faults: &mut Vec<String>) -> WorkPlan {
-    const MOST: u64 = 4096;
-    const LONGEST: u64 = 30 * 86400;
-    if let Some(threads) = threads.filter(|threads| !(1..=MOST).contains(threads)) {
-        faults.push(format!("--threads: {threads} is outside 1..={MOST}"));
-    }
-    let threads = threads.or(file.number("work.threads", 1, MOST)).map(|threads| threads as usize);
-    WorkPlan {
-        threads: threads.unwrap_or_else(compute::usable_cores),
-        drain: file.seconds("work.drain_seconds", 1, 3600).unwrap_or(Duration::from_secs(30)),
-        // The program of this very process, even where its file was replaced by a newer one since.
-        place: Place::PoolProcess("/proc/self/exe".into()),
-        limits: Limits {
-            attempts: file.number("work.attempts", 1, 1000).map_or(usual.attempts, |number| number as u32),
-            retry_for: file.seconds("work.retry_seconds", 0, LONGEST).unwrap_or(usual.retry_for),
-            soft: file.seconds("work.soft_seconds", 1, LONGEST).or(usual.soft),
-            hard: file.seconds("work.hard_seconds", 1, LONGEST).or(usual.hard),
-            memory: file.bytes("work.memory", LEAST_MEMORY, 1 << 50).or(usual.memory),
-            start_within: file.seconds("work.start_seconds", 1, LONGEST).unwrap_or(usual.start_within),
-            rows_wait: file.seconds("work.rows_wait_seconds", 1, LONGEST).unwrap_or(usual.rows_wait),
-            isolate: file.truth("work.isolate").unwrap_or(usual.isolate),
+    fn sink_plan(&mut self) -> SinkPlan {
+        let usual = SinkPlan::default();
+        let file = &mut self.file;
+        SinkPlan {
+            group_rows: file.number(&keys::GROUP_ROWS).unwrap_or(usual.group_rows),
+            group_age: file.duration(&keys::GROUP_AGE).unwrap_or(usual.group_age),
+            held_bytes: file.size(&keys::HELD_BYTES).map_or(usual.held_bytes, |bytes| bytes as usize),
+            inserts: file.number(&keys::INSERTS).map_or(usual.inserts, |number| number as usize),
+            drain: file.duration(&keys::SINK_DRAIN).unwrap_or(usual.drain),
             ..usual
-        },
-    }
-}
-
-fn sink_plan(file: &mut File) -> SinkPlan {
-    let usual = SinkPlan::default();
-    SinkPlan {
-        group_rows: file.number("sink.group_rows", 1, MAX_INSERT_ROWS).unwrap_or(usual.group_rows),
-        group_age: file.number("sink.group_ms", 1, 60_000).map_or(usual.group_age, Duration::from_millis),
-        held_bytes: file
-            .bytes("sink.held_bytes", 16 << 20, 4 << 30)
-            .map_or(usual.held_bytes, |bytes| bytes as usize),
-        inserts: file.number("sink.inserts", 1, 64).map_or(usual.inserts, |number| number as usize),
-        drain: file.seconds("sink.drain_seconds", 1, 3600).unwrap_or(usual.drain),
-        ..usual
-    }
-}
-
-/// An address without the user and password in it, and those two.
-fn without_user(url: &str) -> Option<(String, String, Option<String>)> {
-    let (scheme, rest) = url.split_once("://")?;
-    let host_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (login, _) = rest[..host_ends].rsplit_once('@')?;
-    let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let (user, password) = match login.split_once(':') {
-        Some((user, password)) => (user, Some(decoded(password))),
-        None => (login, None),
-    };
-    Some((format!("{scheme}://{}", &rest[login.len() + 1..]), decoded(user), password))
-}
-
-/// Checks one address, or several of NATS with commas between. What stands before an `@` is not shown.
-fn check_url(urls: &str, schemes: &[&str], origin: &str, faults: &mut Vec<String>) {
-    let is_list = schemes.contains(&"nats");
-    for url in urls.split(|symbol| is_list && symbol == ',').map(str::trim) {
-        let rest =
-            url.split_once("://").filter(|(scheme, host)| schemes.contains(scheme) && !host.is_empty());
-        let Some((_, rest)) = rest else {
-            let forms: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect();
-            let shown = url.rsplit_once('@').map_or(url.to_owned(), |(_, host)| format!("…@{host}"));
-            faults.push(format!("{origin}: `{shown}` is not an address like {}", forms.join(" or ")));
-            continue;
-        };
-        // Behind such a sign a reader of addresses takes the password for a path, and the user for the host.
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        if rest[end..].contains('@') && !rest[..end].contains('@') {
-            faults.push(format!(
-                "{origin}: in a user or password of an address, / ? # @ and , are written %2F %3F %23 %40 and %2C"
-            ));
         }
     }
 }
@@ -316,6 +212,7 @@ fn check_url(urls: &str, schemes: &[&str], origin: &str, faults: &mut Vec<String
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
 
     use super::*;
 
@@ -372,11 +269,11 @@ mod tests {
                     [streams]\nrows_bytes = '12 parsecs'\n[clickhouse]\nurl = 'localhost:8123'\n";
         let error = with_file(text, Options::default(), Some(0)).expect_err("six faults").to_string();
         for part in [
-            "--threads: 0 is outside 1..=4096",
-            "work.threads: 0 is outside 1..=4096",
+            "--threads: 0 is outside 1 to 4096",
+            "work.threads: 0 is outside 1 to 4096",
             "work.thread: no such key",
             "sink.group_rows: \"many\" is not a whole number",
-            "streams.rows_bytes: \"12 parsecs\" is not a size",
+            "streams.rows_bytes: `12 parsecs` is not a size",
             "`localhost:8123` is not an address like http://host:port or https://host:port",
         ] {
             assert!(error.contains(part), "`{part}` is not in\n{error}");
@@ -384,14 +281,50 @@ mod tests {
     }
 
     #[test]
+    fn durations_and_sizes_are_texts_with_units() {
+        let text = "[work]\ndrain = '1m30s'\nmemory_limit = '2GiB'\n[sink]\ngroup_age = '250ms'\n";
+        let config = with_file(text, Options::default(), None).expect("sound");
+        assert_eq!(config.work.drain, Duration::from_secs(90));
+        assert_eq!(config.work.limits.memory, Some(2 << 30));
+        assert_eq!(config.sink.group_age, Duration::from_millis(250));
+        let text = "[work]\ndrain = 30\nretry_for = '10 parsecs'\nsoft_limit = '-1s'\nhard_limit = '1e9y'\n\
+                    start_within = 1.5\nrows_wait = '99999999999999999999s'\nmemory_limit = 1073741824\n\
+                    [sink]\ngroup_age = '61s'\nheld_bytes = '99999999999999999999PB'\n";
+        let error = with_file(text, Options::default(), None).expect_err("nine faults").to_string();
+        for part in [
+            "the configuration has 9 faults",
+            "work.drain: `30` has no unit: write \"30s\", or a duration such as \"250ms\", \"10m\" or \"1h30m\"",
+            "work.retry_for: `10 parsecs` is not a duration",
+            "work.soft_limit: `-1s` is not a duration",
+            "work.hard_limit: `1e9y` is not a duration",
+            "work.start_within: `1.5` is not a duration",
+            "work.rows_wait: `99999999999999999999s` is not a duration",
+            "work.memory_limit: `1073741824` has no unit: write \"1073741824B\", or a size such as \"32MiB\"",
+            "sink.group_age: `61s` is outside 1ms to 1m",
+            "sink.held_bytes: `99999999999999999999PB` is outside 16 MiB to 4 GiB",
+        ] {
+            assert!(error.contains(part), "`{part}` is not in\n{error}");
+        }
+    }
+
+    #[test]
     fn rows_are_kept_not_at_all_or_through_an_outage() {
-        let kept = |seconds: u64| {
-            with_file(&format!("[streams]\nkeep_rows_seconds = {seconds}\n"), Options::default(), None)
-        };
-        assert_eq!(kept(0).expect("sound").limits.rows_age, Duration::ZERO);
-        assert_eq!(kept(7200).expect("sound").limits.rows_age, Duration::from_secs(7200));
-        let error = kept(60).expect_err("too short").to_string();
-        assert!(error.contains("streams.keep_rows_seconds: 60 is neither 0 nor 3600 or more"), "{error}");
+        let kept =
+            |time: &str| with_file(&format!("[streams]\nkeep_rows = '{time}'\n"), Options::default(), None);
+        assert_eq!(kept("0s").expect("sound").limits.rows_age, Duration::ZERO);
+        assert_eq!(kept("2h").expect("sound").limits.rows_age, Duration::from_secs(7200));
+        let error = kept("1m").expect_err("too short").to_string();
+        assert!(error.contains("streams.keep_rows: `1m` is outside 1h to 3650d, and 0s"), "{error}");
+    }
+
+    #[test]
+    fn the_example_of_the_readme_is_sound() {
+        let readme = include_str!("../../../README.md");
+        let (_, rest) = readme.split_once("```toml\n").expect("README.md has an example");
+        let (example, _) = rest.split_once("```").expect("which has an end");
+        let config = with_file(example, Options::default(), None).expect("sound");
+        assert_eq!(config.limits.ids_age, StreamLimits::default().ids_age);
+        assert_eq!(config.work.limits.hard, Some(Duration::from_secs(600)));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `session` | the servers: named ones, or the local stack |
 //! | `command` | one file a command |
 //! | `input` | ids from flags, files, standard input, queries |
+//! | `units` | durations and sizes, within bounds |
 //! | `listen` | where the local stack listens, and why nowhere else |
 //! | `show`, `progress`, `logs` | numbers for people, the progress line, tracing to stderr |
 //!
@@ -21,6 +22,7 @@ mod logs;
 mod progress;
 mod session;
 mod show;
+mod units;
 
 use std::process::ExitCode;
 
@@ -86,7 +88,7 @@ fn start(name: &'static str, function: Result<AnyFunction, Vec<SchemaFault>>) ->
         Err(faults) => {
             let faults: Vec<String> = Faults(&faults).to_string().lines().map(str::to_owned).collect();
             let hint = "make COLUMNS and the fields of the row type agree: fields go into columns by name";
-            show::error(&format!("failed to use pipeline `{name}`"), &faults, Some(hint));
+            show::error(&format!("failed to use pipeline `{name}`"), &faults, Some(hint), None);
             return ExitCode::from(2);
         }
     };

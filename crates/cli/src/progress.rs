@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use millstream::names::RunName;
+#[cfg(feature = "local")]
+use millstream_engine::error::Code;
 use millstream_engine::model::record::RunState;
 use millstream_engine::observe::status::Status;
 use millstream_engine::produce::publish::Progress as Published;
@@ -130,12 +132,16 @@ impl Progress {
             }
             Event::Waiting { what } => tracing::info!("waiting for {what}"),
             Event::Started { server, url } => tracing::debug!("{server} answers at {url}"),
-            Event::Died { server, why } => tracing::warn!("{server} ended ({why}), starting it again"),
+            Event::Died { server, why } => {
+                tracing::warn!(code = %Code::ServerEnded, "{server} ended ({why}), starting it again")
+            }
             Event::Restarted { server } => tracing::info!("{server} answers again"),
             Event::NotRestarted { server, why } => {
-                tracing::warn!("{server} could not be started again: {why}")
+                tracing::warn!(code = %Code::ServerEnded, "{server} could not be started again: {why}")
             }
-            Event::Stuck { server, why } => tracing::error!("{server} refuses work: {why}"),
+            Event::Stuck { server, why } => {
+                tracing::error!(code = %Code::ServerEnded, "{server} refuses work: {why}")
+            }
             Event::Attached { holder } => {
                 tracing::debug!(pid = holder.pid, "using the servers of another process")
             }

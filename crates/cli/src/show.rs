@@ -1,6 +1,7 @@
 //! Numbers and errors for people. The only writer of stdout and stderr beside the logs and the progress line.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use millstream_engine::Error as EngineError;
 use millstream_engine::clickhouse::store::ViewFault;
+use millstream_engine::error::Code;
 use millstream_engine::model::record::Timing;
 use millstream_engine::produce::sample::{Bound, Choice};
 
@@ -82,7 +84,7 @@ pub(crate) fn tell_failed() -> bool {
         }
         _ => "what was to be done is done: give the command an output that can be written, such as > FILE",
     };
-    error("failed to write to standard output", &[fault.to_string()], Some(hint));
+    error("failed to write to standard output", &[fault.to_string()], Some(hint), Some(Code::OutputLost));
     true
 }
 
@@ -154,8 +156,8 @@ pub(crate) fn report(error: &anyhow::Error) {
     let text = failure(error);
     // What was wrong with the words that were typed, and what to type instead, is one text.
     match text.split_once("\nhint: ") {
-        Some((text, hint)) => self::error(text, &causes(error), Some(hint)),
-        None => self::error(&text, &causes(error), hint(error).as_deref()),
+        Some((text, hint)) => self::error(text, &causes(error), Some(hint), code(error)),
+        None => self::error(&text, &causes(error), hint(error).as_deref(), code(error)),
     }
 }
 
@@ -190,19 +192,43 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     })
 }
 
-/// Prints `error:`, the causes below each other, `hint:`.
-pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>) {
+/// The row of README's table of troubles that says more about it.
+pub(crate) fn code(error: &anyhow::Error) -> Option<Code> {
+    error.chain().find_map(|cause| {
+        let waits = cause.downcast_ref::<NothingWorks>().map(|_| Code::StackNotUp);
+        waits.or_else(|| cause.downcast_ref::<EngineError>()?.code())
+    })
+}
+
+/// A command that waits for others, on a local stack that it has started itself, to which no other process can come
+/// meanwhile, not even `up`.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "failed to wait for run `{run}`: the local stack of `{data}` is not up, so that no process works on it\n\
+     hint: start `up`, `work` and `sink` first; or the same `run` again, which goes on with it"
+)]
+pub(crate) struct NothingWorks {
+    /// The run.
+    pub run: String,
+    /// The data directory.
+    pub data: String,
+}
+
+/// Prints `error:`, the causes below each other, `hint:`; the code stands behind the hint, or the error where there is none.
+pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>, code: Option<Code>) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let paint = |code: &str, text: &str| match colour {
         true => format!("\x1b[{code}m{text}\x1b[0m"),
         false => text.to_owned(),
     };
-    let mut shown = format!("{} {}", paint("1;31", "error:"), plain(text));
+    let marked = |text: &str| code.map_or_else(|| text.to_owned(), |code| code.mark(text));
+    let text = if hint.is_some() { text.to_owned() } else { marked(text) };
+    let mut shown = format!("{} {}", paint("1;31", "error:"), plain(&text));
     for cause in causes {
         shown.push_str(&format!("\n  {}", plain(cause).replace('\n', "\n  ")));
     }
     if let Some(hint) = hint {
-        shown.push_str(&format!("\n{} {}", paint("1;36", "hint:"), plain(hint)));
+        shown.push_str(&format!("\n{} {}", paint("1;36", "hint:"), plain(&marked(hint))));
     }
     painted(&shown);
 }
@@ -252,6 +278,8 @@ pub(crate) fn clock(seconds: f64) -> String {
 }
 
 /// Seconds as a person says them: `42 s`, `3 min 5 s`, `2 h 7 min`.
+///
+/// Not as `humantime` prints them, which is exact to the nanosecond: `3m 5s 234ms 12us 31ns`.
 pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -324,6 +352,12 @@ pub(crate) fn view_fault(fault: &ViewFault) -> String {
 /// That a pass was sealed without what the pipeline's author wanted to know of it.
 pub(crate) fn summary_fault(fault: &str) -> String {
     format!("the pipeline's SUMMARY failed, and the pass was sealed without it: {fault}")
+}
+
+/// Codes on one line, and where they are explained; nothing where there are none.
+pub(crate) fn codes(codes: &BTreeSet<Code>) -> Option<String> {
+    let named: Vec<String> = codes.iter().map(Code::to_string).collect();
+    (!named.is_empty()).then(|| format!("{}: see \"When something fails\" in README.md", named.join(", ")))
 }
 
 /// `1 id`, `4,200 ids`.

@@ -1,10 +1,12 @@
 //! What can fail, and whether trying again may help.
 
+mod code;
 mod connect;
 mod hint;
 mod store;
 mod told;
 
+pub use code::Code;
 pub(crate) use hint::USERS_QUERY;
 pub use hint::attach;
 pub(crate) use store::PUSHING;

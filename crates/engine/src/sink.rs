@@ -23,7 +23,7 @@ use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::clickhouse::store::{Store, insert_prefix};
-use crate::error::{Error, Source};
+use crate::error::{Code, Error, Source};
 use crate::fleet::heartbeat;
 use crate::fleet::times::{Phases, Recent};
 use crate::model::host::{Doing, instance};
@@ -208,7 +208,7 @@ impl Sink {
                     self.flush(&mut groups, |group| taken == 0 || group.is_old(self.plan.group_age));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "rows cannot be pulled, trying again");
+                    tracing::warn!(%error, code = %Code::NatsAway, "rows cannot be pulled, trying again");
                     self.flush(&mut groups, |_| true);
                     tokio::select! {
                         () = tokio::time::sleep(backoff.wait()) => {}

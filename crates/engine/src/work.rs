@@ -30,7 +30,7 @@ pub use plan::WorkPlan;
 
 use crate::compute::group::{end_orphans, reap_strays};
 use crate::compute::{BatchKey, Cores, Function, Maker, Results};
-use crate::error::{Error, full_cause};
+use crate::error::{Code, Error, full_cause};
 use crate::failpoint;
 use crate::fleet::heartbeat;
 use crate::fleet::times::{InHand, Recent, SAMPLE, WorkLoad};
@@ -286,6 +286,7 @@ impl<I: Id> Worker<I> {
                 tracing::warn!(
                     subject = delivery.subject(),
                     why,
+                    code = %Code::HostUnable,
                     "the batch is returned to the stream: this host cannot compute it"
                 );
                 self.able.failed(delivery.subject(), why);

@@ -59,7 +59,7 @@ impl Setup {
         Self {
             name,
             micros: 200,
-            config: "sink.group_ms = 200\n",
+            config: "sink.group_age = '200ms'\n",
             ballast: 0,
             rogue: false,
             build: None,

@@ -4,6 +4,7 @@ use millstream::names::RunName;
 use millstream_engine::Session;
 use millstream_engine::clickhouse::sql::SeenPass;
 use millstream_engine::clickhouse::store::DeadLetter;
+use millstream_engine::error::Code;
 use millstream_engine::model::selection::Letters;
 use serde_json::json;
 
@@ -26,7 +27,7 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
             let kinds = session.store.dead_by_error(&run.pass(pass), &which, KINDS).await?;
             let letters = session.store.dead(&run.pass(pass), &which, args.limit).await?;
             if args.json {
-                let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids })).collect();
+                let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids, "code": Code::of_reason(error) })).collect();
                 let letters: Vec<_> = letters
                     .iter()
                     .map(|letter| json!(letter))
@@ -40,8 +41,8 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
                 return Ok(Ended::Well);
             }
             let kinds: Vec<Vec<String>> =
-                kinds.into_iter().map(|(error, ids)| vec![show::grouped(ids), one_line(&error)]).collect();
-            show::line(&show::table(&["ids", "error"], &kinds));
+                kinds.into_iter().map(|(error, ids)| vec![show::grouped(ids), code(&error), one_line(&error)]).collect();
+            show::line(&show::table(&["ids", "code", "error"], &kinds));
             let shown = letters.len() as u64;
             let cells: Vec<Vec<String>> = letters
                 .into_iter()
@@ -71,6 +72,11 @@ async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
         return Ok(*pass);
     }
     Ok(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass))
+}
+
+/// The row of README's table of troubles about the reason.
+fn code(error: &str) -> String {
+    Code::of_reason(error).map_or_else(|| "-".to_owned(), |code| code.to_string())
 }
 
 fn one_line(error: &str) -> String {

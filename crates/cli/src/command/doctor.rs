@@ -9,6 +9,7 @@ use millstream::{Id, Spec};
 use millstream_engine::clickhouse::sql::VIEW_FAULTS;
 use millstream_engine::clickhouse::store::ViewFault;
 use millstream_engine::compute::Function;
+use millstream_engine::error::Code;
 use millstream_engine::model::moment::length;
 use millstream_engine::nats::broker::Kept;
 use millstream_engine::{Broker, Error, Store, StreamLimits, compute};
@@ -37,15 +38,30 @@ struct Check {
     verdict: Verdict,
     found: String,
     hint: Option<String>,
+    /// The row of README's table of troubles that says more.
+    code: Option<Code>,
+}
+
+impl Check {
+    fn coded(mut self, code: Code) -> Self {
+        self.code = Some(code);
+        self
+    }
 }
 
 fn check(what: &'static str, verdict: Verdict, found: impl Into<String>, hint: Option<&str>) -> Check {
-    Check { what, verdict, found: found.into(), hint: hint.map(str::to_owned) }
+    Check { what, verdict, found: found.into(), hint: hint.map(str::to_owned), code: None }
 }
 
 fn failed(what: &'static str, error: &anyhow::Error) -> Check {
     let told: Vec<String> = std::iter::once(show::failure(error)).chain(show::causes(error)).collect();
-    Check { what, verdict: Verdict::Fail, found: told.join(": "), hint: show::hint(error) }
+    Check {
+        what,
+        verdict: Verdict::Fail,
+        found: told.join(": "),
+        hint: show::hint(error),
+        code: show::code(error),
+    }
 }
 
 pub(super) async fn doctor<I: Id>(
@@ -94,8 +110,11 @@ fn tell(check: &Check) {
         Verdict::Warn => "warn",
         Verdict::Fail => "FAIL",
     };
-    show::line(&format!("{mark}  {:<14} {}", check.what, check.found));
+    let marked = |text: &str| check.code.map_or_else(|| text.to_owned(), |code| code.mark(text));
+    let found = if check.hint.is_some() { check.found.clone() } else { marked(&check.found) };
+    show::line(&format!("{mark}  {:<14} {found}", check.what));
     if let Some(hint) = &check.hint {
+        let hint = marked(hint);
         show::line(&format!("      {:<14} hint: {hint}", ""));
     }
 }
@@ -164,7 +183,8 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
             Verdict::Warn,
             format!("{} messages that are no batch", show::grouped(strays)),
             Some("look at them with `nats stream view`: their headers say where each came from and why"),
-        ),
+        )
+        .coded(Code::MessageForeign),
         Err(error) => failed("set aside", &error.into()),
     });
     checks
@@ -297,7 +317,8 @@ async fn check_tables(store: &Store) -> Result<Vec<Check>, Error> {
             Verdict::Warn,
             store.lag(stale),
             Some("readers may get wrong values until `setup` makes them anew, which loses nothing that is stored"),
-        ),
+        )
+        .coded(Code::ViewLags),
     });
     if !plan.fed.is_empty() {
         let told = format!("{}: {}", plan.fed.join(", "), show::FED);
@@ -333,7 +354,7 @@ async fn view_faults(store: &Store) -> Result<(Check, Vec<ViewFault>), Error> {
             refills.join("; ")
         ),
     };
-    Ok((check("view faults", Verdict::Warn, told, Some(&hint)), faults))
+    Ok((check("view faults", Verdict::Warn, told, Some(&hint)).coded(Code::ViewLacksRows), faults))
 }
 
 fn at_least(version: &str, (major, minor): (u32, u32)) -> bool {

@@ -1,14 +1,18 @@
 //! `status`: where a run stands.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
 use millstream_engine::Session;
-use millstream_engine::model::host::{Doing, HostReport, left_hint};
+use millstream_engine::error::Code;
+use millstream_engine::model::host::{Cause, Doing, HostReport, left_hint};
 use millstream_engine::model::moment::shown;
 use millstream_engine::model::record::RunState;
 use millstream_engine::observe::status::{Status, status as read_status};
+
+use serde::Serialize;
 
 use super::run::pause_after;
 use super::verify::remembered;
@@ -95,7 +99,7 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
                 let ended = status.is_over() || !args.watch;
                 let drawn = !ended && !servers.started && std::io::stderr().is_terminal();
                 match (args.json, drawn) {
-                    (true, _) => show::json(&status),
+                    (true, _) => show::json(&Coded { codes: codes(&status), status: &status }),
                     (false, true) => page.say(&told(&status)),
                     (false, false) => {
                         page.clear();
@@ -115,20 +119,48 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
         .await
 }
 
-/// Why it is of no use to wait for a run on servers that were started for this command: while it waits, no other process can come
-/// to them, not even `up`.
+/// Why it is of no use to wait for a run on servers that were started for this command.
 pub(super) fn nothing_works(context: &Context, run: &RunName) -> anyhow::Error {
-    anyhow::anyhow!(
-        "failed to wait for run `{run}`: the local stack of `{}` is not up, so that no process works on it\n\
-         hint: start `up`, `work` and `sink` first; or the same `run` again, which goes on with it",
-        context.config.data.display()
-    )
+    let data = context.config.data.display().to_string();
+    show::NothingWorks { run: run.to_string(), data }.into()
 }
 
 async fn newest(session: &Session) -> anyhow::Result<Option<RunName>> {
     let runs = session.records.runs().await?;
     let newest = runs.into_iter().max_by_key(|run| run.created_ms);
     Ok(newest.map(|newest| newest.run))
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Coded<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    /// Rows of README's table of troubles that say more.
+    codes: BTreeSet<Code>,
+}
+
+/// Which troubles of README's table the status shows.
+fn codes(status: &Status) -> BTreeSet<Code> {
+    let any = |told: fn(&HostReport) -> bool| status.hosts.iter().any(told);
+    let unseen = !status.forgetting && status.readers.is_some();
+    let left = |cause| status.hosts.iter().flat_map(HostReport::left_passes).any(|left| left.cause == cause);
+    [
+        (status.dead_sealed.is_some(), Code::DeadChanged),
+        (status.base_gone.is_some() || !status.stuck.is_empty(), Code::PassWaits),
+        (status.summary_fault.is_some(), Code::SummaryFailed),
+        (unseen && !status.readers_see, Code::ReadersBlind),
+        (unseen && status.readers_see, Code::ViewLags),
+        (!status.view_faults.is_empty(), Code::ViewLacksRows),
+        (left(Cause::Columns), Code::RowsOfOtherSchema),
+        (left(Cause::Refused), Code::RowsRefused),
+        (any(|host| host.unable().is_some()), Code::HostUnable),
+        (status.paused_for.is_some(), Code::TooManyDead),
+        (status.asking > 0, Code::ManyRetries),
+    ]
+    .into_iter()
+    .filter_map(|(is_so, code)| is_so.then_some(code))
+    .collect()
 }
 
 fn told(status: &Status) -> String {
@@ -212,6 +244,7 @@ fn told(status: &Status) -> String {
         format!("paused    {why}; `dead {run}` lists them, `resume {run}` goes on without that limit")
     }));
     lines.extend(asking(status));
+    lines.extend(show::codes(&codes(status)).map(|codes| format!("codes     {codes}")));
     let hosts: Vec<Vec<String>> = status.hosts.iter().map(|host| host_cells(host, status)).collect();
     if !hosts.is_empty() {
         lines.push(String::new());

@@ -25,7 +25,7 @@ pub(super) async fn tune<I: Id>(
     function: &Function<I>,
     args: &TuneArgs,
 ) -> anyhow::Result<Ended> {
-    let TuneArgs { sampled: SampledArgs { ids, file }, column, seconds, json, .. } = args.clone();
+    let TuneArgs { sampled: SampledArgs { ids, file }, column, r#for: time, json, .. } = args.clone();
     let source = SourceArgs { ids, file, ..SourceArgs::default() };
     let given =
         ProduceArgs { source, column, run: None, batch: "auto".to_owned(), json, ..ProduceArgs::default() };
@@ -35,7 +35,7 @@ pub(super) async fn tune<I: Id>(
     let progress = context.progress.clone();
     context.on_signal(&stop, move |_| progress.note("stopping; a second signal leaves at once"));
     let mut cells = Vec::new();
-    let outcome = look(context, function, &ids, Duration::from_secs(seconds), &stop, &mut cells).await;
+    let outcome = look(context, function, &ids, time, &stop, &mut cells).await;
     let choice = match outcome {
         Ok(choice) => Some(choice),
         Err(Error::Stopped) => None,

@@ -1,8 +1,11 @@
 //! `verify`: the proof batch by batch, and the repair.
 
+use std::collections::BTreeSet;
+
 use millstream::names::RunName;
 use millstream::{Id, Spec};
 use millstream_engine::clickhouse::store::BuildRows;
+use millstream_engine::error::Code;
 use millstream_engine::model::moment::shown;
 use millstream_engine::seal::verify::{Repair, Report, SeenFault, Unstored, repair, verify as prove};
 use millstream_engine::{Error, Store};
@@ -32,10 +35,14 @@ pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyho
                     value["repair"] = json!(repaired);
                 }
                 value["hint"] = json!(hint);
+                value["codes"] = json!(codes(&report));
                 show::json(&value);
             } else {
                 show::line(&told(&report, args.hosts));
                 repaired.iter().for_each(|repaired| show::line(&repaired_told(repaired)));
+                show::codes(&codes(&report))
+                    .iter()
+                    .for_each(|codes| show::line(&format!("codes            {codes}")));
                 hint.iter().for_each(|hint| show::line(&format!("\nhint: {hint}")));
             }
             let well = report.is_clean() && report.sealed && !report.is_seen_badly();
@@ -86,6 +93,28 @@ pub(super) async fn remembered(
         }
         _ => error,
     }
+}
+
+/// Which troubles of README's table the report shows.
+fn codes(report: &Report) -> BTreeSet<Code> {
+    if report.forgetting {
+        return BTreeSet::new();
+    }
+    let lost = report.published && report.sealed && !report.complete;
+    [
+        (report.is_hidden(), Code::ReadersBlind),
+        (!report.seen_faults.is_empty(), Code::PassRowWrong),
+        (report.is_shown_badly() && !report.is_hidden(), Code::ViewLags),
+        (report.has_other_dead(), Code::DeadChanged),
+        (report.values_at_fault.is_some_and(|batches| batches > 0), Code::ValuesChanged),
+        (report.raw_duplicates > 0, Code::RawDuplicates),
+        (lost, Code::PassIncomplete),
+        (!report.ids_gone.is_empty() || !report.ids_damaged.is_empty(), Code::IdsNotInStream),
+        (report.base_gone.is_some() || !report.stuck.is_empty(), Code::PassWaits),
+    ]
+    .into_iter()
+    .filter_map(|(is_so, code)| is_so.then_some(code))
+    .collect()
 }
 
 /// What is left to do.

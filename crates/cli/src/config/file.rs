@@ -1,10 +1,14 @@
 //! `millstream.toml`: typed values by dotted key, with every fault collected and every unknown key noticed.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::{Table, Value};
+
+use super::keys::{Key, Numbers, Text, Truth};
+use crate::units::{Durations, Sizes};
 
 /// A configuration file that is being read. Keys that nobody asked for are faults in the end.
 #[derive(Debug, Default)]
@@ -34,51 +38,53 @@ impl File {
     }
 
     /// A text.
-    pub fn text(&mut self, key: &str) -> Option<String> {
-        match self.value(key)? {
+    pub fn text(&mut self, key: &Key<Text>) -> Option<String> {
+        match self.value(key.name)? {
             Value::String(text) => Some(text),
-            other => self.fault(key, &other, "a text in quotes"),
+            other => self.fault(key.name, format_args!("{other} is not a text in quotes")),
         }
     }
 
-    /// A whole number within limits, both included.
-    pub fn number(&mut self, key: &str, least: u64, most: u64) -> Option<u64> {
-        match self.value(key)? {
-            Value::Integer(number) => self.within(key, number.try_into().ok(), number, least, most),
-            other => self.fault(key, &other, "a whole number"),
+    /// A whole number.
+    pub fn number(&mut self, key: &Key<Numbers>) -> Option<u64> {
+        match self.value(key.name)? {
+            Value::Integer(number) => match u64::try_from(number) {
+                Ok(number) if key.takes.hold(number) => Some(number),
+                _ => self.fault(key.name, format_args!("{number} is outside {}", key.takes)),
+            },
+            other => self.fault(key.name, format_args!("{other} is not a whole number")),
         }
     }
 
-    /// A size: a number of bytes, or a text like `"16GiB"`.
-    pub fn bytes(&mut self, key: &str, least: u64, most: u64) -> Option<u64> {
-        let value = self.value(key)?;
-        let bytes = match &value {
-            Value::Integer(number) => u64::try_from(*number).ok(),
-            Value::String(text) => parse_size(text),
-            _ => None,
-        };
-        match bytes {
-            Some(bytes) => self.within(key, Some(bytes), bytes, least, most),
-            None => self.fault(key, &value, "a size such as 1073741824 or \"16GiB\""),
-        }
+    /// A size in bytes.
+    pub fn size(&mut self, key: &Key<Sizes>) -> Option<u64> {
+        let text = self.with_unit(key.name)?;
+        key.takes.read(&text).map_or_else(|fault| self.fault(key.name, fault), Some)
+    }
+
+    /// A duration.
+    pub fn duration(&mut self, key: &Key<Durations>) -> Option<Duration> {
+        let text = self.with_unit(key.name)?;
+        key.takes.read(&text).map_or_else(|fault| self.fault(key.name, fault), Some)
     }
 
     /// `true` or `false`.
-    pub fn truth(&mut self, key: &str) -> Option<bool> {
-        match self.value(key)? {
+    pub fn truth(&mut self, key: &Key<Truth>) -> Option<bool> {
+        match self.value(key.name)? {
             Value::Boolean(truth) => Some(truth),
-            other => self.fault(key, &other, "true or false"),
+            other => self.fault(key.name, format_args!("{other} is not true or false")),
         }
     }
 
-    /// A number of seconds within limits.
-    pub fn seconds(&mut self, key: &str, least: u64, most: u64) -> Option<Duration> {
-        self.number(key, least, most).map(Duration::from_secs)
+    /// The file, as it was named.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Notes a fault that lies in more than one value, or in the gap between two.
-    pub fn refuse(&mut self, fault: &str) {
-        self.faults.push(fault.to_owned());
+    /// Keys that were asked for, in order.
+    #[cfg(test)]
+    pub fn asked(&self) -> Vec<&str> {
+        self.asked.iter().map(String::as_str).collect()
     }
 
     /// All faults, unknown keys among them.
@@ -102,23 +108,16 @@ impl File {
         Some(value.clone())
     }
 
-    fn within(
-        &mut self,
-        key: &str,
-        number: Option<u64>,
-        shown: impl std::fmt::Display,
-        least: u64,
-        most: u64,
-    ) -> Option<u64> {
-        let found = number.filter(|number| (least..=most).contains(number));
-        if found.is_none() {
-            self.faults.push(format!("{key}: {shown} is outside {least}..={most}"));
+    /// The text of a duration or a size. A bare number is a text too, which is refused with the form that is right.
+    fn with_unit(&mut self, key: &str) -> Option<String> {
+        match self.value(key)? {
+            Value::String(text) => Some(text),
+            other => Some(other.to_string()),
         }
-        found
     }
 
-    fn fault<T>(&mut self, key: &str, value: &Value, wanted: &str) -> Option<T> {
-        self.faults.push(format!("{key}: {value} is not {wanted}"));
+    fn fault<T>(&mut self, key: &str, fault: impl Display) -> Option<T> {
+        self.faults.push(format!("{key}: {fault}"));
         None
     }
 }
@@ -129,43 +128,6 @@ fn list_keys(prefix: &str, table: &Table, keys: &mut Vec<String>) {
         match value {
             Value::Table(inner) => list_keys(&key, inner, keys),
             _ => keys.push(key),
-        }
-    }
-}
-
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let split = text.find(|symbol: char| !symbol.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match text[split..].trim() {
-        "" | "B" => 1,
-        "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1u64 << 40,
-        _ => return None,
-    };
-    text[..split].parse::<u64>().ok()?.checked_mul(unit)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        let table = [
-            ("12", Some(12)),
-            ("16GiB", Some(16 << 30)),
-            ("5 MB", Some(5_000_000)),
-            ("x", None),
-            ("1 PB", None),
-        ];
-        for (text, bytes) in table {
-            assert_eq!(parse_size(text), bytes, "{text}");
         }
     }
 }

@@ -25,7 +25,7 @@ use super::pool_process::{host_memory, shown, slow};
 use super::process::{Age, Ended, News, Process, Program, said, silent};
 use super::results::Results;
 use super::row::gave_up;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::telemetry::metrics::Metrics;
 
 /// Ids sent to a process and not answered: few enough to fit its socket always, with ids of 4 KiB.
@@ -209,7 +209,7 @@ impl<I: Id> Isolated<I> {
             killed = 0;
             self.metrics.id_crashed();
             let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
-            tracing::warn!(%run, batch, id = shown(id), reason, "an id ended its process: it becomes a dead letter");
+            tracing::warn!(%run, batch, id = shown(id), reason, code = %Code::IdEndedProcess, "an id ended its process: it becomes a dead letter");
             chunk_rows.dead(id, &reason);
             chunk.start += 1;
         }
@@ -226,7 +226,7 @@ impl<I: Id> Isolated<I> {
             End::Silent => {
                 let why = silent();
                 let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
-                tracing::warn!(%run, batch, id = shown(id), why, "isolated process is silent and is replaced");
+                tracing::warn!(%run, batch, id = shown(id), why, code = %Code::PoolReplaced, "isolated process is silent and is replaced");
                 Verdict::Killed(why)
             }
             End::Over(reason) => Verdict::Crashed(reason),

@@ -23,7 +23,7 @@ use super::output::Said;
 use super::process::{News, Process, Program, print, silent};
 use super::protocol::{self, BUSY, CALL_OFF, OVERDUE, OverdueFrame, PIECE, encode, encode_order};
 use super::results::Results;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::fleet::times::Load;
 use crate::telemetry::metrics::Metrics;
 
@@ -268,6 +268,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
             tracing::warn!(
                 status,
                 why,
+                code = %Code::IdEndedProcess,
                 "the compute pool died: its ids are computed one at a time in isolated processes"
             );
         }
@@ -279,6 +280,7 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
                 why,
                 batches,
                 status,
+                code = %Code::PoolReplaced,
                 "the compute pool is replaced, because it sent no sign of life: its ids are computed again"
             );
         }
@@ -435,7 +437,7 @@ impl<I: Id> Order<I> {
 /// Logs an id that exceeded its soft limit. Not rate-limited, because it should be rare.
 pub(super) fn slow<I: Id>(key: &BatchKey, id: &I) {
     let BatchKey { pass: PassId { run, .. }, batch, .. } = key;
-    tracing::warn!(%run, batch, id = shown(id), "an id takes longer than its soft limit");
+    tracing::warn!(%run, batch, id = shown(id), code = %Code::IdSlow, "an id takes longer than its soft limit");
 }
 
 /// An id in a form fit for a log.

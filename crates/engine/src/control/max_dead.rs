@@ -5,7 +5,7 @@ use std::time::Duration;
 use millstream::names::PassId;
 
 use crate::control::steer;
-use crate::error::{Error, full_cause};
+use crate::error::{Code, Error, full_cause};
 use crate::model::record::PassState;
 use crate::model::selection::Letters;
 use crate::nats::bucket::Records;
@@ -50,7 +50,7 @@ pub async fn watch_dead(session: &Session, stop: &Stop) -> Result<(), Error> {
                     let hint = format!(
                         "`dead {run}` lists them; `resume {run}` goes on without a limit, `cancel {run}` ends it"
                     );
-                    tracing::error!(%run, pass, why, hint, "the run is paused");
+                    tracing::error!(%run, pass, why, hint, code = %Code::TooManyDead, "the run is paused");
                 }
                 Ok(None) => {}
                 Err(error) => {

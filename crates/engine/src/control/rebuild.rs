@@ -285,7 +285,7 @@ mod tests {
         let table = [
             (kept(0, 0), "it keeps rows until their pass is sealed, and no longer"),
             (kept(3 * HOUR, 9), "the stream was created again 1970-01-01T03:00:00Z"),
-            (kept(0, 1), "it keeps rows for 1 h, so those went from 1970-01-01T03:00:00Z on"),
+            (kept(0, 1), "it keeps rows for 1h, so those went from 1970-01-01T03:00:00Z on"),
         ];
         for (kept, text) in table {
             assert_eq!(why(&kept, &pass, 4 * HOUR), text);

@@ -86,7 +86,7 @@ impl Error {
             }
             Self::PassedOver { .. } => "all other lines are published; mend these and give them to a run".into(),
             Self::BatchGone { .. } => {
-                "it was removed, or is older than [streams] keep_ids_seconds: give what is still to come to a new run with \
+                "it was removed, or is older than [streams] keep_ids: give what is still to come to a new run with \
                  --run"
                     .into()
             }
@@ -188,7 +188,7 @@ impl Error {
             }
             Self::RowsGone { run, .. } => {
                 format!(
-                    "`verify {run} --repair` has what is missing of the newest pass computed again; [streams] keep_rows_seconds \
+                    "`verify {run} --repair` has what is missing of the newest pass computed again; [streams] keep_rows \
                      keeps rows for the next time"
                 )
             }
@@ -215,7 +215,13 @@ impl Error {
                 "`sql \"SHOW TABLES\"` lists the tables that there are".into()
             }
             Self::Store { source, .. } => return source.hint(),
-            _ => return None,
+            Self::Broker { .. }
+            | Self::Message { .. }
+            | Self::Record { .. }
+            | Self::Name(_)
+            | Self::Pool { .. }
+            | Self::StoredId { .. }
+            | Self::Stopped => return None,
         })
     }
 }

@@ -58,10 +58,14 @@ pub(crate) fn full_cause(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// An error with its causes and what helps, on one line.
+/// An error with its causes, what helps and its code, on one line.
 pub(crate) fn full_hint(error: &Error) -> String {
     let hint = error.hint().map(|hint| format!("; {hint}"));
-    format!("{}{}", full_cause(error), hint.unwrap_or_default())
+    let told = format!("{}{}", full_cause(error), hint.unwrap_or_default());
+    match error.code() {
+        Some(code) => code.mark(&told),
+        None => told,
+    }
 }
 
 #[cfg(test)]

@@ -162,7 +162,8 @@ impl HostReport {
         self.left_passes().iter().find(|left| left.run == pass.run.as_str() && left.pass == pass.pass)
     }
 
-    fn left_passes(&self) -> &[LeftPass] {
+    /// Passes of which rows wait, and for what.
+    pub fn left_passes(&self) -> &[LeftPass] {
         match &self.doing {
             Doing::Sink { left_passes, .. } => left_passes,
             Doing::Work { .. } | Doing::Produce { .. } => &[],

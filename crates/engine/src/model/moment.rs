@@ -30,27 +30,31 @@ impl PartialEq for Moment {
 }
 
 impl Moment {
-    /// Parses a moment of RFC 3339, or a length of time before `now_ms`: `90s`, `10m`, `2h`, `3d`.
+    /// Reads a moment of RFC 3339, or a [`duration`] before `now_ms`: `90s`, `10m`, `2h`, `3d`.
     pub fn parse(words: &str, now_ms: u64) -> Option<Self> {
-        let at_ms = match ago(words) {
-            Some(ago) => now_ms.saturating_sub(ago),
+        let at_ms = match duration(words) {
+            Some(ago) => now_ms.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
             None => since_1970_ms(OffsetDateTime::parse(words, &Rfc3339).ok()?),
         };
         Some(Self { words: words.to_owned(), at_ms })
     }
 }
 
-/// The milliseconds of a length such as `10m`.
-fn ago(words: &str) -> Option<u64> {
-    let number = words.trim_end_matches(|symbol: char| symbol.is_ascii_alphabetic());
-    let unit: u64 = match &words[number.len()..] {
-        "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 3600 * 1000,
-        "d" => 86400 * 1000,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
+/// Reads a duration, numbers with their units: `250ms`, `10m`, `1h30m`, `30d`. A number without a unit is none.
+///
+/// The grammar is `humantime`'s, for flags, the environment and the file alike.
+pub fn duration(text: &str) -> Option<Duration> {
+    // Seconds that come to u64::MAX, and nanoseconds to a whole second, make `humantime` 2.4 panic in `Duration::new`. Five
+    // numbers of eleven digits cannot come to that, even as years.
+    const MOST_DIGITS: usize = 11;
+    const LONGEST: usize = 60;
+    let is_number = |symbol: char| symbol.is_ascii_digit() || symbol.is_whitespace();
+    let too_large =
+        text.split(|symbol: char| !is_number(symbol)).any(|number| number.trim().len() > MOST_DIGITS);
+    if text.len() > LONGEST || too_large || text.chars().all(is_number) {
+        return None;
+    }
+    humantime::parse_duration(text).ok()
 }
 
 /// Milliseconds since 1970; 0 for an earlier moment.
@@ -70,14 +74,20 @@ pub fn shown(at_ms: u64) -> String {
     seconds.format(&Rfc3339).unwrap_or_else(|_| format!("{at_ms} ms after 1970"))
 }
 
-/// The length of time as text, in the largest unit that divides it: `30 d`, `90 s`.
+/// A length of time as [`duration`] reads it, in the largest unit that leaves no rest: `30d`, `90s`, `250ms`.
+///
+/// Not as `humantime` prints it: that counts months of 30.44 days, so that 45 days are `1month 14days 13h 26m 24s`. What
+/// is below a millisecond is left out.
 pub fn length(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (unit, name) = [(86400, "d"), (3600, "h"), (60, "min")]
+    let millis = time.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    let (unit, name) = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")]
         .into_iter()
-        .find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit))
-        .unwrap_or((1, "s"));
-    format!("{} {name}", seconds / unit)
+        .find(|(unit, _)| millis.is_multiple_of(*unit))
+        .unwrap_or((1, "ms"));
+    format!("{}{name}", millis / unit)
 }
 
 #[cfg(test)]
@@ -100,7 +110,8 @@ mod tests {
             ("yesterday", None),
             ("m", None),
             ("-1m", None),
-            ("10 m", None),
+            ("10 m", Some(now - 600_000)),
+            ("10", None),
             ("ü", None),
             ("", None),
         ];
@@ -112,11 +123,51 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_shown_in_their_largest_unit() {
-        let table =
-            [(0, "0 s"), (59, "59 s"), (90, "90 s"), (120, "2 min"), (7200, "2 h"), (30 * 86400, "30 d")];
-        for (seconds, text) in table {
-            assert_eq!(length(Duration::from_secs(seconds)), text);
+    fn durations_have_units() {
+        let seconds = Duration::from_secs;
+        let table = [
+            ("250ms", Some(Duration::from_millis(250))),
+            ("0s", Some(Duration::ZERO)),
+            ("1h30m", Some(seconds(5400))),
+            ("1h 30min", Some(seconds(5400))),
+            ("30d", Some(seconds(30 * 86400))),
+            ("10 parsecs", None),
+            ("10", None),
+            ("0", None),
+            ("", None),
+            (" ", None),
+            ("s", None),
+            ("-1s", None),
+            ("1.5h", Some(seconds(5400))),
+            ("1.s", None),
+            ("1e9y", None),
+            ("1s1", None),
+            ("99999999999999999999s", None),
+            ("99999999999y 99999999999y 99999999999y 99999999999y 99999999999y", None),
+            // humantime 2.4 alone would panic.
+            ("18446744073709551615s1000ms", None),
+            ("584542046090 y 7615615 s 1000 ms", None),
+        ];
+        for (text, time) in table {
+            assert_eq!(duration(text), time, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        let table = [
+            (0, "0s"),
+            (59_000, "59s"),
+            (90_000, "90s"),
+            (120_000, "2m"),
+            (7_200_000, "2h"),
+            (30 * 86_400_000, "30d"),
+            (250, "250ms"),
+            (1_500, "1500ms"),
+        ];
+        for (millis, text) in table {
+            let time = Duration::from_millis(millis);
+            assert_eq!((length(time).as_str(), duration(text)), (text, Some(time)));
         }
     }
 }

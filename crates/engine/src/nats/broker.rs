@@ -22,7 +22,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::Mutex;
 
 use crate::environment::Environment;
-use crate::error::{Error, Source, broker, full_cause};
+use crate::error::{Code, Error, Source, broker, full_cause};
 use crate::model::address::without_password;
 use crate::model::host::host_name;
 use crate::nats::answer::{ANSWER_WITHIN, within};
@@ -61,6 +61,10 @@ pub struct NatsAddress {
 
 /// The text of the server's error when a stream is full.
 const FULL: &str = "maximum bytes";
+/// The server's words where a subject holds a message that it neither reads nor removes.
+const DAMAGED: &str = "maximum messages per subject";
+/// The reason in the log where the server does not answer.
+const SILENT: &str = "no answer";
 /// The hint for a full stream.
 const STREAM_FULL: &str = "the stream is full: rows wait for sinks to catch up; ids stay for replay, so give their \
                            stream more bytes ([streams] ids_bytes, `nats stream edit`) or remove old runs from it";
@@ -227,19 +231,15 @@ impl Broker {
                     PublishErrorKind::TimedOut => (full_cause(&error), Unconfirmed::NoAnswer),
                     _ => (full_cause(&error), Unconfirmed::Refused),
                 },
-                Err(_) => ("no answer".to_owned(), Unconfirmed::NoAnswer),
+                Err(_) => (SILENT.to_owned(), Unconfirmed::NoAnswer),
             };
             metrics.not_confirmed(stream, if error.contains(FULL) { Unconfirmed::Full } else { reason });
             if error.contains(FULL) && self.grow(subject, size).await {
                 continue;
             }
             let wait = backoff.wait();
-            let hint = match () {
-                () if error.contains(FULL) => STREAM_FULL,
-                () if error.contains("no stream found") => "`setup` creates the streams",
-                () => "",
-            };
-            tracing::warn!(subject, %error, hint, retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
+            let (code, hint) = unconfirmed(&error);
+            tracing::warn!(subject, %error, hint, code = code.map(tracing::field::display), retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
             if !stop.pause(wait).await {
                 return Err(Error::Stopped);
             }
@@ -278,10 +278,24 @@ fn once(payload: Bytes, trace: Option<TraceContext>) -> PublishMessage {
     }
 }
 
+/// What a publish that is not confirmed comes of, by the server's words, and what helps.
+fn unconfirmed(error: &str) -> (Option<Code>, &'static str) {
+    match error {
+        SILENT => (
+            Some(Code::NatsSilent),
+            "see whether the disk of nats-server is full: it does not thaw by itself",
+        ),
+        _ if error.contains(FULL) => (Some(Code::StreamFull), STREAM_FULL),
+        _ if error.contains(DAMAGED) => (Some(Code::MessageDamaged), ""),
+        _ if error.contains("no stream found") => (None, "`setup` makes the streams"),
+        _ => (None, ""),
+    }
+}
+
 fn log_event(event: &Event) {
     match event {
         Event::Connected => tracing::debug!("connected to NATS"),
-        Event::Disconnected => tracing::warn!("disconnected from NATS, reconnecting"),
+        Event::Disconnected => tracing::warn!(code = %Code::NatsAway, "disconnected from NATS, reconnecting"),
         Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
             tracing::warn!(%event, "the NATS client reports an error");
         }

@@ -9,7 +9,7 @@ use millstream::Id;
 use millstream::envelope::{EnvelopeFault, decode_ids, is_end};
 use millstream::names::RunName;
 
-use crate::error::full_cause;
+use crate::error::{Code, full_cause};
 use crate::nats::broker::{Broker, Stray};
 use crate::nats::delivery::Delivery;
 
@@ -26,7 +26,7 @@ const NOT_COPIED: &str = "`setup` creates the quarantine stream; this user needs
 pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFault) {
     let subject = delivery.subject().to_owned();
     if let EnvelopeFault::NewerVersion { .. } = fault {
-        tracing::error!(subject, %fault, hint = NEWER, "the message is from a newer build, and is redelivered after 60 s");
+        tracing::error!(subject, %fault, hint = NEWER, code = %Code::BuildTooOld, "the message is from a newer build, and is redelivered after 60 s");
         return delivery.nak(REDELIVER_AFTER).await;
     }
     let (stream, sequence) = delivery.origin().unwrap_or_default();
@@ -35,12 +35,12 @@ pub async fn set_aside(broker: &Broker, delivery: Delivery, fault: &EnvelopeFaul
         Ok(()) => {
             delivery.is_set_aside();
             let kept_in = broker.names().aside_stream();
-            tracing::error!(subject, %fault, kept_in, hint = COPIED, "the message is no batch, and is quarantined");
+            tracing::error!(subject, %fault, kept_in, hint = COPIED, code = %Code::MessageForeign, "the message is no batch, and is quarantined");
             delivery.ack().await;
         }
         Err(error) => {
             let error = full_cause(&error);
-            tracing::error!(subject, %fault, error, hint = NOT_COPIED, "the message is no batch, and could not be quarantined: it is redelivered after 60 s");
+            tracing::error!(subject, %fault, error, hint = NOT_COPIED, code = %Code::MessageForeign, "the message is no batch, and could not be quarantined: it is redelivered after 60 s");
             delivery.nak(REDELIVER_AFTER).await;
         }
     }

@@ -12,7 +12,7 @@ use millstream::names::RunName;
 use millstream::{Id, MAX_BATCH_IDS};
 
 use crate::clickhouse::store::Store;
-use crate::error::{Error, full_cause};
+use crate::error::{Code, Error, full_cause};
 use crate::failpoint;
 use crate::fleet::heartbeat;
 use crate::fleet::times::{Phases, Recent};
@@ -243,7 +243,7 @@ async fn open_run<I: Id>(
         if let Some(kept) = &kept {
             let given = RunRecord { fingerprint: spelled_as::<I>(kept, survey).await?, ..fresh.clone() };
             same_ids(kept, &given, *batch_ids)?;
-            tracing::warn!(%run, "NATS has forgotten the run: its record is restored from ClickHouse");
+            tracing::warn!(%run, code = %Code::IdsNotInStream, "NATS has forgotten the run: its record is restored from ClickHouse");
         }
         let record = kept.unwrap_or_else(|| fresh.clone());
         if records.create_run(&record).await? == Change::Made {

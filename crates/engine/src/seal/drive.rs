@@ -248,7 +248,7 @@ impl<'a, I: Id> Drive<'a, I> {
                 let seen = match tokio::time::timeout(step.within(), taking).await {
                     Ok(Ok(seen)) => seen,
                     Ok(Err(error)) => {
-                        tracing::warn!(run = %key.run, pass = key.pass, error = full_cause(&error), hint = error.hint(), "not sealed yet");
+                        tracing::warn!(run = %key.run, pass = key.pass, error = full_cause(&error), hint = error.hint(), code = error.code().map(tracing::field::display), "not sealed yet");
                         Seen::Failed
                     }
                     Err(_) => {

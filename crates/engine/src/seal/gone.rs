@@ -79,7 +79,7 @@ mod tests {
         let table = [
             (
                 kept(0, Some(3 * HOUR), 2),
-                "it keeps ids for 2 h, so those published 1970-01-01T01:00:00Z went from 1970-01-01T03:00:00Z on",
+                "it keeps ids for 2h, so those published 1970-01-01T01:00:00Z went from 1970-01-01T03:00:00Z on",
             ),
             (
                 kept(2 * HOUR, None, 9),

@@ -8,7 +8,7 @@ use super::sealer::Sealer;
 use super::step::Seen;
 use super::take::Carried;
 use crate::clickhouse::sql::SeenPass;
-use crate::error::{Error, StoreFault};
+use crate::error::{Code, Error, StoreFault};
 use crate::failpoint;
 use crate::model::record::{PassRecord, PassState, Sealed};
 use crate::nats::bucket::{Change, Entry};
@@ -89,7 +89,7 @@ impl Sealer {
         match summed {
             Ok(summary) => Ok((summary, None)),
             Err(Error::Summary { source: fault }) => {
-                tracing::error!(run = %pass.run, pass = pass.pass, %fault, hint = "fix the SQL in the pipeline's `SUMMARY`",
+                tracing::error!(run = %pass.run, pass = pass.pass, %fault, hint = "fix the SQL in the pipeline's `SUMMARY`", code = %Code::SummaryFailed,
                     "the pipeline's SUMMARY failed; the pass is sealed without it");
                 Ok((None, Some(fault.to_string())))
             }

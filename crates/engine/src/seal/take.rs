@@ -7,7 +7,7 @@ use super::proof::Proof;
 use super::sealer::Sealer;
 use super::step::{Seen, Step};
 use crate::clickhouse::store::Stored;
-use crate::error::{Error, StoreFault, full_hint};
+use crate::error::{Code, Error, StoreFault, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::record::{PassRecord, PassState, Published, RunRecord, Sealed};
 use crate::nats::bucket::Entry;
@@ -107,7 +107,7 @@ impl Sealer {
     /// Records what an operator has to do, and logs it once.
     fn report_stuck(&self, pass: &PassId, why: &str) {
         if self.waits().note(pass, why) {
-            tracing::error!(run = %pass.run, pass = pass.pass, why, "the pass is not sealed, and waits for an operator");
+            tracing::error!(run = %pass.run, pass = pass.pass, why, code = %Code::PassWaits, "the pass is not sealed, and waits for an operator");
         }
     }
 
@@ -235,11 +235,11 @@ impl Sealer {
             }
             proof if !proof.is_complete() => {
                 tracing::warn!(run = %pass.run, pass = pass.pass, batches, of_batches = published.batches, ids, of_ids = published.ids,
-                    raw_duplicates, "proof failed: stored rows do not match the run");
+                    raw_duplicates, code = %Code::PassIncomplete, "proof failed: stored rows do not match the run");
                 Seen::Incomplete
             }
             proof if !proof.is_clean() => {
-                tracing::warn!(run = %pass.run, pass = pass.pass, rows = raw_duplicates, "raw duplicates found: deduplicating the run");
+                tracing::warn!(run = %pass.run, pass = pass.pass, rows = raw_duplicates, code = %Code::RawDuplicates, "raw duplicates found: deduplicating the run");
                 Seen::Duplicates
             }
             proof => match proof.unproven() {
@@ -285,7 +285,7 @@ impl Sealer {
                  tries again",
                 super::step::REPAIRS
             );
-            self.report_stuck(pass, &why);
+            self.report_stuck(pass, &Code::RepairsSpent.mark(&why));
             return Ok(Seen::Stuck);
         }
         match verify::heal::<I>(&self.session, pass).await {
@@ -339,10 +339,10 @@ fn log_repair(pass: &PassId, repair: &Repair) {
     } = repair;
     if repair.comes_to() > 0 {
         tracing::warn!(run = %pass.run, pass = pass.pass, batches_again, batches_handed_out, whole_run, duplicates_merged,
-            "repaired what was not complete");
+            code = %Code::PassIncomplete, "repaired what was not complete");
     }
     if let Some(hint) = repair.hint(pass.run.as_str()) {
-        tracing::error!(run = %pass.run, pass = pass.pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint,
+        tracing::error!(run = %pass.run, pass = pass.pass, ids_gone = ids_gone.len(), ids_damaged = ids_damaged.len(), hint, code = %Code::IdsNotInStream,
             "batches are missing whose ids are not in the stream");
     }
 }

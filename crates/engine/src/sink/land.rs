@@ -14,7 +14,7 @@ use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
 use super::{ASKING, INSERTING, REDELIVER_AFTER, Sink};
 use crate::clickhouse::store::{Fit, in_ranges};
-use crate::error::{Error, StoreFault, full_cause};
+use crate::error::{Code, Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::model::host::{Cause, REFUSED_HINT};
 use crate::retry::Backoff;
@@ -144,6 +144,7 @@ impl Sink {
                 build = %String::from_utf8_lossy(&item.rows.build),
                 %fault,
                 hint = format!("{}{helps}", REFUSED_HINT.replace("RUN", key.pass.run.as_str())),
+                code = %Code::RowsRefused,
                 "ClickHouse refuses this batch's rows: they stay in the stream and are redelivered after 60 s"
             );
         }
@@ -225,9 +226,11 @@ impl Landing<'_> {
                 self.sink.state.metrics.views_lack_rows(views.len());
                 tracing::error!(%run, pass, batches = ?batches, views = views.join(", "), %fault,
                 hint = "the rows are stored; repair the view, then `doctor` shows the statement that fills it",
+                code = %Code::ViewLacksRows,
                 "materialized views on the rows table may lack these rows")
             }
             Err(error) => tracing::error!(%run, pass, batches = ?batches, %fault, error = full_cause(&error),
+                code = %Code::ViewLacksRows,
                 "materialized views on the rows table may lack these rows, and the sink could not record this"),
         }
         self.failed = None;
@@ -300,7 +303,7 @@ impl Landing<'_> {
                     return Seen::Ended;
                 }
                 Err(fault) => {
-                    tracing::warn!(query_id, %fault, "an insert of unknown outcome cannot be ended yet")
+                    tracing::warn!(query_id, %fault, code = %Code::InsertUnknown, "an insert of unknown outcome cannot be ended yet")
                 }
             }
             if !self.sink.stop.pause(pause.wait()).await {
@@ -313,7 +316,7 @@ impl Landing<'_> {
         let wait = self.pause.wait();
         let rows = self.rows();
         tracing::warn!(run = %self.key.pass.run, pass = self.key.pass.pass, batches = self.items.len(), rows, fault = %self.fault,
-            retry_ms = wait.as_millis() as u64, "rows are not stored yet, trying again");
+            retry_ms = wait.as_millis() as u64, code = %Code::RowsNotStored, "rows are not stored yet, trying again");
         if self.sink.stop.pause(wait).await { Seen::Waited } else { Seen::GivenUp }
     }
 

@@ -12,7 +12,7 @@ use millstream::schema::Schema;
 
 use super::group::Item;
 use crate::clickhouse::store::{Fit, Store};
-use crate::error::Error;
+use crate::error::{Code, Error};
 
 /// How long the table's answer is valid, because an operator may alter the table.
 const HOLDS: Duration = Duration::from_secs(60);
@@ -52,6 +52,7 @@ impl Schemas {
                 columns = %text,
                 faults = faults.join("; "),
                 hint = "run `setup` with the build that computed the rows: it shows the missing columns; the rows wait in the stream",
+                code = %Code::RowsOfOtherSchema,
                 "rows of another schema are not stored: the table does not take their columns"
             );
         }

@@ -12,7 +12,7 @@ use millstream::Id;
 use tokio::sync::watch;
 
 use crate::compute::{Cores, Function};
-use crate::error::{Error, full_cause};
+use crate::error::{Code, Error, full_cause};
 use crate::fleet::times::WorkLoad;
 use crate::retry::Backoff;
 use crate::stop::Stop;
@@ -143,6 +143,7 @@ impl Able {
             error,
             hint,
             again_in,
+            code = %Code::HostUnable,
             "this host cannot compute: it draws no batches until a new attempt succeeds"
         );
     }

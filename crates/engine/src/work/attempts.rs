@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::Worker;
 use crate::compute::{BatchKey, Results};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::fleet::heartbeat;
 use crate::model::record::PassRecord;
 use crate::nats::delivery::Delivery;
@@ -86,7 +86,7 @@ impl<I: Id> Worker<I> {
     ) {
         match news {
             Some(true) => {
-                tracing::warn!(%run, pass, why, "many ids ask for another attempt: this host pulls fewer batches of the run");
+                tracing::warn!(%run, pass, why, code = %Code::ManyRetries, "many ids ask for another attempt: this host pulls fewer batches of the run");
             }
             Some(false) => {
                 tracing::info!(%run, pass, "few ids ask for another attempt now: this host pulls as many batches as before")

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use millstream::names::PassId;
 use tokio::sync::{Notify, watch};
 
+use crate::error::Code;
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
 use crate::model::record::Open;
@@ -120,7 +121,7 @@ impl Outlier {
                 Some(true) => {
                     let blame = blame(key, own.fate, others);
                     if !std::mem::replace(&mut own.logged, true) {
-                        tracing::error!(why = blame, hint = HINT, "this host draws no batches");
+                        tracing::error!(why = blame, hint = HINT, code = %Code::HostOutlier, "this host draws no batches");
                     }
                     why = Some(blame);
                 }

@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use millstream::names::PassId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::error::Source;
+use crate::error::{Code, Source};
 use crate::model::record::{Open, PassRecord};
 use crate::nats::answer::ANSWER_WITHIN;
 use crate::nats::broker::Broker;
@@ -216,7 +216,7 @@ async fn pull_pass(
                 return None;
             }
             Err(error) => {
-                tracing::warn!(%run, pass, %error, "pulling from the pass failed, trying again");
+                tracing::warn!(%run, pass, %error, code = %Code::NatsAway, "pulling from the pass failed, trying again");
                 shares.put_off(key);
                 return None;
             }
@@ -226,7 +226,7 @@ async fn pull_pass(
     if let Some(consumer) = consumers.get(key)
         && let Err(error) = pull(consumer, most, &mut messages).await
     {
-        tracing::warn!(%run, pass, %error, "a pull failed, trying again");
+        tracing::warn!(%run, pass, %error, code = %Code::NatsAway, "a pull failed, trying again");
         consumers.remove(key);
     }
     Some(messages)

@@ -27,7 +27,7 @@ impl Trio {
     /// A run is being published, computed and stored.
     fn under_load(plan: Plan, name: &'static str) -> Self {
         let hub = Hub::enter();
-        let config = "sink.group_ms = 200\nstreams.replicas = 3\nstreams.ids_bytes = \"512MiB\"\nstreams.rows_bytes = \"512MiB\"\n";
+        let config = "sink.group_age = '200ms'\nstreams.replicas = 3\nstreams.ids_bytes = \"512MiB\"\nstreams.rows_bytes = \"512MiB\"\n";
         let mut scene = Scene::new(plan, &Setup { micros: 400, config, ..Setup::new(name) });
         let cluster = Cluster::start(&hub, scene.host.path());
         for (variable, url) in [("NATS_URL", cluster.urls()), ("CLICKHOUSE_URL", scene.clickhouse.clone())] {

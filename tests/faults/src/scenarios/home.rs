@@ -47,7 +47,7 @@ pub fn pipe_held_open(plan: Plan) -> Report {
 
 /// A published run some of whose ids start programs, which sleep for so many seconds.
 fn with_programs(plan: Plan, trouble: &'static str, reason: &str) -> (Scene, String) {
-    let config = "sink.group_ms = 200\nwork.hard_seconds = 4\n";
+    let config = "sink.group_age = '200ms'\nwork.hard_limit = '4s'\n";
     let mut scene = Scene::new(plan, &Setup { config, micros: 1000, ..Setup::new(trouble) });
     let port = scene.nats.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
     let seconds = (200_000u32 + port.unwrap_or(0)).to_string();
@@ -171,7 +171,7 @@ pub fn service_away(plan: Plan) -> Report {
     /// Five attempts have four pauses of 0.2 s, 0.4 s, 0.8 s and 1.6 s between them.
     const AWAY: Duration = Duration::from_secs(30);
     const SAYS: &str = "wait for another attempt: the service is away";
-    let config = "sink.group_ms = 200\nwork.retry_seconds = 120\n";
+    let config = "sink.group_age = '200ms'\nwork.retry_for = '2m'\n";
     let mut scene = Scene::new(plan, &Setup { config, micros: 1000, ..Setup::new("service-away") });
     set(&mut scene, VARIABLE, "service");
     let service = scene.host.path().join(SERVICE);

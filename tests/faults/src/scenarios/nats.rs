@@ -63,7 +63,7 @@ pub fn full_in_rows(plan: Plan) -> Report {
 fn full(plan: Plan, setup: Setup, fill: impl FnOnce(&mut Scene) -> u64) -> Report {
     const FULL_FOR: Duration = Duration::from_secs(10);
     // Named: what the engine would take of a larger disk leaves no room on this one.
-    let config = "sink.group_ms = 200\nstreams.ids_bytes = '64MiB'\nstreams.rows_bytes = '64MiB'\n";
+    let config = "sink.group_age = '200ms'\nstreams.ids_bytes = '64MiB'\nstreams.rows_bytes = '64MiB'\n";
     let mut scene = Scene::new(plan, &Setup { config, nats_disk_mb: Some(400), ..setup });
     let bytes = fill(&mut scene);
     scene.note(format!("{bytes} bytes fill nats-server's disk"));

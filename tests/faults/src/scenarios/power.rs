@@ -23,7 +23,7 @@ use crate::scene::{Report, Scene, Setup, host};
 const VOLUME_MB: u32 = 1024;
 /// Streams that have room on it, and so has the bucket beside them.
 const SMALL_STREAMS: &str =
-    "sink.group_ms = 200\nstreams.ids_bytes = \"256MiB\"\nstreams.rows_bytes = \"256MiB\"\n";
+    "sink.group_age = '200ms'\nstreams.ids_bytes = \"256MiB\"\nstreams.rows_bytes = \"256MiB\"\n";
 /// More than a block, and less than anybody would write by themselves.
 const CANARY: [u8; 8192] = [b'c'; 8192];
 /// How long a run may take to heal unattended before a person looks: whatever a sink held has come back by then.

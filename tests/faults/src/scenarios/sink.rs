@@ -15,7 +15,7 @@ const IN_BODY: u32 = 3;
 
 /// Inserts of many batches, two seconds apart.
 fn setup(name: &'static str) -> Setup {
-    Setup { config: "sink.group_ms = 2000\n", ..Setup::new(name) }
+    Setup { config: "sink.group_age = '2s'\n", ..Setup::new(name) }
 }
 
 /// Killed when nothing of its insert has been sent.

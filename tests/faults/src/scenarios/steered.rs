@@ -90,7 +90,7 @@ pub fn killed_in_forget(plan: Plan) -> Report {
 
 /// Killed with the rows inserted and before readers are told, each time with a run of its own, and finished by the same words.
 pub fn killed_in_rebuild(plan: Plan) -> Report {
-    let config = "sink.group_ms = 200\nstreams.keep_rows_seconds = 86400\n";
+    let config = "sink.group_age = '200ms'\nstreams.keep_rows = '1d'\n";
     let mut scene = Scene::new(plan, &Setup { config, ..Setup::new("rebuild-killed") });
     scene.start(&["work-1", "work-2", "sink-1"]);
     for (run, place) in [("a", "rebuild-after-sink"), ("b", "rebuild-before-records")] {

@@ -45,7 +45,7 @@ pub fn killed_with_early_parts(plan: Plan) -> Report {
     let mut scene = Scene::new(
         plan,
         &Setup {
-            config: "sink.group_ms = 200\nwork.rows_wait_seconds = 1\n",
+            config: "sink.group_age = '200ms'\nwork.rows_wait = '1s'\n",
             micros: 20_000,
             ..Setup::new("worker-early-parts")
         },

@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use millstream::Id;
 use millstream::names::RunName;
 use millstream_engine::compute::Function;
+use millstream_engine::error::Code;
 use millstream_engine::fleet::heartbeat;
-use millstream_engine::model::host::{Doing, HostReport, left_hint};
+use millstream_engine::model::host::{Cause, Doing, HostReport, left_hint};
 use millstream_engine::work::prove;
 use millstream_engine::{Broker, Error, Store};
 
@@ -58,7 +59,8 @@ fn workers(hosts: &[HostReport]) -> Check {
             Verdict::Warn,
             told.join("; "),
             Some("mend those hosts: they try again by themselves, and others compute meanwhile"),
-        ),
+        )
+        .coded(Code::HostUnable),
     }
 }
 
@@ -69,7 +71,12 @@ fn rows_waiting(hosts: &[HostReport]) -> Check {
     let told: Vec<String> = hosts.iter().filter_map(left).collect();
     match told[..] {
         [] => check("rows waiting", Verdict::Ok, "none that the table does not take", None),
-        _ => check("rows waiting", Verdict::Warn, told.join("; "), Some(&left_hint(hosts))),
+        _ => {
+            let refused =
+                hosts.iter().flat_map(HostReport::left_passes).any(|left| left.cause == Cause::Refused);
+            let code = if refused { Code::RowsRefused } else { Code::RowsOfOtherSchema };
+            check("rows waiting", Verdict::Warn, told.join("; "), Some(&left_hint(hosts))).coded(code)
+        }
     }
 }
 
@@ -82,7 +89,7 @@ fn seals_waiting(hosts: &[HostReport]) -> Check {
     told.dedup();
     match told[..] {
         [] => check("seals waiting", Verdict::Ok, "none", None),
-        _ => check("seals waiting", Verdict::Warn, told.join("; "), None),
+        _ => check("seals waiting", Verdict::Warn, told.join("; "), None).coded(Code::PassWaits),
     }
 }
 
@@ -128,5 +135,5 @@ async fn told_forgotten(store: &Store, runs: &[RunName]) -> Check {
         "NATS has forgotten {count}, of which ClickHouse has the records: {}{more}; this is another NATS, or it has lost its volume",
         named.join(", ")
     );
-    check("runs", Verdict::Warn, found, hint.as_deref())
+    check("runs", Verdict::Warn, found, hint.as_deref()).coded(Code::RunForgotten)
 }

@@ -2,6 +2,7 @@
 
 use indicatif::HumanBytes;
 use millstream_engine::clickhouse::store::Disk;
+use millstream_engine::error::Code;
 use millstream_engine::nats::broker::Reserved;
 use millstream_engine::{Broker, Store};
 
@@ -40,8 +41,11 @@ pub(super) fn check_data(_: &Context) -> Option<Check> {
 
 fn of_free(what: &'static str, free: u64, found: String, helps: &str) -> Check {
     match free {
-        0..FULL => check(what, Verdict::Fail, format!("{found}: it is full"), Some(helps)),
-        FULL..LOW => check(what, Verdict::Warn, format!("{found}: it is nearly full"), Some(helps)),
+        0..FULL => {
+            check(what, Verdict::Fail, format!("{found}: it is full"), Some(helps)).coded(Code::DiskFull)
+        }
+        FULL..LOW => check(what, Verdict::Warn, format!("{found}: it is nearly full"), Some(helps))
+            .coded(Code::DiskFull),
         _ => check(what, Verdict::Ok, found, None),
     }
 }

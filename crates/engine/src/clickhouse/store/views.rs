@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ANSWER_WITHIN, PROOF_WITHIN, Store, within};
 use crate::clickhouse::sql::{Tables, View};
-use crate::error::{Error, StoreFault, full_cause};
+use crate::error::{Code, Error, StoreFault, full_cause};
 
 use millstream::names::PassId;
 
@@ -110,6 +110,7 @@ impl Store {
                     view = name,
                     %source,
                     hint = "run `setup` as a user with more rights",
+                    code = %Code::ViewLags,
                     "the view shows other columns or types than its table has, and this user may not recreate it"
                 ),
                 Err(error) => {
