@@ -41,7 +41,7 @@ pub(crate) enum Coming {
 
 impl MemoryFile {
     pub(crate) fn new() -> io::Result<Self> {
-        let file = memfd_create("millstream", MFdFlags::MFD_CLOEXEC)?;
+        let file = memfd_create("chdb-http", MFdFlags::MFD_CLOEXEC)?;
         Ok(Self { file: File::from(file), length: 0, compression: None })
     }
 
