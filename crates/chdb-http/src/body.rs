@@ -12,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::timeout;
 
 use crate::encoding::Encoding;
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::frames::{Decoder, Fault};
 
 /// The most that one body may hold once decompressed.

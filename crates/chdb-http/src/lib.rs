@@ -19,7 +19,7 @@
 //! | `tokens`, `statement` | tells a SELECT, an INSERT with rows, a KILL, anything else |
 //! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
 //! | `directory`, `chdb` | the data's lock; the engine's C interface |
-//! | `answer`, `errors` | the result as it comes, or the exception with ClickHouse's code |
+//! | `answer`, `exception` | the result as it comes, or the exception with ClickHouse's code |
 //! | `dissect` | the same up to the engine, without one, for the fuzz targets |
 //!
 //! **It serves** what four clients send, as their requests were recorded (`tests/tests/local_engine/clients.rs`):
@@ -56,7 +56,7 @@ mod directory;
 pub mod dissect;
 mod encoding;
 mod error;
-mod errors;
+mod exception;
 mod execute;
 mod form;
 mod frames;
