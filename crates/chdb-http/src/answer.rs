@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep};
 
 use crate::body::MemoryFile;
-use crate::errors::Exception;
+use crate::exception::Exception;
 use crate::execute::Done;
 use crate::running::Reader;
 

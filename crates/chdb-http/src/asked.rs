@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::body::{Coming, MemoryFile};
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::form;
 use crate::request::Request;
 use crate::statement::{self, Statement};

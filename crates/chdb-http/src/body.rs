@@ -12,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::timeout;
 
 use crate::encoding::Encoding;
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::frames::{Decoder, Fault};
 
 /// The most that one body may hold once decompressed.
@@ -41,7 +41,7 @@ pub(crate) enum Coming {
 
 impl MemoryFile {
     pub(crate) fn new() -> io::Result<Self> {
-        let file = memfd_create("millstream", MFdFlags::MFD_CLOEXEC)?;
+        let file = memfd_create("chdb-http", MFdFlags::MFD_CLOEXEC)?;
         Ok(Self { file: File::from(file), length: 0, compression: None })
     }
 

@@ -239,7 +239,8 @@ struct RawOutput<'a> {
 
 impl RawOutput<'_> {
     fn read(self) -> Result<Output, String> {
-        let (api, raw) = (self.api, self.raw);
+        let api = self.api;
+        let raw = self.raw;
         // SAFETY: `raw` is a live result; its error is null or NUL-terminated, its buffer is null or `length` long, and
         // both live until it is destroyed, after they were copied.
         unsafe {
@@ -247,7 +248,8 @@ impl RawOutput<'_> {
             if !error.is_null() {
                 return Err(CStr::from_ptr(error).to_string_lossy().into_owned());
             }
-            let (buffer, length) = ((api.buffer)(raw), (api.length)(raw));
+            let buffer = (api.buffer)(raw);
+            let length = (api.length)(raw);
             let data = if buffer.is_null() || length == 0 {
                 Vec::new()
             } else {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-const LOCK: &str = "millstream.lock";
+const LOCK: &str = "chdb-http.lock";
 /// `database.table.UUID.sql` for each table that was dropped.
 const DROPPED: &str = "metadata_dropped";
 const UUID: usize = 36;

@@ -9,7 +9,7 @@ use hyper::http::request::Parts;
 
 use crate::asked::{Asked, coming};
 use crate::body::Receiving;
-use crate::errors::Exception;
+use crate::exception::Exception;
 use crate::execute::into_file;
 use crate::insert;
 use crate::request::Request;

@@ -10,7 +10,7 @@ use lz4_flex::frame::FrameDecoder;
 use ruzstd::decoding::StreamingDecoder;
 
 use crate::body::{MemoryFile, refused};
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::frames::Fault;
 
 /// Bytes that are decompressed at once.
@@ -112,11 +112,13 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<(), Stop> {
 
 /// A zlib stream. The library's own reader takes a stream that is cut for one that ends.
 fn inflate(body: &mut impl BufRead, plain: &mut impl Write) -> Result<(), Stop> {
-    let (mut stream, mut piece) = (Decompress::new(true), vec![0; PIECE]);
+    let mut stream = Decompress::new(true);
+    let mut piece = vec![0; PIECE];
     loop {
         let input = body.fill_buf().map_err(Stop::Damaged)?;
         let is_over = input.is_empty();
-        let (before_in, before_out) = (stream.total_in(), stream.total_out());
+        let before_in = stream.total_in();
+        let before_out = stream.total_out();
         let status = stream.decompress(input, &mut piece, FlushDecompress::None).map_err(damaged)?;
         body.consume((stream.total_in() - before_in) as usize);
         let made = (stream.total_out() - before_out) as usize;
@@ -134,11 +136,16 @@ fn inflate(body: &mut impl BufRead, plain: &mut impl Write) -> Result<(), Stop> 
 /// A brotli stream. The library's own reader swallows what follows the stream.
 fn unbrotli(body: &mut impl BufRead, plain: &mut impl Write) -> Result<(), Stop> {
     let [a, b, c] = std::array::from_fn(|_| StandardAlloc::default());
-    let (mut stream, mut piece, mut total) = (BrotliState::new(a, b, c), vec![0; PIECE], 0);
+    let mut stream = BrotliState::new(a, b, c);
+    let mut piece = vec![0; PIECE];
+    let mut total = 0;
     loop {
         let input = body.fill_buf().map_err(Stop::Damaged)?;
-        let (mut left, mut taken, mut room, mut made) = (input.len(), 0, PIECE, 0);
-        let is_over = left == 0;
+        let is_over = input.is_empty();
+        let mut left = input.len();
+        let mut taken = 0;
+        let mut room = PIECE;
+        let mut made = 0;
         let result = BrotliDecompressStream(
             &mut left,
             &mut taken,

@@ -10,7 +10,7 @@ use tokio::net::unix::pipe;
 
 use crate::body::MemoryFile;
 use crate::chdb::{Connection, Engine, Output};
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::insert;
 use crate::request::Request;
 use crate::running::{Entry, Running, Victim};

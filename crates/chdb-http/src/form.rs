@@ -4,7 +4,7 @@
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
 
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 
 /// The boundary of a `multipart/form-data` body; `None` for a body of another type.
 pub(crate) fn boundary(headers: &HeaderMap) -> Option<String> {

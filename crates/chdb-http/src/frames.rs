@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use millstream::frame::{self, Block, FrameFault};
 
 use crate::body::MAX_BODY;
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 
 /// Begins an LZ4 frame file: its magic number, version 1 with independent blocks and no checksums, blocks of [`LZ4_BLOCK`] at most,
 /// and the checksum of those two bytes.
@@ -188,7 +188,8 @@ mod tests {
     #[test]
     fn frames_survive_the_round_trip_in_pieces_of_any_size() {
         for length in [0, 1, 1000, FRAME_DATA, 2 * FRAME_DATA + 5] {
-            let (data, mut framed) = (sample(length), Vec::new());
+            let data = sample(length);
+            let mut framed = Vec::new();
             encode(&data, &mut framed);
             for piece in [1000, 65_536, usize::MAX] {
                 assert_eq!(decode(&framed, piece).as_deref(), Ok(&data[..]), "{length} bytes by {piece}");

@@ -14,7 +14,7 @@ use crate::answer::{Abandon, Answer, Begun, Outcome, Stream, begin};
 use crate::asked::{Asked, coming};
 use crate::body::{self, Coming, MemoryFile};
 use crate::chdb::{Engine, Output};
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::execute::{self, Done, Sink, Work};
 use crate::request::Request;
 use crate::running::{Entry, Running};
@@ -144,7 +144,7 @@ struct Call {
 }
 
 impl Call {
-    /// Runs on to its end, whether or not the client is still there.
+    /// Runs on to its end, even if the client leaves.
     fn start(self, work: Work) -> Outcome {
         spawn_blocking(move || {
             let Self { face, permit, request, sql, entry } = self;

@@ -7,7 +7,7 @@
 
 use crate::body::MemoryFile;
 use crate::chdb::Connection;
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::statement::Insert;
 use crate::tokens::{Tokens, quoted};
 

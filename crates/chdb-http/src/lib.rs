@@ -19,7 +19,7 @@
 //! | `tokens`, `statement` | tells a SELECT, an INSERT with rows, a KILL, anything else |
 //! | `execute`, `insert` | a session of its own: database, settings, parameters, the statement |
 //! | `directory`, `chdb` | the data's lock; the engine's C interface |
-//! | `answer`, `errors` | the result as it comes, or the exception with ClickHouse's code |
+//! | `answer`, `exception` | the result as it comes, or the exception with ClickHouse's code |
 //! | `dissect` | the same up to the engine, without one, for the fuzz targets |
 //!
 //! **It serves** what four clients send, as their requests were recorded (`tests/tests/local_engine/clients.rs`):
@@ -28,7 +28,7 @@
 //! |---|---|
 //! | `clickhouse` (Rust) 0.15 | statements as bodies; with parameters, a form; rows in compressed frames (`decompress=1`), the statement in the URL |
 //! | `clickhouse-connect` 1.12 (Python) | a session's id, `wait_end_of_query`; Native rows behind their statement, compressed by `Content-Encoding`; a form for long parameters |
-//! | `@clickhouse/client` 1.23 (Node) | statements as bodies, rows with the statement in the URL, `Content-Encoding: gzip`; parameters in the URL or in a form; `/ping` |
+//! | `@clickhouse/client` 1.23 (Node) | statements as bodies, rows with the statement in the URL, compressed by `Content-Encoding`; parameters in the URL or in a form; `/ping` |
 //! | curl, as ClickHouse's manual shows it | statements in the URL of a GET, in a body, or in both; user, database and format by URL or by header |
 //!
 //! **It promises** beyond what a server does: an INSERT with rows is read whole before it runs, so a cut body inserts
@@ -56,7 +56,7 @@ mod directory;
 pub mod dissect;
 mod encoding;
 mod error;
-mod errors;
+mod exception;
 mod execute;
 mod form;
 mod frames;

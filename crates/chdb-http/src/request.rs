@@ -8,7 +8,7 @@ use hyper::http::request::Parts;
 use percent_encoding::percent_decode_str;
 
 use crate::encoding::Encoding;
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::form;
 use crate::statement;
 use crate::tokens::quoted;

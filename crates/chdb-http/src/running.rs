@@ -1,7 +1,7 @@
 //! The requests that are under way, by query id.
 //!
-//! An id is taken from the moment a request's head is read until the engine is done with its statement, whether or not
-//! its client is still there. So an id that is free again is the proof that its statement is over.
+//! An id is taken from the moment a request's head is read until the engine is done with its statement, even if its client is
+//! gone by then. So an id that is free again is the proof that its statement is over.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -14,9 +14,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::tokens::quoted;
 
+/// The requests that are under way.
 #[derive(Default)]
 pub(crate) struct Running {
     requests: Mutex<HashMap<String, Arc<State>>>,

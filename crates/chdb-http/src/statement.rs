@@ -2,7 +2,7 @@
 //!
 //! The engine's own parser has the last word: whatever is not recognised here goes to it unchanged.
 
-use crate::errors::{Exception, code};
+use crate::exception::{Exception, code};
 use crate::tokens::{Kind, Token, Tokens, quoted};
 
 /// By which requests are found again in the engine's process list: its queries carry their HTTP `query_id` in the
@@ -270,7 +270,8 @@ enum List {
 
 /// The names up to the closing bracket. `a.b` is the name of a nested column.
 fn column_list(sql: &[u8], tokens: &mut Tokens<'_>) -> Result<List, Exception> {
-    let (mut names, mut name) = (Vec::new(), Vec::new());
+    let mut names = Vec::new();
+    let mut name = Vec::new();
     for token in tokens.by_ref() {
         match token.punct() {
             None if name.is_empty() && token.is_any(sql, &["SELECT", "WITH"]) => return Ok(List::Query),

@@ -81,14 +81,19 @@ fn clickhouse_connect_opens_inserts_and_reads() {
     // By this the client tells a statement without a result from a result without rows.
     assert_eq!(created.header("X-ClickHouse-Format"), None);
     assert!(accepted(&engine, "clickhouse-connect/describe").text.contains("Nullable(Int32)"));
-    for (name, rows) in
-        [("insert", 2), ("insert-tsv", 2), ("insert-gzip", 1), ("insert-zstd", 1), ("insert-lz4", 1)]
-    {
+    for (name, rows) in [
+        ("insert", 2),
+        ("insert-tsv", 2),
+        ("insert-gzip", 1),
+        ("insert-deflate", 1),
+        ("insert-zstd", 1),
+        ("insert-lz4", 1),
+    ] {
         let answer = accepted(&engine, &format!("clickhouse-connect/{name}"));
         let summary = answer.header("X-ClickHouse-Summary").expect("a summary");
         assert!(summary.contains(&written(rows)), "{name}: {summary}");
     }
-    let rows = "1\ta\t\\N\n2\tb\t5\n3\tc\t7\n4\td\t7\n5\te\t7\n10\tlz4\t\\N\n10\tzstd\t\\N";
+    let rows = "1\ta\t\\N\n2\tb\t5\n3\tc\t7\n4\td\t7\n5\te\t7\n6\tf\t7\n10\tlz4\t\\N\n10\tzstd\t\\N";
     assert_eq!(engine.must("SELECT * FROM py ORDER BY id, word"), rows);
     let limited = accepted(&engine, "clickhouse-connect/limit-0");
     assert!(limited.text.contains("\"meta\"") && limited.text.contains("\"rows\": 0"), "{limited:?}");
@@ -116,13 +121,14 @@ fn the_node_client_inserts_reads_and_kills() {
     assert_eq!(accepted(&engine, "node/ping").text, "Ok.\n");
     assert_eq!(accepted(&engine, "node/ping-select").text, "ping\n");
     accepted(&engine, "node/create");
-    for (name, rows) in [("node/insert-gzip", 2), ("node/insert", 1)] {
+    for (name, rows) in [("node/insert-gzip", 2), ("node/insert", 1), ("node/insert-br", 1)] {
         let answer = accepted(&engine, name);
         let summary = answer.header("X-ClickHouse-Summary").expect("a summary");
         assert!(summary.contains(&written(rows)), "{name}: {summary}");
     }
-    let rows = "{\"id\":1,\"word\":\"w1\"}\n{\"id\":2,\"word\":\"b\"}\n{\"id\":3,\"word\":\"c\"}\n";
-    assert_eq!(accepted(&engine, "node/parameters").text, rows, "the first row has its DEFAULT");
+    let rows = [(1, "w1"), (2, "b"), (3, "c"), (4, "w4")];
+    let rows: String = rows.map(|(id, word)| format!("{{\"id\":{id},\"word\":\"{word}\"}}\n")).concat();
+    assert_eq!(accepted(&engine, "node/parameters").text, rows, "the first and the last have their DEFAULT");
     assert!(accepted(&engine, "node/form").text.contains("\"n\": 2"));
     let failed = accepted(&engine, "node/error");
     assert!(fails_on_the_way(&failed, 395), "{} bytes", failed.text.len());
