@@ -49,11 +49,11 @@ const RUNS_AT_ONCE: usize = 1024;
 pub async fn seal_passes<I: Id>(session: Session, state: Arc<SinkState>, stop: &Stop) -> Result<(), Error> {
     let open = pass_watch::follow_to_seal(&session.records, stop).await?;
     let sealer = Sealer { session, state };
-    let (told, standings) = watch::channel(HashMap::new());
+    let (report, standings) = watch::channel(HashMap::new());
     let (named, runs) = mpsc::channel(RUNS_AT_ONCE);
     stop.spawn(house::make_room(sealer.clone(), stop.clone()));
     stop.spawn(house::sweep(sealer.clone(), stop.clone()));
-    stop.spawn(house::survey(sealer.clone(), open.clone(), told, stop.clone()));
+    stop.spawn(house::survey(sealer.clone(), open.clone(), report, stop.clone()));
     stop.spawn(house::watch_runs(sealer.clone(), named, stop.clone()));
     Drive::<I>::new(&sealer).run(Changes { open, standings, runs }, stop).await;
     stop.finished(LEAVE_WITHIN).await;

@@ -81,13 +81,13 @@ fn check_row<R: serde::Serialize + serde::de::DeserializeOwned>(schema: &Schema)
     if written.is_empty() {
         return unwritten_faults::<R>(schema, &mut blanks);
     }
-    let mut told: Vec<SchemaFault> = Vec::new();
+    let mut distinct: Vec<SchemaFault> = Vec::new();
     for fault in written_faults(schema, &blanks.any, &written) {
-        if !told.iter().any(|before| is_same(before, &fault)) {
-            told.push(fault);
+        if !distinct.iter().any(|before| is_same(before, &fault)) {
+            distinct.push(fault);
         }
     }
-    told
+    distinct
 }
 
 /// Whether two rounds have found the same fault, even if one saw `None` and the other a value.

@@ -343,8 +343,8 @@ struct Tree {
 fn types_that_hold_themselves_end() {
     let columns = [("children", "String"), ("next", "String"), ("by_name", "String")];
     let text = faults::<Tree>(&columns);
-    let told = text.lines().filter(|line| line.contains("is String and takes text"));
-    assert_eq!(told.count(), 3, "{text}");
+    let lines = text.lines().filter(|line| line.contains("is String and takes text"));
+    assert_eq!(lines.count(), 3, "{text}");
 }
 
 #[derive(Serialize, Deserialize)]
