@@ -44,7 +44,8 @@ impl Words {
             (_, SourceArgs { file: Some(path), .. }) => {
                 let shown = format!("file `{}`", path.display());
                 let _step = spool::is_read_once(path).then(|| progress.step(&format!("reading {shown}")));
-                let (path, form) = (path.clone(), self.form.clone());
+                let path = path.clone();
+                let form = self.form.clone();
                 aside("input", move || spool::open(&path, shown, form)).await??
             }
             _ => {

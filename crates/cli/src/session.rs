@@ -200,14 +200,16 @@ pub(crate) async fn find(servers: &Servers, spec: &Spec, role: &str) -> anyhow::
         missing.into_iter().partition(|name| needed.contains(name));
     if !tables.is_empty() {
         store.refuse_detached(tables.clone()).await?;
-        let (pipeline, database) = (spec.name.to_owned(), store.tables().database().to_owned());
+        let pipeline = spec.name.to_owned();
+        let database = store.tables().database().to_owned();
         return Err(Error::TablesMissing { pipeline, database, missing: tables }.into());
     }
     let detached = store.detached(&others).await?;
     for name in others.iter().map(|name| store.tables().full_name(name)) {
-        show::note(&match detached.contains(&name) {
-            true => format!("{name} is detached: `{}` in ClickHouse brings it back", attach(&name)),
-            false => format!("{name} is missing: `setup` makes it"),
+        show::note(&if detached.contains(&name) {
+            format!("{name} is detached: `{}` in ClickHouse brings it back", attach(&name))
+        } else {
+            format!("{name} is missing: `setup` makes it")
         });
     }
     Ok(Some(Session::open(broker, store).await?))

@@ -36,10 +36,7 @@ impl Answer {
 
     /// Writes the next piece.
     pub fn piece(&mut self, bytes: &[u8]) {
-        match self.terminal {
-            true => write(self.shown(bytes).as_bytes()),
-            false => write(bytes),
-        }
+        if self.terminal { write(self.shown(bytes).as_bytes()) } else { write(bytes) }
     }
 
     fn shown(&mut self, bytes: &[u8]) -> String {
@@ -91,9 +88,10 @@ pub(crate) fn tell_failed() -> bool {
 /// Help and version, as clap words and colours them.
 pub(crate) fn help(text: &clap::Error) {
     let text = text.render();
-    match std::io::stdout().is_terminal() {
-        true => write(text.ansi().to_string().as_bytes()),
-        false => write(text.to_string().as_bytes()),
+    if std::io::stdout().is_terminal() {
+        write(text.ansi().to_string().as_bytes())
+    } else {
+        write(text.to_string().as_bytes())
     }
 }
 
@@ -127,10 +125,7 @@ fn spelt_out(text: &str, among: impl Fn(char) -> bool, spell: impl Fn(char) -> S
     }
     let mut shown = String::with_capacity(text.len());
     for symbol in text.chars() {
-        match steers(symbol) {
-            true => shown.push_str(&spell(symbol)),
-            false => shown.push(symbol),
-        }
+        if steers(symbol) { shown.push_str(&spell(symbol)) } else { shown.push(symbol) }
     }
     Cow::Owned(shown)
 }
@@ -217,10 +212,8 @@ pub(crate) struct NothingWorks {
 /// Prints `error:`, the causes below each other, `hint:`; the code stands behind the hint, or the error where there is none.
 pub(crate) fn error(text: &str, causes: &[String], hint: Option<&str>, code: Option<Code>) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let paint = |code: &str, text: &str| match colour {
-        true => format!("\x1b[{code}m{text}\x1b[0m"),
-        false => text.to_owned(),
-    };
+    let paint =
+        |code: &str, text: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
     let marked = |text: &str| code.map_or_else(|| text.to_owned(), |code| code.mark(text));
     let text = if hint.is_some() { text.to_owned() } else { marked(text) };
     let mut shown = format!("{} {}", paint("1;31", "error:"), plain(&text));
@@ -260,7 +253,8 @@ pub(crate) fn short(number: u64) -> String {
         return grouped(number);
     };
     // Cut, not rounded: what is not done yet must not look done.
-    let (whole, hundredths) = (number / unit, number % unit / (unit / 100));
+    let whole = number / unit;
+    let hundredths = number % unit / (unit / 100);
     match whole {
         0..10 => format!("{whole}.{hundredths:02}{letter}"),
         10..100 => format!("{whole}.{}{letter}", hundredths / 10),
@@ -382,9 +376,8 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     std::iter::once(&head)
         .chain(&rows)
         .map(|row| {
-            let cells = row.iter().zip(&shape).map(|(cell, (width, numeric))| match numeric {
-                true => format!("{cell:>width$}"),
-                false => format!("{cell:<width$}"),
+            let cells = row.iter().zip(&shape).map(|(cell, (width, numeric))| {
+                if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
             });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         })

@@ -59,9 +59,8 @@ impl Durations {
     /// Why it is not taken, and the right form.
     pub fn read(&self, text: &str) -> Result<Duration, UnitFault> {
         let given = || text.to_owned();
-        let time = duration(text).ok_or_else(|| match is_bare(text) {
-            true => UnitFault::BareDuration(given()),
-            false => UnitFault::Duration(given()),
+        let time = duration(text).ok_or_else(|| {
+            if is_bare(text) { UnitFault::BareDuration(given()) } else { UnitFault::Duration(given()) }
         })?;
         let fits = (self.least..=self.most).contains(&time) || (self.or_none && time.is_zero());
         if fits { Ok(time) } else { Err(UnitFault::Outside { given: given(), bounds: self.to_string() }) }

@@ -68,7 +68,9 @@ fn hint(error: &chdb_http::Error) -> &'static str {
 }
 
 fn engine_args(mut args: impl Iterator<Item = OsString>) -> Option<chdb_http::Args> {
-    let (mut lib, mut path, mut port) = (None, None, None);
+    let mut lib = None;
+    let mut path = None;
+    let mut port = None;
     while let Some(name) = args.next() {
         let value = args.next()?;
         match name.to_str()? {

@@ -308,7 +308,9 @@ pub(crate) async fn acquire(
     needed: &[Server],
     progress: &Progress,
 ) -> Result<Access, Error> {
-    let (mut seen, mut since, mut times) = (None, Instant::now(), 0);
+    let mut seen = None;
+    let mut since = Instant::now();
+    let mut times = 0;
     loop {
         if let Some(lock) = dir.try_lock()? {
             return Ok(Access::Own(lock));
@@ -345,7 +347,8 @@ async fn consider(
     record: Record,
     waited: Duration,
 ) -> Result<Option<Access>, Error> {
-    let (path, holder) = (dir.named.clone(), record.holder);
+    let path = dir.named.clone();
+    let holder = record.holder;
     let verdict = judge(owner, holder.owner);
     let impatient = waited > patience(verdict, record.stage);
     match verdict {

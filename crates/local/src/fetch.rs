@@ -241,7 +241,8 @@ impl Pin {
         self.call(&words, temp, || {
             let grown = client_cache.as_deref().map_or(0, disk::used).saturating_sub(before);
             most = most.max(grown).max(disk::used(temp)).min(self.bytes);
-            let (server, total) = (self.server, self.bytes);
+            let server = self.server;
+            let total = self.bytes;
             progress(Event::Fetching { server, bytes: most, total, elapsed: begun.elapsed() });
         })
         .await
@@ -284,7 +285,9 @@ impl Pin {
     }
 
     async fn unpack(&self, archive: &Path, temp: &Path) -> Result<(), Error> {
-        let (archive, temp_name, inside) = (archive.as_os_str(), temp.as_os_str(), OsStr::new(self.inside));
+        let archive = archive.as_os_str();
+        let temp_name = temp.as_os_str();
+        let inside = OsStr::new(self.inside);
         let words: Vec<&OsStr> = match self.source {
             Source::Pip(_) => ["python3", "-m", "zipfile", "-e"]
                 .map(OsStr::new)
@@ -300,7 +303,9 @@ impl Pin {
 
     /// Makes the file durable in a directory of its own, then renames that directory into place.
     async fn place(&self, temp: &Path, home: &Path) -> Result<(), Error> {
-        let (from, ready, home) = (temp.join(self.inside), temp.join("ready"), home.to_owned());
+        let from = temp.join(self.inside);
+        let ready = temp.join("ready");
+        let home = home.to_owned();
         let file = ready.join(self.file);
         let failed = in_cache(&home);
         off_thread(move || {
@@ -368,7 +373,8 @@ fn remove_leftovers(cache: &Path, prefix: &str) -> io::Result<()> {
 
 fn sha256(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    let (mut file, mut chunk) = (File::open(path)?, vec![0; 1 << 16]);
+    let mut file = File::open(path)?;
+    let mut chunk = vec![0; 1 << 16];
     loop {
         match file.read(&mut chunk)? {
             0 => break,

@@ -102,7 +102,8 @@ async fn version_of(program: &Path, asks: &[&[&str]]) -> Option<Version> {
 fn parse_version(text: &str) -> Option<Version> {
     text.split_whitespace().find_map(|word| {
         let mut parts = word.trim_start_matches('v').split('.');
-        let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?);
+        let major = parts.next()?.parse().ok()?;
+        let minor = parts.next()?;
         let digits = minor.find(|c: char| !c.is_ascii_digit()).unwrap_or(minor.len());
         Some(Version(major, minor[..digits].parse().ok()?))
     })

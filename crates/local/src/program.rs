@@ -69,7 +69,8 @@ pub(crate) struct Running {
 impl Program {
     /// Starts the server and waits until it answers.
     pub(crate) async fn start(&self, exe: &Path) -> Result<Running, Error> {
-        let (server, words) = (self.server, self.words.clone());
+        let server = self.server;
+        let words = self.words.clone();
         off_thread(move || leftover::stop(server, &words)).await??;
         if let Some(port) = self.ports().find(|port| !net::is_free(*port)) {
             return Err(Error::Port { server: self.server, port });
@@ -137,7 +138,8 @@ impl Program {
         let mut child = Command::from(command)
             .spawn()
             .map_err(|source| Error::Spawn { command: exe.display().to_string(), source })?;
-        let (alive, stdout) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
+        let alive = child.stdin.take();
+        let stdout = child.stdout.take().map(BufReader::new);
         Ok(Running { server: self.server, child, _alive: alive, stdout, words: self.words.clone() })
     }
 }
@@ -208,7 +210,8 @@ impl Running {
             }
         }
         // Nothing is left unless the guard was killed from outside.
-        let (server, words) = (self.server, self.words.clone());
+        let server = self.server;
+        let words = self.words.clone();
         match off_thread(move || leftover::stop(server, &words)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => tracing::warn!("failed to {error}"),

@@ -102,21 +102,10 @@ async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Re
     let mut record = Record { holder, stage: Stage::Finding, nats_port: None, clickhouse_port: None };
     lock.write_record(&record)?;
     let mut kept = dir.kept();
-    let (binary, found) = tokio::try_join!(
-        async {
-            if options.need_nats { find::find_nats_server(&progress).await.map(Some) } else { Ok(None) }
-        },
-        async {
-            if options.need_clickhouse {
-                find_engine(dir, &kept, &progress).await.map(Some)
-            } else {
-                Ok(None)
-            }
-        },
-    )?;
+    let servers = find_servers(options, dir, &kept, &progress).await?;
     // Before the ports are chosen: a leftover sits on those of the last start.
     stop_leftovers(dir).await?;
-    if let Some(found) = &found {
+    if let Some(found) = &servers.clickhouse {
         kept.clickhouse = Some(match found {
             ClickHouse::Server(_) => Kind::Server,
             ClickHouse::Library(_) => Kind::Library,
@@ -132,14 +121,7 @@ async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Re
         record.nats_port = options.need_nats.then_some(kept.nats_port);
         record.clickhouse_port = options.need_clickhouse.then_some(kept.clickhouse_port);
         lock.write_record(&record)?;
-        let mut programs = Vec::new();
-        if let Some(binary) = binary.clone() {
-            let program = nats::program(dir, binary, kept.nats_port, kept.nats_http_port)?;
-            programs.push((program, Some(dir.nats())));
-        }
-        if let Some(found) = found.clone() {
-            programs.push((clickhouse::program(dir, found, kept.clickhouse_port)?, None));
-        }
+        let programs = servers.programs(dir, &kept)?;
         let keepers = programs.into_iter().map(|(program, store)| Keeper {
             program,
             store,
@@ -169,6 +151,43 @@ async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Re
     })
 }
 
+/// The programs of a stack, those that it needs.
+struct Servers {
+    nats: Option<PathBuf>,
+    clickhouse: Option<ClickHouse>,
+}
+
+impl Servers {
+    /// How each is started, and the directory of those that do not come up on a full disk.
+    fn programs(&self, dir: &Dir, kept: &Kept) -> Result<Vec<(Program, Option<PathBuf>)>, Error> {
+        let mut programs = Vec::new();
+        if let Some(binary) = self.nats.clone() {
+            let program = nats::program(dir, binary, kept.nats_port, kept.nats_http_port)?;
+            programs.push((program, Some(dir.nats())));
+        }
+        if let Some(found) = self.clickhouse.clone() {
+            programs.push((clickhouse::program(dir, found, kept.clickhouse_port)?, None));
+        }
+        Ok(programs)
+    }
+}
+
+/// Finds the programs on PATH, or fetches them.
+async fn find_servers(
+    options: &Options,
+    dir: &Dir,
+    kept: &Kept,
+    progress: &Progress,
+) -> Result<Servers, Error> {
+    let nats =
+        async { if options.need_nats { find::find_nats_server(progress).await.map(Some) } else { Ok(None) } };
+    let clickhouse = async {
+        if options.need_clickhouse { find_engine(dir, kept, progress).await.map(Some) } else { Ok(None) }
+    };
+    let (nats, clickhouse) = tokio::try_join!(nats, clickhouse)?;
+    Ok(Servers { nats, clickhouse })
+}
+
 /// Starts all servers at once. The first error is answered after the others have been stopped.
 async fn start_all(keepers: Vec<Keeper>) -> Result<JoinSet<Result<(), Error>>, Error> {
     let mut starting = JoinSet::new();
@@ -180,7 +199,8 @@ async fn start_all(keepers: Vec<Keeper>) -> Result<JoinSet<Result<(), Error>>, E
             Ok((keeper, running))
         });
     }
-    let (mut started, mut failed) = (Vec::new(), None);
+    let mut started = Vec::new();
+    let mut failed = None;
     while let Some(joined) = starting.join_next().await {
         match joined.unwrap_or_else(|source| Err(Error::Supervise { source })) {
             Ok(pair) => started.push(pair),

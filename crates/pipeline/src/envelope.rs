@@ -273,7 +273,8 @@ fn open(message: &[u8]) -> Result<(u8, &[u8]), EnvelopeFault> {
         // The checksum is not checked, because a newer format may have it elsewhere.
         return Err(EnvelopeFault::NewerVersion { version });
     }
-    let (found, computed) = (u32::from_le_bytes(crc), checksum(message));
+    let found = u32::from_le_bytes(crc);
+    let computed = checksum(message);
     if found != computed || version != VERSION {
         return Err(EnvelopeFault::Checksum { found, computed });
     }

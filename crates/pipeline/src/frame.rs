@@ -122,7 +122,9 @@ pub fn open(bytes: &[u8]) -> Result<Block<'_>, FrameFault> {
     if hash(body) != checksum {
         return Err(FrameFault::Checksum);
     }
-    let (method, size, packed) = (body[0], read_size(&body[5..9]), &body[HEADER..]);
+    let method = body[0];
+    let size = read_size(&body[5..9]);
+    let packed = &body[HEADER..];
     if size > MAX_FRAME {
         return Err(FrameFault::Size { size });
     }
@@ -205,7 +207,8 @@ mod tests {
     #[test]
     fn the_longest_run_of_one_byte_comes_back() {
         let raw = vec![7; 8 << 20];
-        let (mut frame, mut back) = (Vec::new(), Vec::new());
+        let mut frame = Vec::new();
+        let mut back = Vec::new();
         compress(&raw, &mut frame);
         assert_eq!(decompress(&frame, &mut back), Ok(()));
         assert!(back == raw);

@@ -185,10 +185,7 @@ pub fn shortened(text: &str) -> String {
     };
     let mut shown = String::new();
     for symbol in text.chars().take(SHOWN) {
-        match hidden(symbol) {
-            true => shown.extend(symbol.escape_default()),
-            false => shown.push(symbol),
-        }
+        if hidden(symbol) { shown.extend(symbol.escape_default()) } else { shown.push(symbol) }
     }
     if text.chars().nth(SHOWN).is_some() {
         shown.push('…');

@@ -126,9 +126,10 @@ impl FromStr for Namespace {
     type Err = NameFault;
 
     fn from_str(text: &str) -> Result<Self, NameFault> {
-        match is_plain(text) {
-            true => Ok(Self(text.to_owned())),
-            false => Err(NameFault::Namespace(text.chars().take(QUOTED).collect())),
+        if is_plain(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameFault::Namespace(text.chars().take(QUOTED).collect()))
         }
     }
 }
@@ -416,7 +417,8 @@ mod tests {
     fn hostile_names_are_none_and_quoted_in_part() {
         let long = "\u{1b}".repeat(10_000);
         for name in HOSTILE.into_iter().chain([&long[..]]) {
-            let (run, pipeline) = (name.parse::<RunName>(), Names::new(name, None));
+            let run = name.parse::<RunName>();
+            let pipeline = Names::new(name, None);
             let (Err(run), Err(pipeline)) = (run, pipeline) else { panic!("{name}") };
             assert!(run.to_string().chars().count() < 200 && pipeline.to_string().chars().count() < 200);
         }

@@ -184,7 +184,8 @@ impl Schema {
                 }
             }
             kind => {
-                let (name, text) = (name.clone(), kind.to_string());
+                let name = name.clone();
+                let text = kind.to_string();
                 self.columns.push(Column { name, text, kind: kind.clone() });
             }
         }

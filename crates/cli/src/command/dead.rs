@@ -22,7 +22,8 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
         .on_servers(Holder::Moment, |servers| async move {
             let session = session::of_run(&servers, &context.spec, "dead", run.as_str()).await?;
             session.records.known_run(&run).await?;
-            let (pass, which) = (whole_pass(&session, &run).await?, letters(&args.letters));
+            let pass = whole_pass(&session, &run).await?;
+            let which = letters(&args.letters);
             let total = session.store.dead_rows(&run.pass(pass), &which).await?;
             let kinds = session.store.dead_by_error(&run.pass(pass), &which, KINDS).await?;
             let letters = session.store.dead(&run.pass(pass), &which, args.limit).await?;

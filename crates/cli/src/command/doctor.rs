@@ -127,7 +127,8 @@ fn check_pipeline(spec: &Spec) -> Check {
 }
 
 fn check_cores(context: &Context) -> Check {
-    let (threads, cores) = (context.config.work.threads, compute::usable_cores());
+    let threads = context.config.work.threads;
+    let cores = compute::usable_cores();
     let found = format!("{threads} compute threads on {cores} usable cores");
     match threads {
         more if more > cores => check(
@@ -154,14 +155,10 @@ async fn check_nats(servers: &Servers, spec: &Spec, limits: &StreamLimits) -> Ve
     }
     let payload = broker.max_payload();
     let found = format!("messages of up to {} bytes", show::grouped(payload as u64));
-    checks.push(match payload < SOUND_PAYLOAD {
-        true => check(
-            "payload",
-            Verdict::Warn,
-            found,
-            Some("set max_payload: 8MB in nats-server's configuration"),
-        ),
-        false => check("payload", Verdict::Ok, found, None),
+    checks.push(if payload < SOUND_PAYLOAD {
+        check("payload", Verdict::Warn, found, Some("set max_payload: 8MB in nats-server's configuration"))
+    } else {
+        check("payload", Verdict::Ok, found, None)
     });
     checks.push(match broker.is_set_up().await {
         Ok(true) => check("streams", Verdict::Ok, "there", None),

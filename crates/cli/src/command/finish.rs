@@ -91,7 +91,8 @@ async fn call(command: &str, came: impl IntoIterator<Item = (&str, String)>) -> 
 }
 
 fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
-    let (name, typed) = (context.spec.name, &context.typed);
+    let name = context.spec.name;
+    let typed = &context.typed;
     let Status {
         run,
         pass,

@@ -116,6 +116,7 @@ fn told(run: &str, published: &Published, state: &str, written: u64, bad: u64, a
         0 => String::new(),
         repeats => format!(", {} dropped", show::counted(*repeats, "repeated id")),
     };
-    let (ids, batches) = (show::grouped(*ids), show::grouped(u64::from(*batches)));
+    let ids = show::grouped(*ids);
+    let batches = show::grouped(u64::from(*batches));
     show::line(&format!("published run `{run}`: {ids} ids in {batches} batches{repeats}; it is {state}"));
 }

@@ -49,36 +49,59 @@ pub(super) async fn produce<I: Id>(
                 }
                 Err(error) => return nothing_to_do(words.run.as_str(), args, error).await,
             };
-            let line = context.progress.publishing(&words.run, ids.survey.ids);
-            let publishing =
-                publish(context, function, &session, &words, &ids, &stop, |done| line.show(done));
-            let submitted = Box::pin(publishing).await;
-            drop(line);
-            match submitted {
-                Ok((submitted, chosen)) => {
-                    if !(waits && args.json) {
-                        report(&submitted, chosen.as_ref(), ids.survey.bad, args.json);
-                    }
-                    match (waits, ids.survey.bad) {
-                        (true, _) if servers.started && !is_over(&session, &words).await? => {
-                            Err(nothing_works(context, &words.run))
-                        }
-                        (true, bad) => Box::pin(wait(context, &session, &words, args, bad, &stop)).await,
-                        (false, 0) => Ok(Ended::Well),
-                        (false, _) => Ok(Ended::InPart),
-                    }
-                }
-                Err(Error::Stopped) => {
-                    show::note(&format!(
-                        "run `{}` is published in part; publish the rest with --run {}",
-                        words.run, words.run
-                    ));
-                    Ok(Ended::Interrupted)
-                }
-                Err(error) => Err(error.into()),
-            }
+            let came = Came { words: &words, ids: &ids, stop: &stop, waits, started: servers.started };
+            Box::pin(came.publish(context, function, &session, args)).await
         })
         .await
+}
+
+/// What a `produce` has to publish, and how it was asked to.
+struct Came<'a, I> {
+    words: &'a Words,
+    ids: &'a Ids<I>,
+    stop: &'a Stop,
+    /// Whether it waits for the end of the run.
+    waits: bool,
+    /// Whether the servers were started for this command.
+    started: bool,
+}
+
+impl<I: Id> Came<'_, I> {
+    async fn publish(
+        self,
+        context: &Context,
+        function: &Function<I>,
+        session: &Session,
+        args: &ProduceArgs,
+    ) -> anyhow::Result<Ended> {
+        let Self { words, ids, stop, waits, started } = self;
+        let bad = ids.survey.bad;
+        let line = context.progress.publishing(&words.run, ids.survey.ids);
+        let publishing = publish(context, function, session, words, ids, stop, |done| line.show(done));
+        let submitted = Box::pin(publishing).await;
+        drop(line);
+        let (submitted, chosen) = match submitted {
+            Ok(submitted) => submitted,
+            Err(Error::Stopped) => {
+                show::note(&format!(
+                    "run `{}` is published in part; publish the rest with --run {}",
+                    words.run, words.run
+                ));
+                return Ok(Ended::Interrupted);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if !(waits && args.json) {
+            report(&submitted, chosen.as_ref(), bad, args.json);
+        }
+        if waits {
+            if started && !is_over(session, words).await? {
+                return Err(nothing_works(context, &words.run));
+            }
+            return Box::pin(wait(context, session, words, args, bad, stop)).await;
+        }
+        Ok(if bad == 0 { Ended::Well } else { Ended::InPart })
+    }
 }
 
 async fn is_over(session: &Session, words: &Words) -> Result<bool, Error> {
@@ -142,13 +165,12 @@ pub(super) async fn publish<I: Id>(
         new = new => new?,
         () = stop.no_more_taking() => return Err(Error::Stopped),
     };
-    let chosen = match new {
-        true => Some(size(context, function, &session.broker, ids, stop).await?),
-        false => None,
-    };
+    let chosen = if new { Some(size(context, function, &session.broker, ids, stop).await?) } else { None };
     let Words { run, batch_ids, priority, rate, max_dead, .. } = words.clone();
     let max_dead = max_dead.map(|most| most.of(ids.survey.ids));
-    let (input, survey, chosen_) = (ids.input.clone(), ids.survey.clone(), chosen.clone());
+    let input = ids.input.clone();
+    let survey = ids.survey.clone();
+    let chosen_ = chosen.clone();
     let metrics = context.metrics.clone();
     let submission =
         Submission { run, input, survey, batch_ids, chosen: chosen_, priority, rate, max_dead, metrics };
@@ -165,7 +187,8 @@ async fn size<I: Id>(
     stop: &Stop,
 ) -> Result<Choice, Error> {
     let Context { config, progress, .. } = context;
-    let (threads, max_payload) = (config.work.threads, broker.max_payload());
+    let threads = config.work.threads;
+    let max_payload = broker.max_payload();
     let limits = Limits { ids: ids.survey.ids, threads, max_payload };
     let step = progress.step("timing a sample of the ids");
     let choice = choose(function, &config.work, ids.sample.clone(), &limits, stop).await?;

@@ -15,7 +15,8 @@ use crate::session::{self, Holder};
 use crate::{Ended, Usage, show};
 
 pub(super) async fn replay<I: Id>(context: &Context, args: &ReplayArgs) -> anyhow::Result<Ended> {
-    let (run, selection) = (run_name(&args.run)?, selection(args)?);
+    let run = run_name(&args.run)?;
+    let selection = selection(args)?;
     context
         .on_servers(Holder::Moment, |servers| async move {
             let session = session::of_run(&servers, &context.spec, "replay", run.as_str()).await?;

@@ -51,7 +51,8 @@ pub(super) async fn run<I: Id>(
             let session = session::set_up(&servers, &context.spec, &context.config, "run").await?;
             let stop = Stop::new();
             let interrupted = Arc::new(AtomicBool::new(false));
-            let (noted, progress) = (interrupted.clone(), context.progress.clone());
+            let noted = interrupted.clone();
+            let progress = context.progress.clone();
             context.on_signal(&stop, move |_| {
                 noted.store(true, Ordering::Relaxed);
                 progress.note("finishing what is held; a second Ctrl-C leaves at once");
@@ -128,12 +129,16 @@ fn start_stages<I: Id>(
     stop: &Stop,
 ) -> JoinSet<Result<(), Error>> {
     let mut stages = JoinSet::new();
-    let (function, plan) = (function.clone(), context.config.work.clone());
-    let (broker, stage) = (session.broker.clone(), stop.child());
+    let function = function.clone();
+    let plan = context.config.work.clone();
+    let broker = session.broker.clone();
+    let stage = stop.child();
     let metrics = context.metrics.clone();
     stages.spawn(async move { work(function, &broker, &plan, metrics, &stage).await });
-    let (broker, store, plan, stage) =
-        (session.broker.clone(), session.store.clone(), context.config.sink.clone(), stop.child());
+    let broker = session.broker.clone();
+    let store = session.store.clone();
+    let plan = context.config.sink.clone();
+    let stage = stop.child();
     let state = Arc::new(SinkState::counted_by(context.metrics.clone()));
     let shared = state.clone();
     stages.spawn(async move { sink(&broker, &store, plan, state, &stage).await });

@@ -2,8 +2,8 @@
 
 use millstream::Spec;
 use millstream_engine::Store;
-use millstream_engine::model::record::{RunRecord, RunState};
-use serde_json::json;
+use millstream_engine::model::record::{PassRecord, RunRecord, RunState};
+use serde_json::{Value, json};
 
 use super::Context;
 use crate::session::{self, Holder, Servers};
@@ -12,61 +12,70 @@ use crate::{Ended, show};
 /// Runs that are named where NATS knows none.
 const SHOWN: usize = 8;
 
+/// A run with what its newest pass says.
+struct Listed<'a> {
+    run: &'a RunRecord,
+    pass: u32,
+    state: RunState,
+    ids: u64,
+    /// Dead letters, once the pass is sealed.
+    dead: Option<u64>,
+}
+
+impl<'a> Listed<'a> {
+    fn of(run: &'a RunRecord, passes: &[PassRecord]) -> Self {
+        let pass = passes.iter().filter(|pass| pass.run == run.run).max_by_key(|pass| pass.pass);
+        let ids = run.published.as_ref().map_or(run.expected_ids, |published| Some(published.ids));
+        Self {
+            run,
+            pass: pass.map_or(1, |pass| pass.pass),
+            state: RunState::of(run, pass),
+            ids: ids.unwrap_or(0),
+            dead: pass.and_then(|pass| pass.sealed.as_ref()).map(|sealed| sealed.dead),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let Self { run, pass, state, ids, dead } = self;
+        json!({
+            "run": run.run, "pass": pass, "state": state, "ids": ids, "dead": dead, "source": run.source,
+            "created_ms": run.created_ms,
+        })
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.run.run.to_string(),
+            self.pass.to_string(),
+            self.state.to_string(),
+            show::grouped(self.ids),
+            self.dead.map_or_else(|| "-".to_owned(), show::grouped),
+            self.run.source.clone(),
+        ]
+    }
+}
+
 pub(super) async fn runs(context: &Context, as_json: bool) -> anyhow::Result<Ended> {
     context
         .on_servers(Holder::Moment, |servers| async move {
             let Some(session) = session::find(&servers, &context.spec, "runs").await? else {
-                match as_json {
-                    true => show::line("[]"),
-                    false => show::line(&none(&servers, &context.spec).await),
+                if as_json {
+                    show::line("[]");
+                } else {
+                    show::line(&none(&servers, &context.spec).await);
                 }
                 return Ok(Ended::Well);
             };
             let mut runs = session.records.runs().await?;
             runs.sort_by_key(|run| run.created_ms);
             let passes = session.records.passes().await?;
-            let newest = |run: &RunRecord| {
-                passes.iter().filter(|pass| pass.run == run.run).max_by_key(|pass| pass.pass)
-            };
-            let rows: Vec<_> = runs
-                .iter()
-                .map(|run| {
-                    let pass = newest(run);
-                    let state = RunState::of(run, pass);
-                    let ids = run
-                        .published
-                        .as_ref()
-                        .map_or(run.expected_ids.unwrap_or(0), |published| published.ids);
-                    let dead = pass.and_then(|pass| pass.sealed.as_ref()).map(|sealed| sealed.dead);
-                    (run, pass.map_or(1, |pass| pass.pass), state, ids, dead)
-                })
-                .collect();
-            if rows.is_empty() && !as_json {
+            let listed: Vec<_> = runs.iter().map(|run| Listed::of(run, &passes)).collect();
+            if as_json {
+                show::json(&listed.iter().map(Listed::json).collect::<Vec<_>>());
+            } else if listed.is_empty() {
                 show::line(&none(&servers, &context.spec).await);
-            } else if as_json {
-                let list: Vec<_> = rows
-                    .iter()
-                    .map(|(run, pass, state, ids, dead)| {
-                        json!({ "run": run.run, "pass": pass, "state": state, "ids": ids, "dead": dead,
-                                "source": run.source, "created_ms": run.created_ms })
-                    })
-                    .collect();
-                show::json(&list);
             } else {
-                let cells: Vec<Vec<String>> = rows
-                    .iter()
-                    .map(|(run, pass, state, ids, dead)| {
-                        let dead = dead.map_or_else(|| "-".to_owned(), show::grouped);
-                        vec![
-                            run.run.to_string(),
-                            pass.to_string(),
-                            state.to_string(),
-                            show::grouped(*ids),
-                            dead,
-                            run.source.clone(),
-                        ]
-                    })
-                    .collect();
+                let cells: Vec<_> = listed.iter().map(Listed::cells).collect();
                 show::line(&show::table(&["run", "pass", "state", "ids", "dead", "made of"], &cells));
             }
             Ok(Ended::Well)

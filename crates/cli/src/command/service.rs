@@ -24,7 +24,8 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
         .on_servers(Holder::Service, |servers| async move {
             let session = session::set_up(&servers, &context.spec, &context.config, "work").await?;
             let (stop, how) = stop_on_signal(context);
-            let (metrics, counted) = (context.metrics.clone(), context.metrics.clone());
+            let metrics = context.metrics.clone();
+            let counted = context.metrics.clone();
             report(&stop, move || {
                 let WorkCounts { batches, ids, dead, redelivered, set_aside, slow, isolated, crashed } =
                     counted.work_counts();
@@ -40,7 +41,8 @@ pub(super) async fn work<I: Id>(context: &Context, function: &Function<I>) -> an
                     "computed so far"
                 );
             });
-            let (function, plan) = (function.clone(), &context.config.work);
+            let function = function.clone();
+            let plan = &context.config.work;
             millstream_engine::work::work(function, &session.broker, plan, metrics, &stop).await?;
             check_sound(&stop)?;
             Ok(how.ended())
@@ -101,7 +103,8 @@ pub(super) fn check_sound(stop: &Stop) -> anyhow::Result<()> {
 }
 
 fn stop_on_signal(context: &Context) -> (Stop, How) {
-    let (stop, how) = (Stop::new(), Arc::new(AtomicU8::new(0)));
+    let stop = Stop::new();
+    let how = Arc::new(AtomicU8::new(0));
     let noted = how.clone();
     context.on_signal(&stop, move |signal| {
         noted.store(if signal == Signal::Interrupt { 2 } else { 1 }, Ordering::Relaxed);

@@ -164,65 +164,9 @@ fn codes(status: &Status) -> BTreeSet<Code> {
 }
 
 fn told(status: &Status) -> String {
-    let Status { run, pass, state, source, .. } = status;
-    let number = show::grouped;
-    let mut lines = vec![
-        format!("run       {run} (pass {pass}), {source}"),
-        format!("state     {state}{}{}", settings(status), proven(status)),
-        format!(
-            "ids       {} of {} stored, {} dead",
-            number(status.done),
-            number(status.ids),
-            number(status.dead)
-        ),
-        format!(
-            "batches   {} in all, {} pending, {} in flight, {} redelivered{}",
-            number(status.batches),
-            number(status.pending),
-            number(status.in_flight),
-            number(status.redelivered),
-            status
-                .oldest_batch_seconds
-                .map_or_else(String::new, |age| format!(", the oldest for {}", show::duration(age))),
-        ),
-        format!(
-            "to store  {} batches of all runs, about {} rows in {} MB",
-            number(status.to_store),
-            number(status.lag_rows),
-            number(status.lag_bytes.div_ceil(1_000_000))
-        ),
-        format!(
-            "rate      {} ids/s{}, {}",
-            number(status.ids_per_second as u64),
-            match status.is_over() {
-                true => String::new(),
-                false => format!(" on average, {} now", number(status.ids_per_second_now as u64)),
-            },
-            eta(status)
-        ),
-    ];
-    lines.extend(status.dead_sealed.map(|sealed| {
-        format!(
-            "changed   {} stored, the seal counted {}: rows were changed since; `verify {run} --repair` has their batches \
-             computed again",
-            show::counted(status.dead, "dead letter"),
-            number(sealed)
-        )
-    }));
-    lines.extend(status.rows_sealed.map(|sealed| {
-        format!(
-            "changed   {} rows are stored, the seal counted {}: rows were removed since; `verify {run}` names their batches, \
-             `verify {run} --repair` has them computed again",
-            number(status.done),
-            number(sealed)
-        )
-    }));
-    if status.forgetting {
-        lines.push(format!(
-            "forgotten half of it: a `forget` has begun and not ended, readers see it no more; `forget {run}` finishes it"
-        ));
-    }
-    lines.extend(status.base_gone.iter().chain(&status.stuck).map(|why| format!("stuck     {why}")));
+    let run = &status.run;
+    let mut lines = counts(status);
+    lines.extend(faults(status));
     lines
         .extend(status.summary_fault.iter().map(|fault| format!("summary   {}", show::summary_fault(fault))));
     lines.extend(readers(status));
@@ -257,6 +201,78 @@ fn told(status: &Status) -> String {
     lines.join("\n")
 }
 
+/// What the run is, and how far it has come.
+fn counts(status: &Status) -> Vec<String> {
+    let Status { run, pass, state, source, .. } = status;
+    let number = show::grouped;
+    vec![
+        format!("run       {run} (pass {pass}), {source}"),
+        format!("state     {state}{}{}", settings(status), proven(status)),
+        format!(
+            "ids       {} of {} stored, {} dead",
+            number(status.done),
+            number(status.ids),
+            number(status.dead)
+        ),
+        format!(
+            "batches   {} in all, {} pending, {} in flight, {} redelivered{}",
+            number(status.batches),
+            number(status.pending),
+            number(status.in_flight),
+            number(status.redelivered),
+            status
+                .oldest_batch_seconds
+                .map_or_else(String::new, |age| format!(", the oldest for {}", show::duration(age))),
+        ),
+        format!(
+            "to store  {} batches of all runs, about {} rows in {} MB",
+            number(status.to_store),
+            number(status.lag_rows),
+            number(status.lag_bytes.div_ceil(1_000_000))
+        ),
+        format!(
+            "rate      {} ids/s{}, {}",
+            number(status.ids_per_second as u64),
+            if status.is_over() {
+                String::new()
+            } else {
+                format!(" on average, {} now", number(status.ids_per_second_now as u64))
+            },
+            eta(status)
+        ),
+    ]
+}
+
+/// What is wrong with what is stored, and what keeps the pass from its seal.
+fn faults(status: &Status) -> Vec<String> {
+    let run = &status.run;
+    let number = show::grouped;
+    let mut lines = Vec::new();
+    lines.extend(status.dead_sealed.map(|sealed| {
+        format!(
+            "changed   {} stored, the seal counted {}: rows were changed since; `verify {run} --repair` has their batches \
+             computed again",
+            show::counted(status.dead, "dead letter"),
+            number(sealed)
+        )
+    }));
+    lines.extend(status.rows_sealed.map(|sealed| {
+        format!(
+            "changed   {} rows are stored, the seal counted {}: rows were removed since; `verify {run}` names their batches, \
+             `verify {run} --repair` has them computed again",
+            number(status.done),
+            number(sealed)
+        )
+    }));
+    if status.forgetting {
+        lines.push(format!(
+            "forgotten half of it: a `forget` has begun and not ended, readers see it no more; `forget {run}` finishes it"
+        ));
+    }
+    lines.extend(status.base_gone.iter().chain(&status.stuck).map(|why| format!("stuck     {why}")));
+    lines
+}
+
 /// When a sealed pass was proven: what was done to its rows since, the proof does not know.
 fn proven(status: &Status) -> String {
     let at_ms = status.sealed_at_ms.filter(|_| status.state == RunState::Sealed);
@@ -269,9 +285,10 @@ fn readers(status: &Status) -> Option<String> {
         return None;
     }
     let why = status.readers.as_ref()?;
-    Some(match status.readers_see {
-        true => format!("readers   {why}"),
-        false => format!("readers   readers do NOT see it: {why}"),
+    Some(if status.readers_see {
+        format!("readers   {why}")
+    } else {
+        format!("readers   readers do NOT see it: {why}")
     })
 }
 

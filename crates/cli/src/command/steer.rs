@@ -55,9 +55,10 @@ pub(super) async fn steer(context: &Context, args: &RunJsonArgs, word: Word) -> 
                 Word::Resume => steer::resume(records, &run).await?,
                 Word::Cancel => steer::cancel(&session, &run).await?,
             };
-            match args.json {
-                true => show::json(&state(&session, &args.run, changed).await?),
-                false => show::line(&word.told(changed, context.spec.name, run.as_str())),
+            if args.json {
+                show::json(&state(&session, &args.run, changed).await?)
+            } else {
+                show::line(&word.told(changed, context.spec.name, run.as_str()))
             }
             Ok(Ended::Well)
         })
@@ -72,16 +73,17 @@ pub(super) async fn set(context: &Context, args: &SetArgs) -> anyhow::Result<End
             let session = session::of_run(&servers, &context.spec, "set", run.as_str()).await?;
             let changed = steer::set(&session.records, &run, settings).await?;
             let now = state(&session, &args.run, changed).await?;
-            match args.json {
-                true => show::json(&now),
-                false => show::line(&format!(
+            if args.json {
+                show::json(&now)
+            } else {
+                show::line(&format!(
                     "run `{run}` has priority {} and {}",
                     now["priority"],
                     now["rate"].as_u64().map_or("no rate limit".to_owned(), |rate| format!(
                         "a limit of {} ids/s",
                         show::grouped(rate)
                     ))
-                )),
+                ))
             }
             Ok(Ended::Well)
         })

@@ -419,7 +419,8 @@ mod tests {
         let cell = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), code);
         let line = |row: &Row| {
             let Row { name, flag, variable, about, default, range } = row;
-            let (flag, variable) = (cell(*flag), cell(*variable));
+            let flag = cell(*flag);
+            let variable = cell(*variable);
             format!("| `{name}` | {flag} | {variable} | {about} | {default} | {range} |\n")
         };
         let head =

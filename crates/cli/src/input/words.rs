@@ -70,7 +70,8 @@ pub(crate) fn parse_range(flag: &str, text: &str) -> Result<[u64; 2], String> {
             .parse::<u64>()
             .map_err(|_| fault(&format!("has `{part}` where a whole number from 0 to 2^64-1 should be")))
     };
-    let (first, end) = (number(first)?, number(last)?);
+    let first = number(first)?;
+    let end = number(last)?;
     let empty = || fault(if first == end { "is empty" } else { "is reversed: it ends before it begins" });
     let last = if inclusive { Some(end) } else { end.checked_sub(1) };
     last.filter(|last| first <= *last).map(|last| [first, last]).ok_or_else(empty)
@@ -79,7 +80,8 @@ pub(crate) fn parse_range(flag: &str, text: &str) -> Result<[u64; 2], String> {
 /// What is wrong with a query that says how its answer is to be written.
 fn format_of(query: &str) -> Option<String> {
     let mut words = query.trim_end().trim_end_matches(';').split_whitespace().rev();
-    let (format, word) = (words.next()?, words.next()?);
+    let format = words.next()?;
+    let word = words.next()?;
     word.eq_ignore_ascii_case("format").then(|| {
         format!("--query: `{word} {format}` has no place here, every value is read as it is: leave it out")
     })
@@ -100,12 +102,13 @@ fn form(args: &ProduceArgs) -> Result<Form, String> {
     if args.source.file.is_none() && !args.source.stdin {
         return Err("--column is for CSV in a --file or on --stdin".to_owned());
     }
-    let at = match no_header {
-        false => At::Name(column.clone()),
-        true => match column.parse() {
+    let at = if no_header {
+        match column.parse() {
             Ok(number) if number > 0 => At::Number(number),
             _ => return Err(format!("--column: `{column}` is not a number from 1, as --no-header wants it")),
-        },
+        }
+    } else {
+        At::Name(column.clone())
     };
     Ok(Form::Column(Column { at, delimiter: delimiter.unwrap_or(b',') }))
 }

@@ -75,6 +75,8 @@ struct Shared<I> {
     metrics: Metrics,
     load: Load,
     got_going: Arc<AtomicBool>,
+    /// Whether the worker ends the process: its end is then no news.
+    is_dismissed: AtomicBool,
 }
 
 /// Calls an order off when it is dropped before the answer.
@@ -98,6 +100,14 @@ struct Live<I> {
     sender: mpsc::Sender<(u64, Vec<u8>)>,
     /// Reading and writing tasks; dropping the value ends them and the process.
     _pipes: JoinSet<()>,
+}
+
+/// The pipes end one after the other: the process may see the first end, and the reader the process's, before the reader is
+/// ended too.
+impl<I> Drop for Live<I> {
+    fn drop(&mut self) {
+        self.shared.is_dismissed.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Why a process ended, and which order may be the reason.
@@ -202,6 +212,7 @@ impl<I: Id> PoolProcess<I> {
             metrics: self.metrics.clone(),
             load: self.load.clone(),
             got_going: self.got_going.clone(),
+            is_dismissed: AtomicBool::new(false),
         });
         let (sender, outgoing) = mpsc::channel(SENDING);
         let mut pipes = JoinSet::new();
@@ -264,6 +275,9 @@ async fn read<I: Id>(mut process: Process, shared: Arc<Shared<I>>, most: u64) {
     shared.print(std::mem::take(&mut ended.said));
     let status = ended.to_string();
     match &end {
+        _ if shared.is_dismissed.load(Ordering::Relaxed) => {
+            tracing::debug!(status, "the compute pool has ended")
+        }
         End::All(why) => {
             tracing::warn!(
                 status,

@@ -55,10 +55,12 @@ pub(super) fn is_moment(ticks: i64, digits: u8, zone: Option<&str>) -> bool {
 /// zones.
 fn is_read_back(seconds: i64, zone: Option<&str>) -> bool {
     const DAY: i64 = 24 * 3600;
-    let (first, last) = (*DATETIME64_SECONDS.start(), *DATETIME64_SECONDS.end());
-    match zone.is_some_and(|zone| !is_utc(zone)) {
-        true => (first + DAY..=last - DAY).contains(&seconds),
-        false => (first..=last).contains(&seconds),
+    let first = *DATETIME64_SECONDS.start();
+    let last = *DATETIME64_SECONDS.end();
+    if zone.is_some_and(|zone| !is_utc(zone)) {
+        (first + DAY..=last - DAY).contains(&seconds)
+    } else {
+        (first..=last).contains(&seconds)
     }
 }
 

@@ -219,7 +219,8 @@ mod random {
     proptest! {
         #[test]
         fn parts_put_together_are_the_whole(rows in vec(row(), 0..8), cut in 0usize..9) {
-            let (schema, cut) = (every_form(), cut.min(rows.len()));
+            let schema = every_form();
+            let cut = cut.min(rows.len());
             let whole = of(&rows);
             prop_assert!(whole.is_sound(&schema, rows.len()));
             let mut joined = whole.slice(0..cut);
@@ -312,7 +313,8 @@ fn values_that_their_type_does_not_have_are_not_sound() {
         ("Decimal(3, 0)", "UInt32", 1000),
     ];
     for (kind, raw, number) in lows.into_iter().chain(wide) {
-        let (kind, raw) = (schema(&[("x", kind)]), schema(&[("x", raw)]));
+        let kind = schema(&[("x", kind)]);
+        let raw = schema(&[("x", raw)]);
         let mut columns = Columns::of(&raw);
         columns.push(&raw, &ByHand(&[("x", Hand::Number(number))])).expect("a row");
         assert!(columns.is_sound(&raw, 1) && !columns.is_sound(&kind, 1), "{kind:?}");

@@ -104,7 +104,8 @@ impl Wide {
 
     /// Whether a column of this many bytes can hold the number.
     pub(crate) fn fits(&self, width: usize, signed: bool) -> bool {
-        let (bits, limit) = (self.bits(), width * 8);
+        let bits = self.bits();
+        let limit = width * 8;
         match (self.negative, signed) {
             (true, false) => bits == 0,
             (false, false) => bits <= limit,

@@ -107,9 +107,10 @@ pub(super) async fn check_runs(broker: &Broker, store: &Store) -> Check {
 async fn forgotten(broker: &Broker, store: &Store) -> Result<Vec<RunName>, Error> {
     // ClickHouse first: a run is recorded in NATS before it is there.
     let kept = store.kept_runs().await?;
-    let known: HashSet<RunName> = match !kept.is_empty() && broker.is_set_up().await? {
-        true => broker.records().await?.runs().await?.into_iter().map(|run| run.run).collect(),
-        false => HashSet::new(),
+    let known: HashSet<RunName> = if !kept.is_empty() && broker.is_set_up().await? {
+        broker.records().await?.runs().await?.into_iter().map(|run| run.run).collect()
+    } else {
+        HashSet::new()
     };
     Ok(kept.into_iter().filter(|run| !known.contains(run)).collect())
 }

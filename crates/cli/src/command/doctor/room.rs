@@ -67,16 +67,17 @@ pub(super) async fn check_storage(broker: &Broker) -> Option<Check> {
         return Some(check("storage", Verdict::Ok, found, None));
     };
     let found = format!("{found}; this account may have {}", HumanBytes(limit));
-    Some(match reserved >= limit / NEARLY.1 * NEARLY.0 {
-        false => check("storage", Verdict::Ok, found, None),
-        true => check(
+    Some(if reserved >= limit / NEARLY.1 * NEARLY.0 {
+        check(
             "storage",
             Verdict::Warn,
             found,
             Some(
                 "a stream that is full cannot grow: give the account more (max_file), or `forget --pipeline` one that is done",
             ),
-        ),
+        )
+    } else {
+        check("storage", Verdict::Ok, found, None)
     })
 }
 

@@ -187,7 +187,8 @@ impl<'r, 'a> Recorder<'r, 'a> {
             Some(ColumnType::Map(pair)) => [Some(&pair.0), Some(&pair.1)],
             _ => [None, None],
         };
-        let (mut key, mut held) = (Shape::Unknown, Shape::Unknown);
+        let mut key = Shape::Unknown;
+        let mut held = Shape::Unknown;
         let shapes = vec![&mut key, &mut held];
         let elements = Elements {
             blanks: self.blanks,
