@@ -377,7 +377,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         .chain(&rows)
         .map(|row| {
             let cells = row.iter().zip(&shape).map(|(cell, (width, numeric))| {
-                if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+                if *numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
             });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         })

@@ -16,6 +16,7 @@ use crate::event::{Event, Progress, Server};
 use crate::fetch::off_thread;
 use crate::find::{self, ClickHouse};
 use crate::keep::Keeper;
+use crate::program::Program;
 use crate::{clickhouse, leftover, nats, net};
 
 /// How often an attached stack looks whether the servers are still there, and how long they may be away.

@@ -102,7 +102,7 @@ fn form(args: &ProduceArgs) -> Result<Form, String> {
     if args.source.file.is_none() && !args.source.stdin {
         return Err("--column is for CSV in a --file or on --stdin".to_owned());
     }
-    let at = if no_header {
+    let at = if *no_header {
         match column.parse() {
             Ok(number) if number > 0 => At::Number(number),
             _ => return Err(format!("--column: `{column}` is not a number from 1, as --no-header wants it")),
