@@ -18,7 +18,7 @@ const TUNE_FOR: Durations = Durations::new(Duration::from_secs(1), Duration::fro
 
 const AFTER: &str = "\
 Servers are named by flags, then the environment (NATS_URL, NATS_CREDS, NATS_CA, NATS_CERT, NATS_KEY, CLICKHOUSE_URL, CLICKHOUSE_USER, \
-CLICKHOUSE_PASSWORD, CLICKHOUSE_DATABASE), then millstream.toml. What nobody names, the local stack provides: a private \
+CLICKHOUSE_PASSWORD, CLICKHOUSE_DATABASE), then millstream.toml. The local stack provides what is not named: a private \
 nats-server and a private ClickHouse under --data. MILLSTREAM_NAMESPACE, MILLSTREAM_DATA and MILLSTREAM_LOG stand for \
 --namespace, --data and --log.
 

@@ -25,9 +25,9 @@ const FILE: &str = "millstream.toml";
 /// Everything that is configured, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    /// NATS, where somebody named it.
+    /// NATS, where it is named.
     pub nats: Option<NatsAddress>,
-    /// ClickHouse, where somebody named it; user and database hold for the local one too.
+    /// ClickHouse, where it is named; user and database hold for the local one too.
     pub clickhouse: Option<StoreAddress>,
     pub environment: Environment,
     pub data: PathBuf,

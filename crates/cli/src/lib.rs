@@ -66,7 +66,7 @@ fn start(name: &'static str, function: Result<AnyFunction, Vec<SchemaFault>>) ->
     if let Some(code) = millstream_local::child_main() {
         return code;
     }
-    // Of a pipeline that has faults no child is ever started.
+    // A pipeline with faults starts no child.
     if let Some(code) = function.as_ref().ok().and_then(child_main) {
         return code;
     }

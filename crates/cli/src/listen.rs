@@ -1,6 +1,6 @@
-//! Where the local stack listens: on loopback only, and what is said to whoever asks for more.
+//! Where the local stack listens: on loopback only, and what an operator who asks for more is told.
 //!
-//! It has no passwords, so whoever reaches its ports owns its data.
+//! It has no passwords: a process that reaches its ports owns its data.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -18,7 +18,7 @@ pub(crate) fn address(text: &str) -> Result<Ipv4Addr, String> {
     }
 }
 
-/// Takes a port, and tells whoever names an address with it why there is none to name.
+/// Takes a port, and refuses an address with it, with the reason.
 ///
 /// # Errors
 /// Why it is no port.

@@ -29,7 +29,7 @@ pub(crate) struct Servers {
     /// NATS; none for a [`Holder::Question`].
     pub nats: Option<NatsAddress>,
     pub store: StoreAddress,
-    /// Whether both were started for this command, so that nobody else uses them.
+    /// Whether both were started for this command, so that no other process uses them.
     pub own: bool,
     /// Whether one of them was, so that no other process can come to it while this command lasts.
     pub started: bool,
@@ -38,7 +38,7 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// Finds both servers, and starts those that nobody named.
+    /// Finds both servers, and starts those that are not named.
     pub async fn find(config: &Config, holder: Holder, progress: &Progress) -> anyhow::Result<Self> {
         match &config.clickhouse {
             Some(store) if config.nats.is_some() || holder == Holder::Question => Ok(Self {

@@ -271,7 +271,7 @@ pub(crate) fn clock(seconds: f64) -> String {
     }
 }
 
-/// Seconds as a person says them: `42 s`, `3 min 5 s`, `2 h 7 min`.
+/// Seconds in words: `42 s`, `3 min 5 s`, `2 h 7 min`.
 ///
 /// Not as `humantime` prints them, which is exact to the nanosecond: `3m 5s 234ms 12us 31ns`.
 pub(crate) fn duration(seconds: f64) -> String {
@@ -284,7 +284,7 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// Nanoseconds as a person says them: `640 ns`, `4.2 µs`, `0.95 ms`, `1.3 s`.
+/// Nanoseconds in words: `640 ns`, `4.2 µs`, `0.95 ms`, `1.3 s`.
 pub(crate) fn nanos(nanos: u64) -> String {
     let nanos = nanos as f64;
     let (number, unit) = match nanos {

@@ -636,8 +636,8 @@ pub enum Error {
         /// `running` or `paused`.
         state: PassState,
     },
-    /// Somebody began something with the run while it was forgotten.
-    #[error("forget run `{run}` to its end: somebody began something with it meanwhile")]
+    /// Another process began a pass of the run while it was forgotten.
+    #[error("forget run `{run}` to its end: another process began a pass of it meanwhile")]
     BegunMeanwhile {
         /// The run.
         run: String,
@@ -680,13 +680,13 @@ impl Error {
         matches!(self, Self::Child { .. } | Self::Pool { .. } | Self::Start { .. })
     }
 
-    /// Whether nobody was there to answer: a server that starts, or an election that is not over.
+    /// Whether no server was there to answer: it starts, or an election is not over.
     pub(crate) fn is_nobody(&self) -> bool {
         match self {
             Self::BrokerSilent { .. } => true,
             Self::Broker { source, .. } => {
                 let cause = full_cause(&**source);
-                ["no responders", "no stream found"].iter().any(|nobody| cause.contains(nobody))
+                ["no responders", "no stream found"].iter().any(|text| cause.contains(text))
             }
             _ => false,
         }

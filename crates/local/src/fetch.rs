@@ -1,7 +1,7 @@
 //! Pinned copies in the user's cache: fetched once with an ordinary client, checked, unpacked, moved into place whole.
 //!
 //! A copy is one directory that appears by a rename after everything in it is on disk, so a copy that is there is
-//! complete. Whoever fetches holds a lock; a second process waits for it, then finds the copy.
+//! complete. The process that fetches holds a lock; a second one waits for it, then finds the copy.
 
 use std::env;
 use std::ffi::OsStr;
@@ -384,7 +384,7 @@ fn sha256(path: &Path) -> io::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Runs blocking work where it holds up nobody.
+/// Runs blocking work on a thread of its own.
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {

@@ -100,7 +100,7 @@ pub(crate) fn describe(status: ExitStatus) -> String {
 
 /// Says something on stderr, which is the server's log.
 pub(crate) fn complain(text: &str) {
-    // Nobody is left to be told if this fails.
+    // No process is left to log a failure.
     drop(writeln!(io::stderr(), "{text}"));
 }
 

@@ -18,7 +18,7 @@
 //! | `child` | what a pipeline's binary does as a child of the stack: guards a server, or serves the engine (`chdb_http`) |
 //! | `stack` | all of it together |
 //!
-//! Deliberately missing: passwords. Everything listens on loopback only, for whoever has an account on this machine.
+//! Deliberately missing: passwords. Everything listens on loopback only; every account of this machine reaches it.
 
 mod child;
 mod clickhouse;

@@ -14,7 +14,7 @@ const PROBE: Duration = Duration::from_secs(5);
 const LONGEST_ANSWER: u64 = 64 * 1024;
 
 /// Where ports are picked: below the range of outgoing connections (32768 and up on Linux). A port out of that range
-/// could be taken by anybody's outgoing connection while its server is being restarted, even by a client that reconnects
+/// could be taken by an outgoing connection of any process while its server is being restarted, even by a client that reconnects
 /// to it and, the port being free, happens to connect to itself.
 const PICK_FROM: u16 = 20_000;
 const PICK_BELOW: u16 = 32_000;

@@ -46,7 +46,7 @@ pub struct Options {
 
 /// An open local stack: servers of our own, or those of another process on the same data directory.
 ///
-/// Dropped without [`stop`](Stack::stop), the servers end on their own, but nobody waits for them.
+/// Dropped without [`stop`](Stack::stop), the servers end on their own, but their end is not awaited.
 #[derive(Debug)]
 pub struct Stack {
     nats_url: Option<String>,
@@ -132,7 +132,7 @@ async fn own(options: &Options, dir: &Dir, lock: Lock, progress: Progress) -> Re
         });
         match start_all(keepers.collect()).await {
             Ok(keepers) => break keepers,
-            // Another process was faster: a port that nobody asked for is replaced.
+            // Another process was faster: a port that the operator did not name is replaced.
             Err(Error::Port { server, port })
                 if ![options.nats_port, options.clickhouse_port].contains(&port)
                     && lost.len() < MOST_LOST =>

@@ -108,7 +108,7 @@ fn summarize(last: &Status, context: &Context, bad: u64, as_json: bool) {
         ..
     } = last;
     let sealed = *state == RunState::Sealed;
-    // Of a run that was over before anybody reported nothing is known.
+    // A run that was over before the first report has no hosts to judge.
     let verdict = (!hosts.is_empty()).then(|| verdict(hosts, run, Span::Total, &last.scene()));
     if as_json {
         show::json(&json!({

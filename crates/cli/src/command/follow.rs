@@ -66,7 +66,7 @@ async fn size<I: Id>(
     stop: &Stop,
 ) -> Option<u32> {
     let Context { config, progress, .. } = context;
-    // How many there will be nobody knows.
+    // The number of ids is not known yet.
     let limits = Limits { ids: u64::MAX, threads: config.work.threads, max_payload: broker.max_payload() };
     let choice = choose(function, &config.work, sample, &limits, stop).await.ok()?;
     progress.note(&show::choice(&choice));

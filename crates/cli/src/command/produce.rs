@@ -145,7 +145,7 @@ pub(super) async fn ask<I: Id>(
     }
 }
 
-/// Publishes ids that were read, in batches of a size that is chosen here where nobody named it before.
+/// Publishes ids that were read, in batches of a size that is chosen here where the command does not name it.
 pub(super) async fn publish<I: Id>(
     context: &Context,
     function: &Function<I>,

@@ -324,7 +324,7 @@ fn unable(host: &HostReport) -> Option<String> {
     Some(format!("unable    {} (process {}) draws no batches: {why}", host.host, host.pid))
 }
 
-/// What a person has set, where it is not the usual.
+/// Settings that an operator has changed.
 fn settings(status: &Status) -> String {
     let priority = (status.priority != 0).then(|| format!(", priority {}", status.priority));
     let rate = status.rate.map(|rate| format!(", at most {} ids/s", show::grouped(rate.into())));

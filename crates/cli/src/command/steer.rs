@@ -1,4 +1,4 @@
-//! `pause`, `resume`, `cancel`, `set`: what a person says of a run while it is computed.
+//! `pause`, `resume`, `cancel`, `set`: what an operator changes of a run while it is computed.
 
 use millstream_engine::Session;
 use millstream_engine::control::steer::{self, Settings};

@@ -16,7 +16,7 @@ use crate::args::VerifyArgs;
 use crate::session::{self, Holder, Servers};
 use crate::{Ended, show};
 
-/// Batch numbers that are shown to a person.
+/// Batch numbers that the text lists; JSON has all.
 const SHOWN: usize = 20;
 
 pub(super) async fn verify<I: Id>(context: &Context, args: &VerifyArgs) -> anyhow::Result<Ended> {

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use super::keys::{Key, Numbers, Text, Truth};
 use crate::units::{Durations, Sizes};
 
-/// A configuration file that is being read. Keys that nobody asked for are faults in the end.
+/// A configuration file that is being read. Keys that no setting reads are faults in the end.
 #[derive(Debug, Default)]
 pub(super) struct File {
     path: PathBuf,

@@ -175,7 +175,7 @@ impl Code {
         Self::ServerEnded,
     ];
 
-    /// A text that a person reads, with the code behind it.
+    /// A text for people, with the code behind it.
     pub fn mark(self, text: &str) -> String {
         format!("{text} [{self}]")
     }

@@ -1,4 +1,4 @@
-//! What a person can do about an error: the `hint:` line below it.
+//! What an operator can do about an error: the `hint:` line below it.
 
 use std::io::ErrorKind;
 
@@ -15,7 +15,7 @@ use crate::model::selection::Selection;
 pub(crate) const USERS_QUERY: &str = "run the query";
 
 impl Error {
-    /// What a person can do about it.
+    /// What an operator can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Connect { source, shown, .. } => connect::hint(source, shown.as_deref()),

@@ -105,7 +105,7 @@ pub(super) async fn mend(
     let found = &fault.found;
     if let Some(right) = &fault.right {
         show(store, run, right).await?;
-        // Of two rows with the same time, readers get the one written last.
+        // Readers get the newer of two rows with the same time.
         if right.at_ms == found.at_ms {
             return Ok(true);
         }
