@@ -9,6 +9,7 @@ pub mod nats;
 pub mod nats_server;
 pub mod processes;
 pub mod proxy;
+pub mod stage;
 pub mod variants;
 
 use std::collections::HashSet;

@@ -27,8 +27,8 @@ use millstream_engine::{
 };
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};
+use tests::stage::Service;
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
-use tokio::task::JoinSet;
 
 use wire::{Fate, Proxy};
 
@@ -184,38 +184,6 @@ impl Scene {
     async fn is_sealed(&self, run: &str) -> bool {
         let pass = self.records.pass(&name(run).pass(1)).await.expect("a bucket").expect("a pass");
         pass.record.state == millstream_engine::model::record::PassState::Sealed
-    }
-}
-
-/// A part of the engine that runs beside the test; ends with it.
-struct Service {
-    stop: Stop,
-    tasks: JoinSet<Result<(), Error>>,
-}
-
-impl Service {
-    fn start<F>(part: impl FnOnce(Stop) -> F) -> Self
-    where
-        F: Future<Output = Result<(), Error>> + Send + 'static,
-    {
-        let stop = Stop::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(part(stop.clone()));
-        Self { stop, tasks }
-    }
-
-    /// Drains it.
-    async fn end(mut self) {
-        self.stop.stop_taking();
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.expect("no panic").expect("no failure");
-        }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.stop.give_up();
     }
 }
 

@@ -30,8 +30,8 @@ use millstream_engine::{
 };
 use serde_json::{Value, json};
 use tests::nats::Nats;
+use tests::stage::Service;
 use tests::{Bulky, Host, SOON, Up, ask_clickhouse, signal, wait_until};
-use tokio::task::JoinSet;
 
 use wire::{Fate, Proxy};
 
@@ -348,36 +348,9 @@ fn wait_done(metrics: &Metrics, batches: u64) {
     });
 }
 
-/// A part of the engine that runs beside the test; ends with it.
-struct Service {
-    stop: Stop,
-    tasks: JoinSet<Result<(), Error>>,
-}
-
-impl Service {
-    fn start<F>(part: impl FnOnce(Stop) -> F) -> Self
-    where
-        F: Future<Output = Result<(), Error>> + Send + 'static,
-    {
-        let stop = Stop::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(part(stop.clone()));
-        Self { stop, tasks }
-    }
-}
-
 async fn end<const N: usize>(services: [Service; N]) {
-    for mut service in services {
-        service.stop.stop_taking();
-        while let Some(ended) = service.tasks.join_next().await {
-            ended.expect("no panic").expect("no failure");
-        }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.stop.give_up();
+    for service in services {
+        service.end().await;
     }
 }
 

@@ -13,11 +13,11 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, SinkState, sink};
 use millstream_engine::work::{WorkPlan, work};
 use millstream_engine::{
-    Broker, Environment, Error, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+    Broker, Environment, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
 };
 use tests::nats::Nats;
+use tests::stage::Service;
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
-use tokio::task::JoinSet;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::Layer;
@@ -235,32 +235,6 @@ impl Scene {
 
 fn name(run: &str) -> RunName {
     run.parse().expect("a legal name")
-}
-
-/// A part of the engine that runs beside the test.
-struct Service {
-    stop: Stop,
-    tasks: JoinSet<Result<(), Error>>,
-}
-
-impl Service {
-    fn start<F>(part: impl FnOnce(Stop) -> F) -> Self
-    where
-        F: Future<Output = Result<(), Error>> + Send + 'static,
-    {
-        let stop = Stop::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(part(stop.clone()));
-        Self { stop, tasks }
-    }
-
-    /// Drains it.
-    async fn end(mut self) {
-        self.stop.stop_taking();
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.expect("no panic").expect("no failure");
-        }
-    }
 }
 
 /// What a registry says, by series.
