@@ -23,7 +23,7 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, SinkState, sink};
 use millstream_engine::work::{WorkPlan, rows_message, work};
 use millstream_engine::{
-    Broker, Environment, Error, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+    Broker, Environment, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
 };
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};

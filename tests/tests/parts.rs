@@ -26,7 +26,7 @@ use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, sink};
 use millstream_engine::work::{WorkPlan, work};
 use millstream_engine::{
-    Broker, Environment, Error, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
+    Broker, Environment, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
 };
 use serde_json::{Value, json};
 use tests::nats::Nats;
