@@ -377,7 +377,7 @@ fn ids_that_the_stream_holds_no_more_are_told_of_before_anything_is_begun() {
         0 => Ok(()),
         messages => Err(messages.to_string()),
     });
-    scene.refuses(&[], &["the ids of 30 of its 30 batches", "it keeps ids for 1 s, so those published 2"]);
+    scene.refuses(&[], &["the ids of 30 of its 30 batches", "it keeps ids for 1s, so those published 2"]);
     config["max_age"] = json!(0);
     nats.api("STREAM.UPDATE.trial_ids", &config);
     // ClickHouse has the ids of what is sealed.

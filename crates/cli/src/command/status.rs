@@ -59,7 +59,8 @@ impl Most {
         if self.pass != status.pass {
             *self = Self { pass: status.pass, done: 0 };
         }
-        if !status.is_over() {
+        // A pass that lacks rows says so by its number.
+        if !status.is_over() && status.missing == 0 {
             self.done = self.done.max(status.done);
             status.done = self.done;
         }
@@ -144,10 +145,15 @@ struct Coded<'a> {
 fn codes(status: &Status) -> BTreeSet<Code> {
     let any = |told: fn(&HostReport) -> bool| status.hosts.iter().any(told);
     let unseen = !status.forgetting && status.readers.is_some();
-    let left = |cause| status.hosts.iter().flat_map(HostReport::left_passes).any(|left| left.cause == cause);
+    let pass = status.run.pass(status.pass);
+    let left = |cause| {
+        let left = status.hosts.iter().filter_map(|host| host.left_of(&pass));
+        left.into_iter().any(|left| left.cause == cause)
+    };
+    let waits = !status.is_over() && (status.base_gone.is_some() || !status.stuck.is_empty());
     [
         (status.dead_sealed.is_some(), Code::DeadChanged),
-        (status.base_gone.is_some() || !status.stuck.is_empty(), Code::PassWaits),
+        (waits, Code::PassWaits),
         (status.summary_fault.is_some(), Code::SummaryFailed),
         (unseen && !status.readers_see, Code::ReadersBlind),
         (unseen && status.readers_see, Code::ViewLags),

@@ -26,6 +26,7 @@ use super::frames::Frames;
 use super::group::{Group, MARK, mark_of};
 use super::output::{LAST_WORDS_WITHIN, Output, Said};
 use crate::error::{Error, Source};
+use crate::model::moment::length;
 
 /// How often the worker polls a process.
 const POLL: Duration = Duration::from_millis(20);
@@ -169,10 +170,10 @@ impl Process {
                 },
                 News::Printed(lines) => print(lines, None),
                 News::Look if begun.elapsed() > program.start_within => {
-                    let limit = program.start_within.as_secs();
+                    let limit = length(program.start_within);
                     return Err(format!(
-                        "the pipeline's `start` took longer than its limit of {limit} s \
-                                        (`start_within` of the limits, `start_seconds` of [work])"
+                        "the pipeline's `start` took longer than its limit of {limit} (`start_within`, of the \
+                                        pipeline's limits or of [work])"
                     )
                     .into());
                 }

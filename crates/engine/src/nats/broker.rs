@@ -228,7 +228,7 @@ impl Broker {
                         let limit = self.max_payload();
                         return Err(Error::TooLarge { subject, bytes: size, limit });
                     }
-                    PublishErrorKind::TimedOut => (full_cause(&error), Unconfirmed::NoAnswer),
+                    PublishErrorKind::TimedOut => (SILENT.to_owned(), Unconfirmed::NoAnswer),
                     _ => (full_cause(&error), Unconfirmed::Refused),
                 },
                 Err(_) => (SILENT.to_owned(), Unconfirmed::NoAnswer),
@@ -283,7 +283,7 @@ fn unconfirmed(error: &str) -> (Option<Code>, &'static str) {
     match error {
         SILENT => (
             Some(Code::NatsSilent),
-            "see whether the disk of nats-server is full: it does not thaw by itself",
+            "if NATS is up: see whether its disk is full, as it does not thaw by itself",
         ),
         _ if error.contains(FULL) => (Some(Code::StreamFull), STREAM_FULL),
         _ if error.contains(DAMAGED) => (Some(Code::MessageDamaged), ""),
@@ -311,6 +311,18 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_publish_that_is_not_confirmed_has_its_cause() {
+        for (error, code) in [
+            (SILENT, Some(Code::NatsSilent)),
+            ("maximum bytes exceeded", Some(Code::StreamFull)),
+            ("maximum messages per subject exceeded", Some(Code::MessageDamaged)),
+            ("no responders", None),
+        ] {
+            assert_eq!(unconfirmed(error).0, code, "{error}");
+        }
+    }
 
     #[test]
     fn users_of_addresses_are_decoded() {

@@ -242,7 +242,7 @@ fn unknown(fleet: &Fleet, scene: &Scene) -> Option<Verdict> {
         bottleneck: Bottleneck::Unknown,
         text: format!(
             "unknown so far: {} {} busy, and no batch was finished lately, the oldest was received {:.0} s ago; its ids take that \
-             long, or hang: `hard_seconds` would end them",
+             long, or hang: `hard_limit` would end them",
             counted(fleet.cores, "core"),
             percent(busy),
             scene.oldest_seconds
@@ -575,7 +575,7 @@ mod tests {
                 vec![work(4, [0.0, 40.0, 0.0, 0.0, 0.0]), idle_sink()],
                 Scene { oldest_seconds: 65.0, ..running },
                 "unknown so far: 4 cores 100 % busy, and no batch was finished lately, the oldest was received 65 s ago; its ids take \
-                 that long, or hang: `hard_seconds` would end them",
+                 that long, or hang: `hard_limit` would end them",
             ),
             (
                 vec![worker(4, with_silent([10.0, 0.0, 10.0, 0.0, 0.0], 20.0)), idle_sink()],

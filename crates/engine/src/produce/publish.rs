@@ -191,6 +191,7 @@ async fn publish<I: Id>(
         published
     };
     let (published, ()) = tokio::join!(publishing, tell(records, run, &phases, &reporting));
+    submission.metrics.publishing(0);
     match published {
         Ok(()) => Ok(tally),
         Err(cancelled @ Error::Cancelled { .. }) => {

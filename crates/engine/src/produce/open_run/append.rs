@@ -42,9 +42,10 @@ impl<I: Id> Producer<'_, I> {
             let metrics = &self.feed.metrics;
             let span = publish_span(&self.feed.run, batch.number, trace);
             metrics.publishing(1);
-            let stored = self.store(batch.bytes, Some(trace)).instrument(span).await?;
+            let stored = self.store(batch.bytes, Some(trace)).instrument(span).await;
+            let metrics = &self.feed.metrics;
             metrics.publishing(0);
-            if stored {
+            if stored? {
                 metrics.published(Origin::Published, batch.ids.ids, batch.repeats.ids);
                 self.count(batch.ids, batch.repeats.ids)?;
                 break;

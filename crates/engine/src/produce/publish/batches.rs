@@ -181,7 +181,6 @@ pub(super) async fn publish_batches<I: Id>(
             () = stop.no_more_taking() => return Err(Error::Stopped),
         }
     }
-    submission.metrics.publishing(0);
     ended.await
 }
 

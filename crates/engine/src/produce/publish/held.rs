@@ -18,6 +18,7 @@ use crate::nats::broker::{Broker, Written};
 use crate::produce::sample::max_ids_bytes;
 use crate::retry::patiently;
 use crate::stop::Stop;
+use crate::telemetry::labels::Origin;
 
 /// Batches that are read concurrently.
 const READ_AT_ONCE: usize = 32;
@@ -155,6 +156,7 @@ async fn read_back<I: Id>(
             bytes: Default::default(),
         };
         plan.tally.add(&batch, Written::Already);
+        submission.metrics.published(Origin::Found, batch.ids.ids, 0);
         ids.into_iter().for_each(|id| *plan.held.entry(id).or_default() += 1);
     }
     Ok(plan)
