@@ -6,8 +6,6 @@ use std::ops::AddAssign;
 use millstream::Id;
 use serde::{Deserialize, Serialize};
 
-use super::record::decimal;
-
 /// A set of ids, identified by their number and by a sum over them. Two lists of the same ids have equal digests in any
 /// order; an id that occurs twice counts twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +43,18 @@ impl AddAssign for IdDigest {
 impl fmt::Display for IdDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ids with digest {:016x}", self.ids, self.digest)
+    }
+}
+
+pub(super) mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

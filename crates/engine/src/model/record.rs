@@ -6,7 +6,7 @@ use std::fmt;
 use millstream::names::{PassId, RunName};
 use serde::{Deserialize, Serialize};
 
-use super::id_digest::IdDigest;
+use super::id_digest::{IdDigest, decimal};
 use super::selection::Selection;
 
 /// `source` of an open run.
@@ -285,18 +285,6 @@ pub struct Sealed {
     /// The builds that computed the pass.
     #[serde(default)]
     pub builds: Vec<String>,
-}
-
-pub(super) mod decimal {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]
