@@ -158,7 +158,7 @@ fn a_view_that_lags_gives_its_rows_all_the_same() {
     for part in [
         "`millstream`.`shape`",
         "show other columns or types than `millstream`.`shape_rows` has",
-        "`setup` makes them anew",
+        "`setup` recreates them",
     ] {
         assert!(verify.contains(part), "`{part}` is not in {verify}");
     }
@@ -327,7 +327,7 @@ fn what_cannot_be_done_without_loss_is_refused_with_the_statements_for_it() {
     up.ask("CREATE TABLE millstream.shape_dead (mine UInt8) ENGINE = MergeTree ORDER BY mine");
     call_as(&host, "wide", &["setup", "--yes"])
         .expect(1)
-        .says(&["`millstream`.`shape_dead`", "is of engine MergeTree"]);
+        .says(&["`millstream`.`shape_dead`", "its engine is MergeTree"]);
     up.ask("DROP TABLE millstream.shape_dead");
     // A column that cannot be written is none of ours any more.
     up.ask("ALTER TABLE millstream.shape_rows MODIFY COLUMN a UInt64 MATERIALIZED id");

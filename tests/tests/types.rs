@@ -515,7 +515,7 @@ fn values_out_of_range_are_refused_by_column_and_value() {
     refused("Int64", u64::MAX, &["18446744073709551615"]);
     refused("Int128", u128::MAX, &["Int128"]);
     refused("UInt256", "-1", &["-1 is not a value of UInt256"]);
-    refused("UInt256", "1.5", &["no whole number"]);
+    refused("UInt256", "1.5", &["not a whole number"]);
     refused("UInt32", "7", &["the text `7` does not go into UInt32"]);
     refused("UInt8", 1.0f64, &["the float 1"]);
     refused("Float32", 0.1f64, &["rounded"]);

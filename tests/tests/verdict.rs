@@ -193,7 +193,7 @@ fn rows_that_cost_more_than_the_function_are_named() {
     let status = scene.wait_verdict("encode", "encode-bound: 1 core ");
     let said = text(&status);
     assert!(
-        said.ends_with(" goes into writing and compressing rows; smaller rows or more hosts will help"),
+        said.ends_with(" with writing and compressing rows; smaller rows or more hosts will help"),
         "{said}"
     );
     scene.host.call(&["cancel", "a"]).expect(0);

@@ -29,8 +29,18 @@ impl<'a> MakeWriter<'a> for AroundProgress {
     }
 }
 
-/// Whether a text is a filter.
+/// Whether a text is a filter. A word alone is a level here: as the name of a target, `inof` would switch all logging off.
 pub(crate) fn check(filter: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_word = |directive: &str| directive.chars().all(|symbol| symbol.is_ascii_alphabetic());
+    let is_level = |directive: &str| LEVELS.contains(&directive.to_ascii_lowercase().as_str());
+    let directives = filter.split(',').map(str::trim);
+    if let Some(word) = directives.into_iter().find(|word| is_word(word) && !is_level(word)) {
+        return Err(format!(
+            "`{word}` is no level: {}; a target needs one, as in `{word}=debug`",
+            LEVELS.join(", ")
+        ));
+    }
     EnvFilter::try_new(filter).map(drop).map_err(|error| error.to_string())
 }
 

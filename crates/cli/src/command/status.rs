@@ -152,7 +152,7 @@ fn codes(status: &Status) -> BTreeSet<Code> {
     };
     let waits = !status.is_over() && (status.base_gone.is_some() || !status.stuck.is_empty());
     [
-        (status.dead_sealed.is_some(), Code::DeadChanged),
+        (status.dead_sealed.is_some() || status.rows_sealed.is_some(), Code::DeadChanged),
         (waits, Code::PassWaits),
         (status.summary_fault.is_some(), Code::SummaryFailed),
         (unseen && !status.readers_see, Code::ReadersBlind),

@@ -105,10 +105,9 @@ fn codes(report: &Report) -> BTreeSet<Code> {
         (report.is_hidden(), Code::ReadersBlind),
         (!report.seen_faults.is_empty(), Code::PassRowWrong),
         (report.is_shown_badly() && !report.is_hidden(), Code::ViewLags),
-        (report.has_other_dead(), Code::DeadChanged),
+        (report.has_other_dead() || lost, Code::DeadChanged),
         (report.values_at_fault.is_some_and(|batches| batches > 0), Code::ValuesChanged),
         (report.raw_duplicates > 0, Code::RawDuplicates),
-        (lost, Code::PassIncomplete),
         (!report.ids_gone.is_empty() || !report.ids_damaged.is_empty(), Code::IdsNotInStream),
         (report.base_gone.is_some() || !report.stuck.is_empty(), Code::PassWaits),
     ]

@@ -42,16 +42,20 @@ impl Moment {
 
 /// Reads a duration, numbers with their units: `250ms`, `10m`, `1h30m`, `30d`. A number without a unit is none.
 ///
-/// The grammar is `humantime`'s, for flags, the environment and the file alike.
+/// The grammar is `humantime`'s, for flags, the environment and the file alike, but for its months and years: they have no
+/// one length, and `10M` is ten months there.
 pub fn duration(text: &str) -> Option<Duration> {
     // Seconds that come to u64::MAX, and nanoseconds to a whole second, make `humantime` 2.4 panic in `Duration::new`. Five
     // numbers of eleven digits cannot come to that, even as years.
     const MOST_DIGITS: usize = 11;
+    const UNITS: [&str; 8] = ["ms", "s", "sec", "m", "min", "h", "d", "w"];
     const LONGEST: usize = 60;
     let is_number = |symbol: char| symbol.is_ascii_digit() || symbol.is_whitespace();
     let too_large =
         text.split(|symbol: char| !is_number(symbol)).any(|number| number.trim().len() > MOST_DIGITS);
-    if text.len() > LONGEST || too_large || text.chars().all(is_number) {
+    let units = text.split(|symbol: char| !symbol.is_ascii_alphabetic()).filter(|unit| !unit.is_empty());
+    let is_known = units.into_iter().all(|unit| UNITS.contains(&unit));
+    if text.len() > LONGEST || too_large || !is_known || text.chars().all(is_number) {
         return None;
     }
     humantime::parse_duration(text).ok()
@@ -132,6 +136,9 @@ mod tests {
             ("1h 30min", Some(seconds(5400))),
             ("30d", Some(seconds(30 * 86400))),
             ("10 parsecs", None),
+            // Months for `humantime`.
+            ("10M", None),
+            ("1y", None),
             ("10", None),
             ("0", None),
             ("", None),

@@ -254,6 +254,7 @@ impl Status {
         self.dead_sealed = Some(sealed.dead).filter(|dead| *dead != self.dead);
         self.done = store.raw_rows(id).await?.min(sealed.rows);
         self.rows_sealed = Some(sealed.rows).filter(|rows| *rows > self.done);
+        self.missing = sealed.rows - self.done;
         Ok(())
     }
 
@@ -332,6 +333,9 @@ impl Status {
             (self.eta_seconds, self.eta_range_seconds) = (Some(0.0), Some((0.0, 0.0)));
             return;
         }
+        if !matches!(self.state, RunState::Publishing | RunState::Running) {
+            return;
+        }
         let left = self.ids.saturating_sub(self.done) as f64;
         let average = left / self.ids_per_second;
         self.eta_seconds = Some(average);
@@ -363,7 +367,10 @@ impl Status {
             }
         }
         (self.ids_per_second_now, self.oldest_batch_seconds) = (now, oldest);
-        (self.asking, self.asking_why) = (asking, why);
+        // A worker may still hold a batch of a pass that is sealed: its rows are stored.
+        if !self.is_over() {
+            (self.asking, self.asking_why) = (asking, why);
+        }
         if !self.is_over() {
             let at_it = self.hosts.iter().filter(|host| host.share_of(&pass).is_some());
             self.builds = at_it.map(|host| host.build.clone()).filter(|build| !build.is_empty()).collect();
