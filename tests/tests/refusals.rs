@@ -129,6 +129,11 @@ fn wrong_words_are_refused_before_anything_is_started() {
         ),
         (&["runs", "--database", "a/b"], &["--database: `a/b` is not a database name"]),
         (&["runs", "--log", "a=b=c"], &["--log: `a=b=c` is not a log filter"]),
+        (
+            &["runs", "--log", "inof"],
+            &["--log: `inof` is not a log filter: `inof` is no level: off, error, warn"],
+        ),
+        (&["replay", "a", "--since", "10M"], &["10M"]),
         (&["runs", "--config", "no.toml"], &["no.toml: No such file or directory"]),
         (&["grind"], &["unrecognized subcommand 'grind'"]),
         (&["work"], &["no servers are named", "hint: start `up`"]),
@@ -656,11 +661,12 @@ fn every_fault_of_the_configuration_is_told_at_once() {
     fs::write(
         host.path().join("millstream.toml"),
         "data = 5\nlog = 'a=b=c'\n[nats]\nurl = 'localhost'\n[work]\nthreads = 0\nthread = 4\n[sink]\ngroup_rows = 'many'\n\
-         [streams]\nrows_bytes = '12 parsecs'\nids_bytes = '7KiB'\nreplicas = 9\n",
+         [streams]\nrows_bytes = '12 parsecs'\nids_bytes = '7KiB'\nreplicas = 9\n\
+         [clickhouse]\npassword = 123456\n",
     )
     .expect("written");
     let called = host.call(&["run", "--ids", "1..=9", "--database", "a.b"]).expect(2).says(&[
-        "error: the configuration has 10 faults:\n",
+        "error: the configuration has 11 faults:\n",
         "\n  --database: `a.b` is not a database name",
         "\n  millstream.toml: data: 5 is not a text in quotes",
         "\n  log in millstream.toml: `a=b=c` is not a log filter",
@@ -671,7 +677,9 @@ fn every_fault_of_the_configuration_is_told_at_once() {
         "\n  millstream.toml: streams.rows_bytes: `12 parsecs` is not a size such as",
         "\n  millstream.toml: streams.ids_bytes: `7KiB` is outside 64 MiB to 1 PiB",
         "\n  millstream.toml: streams.replicas: 9 is outside 1 to 5",
+        "\n  millstream.toml: clickhouse.password: the value is not a text in quotes",
     ]);
+    assert!(!called.stderr.contains("123456"), "a password is told: {}", called.stderr);
     assert_eq!(called.stdout, "");
     fs::write(host.path().join("millstream.toml"), "[work\nthreads = 1\n").expect("written");
     host.call(&["runs"])
