@@ -146,7 +146,8 @@ mod tests {
             ("18446744073709551615s1000ms", "`18446744073709551615s1000ms` is not a duration"),
             ("61m", "`61m` is outside 1s to 1h"),
             ("0s", "`0s` is outside 1s to 1h"),
-            ("99999999999y", "`99999999999y` is outside 1s to 1h"),
+            ("10M", "`10M` is not a duration"),
+            ("99999999999w", "`99999999999w` is outside 1s to 1h"),
         ];
         for (text, says) in table {
             let fault = TIMES.read(text).expect_err(text).to_string();
