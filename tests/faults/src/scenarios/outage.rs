@@ -40,7 +40,7 @@ pub fn clickhouse_away(plan: Plan) -> Report {
     scene.keep_raw_rows();
     limit(&scene, "trial_rows", 8 * MB);
     // The ids of half of the batches: ids stay for replay, so a person has to give room for the other half.
-    limit(&scene, "trial_ids", 6_000);
+    limit(&scene, "trial_ids", 18_000);
     scene.submit("a", 20_000, 100);
     scene.start(&["work-1", "work-2", "sink-1", "sink-2"]);
     scene.wait_up();

@@ -25,7 +25,7 @@ enum Cut {
     Told,
 }
 
-/// Blocks that end early lie where workers would put rows. What is seen to be none is set aside and computed again; what only
+/// Blocks that end early lie where workers would put rows. What is seen to be none is quarantined and computed again; what only
 /// ClickHouse can see is refused, and computed again once an operator says so.
 pub fn blocks_cut(plan: Plan) -> Report {
     let mut scene = Scene::new(plan, &Setup::new("blocks-cut"));
@@ -34,9 +34,9 @@ pub fn blocks_cut(plan: Plan) -> Report {
     put_cut(&mut scene, "a", 7, Cut::BehindFrame);
     scene.start(&["work-1", "work-2", "sink-1"]);
     for batch in [3, 7] {
-        wait_said(&mut scene, "sink-1", &subject("a", batch), "is set aside");
+        wait_said(&mut scene, "sink-1", &subject("a", batch), "is quarantined");
     }
-    scene.fault("both are set aside");
+    scene.fault("both are quarantined");
     scene.wait_status("a", "the seal", |status| status["state"] == "sealed");
     // Before its run is published, or a worker would be faster; and in one INSERT with all others.
     scene.dismiss("sink");
