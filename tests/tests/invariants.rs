@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use millstream::envelope::{Rows, decode_rows};
 use millstream::names::RunName;
 use millstream::schema::Schema;
-use millstream::{Id, Limits, Outcome, Pipeline, check};
+use millstream::{Id, Limits, Outcome, Pipeline};
 use millstream_engine::compute::{BatchKey, Function, Maker, Place, Pool};
 use millstream_engine::model::rows::MAX_INSERT_ROWS;
 use millstream_engine::nats::broker::{Writing, Written};
@@ -22,12 +22,10 @@ use millstream_engine::nats::bucket::Records;
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, SinkState, sink};
 use millstream_engine::work::{WorkPlan, rows_message, work};
-use millstream_engine::{
-    Broker, Environment, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
-};
+use millstream_engine::{Broker, Metrics, Session, Stop, Store, StreamLimits};
 use serde_json::{Value, json};
 use tests::nats::{Consumer, Nats};
-use tests::stage::Service;
+use tests::stage::{self, Service};
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
 
 use wire::{Fate, Proxy};
@@ -73,18 +71,9 @@ impl Scene {
     async fn new() -> Self {
         let (host, up) = servers(env!("CARGO_BIN_EXE_trial"));
         let proxy = Proxy::before(&up.clickhouse);
-        let address = NatsAddress { url: up.nats.clone(), origin: "test".into(), ..NatsAddress::default() };
-        let environment = Environment::plain("millstream");
-        let broker = Broker::connect(&address, Trial::NAME, environment, "test").await.expect("NATS");
+        let broker = stage::broker(&up.nats, Trial::NAME).await;
         broker.setup(&StreamLimits::default()).await.expect("streams");
-        let address = StoreAddress {
-            url: proxy.url.clone(),
-            user: String::new(),
-            password: String::new(),
-            environment: Environment::plain("millstream"),
-            origin: "test".into(),
-        };
-        let store = Store::connect(&check::<Trial>().expect("sound"), address).await.expect("ClickHouse");
+        let store = stage::store::<Trial>(&proxy.url).await;
         store.setup().await.expect("tables");
         let records = broker.records().await.expect("bucket");
         let nats = Nats::connect(&up.nats);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millstream::names::RunName;
-use millstream::{Id, Limits, Pipeline, check};
+use millstream::{Id, Limits, Pipeline};
 use millstream_engine::compute::{Function, Place};
 use millstream_engine::model::record::PassState;
 use millstream_engine::nats::bucket::Records;
@@ -25,12 +25,10 @@ use millstream_engine::produce::publish::{Submission, submit};
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, sink};
 use millstream_engine::work::{WorkPlan, work};
-use millstream_engine::{
-    Broker, Environment, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
-};
+use millstream_engine::{Broker, Metrics, Session, Stop, Store, StreamLimits};
 use serde_json::{Value, json};
 use tests::nats::Nats;
-use tests::stage::Service;
+use tests::stage::{self, Service};
 use tests::{Bulky, Host, SOON, Up, ask_clickhouse, signal, wait_until};
 
 use wire::{Fate, Proxy};
@@ -106,7 +104,7 @@ async fn a_worker_that_dies_between_two_parts_and_another_that_returns_other_row
     let mut scene = Scene::new().await;
     scene.publish::<u64>("a", range(100, 159), 60).await;
     let wall = Wall::before(&scene.nats_url, 3 << 20);
-    let behind = connect(&wall.url).await;
+    let behind = stage::broker(&wall.url, Bulky::<u64>::NAME).await;
     let (dying, _) = scene.start_work(&behind, Bulky::<u64>::new(1));
     wait_until("the first worker cut off", SOON, || match wall.fallen() {
         true => Ok(()),
@@ -185,7 +183,7 @@ impl Scene {
         let up = host.up();
         let (server, nats_url) = NatsServer::start(&up, host.path());
         let proxy = Proxy::before(&up.clickhouse);
-        let broker = connect(&nats_url).await;
+        let broker = stage::broker(&nats_url, Bulky::<u64>::NAME).await;
         broker.setup(&StreamLimits::default()).await.expect("streams");
         let records = broker.records().await.expect("bucket");
         let mut nats = Nats::connect(&nats_url);
@@ -219,7 +217,7 @@ impl Scene {
     }
 
     async fn store<I: Id>(&self) -> Store {
-        store::<I>(&self.proxy.url).await
+        stage::store::<Bulky<I>>(&self.proxy.url).await
     }
 
     async fn session<I: Id>(&self) -> Session {
@@ -246,7 +244,7 @@ impl Scene {
     fn start_sink_of<I: Id>(&self, plan: SinkPlan) -> Service {
         let (broker, url) = (self.broker.clone(), self.proxy.url.clone());
         Service::start(|stop| async move {
-            sink(&broker, &store::<I>(&url).await, plan, Arc::default(), &stop).await
+            sink(&broker, &stage::store::<Bulky<I>>(&url).await, plan, Arc::default(), &stop).await
         })
     }
 
@@ -311,22 +309,6 @@ fn range(first: u64, last: u64) -> Input {
 
 fn name(run: &str) -> RunName {
     run.parse().expect("a legal name")
-}
-
-async fn connect(url: &str) -> Broker {
-    let address = NatsAddress { url: url.to_owned(), origin: "test".into(), ..NatsAddress::default() };
-    Broker::connect(&address, "bulky", Environment::plain("millstream"), "test").await.expect("NATS")
-}
-
-async fn store<I: Id>(url: &str) -> Store {
-    let address = StoreAddress {
-        url: url.to_owned(),
-        user: String::new(),
-        password: String::new(),
-        environment: Environment::plain("millstream"),
-        origin: "test".into(),
-    };
-    Store::connect(&check::<Bulky<I>>().expect("sound"), address).await.expect("ClickHouse")
 }
 
 /// A durable with a short `ack_wait`: made before anybody needs it, it is left as it is.

@@ -5,18 +5,16 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use millstream::names::RunName;
-use millstream::{Failure, Limits, Outcome, Pipeline, check};
+use millstream::{Failure, Limits, Outcome, Pipeline};
 use millstream_engine::compute::{Function, Place};
 use millstream_engine::produce::input::Input;
 use millstream_engine::produce::publish::{Submission, submit};
 use millstream_engine::seal::seal_passes;
 use millstream_engine::sink::{SinkPlan, SinkState, sink};
 use millstream_engine::work::{WorkPlan, work};
-use millstream_engine::{
-    Broker, Environment, Metrics, NatsAddress, Session, Stop, Store, StoreAddress, StreamLimits,
-};
+use millstream_engine::{Broker, Metrics, Session, Stop, Store, StreamLimits};
 use tests::nats::Nats;
-use tests::stage::Service;
+use tests::stage::{self, Service};
 use tests::{Host, SOON, Squared, Trial, Up, wait_until};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -153,14 +151,9 @@ impl Scene {
     async fn new() -> Self {
         let host = Host::new(env!("CARGO_BIN_EXE_trial"));
         let up = host.up();
-        let environment = Environment::plain("millstream");
-        let address = NatsAddress { url: up.nats.clone(), origin: "test".into(), ..NatsAddress::default() };
-        let broker = Broker::connect(&address, Picky::NAME, environment.clone(), "test").await.expect("NATS");
+        let broker = stage::broker(&up.nats, Picky::NAME).await;
         broker.setup(&StreamLimits::default()).await.expect("streams");
-        let (user, password) = (String::new(), String::new());
-        let address =
-            StoreAddress { url: up.clickhouse.clone(), user, password, environment, origin: "test".into() };
-        let store = Store::connect(&check::<Picky>().expect("sound"), address).await.expect("ClickHouse");
+        let store = stage::store::<Picky>(&up.clickhouse).await;
         store.setup().await.expect("tables");
         let nats = Nats::connect(&up.nats);
         Self { _host: host, up, nats, broker, store }

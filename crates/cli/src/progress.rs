@@ -284,19 +284,20 @@ impl Recent {
 
 /// What is done of a pass at most, as it was shown: rows that are merged away, or counted a moment later, do not take it back.
 #[derive(Debug, Default)]
-struct Most {
+pub(crate) struct Most {
     pass: u32,
     done: Done,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Done {
-    ids: u64,
+pub(crate) struct Done {
+    pub ids: u64,
     batches: u64,
 }
 
 impl Most {
-    fn of(&mut self, status: &Status) -> Done {
+    /// What was done at most, this look at the run among them.
+    pub fn of(&mut self, status: &Status) -> Done {
         if self.pass != status.pass {
             *self = Self { pass: status.pass, done: Done::default() };
         }

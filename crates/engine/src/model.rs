@@ -9,5 +9,6 @@ pub mod input_fault;
 pub mod moment;
 pub mod record;
 pub mod rows;
+pub mod seal_step;
 pub mod selection;
 pub mod times;

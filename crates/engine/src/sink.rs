@@ -52,8 +52,6 @@ const MAX_PULL: usize = 1000;
 const PULL_FOR: Duration = Duration::from_millis(500);
 /// How often a sink that cannot end yet logs what it waits for.
 const LOG_WAITS_EVERY: Duration = Duration::from_secs(15);
-/// Redelivery delay of a message that cannot be inserted now.
-const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
 /// A sink's settings.
 #[derive(Debug, Clone)]

@@ -40,7 +40,7 @@ use crate::model::record::{Open, PassRecord, PassState};
 use crate::model::times::CoreTimes;
 use crate::nats::broker::Broker;
 use crate::nats::bucket::Records;
-use crate::nats::delivery::{Delivery, Held};
+use crate::nats::delivery::{Delivery, Held, REDELIVER_AFTER};
 use crate::nats::pass_watch;
 use crate::nats::quarantine::set_aside;
 use crate::stop::Stop;
@@ -64,8 +64,6 @@ const WHILE_ENDING: Duration = Duration::from_secs(5);
 const NOT_HERE: Duration = Duration::from_secs(1);
 /// How often the worker reaps ended orphans that came to this process.
 const REAP: Duration = Duration::from_secs(2);
-/// Redelivery delay of a batch that cannot be computed now.
-const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 
 /// A batch that the worker holds.
 struct Taken<'a> {

@@ -1,6 +1,6 @@
 //! `dead`: a run's dead letters.
 
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use millstream_engine::Session;
 use millstream_engine::clickhouse::sql::SeenPass;
 use millstream_engine::clickhouse::store::DeadLetter;
@@ -24,16 +24,16 @@ pub(super) async fn dead(context: &Context, args: &DeadArgs) -> anyhow::Result<E
             session.records.known_run(&run).await?;
             let pass = whole_pass(&session, &run).await?;
             let which = letters(&args.letters);
-            let total = session.store.dead_rows(&run.pass(pass), &which).await?;
-            let kinds = session.store.dead_by_error(&run.pass(pass), &which, KINDS).await?;
-            let letters = session.store.dead(&run.pass(pass), &which, args.limit).await?;
+            let total = session.store.dead_rows(&pass, &which).await?;
+            let kinds = session.store.dead_by_error(&pass, &which, KINDS).await?;
+            let letters = session.store.dead(&pass, &which, args.limit).await?;
             if args.json {
                 let kinds: Vec<_> = kinds.iter().map(|(error, ids)| json!({ "error": error, "ids": ids, "code": Code::of_reason(error) })).collect();
                 let letters: Vec<_> = letters
                     .iter()
                     .map(|letter| json!(letter))
                     .collect();
-                show::json(&json!({ "run": run.as_str(), "pass": pass, "dead": total, "by_error": kinds, "letters": letters }));
+                show::json(&json!({ "run": run.as_str(), "pass": pass.pass, "dead": total, "by_error": kinds, "letters": letters }));
                 return Ok(Ended::Well);
             }
             if total == 0 {
@@ -68,11 +68,11 @@ pub(super) fn letters(args: &LettersArgs) -> Letters {
 }
 
 /// The pass that readers see, or the newest while they see none.
-async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<u32> {
+async fn whole_pass(session: &Session, run: &RunName) -> anyhow::Result<PassId> {
     if let Some(SeenPass { pass, .. }) = session.store.sealed_passes(run).await?.last() {
-        return Ok(*pass);
+        return Ok(run.pass(*pass));
     }
-    Ok(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass))
+    Ok(run.pass(session.records.newest_pass(run).await?.map_or(1, |entry| entry.record.pass)))
 }
 
 /// The row of README's table of troubles about the reason.

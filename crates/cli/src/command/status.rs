@@ -18,6 +18,7 @@ use super::run::pause_after;
 use super::verify::remembered;
 use super::{Context, run_name};
 use crate::args::StatusArgs;
+use crate::progress::Most;
 use crate::session::{self, Holder};
 use crate::{Ended, show};
 
@@ -43,27 +44,6 @@ impl Pace {
         self.before = found;
         let pause = pause_after(look);
         if self.still >= STILL { pause.max(SELDOM) } else { pause }
-    }
-}
-
-/// The most ids that were done of a pass: rows that two sinks stored are merged to one, and do not take back what was shown.
-#[derive(Debug, Default)]
-struct Most {
-    pass: u32,
-    done: u64,
-}
-
-impl Most {
-    /// Lets a look at a pass that goes on show no fewer than the look before.
-    fn hold(&mut self, status: &mut Status) {
-        if self.pass != status.pass {
-            *self = Self { pass: status.pass, done: 0 };
-        }
-        // A pass that lacks rows says so by its number.
-        if !status.is_over() && status.missing == 0 {
-            self.done = self.done.max(status.done);
-            status.done = self.done;
-        }
     }
 }
 
@@ -96,7 +76,11 @@ pub(super) async fn status(context: &Context, args: &StatusArgs) -> anyhow::Resu
                         return Err(remembered(&servers, &context.spec, &run, error.into()).await);
                     }
                 };
-                most.hold(&mut status);
+                let done = most.of(&status);
+                // A pass that lacks rows says so by its number.
+                if !status.is_over() && status.missing == 0 {
+                    status.done = done.ids;
+                }
                 let ended = status.is_over() || !args.watch;
                 let drawn = !ended && !servers.started && std::io::stderr().is_terminal();
                 match (args.json, drawn) {
@@ -145,7 +129,7 @@ struct Coded<'a> {
 fn codes(status: &Status) -> BTreeSet<Code> {
     let any = |told: fn(&HostReport) -> bool| status.hosts.iter().any(told);
     let unseen = !status.forgetting && status.readers.is_some();
-    let pass = status.run.pass(status.pass);
+    let pass = status.id();
     let left = |cause| {
         let left = status.hosts.iter().filter_map(|host| host.left_of(&pass));
         left.into_iter().any(|left| left.cause == cause)
@@ -353,7 +337,7 @@ fn eta(status: &Status) -> String {
 fn host_cells(host: &HostReport, status: &Status) -> Vec<String> {
     let percent = |part: f64, of: f64| format!("{:.0} %", 100.0 * part / of.max(f64::MIN_POSITIVE));
     let none = || "-".to_owned();
-    let share = host.share_of(&status.run.pass(status.pass));
+    let share = host.share_of(&status.id());
     let (role, cores, busy) = match &host.doing {
         Doing::Work { cores, recent, .. } => {
             ("work", cores.to_string(), percent(recent.computing + recent.encoding, recent.all))

@@ -99,7 +99,7 @@ impl Forget<'_> {
     /// Marks the records as being forgotten, so that a removal that was killed or failed is reported as such.
     async fn note(&self, passes: &[PassRecord]) -> Result<(), Error> {
         for before in passes {
-            while let Some(mut entry) = self.session.records.pass(&self.run.pass(before.pass)).await? {
+            while let Some(mut entry) = self.session.records.pass(&before.id()).await? {
                 if entry.record.forgetting {
                     break;
                 }
@@ -134,12 +134,12 @@ impl Forget<'_> {
             Some(pass) => pass..pass + 1,
             None => 1..self.session.records.next_pass(run).await?,
         };
-        for pass in passes {
-            self.session.broker.remove_work_consumer(&run.pass(pass)).await?;
-            self.session.broker.remove_rebuild_consumer(&run.pass(pass)).await?;
+        for pass in passes.map(|pass| run.pass(pass)) {
+            self.session.broker.remove_work_consumer(&pass).await?;
+            self.session.broker.remove_rebuild_consumer(&pass).await?;
         }
-        let (ids, rows) = match self.pass {
-            Some(pass) => (names.replay_ids(&run.pass(pass)), names.pass_rows(&run.pass(pass))),
+        let (ids, rows) = match self.pass.map(|pass| run.pass(pass)) {
+            Some(pass) => (names.replay_ids(&pass), names.pass_rows(&pass)),
             None => (names.all_of_ids(run), names.all_of_rows(run)),
         };
         for subject in [&ids, &rows] {
@@ -212,7 +212,7 @@ impl Forget<'_> {
 
     /// Removes the record of a pass, unless another process began something with the pass.
     async fn remove_pass(&self, before: &PassRecord) -> Result<(), Error> {
-        while let Some(entry) = self.session.records.pass(&self.run.pass(before.pass)).await? {
+        while let Some(entry) = self.session.records.pass(&before.id()).await? {
             // A sealer records in a cancelled pass that its messages are gone; that begins nothing.
             let PassRecord { state, sealed, .. } = &entry.record;
             if (state, sealed) != (&before.state, &before.sealed) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer;
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 use serde::Serialize;
 
 use crate::clickhouse::sql::SeenPass;
@@ -112,7 +112,7 @@ impl Rebuild<'_> {
             if record.state != PassState::Sealed {
                 return Err(Error::NotSealed { run: run(), pass: next, state: record.state });
             }
-            let proof = self.proof(next).await?;
+            let proof = self.proof(&record.id()).await?;
             let needs = record.covers.as_ref().filter(|_| !proof.is_complete());
             chain.push((record.clone(), proof));
             match needs {
@@ -122,33 +122,33 @@ impl Rebuild<'_> {
         }
     }
 
-    async fn proof(&self, pass: u32) -> Result<Proof, Error> {
-        Proof::take(&self.session.store, &self.run.pass(pass), self.published, true).await
+    async fn proof(&self, pass: &PassId) -> Result<Proof, Error> {
+        Proof::take(&self.session.store, pass, self.published, true).await
     }
 
     /// Inserts the rows of a pass from the stream, and copies its unchanged rows from its base.
     async fn insert(&self, pass: &PassRecord) -> Result<(), Error> {
-        self.sink(pass.pass).await?;
+        self.sink(&pass.id()).await?;
         failpoint::pass("rebuild-after-sink");
         match &pass.covers {
             Some(covers) => {
                 let Self { session: Session { store, .. }, run, record, published, .. } = self;
                 check_selected(store, run, covers).await?;
-                copy_others(store, &run.pass(pass.pass), covers, record.batch_ids, published).await
+                copy_others(store, &pass.id(), covers, record.batch_ids, published).await
             }
             None => Ok(()),
         }
     }
 
     /// Runs a sink until the pass's own consumer has delivered everything.
-    async fn sink(&self, pass: u32) -> Result<(), Error> {
+    async fn sink(&self, pass: &PassId) -> Result<(), Error> {
         let broker = &self.session.broker;
-        broker.make_rebuild_consumer(&self.run.pass(pass)).await?;
+        broker.make_rebuild_consumer(pass).await?;
         let state = Arc::new(SinkState::default());
         let stage = self.stop.child();
         let watch = async {
             while !stage.taking_stopped() {
-                let open = broker.rebuild_progress(&self.run.pass(pass)).await;
+                let open = broker.rebuild_progress(pass).await;
                 // If the server does not answer, ask again: the sink waits for it too.
                 let all_delivered = matches!(open, Ok(open) if open.as_ref().is_none_or(is_delivered));
                 // Rows that the table refuses are redelivered for ever, until the operator acts.
@@ -161,47 +161,46 @@ impl Rebuild<'_> {
                 }
             }
         };
-        let plan = SinkPlan { drawn: Drawn::Pass(self.run.pass(pass)), ..self.plan.clone() };
+        let plan = SinkPlan { drawn: Drawn::Pass(pass.clone()), ..self.plan.clone() };
         let sinking = Box::pin(sink(broker, &self.session.store, plan, state.clone(), &stage));
         let (sunk, ()) = tokio::join!(sinking, watch);
         sunk?;
         let faults = state.left.faults();
         if !faults.is_empty() {
-            broker.remove_rebuild_consumer(&self.run.pass(pass)).await?;
-            return Err(Error::RowsLeft { run: self.run.to_string(), pass, faults });
+            broker.remove_rebuild_consumer(pass).await?;
+            return Err(Error::RowsLeft { run: pass.run.to_string(), pass: pass.pass, faults });
         }
         let messages = state.metrics.sink_counts().messages;
-        tracing::info!(pass, messages, "inserted the pass's rows from the rows stream");
+        tracing::info!(pass = pass.pass, messages, "inserted the pass's rows from the rows stream");
         if self.stop.taking_stopped() {
             return Err(Error::Stopped);
         }
-        broker.remove_rebuild_consumer(&self.run.pass(pass)).await
+        broker.remove_rebuild_consumer(pass).await
     }
 
     /// Proves that the pass is complete again.
     async fn prove(&self, pass: &PassRecord) -> Result<Proof, Error> {
-        let mut proof = self.proof(pass.pass).await?;
+        let id = pass.id();
+        let mut proof = self.proof(&id).await?;
         if proof.is_complete() && !proof.is_clean() {
-            self.session.store.merge_away(&self.run.pass(pass.pass), proof.stored.ids).await?;
-            proof = self.proof(pass.pass).await?;
+            self.session.store.merge_away(&id, proof.stored.ids).await?;
+            proof = self.proof(&id).await?;
         }
         if proof.is_clean() {
             return Ok(proof);
         }
         let mut whole = 0;
         let count = |batch: StoredBatch| whole += u64::from(batch.ids == batch.expected);
-        self.session.store.each_batch(&self.run.pass(pass.pass), false, count).await?;
+        self.session.store.each_batch(&id, false, count).await?;
         let stream = self.session.broker.names().rows_stream();
         let why = match self.session.broker.kept(&stream).await? {
             Some(kept) => why(&kept, pass, self.session.records.server_ms().await?),
             None => "the stream no longer exists".to_owned(),
         };
-        let run = self.run.to_string();
-        let pass = pass.pass;
         let batches = self.published.batches;
         Err(Error::RowsGone {
-            run,
-            pass,
+            run: id.run.to_string(),
+            pass: id.pass,
             stream,
             missing: u64::from(batches).saturating_sub(whole),
             batches,
@@ -223,7 +222,7 @@ impl Rebuild<'_> {
                 at_ms: self.session.records.server_ms().await?,
                 summary: None,
                 summary_fault: None,
-                builds: self.session.store.build_names(&self.run.pass(pass.pass)).await?,
+                builds: self.session.store.build_names(&pass.id()).await?,
             },
         };
         let row = self

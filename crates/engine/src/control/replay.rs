@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use millstream::Id;
 use millstream::envelope::encode_ids;
-use millstream::names::RunName;
+use millstream::names::{PassId, RunName};
 
 use crate::error::Error;
 use crate::failpoint;
@@ -75,14 +75,16 @@ pub async fn replay<I: Id>(
         return Err(Error::NotPublished { run: run.to_string() });
     };
     let replay = Replay { session, run, selection, metrics, stop };
-    let PassRecord { pass, covers, .. } = replay.open(&record, published).await?;
+    let begun = replay.open(&record, published).await?;
+    let pass = begun.id();
     failpoint::pass("replay-after-record");
-    match covers {
+    match begun.covers {
         None => {
-            broker.ensure_work_consumer(&run.pass(pass)).await?;
-            Ok(Replayed { pass, ids: published.ids, batches: u64::from(published.batches) })
+            broker.ensure_work_consumer(&pass).await?;
+            let batches = u64::from(published.batches);
+            Ok(Replayed { pass: pass.pass, ids: published.ids, batches })
         }
-        Some(covers) => replay.publish_selected::<I>(pass, &covers, record.batch_ids).await,
+        Some(covers) => replay.publish_selected::<I>(&pass, &covers, record.batch_ids).await,
     }
 }
 
@@ -110,13 +112,12 @@ impl Replay<'_> {
         };
         // The bucket may have lost a pass whose rows still exist.
         let rows = self.session.store.newest_rows(self.run).await?;
-        let pass = self.session.records.next_pass(self.run).await?.max(rows + 1);
+        let pass = self.run.pass(self.session.records.next_pass(self.run).await?.max(rows + 1));
         let started_ms = self.session.records.server_ms().await?;
-        let begun =
-            PassRecord { covers, ..PassRecord::begin(&self.run.pass(pass), record.batch_ids, started_ms) };
+        let begun = PassRecord { covers, ..PassRecord::begin(&pass, record.batch_ids, started_ms) };
         // Another process was first, and may have begun the same replay.
         let _beaten = self.session.records.create_pass(&begun).await?;
-        let found = self.session.records.pass(&self.run.pass(pass)).await?.ok_or_else(open)?.record;
+        let found = self.session.records.pass(&pass).await?.ok_or_else(open)?.record;
         if self.began(&found) { Ok(found) } else { Err(open()) }
     }
 
@@ -171,11 +172,11 @@ impl Replay<'_> {
     /// Publishes the selected ids, and marks the pass's record as published.
     async fn publish_selected<I: Id>(
         &self,
-        pass: u32,
+        pass: &PassId,
         covers: &Covers,
         batch_ids: u32,
     ) -> Result<Replayed, Error> {
-        self.session.broker.ensure_replay_consumer(&self.run.pass(pass)).await?;
+        self.session.broker.ensure_replay_consumer(pass).await?;
         check_selected(&self.session.store, self.run, covers).await?;
         let batches = self.session.store.selected_batches(self.run, covers).await?;
         let mut ids = 0;
@@ -185,11 +186,11 @@ impl Replay<'_> {
         }
         failpoint::pass("replay-before-close");
         self.close(pass, ids).await?;
-        Ok(Replayed { pass, ids, batches: batches.len() as u64 })
+        Ok(Replayed { pass: pass.pass, ids, batches: batches.len() as u64 })
     }
 
     /// Publishes the selected ids of some batches, and returns their number.
-    async fn publish<I: Id>(&self, pass: u32, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
+    async fn publish<I: Id>(&self, pass: &PassId, covers: &Covers, batches: &[u32]) -> Result<u64, Error> {
         let Self { session: Session { broker, .. }, run, metrics, stop, .. } = self;
         let found = self.session.store.selected_ids(run, covers, batches).await?;
         let mut flights = FuturesUnordered::new();
@@ -199,7 +200,7 @@ impl Replay<'_> {
             let ids =
                 ids.map_err(|source| Error::StoredId { run: run.to_string(), batch: number, source })?;
             let bytes = Bytes::from(encode_ids(run.as_str(), number, &ids));
-            let subject = broker.names().replay_subject(&run.pass(pass), number);
+            let subject = broker.names().replay_subject(pass, number);
             let count = ids.len() as u64;
             flights.push(async move {
                 let writing = Writing { trace: Some(TraceContext::begin()), metrics, stop };
@@ -218,13 +219,11 @@ impl Replay<'_> {
 
     /// Marks the pass's record as published. If the pass was cancelled meanwhile, the messages published since
     /// are removed.
-    async fn close(&self, pass: u32, ids: u64) -> Result<(), Error> {
-        while let Some(mut entry) = self.session.records.pass(&self.run.pass(pass)).await? {
+    async fn close(&self, pass: &PassId, ids: u64) -> Result<(), Error> {
+        while let Some(mut entry) = self.session.records.pass(pass).await? {
             if entry.record.state == PassState::Cancelled {
-                self.session
-                    .broker
-                    .purge_ids(self.session.broker.names().replay_ids(&self.run.pass(pass)))
-                    .await?;
+                let broker = &self.session.broker;
+                broker.purge_ids(broker.names().replay_ids(pass)).await?;
                 return Err(Error::Cancelled { run: self.run.to_string() });
             }
             match &mut entry.record.covers {

@@ -72,7 +72,7 @@ pub async fn cancel(session: &Session, run: &RunName) -> Result<bool, Error> {
     let cancelled =
         records.newest_pass(run).await?.filter(|entry| entry.record.state == PassState::Cancelled);
     if let Some(entry) = cancelled {
-        broker.free_ids(run, &entry.record).await?;
+        broker.free_ids(&entry.record).await?;
     }
     Ok(changed)
 }

@@ -8,173 +8,134 @@ use serde::{Serialize, Serializer};
 use super::Error;
 use crate::model::input_fault::ReadFault;
 
-/// A row of README's table "When something fails". Numbers are stable: one that is given up is not given again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u16)]
-pub enum Code {
-    /// A message is damaged on NATS's disk.
-    MessageDamaged = 1,
-    /// NATS is away or slow.
-    NatsAway = 2,
-    /// A stream is full.
-    StreamFull = 3,
-    /// NATS does not confirm what is published.
-    NatsSilent = 4,
-    /// ClickHouse does not store rows now.
-    RowsNotStored = 5,
-    /// The outcome of an insert is not known.
-    InsertUnknown = 6,
-    /// The table lacks columns, or has narrower ones.
-    ColumnsMissing = 7,
-    /// The table has columns that cannot be changed without loss.
-    ColumnsDiffer = 8,
-    /// ClickHouse refuses a column's type.
-    TypesRefused = 9,
-    /// Tables are missing.
-    TablesMissing = 10,
-    /// Tables are detached.
-    TablesDetached = 11,
-    /// NATS has forgotten a run that ClickHouse knows.
-    RunForgotten = 12,
-    /// A disk is full or nearly so.
-    DiskFull = 13,
-    /// A command waits for others on a stack that only it has started.
-    StackNotUp = 14,
-    /// Readers do not see a sealed pass.
-    ReadersBlind = 15,
-    /// The row by which readers see a pass is not right.
-    PassRowWrong = 16,
-    /// A view lags behind its table.
-    ViewLags = 17,
-    /// A materialized view may lack rows.
-    ViewLacksRows = 18,
-    /// The pipeline's `SUMMARY` failed.
-    SummaryFailed = 19,
-    /// The table does not take the rows of a rebuild.
-    RebuildRefused = 20,
-    /// ClickHouse refuses rows.
-    RowsRefused = 21,
-    /// The table does not take rows of another schema.
-    RowsOfOtherSchema = 22,
-    /// A row does not fit its columns.
-    ValueUnfit = 23,
-    /// A pass cannot be sealed, and waits for an operator.
-    PassWaits = 24,
-    /// There are other dead letters than the seal counted.
-    DeadChanged = 25,
-    /// Stored values are not those that were computed.
-    ValuesChanged = 26,
-    /// Rows are stored twice.
-    RawDuplicates = 27,
-    /// A message is no batch.
-    MessageForeign = 28,
-    /// A newer build wrote a message.
-    BuildTooOld = 29,
-    /// An id ended the process that computed it.
-    IdEndedProcess = 30,
-    /// A process that computes gave no sign.
-    PoolReplaced = 31,
-    /// A host cannot compute.
-    HostUnable = 32,
-    /// A host's ids fail far more often than others'.
-    HostOutlier = 33,
-    /// Many ids ask for another attempt.
-    ManyRetries = 34,
-    /// A run has more dead letters than it may have.
-    TooManyDead = 35,
-    /// The first id of a process ended it.
-    FirstId = 36,
-    /// An id takes longer than its soft limit.
-    IdSlow = 37,
-    /// A process that computes cannot start.
-    StartFailed = 38,
-    /// An id crashed, or reached a limit.
-    IdEnded = 39,
-    /// One row is larger than a message may be.
-    RowTooLarge = 40,
-    /// A pass lacks rows.
-    PassIncomplete = 41,
-    /// Repairs did not make a pass complete.
-    RepairsSpent = 42,
-    /// Batches are missing whose ids are not in the stream.
-    IdsNotInStream = 43,
-    /// The ids for a replay are gone.
-    IdsGone = 44,
-    /// The rows for a rebuild are gone.
-    RowsGone = 45,
-    /// A condition selects other ids each time.
-    SelectionUnstable = 46,
-    /// The run was made of other ids.
-    RunOfOtherIds = 47,
-    /// The input changed while it was published.
-    InputChanged = 48,
-    /// The input has another order than at first.
-    OrderChanged = 49,
-    /// A quote of CSV is never closed.
-    QuoteOpen = 50,
-    /// Standard output cannot be written.
-    OutputLost = 51,
-    /// A server of the local stack ended, or cannot work.
-    ServerEnded = 52,
+/// Makes the enum and the list of its values from one list.
+macro_rules! codes {
+    ($(#[$about:meta])* $code:ident { $($(#[$meaning:meta])* $value:ident = $number:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u16)]
+        pub enum $code {
+            $($(#[$meaning])* $value = $number,)*
+        }
+
+        impl $code {
+            /// All of them, by their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$value),*];
+        }
+    };
+}
+
+codes! {
+    /// A row of README's table "When something fails". Numbers are stable: one that is given up is not given again.
+    Code {
+        /// A message is damaged on NATS's disk.
+        MessageDamaged = 1,
+        /// NATS is away or slow.
+        NatsAway = 2,
+        /// A stream is full.
+        StreamFull = 3,
+        /// NATS does not confirm what is published.
+        NatsSilent = 4,
+        /// ClickHouse does not store rows now.
+        RowsNotStored = 5,
+        /// The outcome of an insert is not known.
+        InsertUnknown = 6,
+        /// The table lacks columns, or has narrower ones.
+        ColumnsMissing = 7,
+        /// The table has columns that cannot be changed without loss.
+        ColumnsDiffer = 8,
+        /// ClickHouse refuses a column's type.
+        TypesRefused = 9,
+        /// Tables are missing.
+        TablesMissing = 10,
+        /// Tables are detached.
+        TablesDetached = 11,
+        /// NATS has forgotten a run that ClickHouse knows.
+        RunForgotten = 12,
+        /// A disk is full or nearly so.
+        DiskFull = 13,
+        /// A command waits for others on a stack that only it has started.
+        StackNotUp = 14,
+        /// Readers do not see a sealed pass.
+        ReadersBlind = 15,
+        /// The row by which readers see a pass is not right.
+        PassRowWrong = 16,
+        /// A view lags behind its table.
+        ViewLags = 17,
+        /// A materialized view may lack rows.
+        ViewLacksRows = 18,
+        /// The pipeline's `SUMMARY` failed.
+        SummaryFailed = 19,
+        /// The table does not take the rows of a rebuild.
+        RebuildRefused = 20,
+        /// ClickHouse refuses rows.
+        RowsRefused = 21,
+        /// The table does not take rows of another schema.
+        RowsOfOtherSchema = 22,
+        /// A row does not fit its columns.
+        ValueUnfit = 23,
+        /// A pass cannot be sealed, and waits for an operator.
+        PassWaits = 24,
+        /// There are other dead letters than the seal counted.
+        DeadChanged = 25,
+        /// Stored values are not those that were computed.
+        ValuesChanged = 26,
+        /// Rows are stored twice.
+        RawDuplicates = 27,
+        /// A message is no batch.
+        MessageForeign = 28,
+        /// A newer build wrote a message.
+        BuildTooOld = 29,
+        /// An id ended the process that computed it.
+        IdEndedProcess = 30,
+        /// A process that computes gave no sign.
+        PoolReplaced = 31,
+        /// A host cannot compute.
+        HostUnable = 32,
+        /// A host's ids fail far more often than others'.
+        HostOutlier = 33,
+        /// Many ids ask for another attempt.
+        ManyRetries = 34,
+        /// A run has more dead letters than it may have.
+        TooManyDead = 35,
+        /// The first id of a process ended it.
+        FirstId = 36,
+        /// An id takes longer than its soft limit.
+        IdSlow = 37,
+        /// A process that computes cannot start.
+        StartFailed = 38,
+        /// An id crashed, or reached a limit.
+        IdEnded = 39,
+        /// One row is larger than a message may be.
+        RowTooLarge = 40,
+        /// A pass lacks rows.
+        PassIncomplete = 41,
+        /// Repairs did not make a pass complete.
+        RepairsSpent = 42,
+        /// Batches are missing whose ids are not in the stream.
+        IdsNotInStream = 43,
+        /// The ids for a replay are gone.
+        IdsGone = 44,
+        /// The rows for a rebuild are gone.
+        RowsGone = 45,
+        /// A condition selects other ids each time.
+        SelectionUnstable = 46,
+        /// The run was made of other ids.
+        RunOfOtherIds = 47,
+        /// The input changed while it was published.
+        InputChanged = 48,
+        /// The input has another order than at first.
+        OrderChanged = 49,
+        /// A quote of CSV is never closed.
+        QuoteOpen = 50,
+        /// Standard output cannot be written.
+        OutputLost = 51,
+        /// A server of the local stack ended, or cannot work.
+        ServerEnded = 52,
+    }
 }
 
 impl Code {
-    /// All of them, by their numbers.
-    pub const ALL: [Self; 52] = [
-        Self::MessageDamaged,
-        Self::NatsAway,
-        Self::StreamFull,
-        Self::NatsSilent,
-        Self::RowsNotStored,
-        Self::InsertUnknown,
-        Self::ColumnsMissing,
-        Self::ColumnsDiffer,
-        Self::TypesRefused,
-        Self::TablesMissing,
-        Self::TablesDetached,
-        Self::RunForgotten,
-        Self::DiskFull,
-        Self::StackNotUp,
-        Self::ReadersBlind,
-        Self::PassRowWrong,
-        Self::ViewLags,
-        Self::ViewLacksRows,
-        Self::SummaryFailed,
-        Self::RebuildRefused,
-        Self::RowsRefused,
-        Self::RowsOfOtherSchema,
-        Self::ValueUnfit,
-        Self::PassWaits,
-        Self::DeadChanged,
-        Self::ValuesChanged,
-        Self::RawDuplicates,
-        Self::MessageForeign,
-        Self::BuildTooOld,
-        Self::IdEndedProcess,
-        Self::PoolReplaced,
-        Self::HostUnable,
-        Self::HostOutlier,
-        Self::ManyRetries,
-        Self::TooManyDead,
-        Self::FirstId,
-        Self::IdSlow,
-        Self::StartFailed,
-        Self::IdEnded,
-        Self::RowTooLarge,
-        Self::PassIncomplete,
-        Self::RepairsSpent,
-        Self::IdsNotInStream,
-        Self::IdsGone,
-        Self::RowsGone,
-        Self::SelectionUnstable,
-        Self::RunOfOtherIds,
-        Self::InputChanged,
-        Self::OrderChanged,
-        Self::QuoteOpen,
-        Self::OutputLost,
-        Self::ServerEnded,
-    ];
-
     /// A text for people, with the code behind it.
     pub fn mark(self, text: &str) -> String {
         format!("{text} [{self}]")
@@ -299,7 +260,7 @@ mod tests {
 
     #[test]
     fn all_codes_are_listed_by_their_numbers() {
-        for (index, code) in Code::ALL.into_iter().enumerate() {
+        for (index, code) in Code::ALL.iter().enumerate() {
             assert_eq!(code.to_string(), format!("MS{:04}", index + 1));
         }
         assert_eq!(serde_json::to_string(&Code::OutputLost).expect("JSON"), "\"MS0051\"");

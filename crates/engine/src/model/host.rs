@@ -92,7 +92,7 @@ pub enum Doing {
 }
 
 /// Why a sink returned rows to the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The table lacks columns that the rows have, or has these columns with other types.

@@ -83,6 +83,11 @@ pub struct Published {
 }
 
 impl Published {
+    /// Whether it came to so many batches with these ids.
+    pub fn is(&self, batches: u64, ids: IdDigest) -> bool {
+        u64::from(self.batches) == batches && self.id_digest() == ids
+    }
+
     /// The digest of the run's ids.
     pub fn id_digest(&self) -> IdDigest {
         IdDigest { ids: self.ids, digest: self.digest }

@@ -63,8 +63,6 @@ pub struct NatsAddress {
 const FULL: &str = "maximum bytes";
 /// The server's words where a subject holds a message that it neither reads nor removes.
 const DAMAGED: &str = "maximum messages per subject";
-/// The reason in the log where the server does not answer.
-const SILENT: &str = "no answer";
 /// The hint for a full stream.
 const STREAM_FULL: &str = "the stream is full: rows wait for sinks to catch up; ids stay for replay, so give their \
                            stream more bytes ([streams] ids_bytes, `nats stream edit`) or remove old runs from it";
@@ -228,17 +226,17 @@ impl Broker {
                         let limit = self.max_payload();
                         return Err(Error::TooLarge { subject, bytes: size, limit });
                     }
-                    PublishErrorKind::TimedOut => (SILENT.to_owned(), Unconfirmed::NoAnswer),
-                    _ => (full_cause(&error), Unconfirmed::Refused),
+                    PublishErrorKind::TimedOut => ("no answer".to_owned(), Unconfirmed::NoAnswer),
+                    _ => refused(full_cause(&error)),
                 },
-                Err(_) => (SILENT.to_owned(), Unconfirmed::NoAnswer),
+                Err(_) => ("no answer".to_owned(), Unconfirmed::NoAnswer),
             };
-            metrics.not_confirmed(stream, if error.contains(FULL) { Unconfirmed::Full } else { reason });
-            if error.contains(FULL) && self.grow(subject, size).await {
+            metrics.not_confirmed(stream, reason);
+            if reason == Unconfirmed::Full && self.grow(subject, size).await {
                 continue;
             }
             let wait = backoff.wait();
-            let (code, hint) = unconfirmed(&error);
+            let (code, hint) = help(reason, &error);
             tracing::warn!(subject, %error, hint, code = code.map(tracing::field::display), retry_ms = wait.as_millis() as u64, "publish not confirmed, trying again");
             if !stop.pause(wait).await {
                 return Err(Error::Stopped);
@@ -278,17 +276,23 @@ fn once(payload: Bytes, trace: Option<TraceContext>) -> PublishMessage {
     }
 }
 
-/// What a publish that is not confirmed comes of, by the server's words, and what helps.
-fn unconfirmed(error: &str) -> (Option<Code>, &'static str) {
-    match error {
-        SILENT => (
+/// A refusal of the server, with its reason.
+fn refused(error: String) -> (String, Unconfirmed) {
+    let reason = if error.contains(FULL) { Unconfirmed::Full } else { Unconfirmed::Refused };
+    (error, reason)
+}
+
+/// The code and the hint for a publish that is not confirmed.
+fn help(reason: Unconfirmed, error: &str) -> (Option<Code>, &'static str) {
+    match reason {
+        Unconfirmed::NoAnswer => (
             Some(Code::NatsSilent),
             "if NATS is up: see whether its disk is full, as it does not thaw by itself",
         ),
-        _ if error.contains(FULL) => (Some(Code::StreamFull), STREAM_FULL),
-        _ if error.contains(DAMAGED) => (Some(Code::MessageDamaged), ""),
-        _ if error.contains("no stream found") => (None, "`setup` makes the streams"),
-        _ => (None, ""),
+        Unconfirmed::Full => (Some(Code::StreamFull), STREAM_FULL),
+        Unconfirmed::Refused if error.contains(DAMAGED) => (Some(Code::MessageDamaged), ""),
+        Unconfirmed::Refused if error.contains("no stream found") => (None, "`setup` makes the streams"),
+        Unconfirmed::Refused => (None, ""),
     }
 }
 
@@ -314,13 +318,14 @@ mod tests {
 
     #[test]
     fn a_publish_that_is_not_confirmed_has_its_cause() {
+        assert_eq!(help(Unconfirmed::NoAnswer, "no answer").0, Some(Code::NatsSilent));
         for (error, code) in [
-            (SILENT, Some(Code::NatsSilent)),
             ("maximum bytes exceeded", Some(Code::StreamFull)),
             ("maximum messages per subject exceeded", Some(Code::MessageDamaged)),
             ("no responders", None),
         ] {
-            assert_eq!(unconfirmed(error).0, code, "{error}");
+            let (error, reason) = refused(error.to_owned());
+            assert_eq!(help(reason, &error).0, code, "{error}");
         }
     }
 

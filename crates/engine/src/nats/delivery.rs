@@ -16,6 +16,8 @@ use crate::telemetry::labels::{End, Stage};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::TraceContext;
 
+/// A message that cannot be processed now, and for which another host may be better, is redelivered after this long.
+pub(crate) const REDELIVER_AFTER: Duration = Duration::from_secs(60);
 /// Interval of the progress reports for held deliveries: a quarter of the shortest `ack_wait`.
 const PROGRESS: Duration = Duration::from_secs(15);
 /// After a gap of this length between ticks the process was paused, and its deliveries may be held by another

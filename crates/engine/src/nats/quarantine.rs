@@ -3,18 +3,13 @@
 //! No unreadable message is dropped, so that an operator can inspect it. Its batch is repaired like one that
 //! never came.
 
-use std::time::Duration;
-
 use millstream::Id;
 use millstream::envelope::{EnvelopeFault, decode_ids, is_end};
 use millstream::names::RunName;
 
 use crate::error::{Code, full_cause};
 use crate::nats::broker::{Broker, Stray};
-use crate::nats::delivery::Delivery;
-
-/// The redelivery delay of a message that cannot be quarantined, or that a later build wrote.
-const REDELIVER_AFTER: Duration = Duration::from_secs(60);
+use crate::nats::delivery::{Delivery, REDELIVER_AFTER};
 
 const NEWER: &str = "run a build of this pipeline that is as new as the one that wrote it; the message waits";
 const COPIED: &str = "`nats stream view` shows the copy; rows are computed again automatically, ids come back with `produce` \

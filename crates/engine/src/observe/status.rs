@@ -350,7 +350,7 @@ impl Status {
 
     /// Sums up what hosts do for this run.
     fn look_at_hosts(&mut self) {
-        let pass = self.run.pass(self.pass);
+        let pass = self.id();
         let shares = self.hosts.iter().filter_map(|host| host.share_of(&pass));
         let mut now = 0.0;
         let mut oldest = None;
@@ -383,6 +383,11 @@ impl Status {
             self.in_flight = held.min(self.in_flight);
             self.pending = open - self.in_flight;
         }
+    }
+
+    /// Which pass of which run it is about.
+    pub fn id(&self) -> PassId {
+        self.run.pass(self.pass)
     }
 
     /// What the verdict needs to know about the run.

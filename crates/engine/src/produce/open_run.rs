@@ -138,7 +138,7 @@ pub async fn follow<I: Id, F: Future<Output = Option<u32>>>(
         max_dead: feed.max_dead,
         ..PassRecord::begin(&feed.run.pass(1), 1, records.server_ms().await?)
     };
-    open_pass(broker, records, &feed.run, &begun).await?;
+    open_pass(broker, records, &begun).await?;
     let phases = Phases::new();
     let reporting = stop.child();
     let producer = Producer::new(session, feed, stop, &phases, &record);

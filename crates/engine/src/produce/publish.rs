@@ -132,7 +132,7 @@ pub async fn submit<I: Id>(
         let Submission { priority, rate, max_dead, .. } = *submission;
         let begun = PassRecord::begin(&run.pass(1), record.batch_ids, records.server_ms().await?);
         let begun = PassRecord { priority, rate, max_dead, ..begun };
-        open_pass(broker, records, run, &begun).await?;
+        open_pass(broker, records, &begun).await?;
     }
     let tally = publish::<I>(session, submission, &record, stop, progress).await?;
     if let Some(now) = tally.other_than(&submission.survey) {
@@ -367,14 +367,10 @@ fn described(record: &RunRecord, with_batches: bool) -> String {
 }
 
 /// Begins the first pass, whose batches have at most `batch_ids` ids.
-pub(crate) async fn open_pass(
-    broker: &Broker,
-    records: &Records,
-    run: &RunName,
-    begun: &PassRecord,
-) -> Result<(), Error> {
-    broker.ensure_work_consumer(&run.pass(1)).await?;
-    if records.pass(&run.pass(1)).await?.is_none() {
+pub(crate) async fn open_pass(broker: &Broker, records: &Records, begun: &PassRecord) -> Result<(), Error> {
+    let pass = begun.id();
+    broker.ensure_work_consumer(&pass).await?;
+    if records.pass(&pass).await?.is_none() {
         records.create_pass(begun).await?;
     }
     Ok(())
@@ -427,10 +423,11 @@ async fn restore_passes(
     for seen in passes.into_iter().rev() {
         let is_known = known.iter().any(|record| record.pass == seen.pass);
         // A row in ClickHouse alone proves no pass, because the row may be false. A forgotten pass has neither.
-        if is_known || (!known.is_empty() && store.raw_rows(&run.pass(seen.pass)).await? == 0) {
+        let pass = run.pass(seen.pass);
+        if is_known || (!known.is_empty() && store.raw_rows(&pass).await? == 0) {
             continue;
         }
-        let begun = PassRecord::begin(&run.pass(seen.pass), record.batch_ids, record.created_ms);
+        let begun = PassRecord::begin(&pass, record.batch_ids, record.created_ms);
         let sealed = Some(seen.sealed());
         let restored = PassRecord { state: PassState::Sealed, sealed, freed: true, ..begun };
         records.create_pass(&restored).await?;
@@ -443,7 +440,7 @@ async fn close_run(records: &Records, run: &RunName, published: Published) -> Re
     loop {
         let mut entry = records.known_run(run).await?;
         if let Some(other) = &entry.record.published {
-            return if other.batches == published.batches && other.id_digest() == published.id_digest() {
+            return if other.is(published.batches.into(), published.id_digest()) {
                 Ok(entry.record)
             } else {
                 Err(Error::OtherIds {

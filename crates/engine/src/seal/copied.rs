@@ -51,9 +51,9 @@ pub(crate) async fn base_gone(
     covers: &Covers,
     ids: u64,
 ) -> Result<Option<Error>, Error> {
-    let base = covers.base;
-    let rows = ids.saturating_sub(store.raw_rows(&pass.run.pass(base)).await?);
-    Ok((rows > 0).then(|| Error::BaseGone { run: pass.run.to_string(), pass: pass.pass, base, rows }))
+    let rows = ids.saturating_sub(store.raw_rows(&covers.base_of(&pass.run)).await?);
+    let PassId { run, pass } = pass;
+    Ok((rows > 0).then(|| Error::BaseGone { run: run.to_string(), pass: *pass, base: covers.base, rows }))
 }
 
 /// Copies the rows of all ids that the pass does not cover. The selection must have been checked.

@@ -257,9 +257,7 @@ impl<'a, I: Id> Drive<'a, I> {
                         Seen::Failed
                     }
                 };
-                if let Some(step) = step.label() {
-                    sealer.metrics().step_taken(step, seen == Seen::Failed, begun.elapsed());
-                }
+                sealer.metrics().step_taken(step, seen == Seen::Failed, begun.elapsed());
                 Taken { key, state, step, place, carried, seen }
             }
             .boxed(),

@@ -34,10 +34,7 @@ impl Proof {
 
     /// Whether every id of every batch is stored, with the computed values.
     pub fn is_complete(&self) -> bool {
-        let Self { published, stored } = self;
-        stored.batches == u64::from(published.batches)
-            && stored.id_digest() == published.id_digest()
-            && stored.values.is_none_or(|values| values.at_fault == 0)
+        self.stored.is_all_of(&self.published)
     }
 
     /// The number of batches whose values cannot be proven, if there are any.

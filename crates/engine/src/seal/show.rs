@@ -1,6 +1,6 @@
 //! The seal itself: first readers see the pass, then its record says so.
 
-use millstream::names::{PassId, RunName};
+use millstream::names::PassId;
 use serde_json::Value;
 
 use super::proof::Proof;
@@ -47,22 +47,21 @@ impl Sealer {
     /// Marks the pass sealed, only if its record has not changed since before the proof.
     pub(super) async fn mark(
         &self,
-        run: &RunName,
+        pass: &PassId,
         mut entry: Entry<PassRecord>,
         sealed: Sealed,
     ) -> Result<Seen, Error> {
-        let pass = entry.record.pass;
         let rows = sealed.rows;
         let dead = sealed.dead;
         entry.record.state = PassState::Sealed;
         entry.record.sealed = Some(sealed);
         (entry.record.repair, entry.record.unsealed) = (None, false);
         if self.session.records.update_pass(&entry).await? == Change::Beaten {
-            return self.take_back_if_cancelled(&run.pass(pass)).await.map(|()| Seen::Beaten);
+            return self.take_back_if_cancelled(pass).await.map(|()| Seen::Beaten);
         }
-        self.waits().clear(&run.pass(pass));
+        self.waits().clear(pass);
         self.metrics().sealed(rows);
-        tracing::info!(%run, pass, ids = rows, dead, "sealed");
+        tracing::info!(run = %pass.run, pass = pass.pass, ids = rows, dead, "sealed");
         Ok(Seen::Marked)
     }
 

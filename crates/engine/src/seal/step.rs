@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::model::record::PassState;
-use crate::telemetry::labels::SealStep;
+pub(crate) use crate::model::seal_step::Step;
 
 /// The pause before a step whose wait ends with a change (of the record, of the workers' consumer). The step
 /// runs when the change is seen, or after this long if it was missed.
@@ -26,40 +26,6 @@ const FINISH_FOR_OTHERS: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_secs(10);
 /// The repairs of one pass that a process makes by itself; after these an operator has to act.
 pub(crate) const REPAIRS: u32 = 5;
-
-/// Something to do for a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Read the records: whether all ids are published, and whether a repair has claimed the pass.
-    Read,
-    /// Ask NATS for the state of workers and sinks. Costs ClickHouse nothing.
-    Ask,
-    /// Count the pass's rows in ClickHouse.
-    Count,
-    /// Ask whether rows of the pass are on their way to ClickHouse.
-    Landing,
-    /// Ask whether another sealer comes first, because the next steps are expensive for ClickHouse and needed
-    /// once.
-    Turn,
-    /// Copy the unchanged rows: those of ids that the pass does not cover.
-    TakeOver,
-    /// Prove ids and values.
-    Prove,
-    /// Remove raw duplicates, and check that they are gone.
-    Merge,
-    /// Have lost rows computed again, or delivered again.
-    Repair,
-    /// Run the summary, and write the row that makes readers see the pass.
-    Show,
-    /// Mark the pass sealed in its record, if the record has not changed since before the proof.
-    Mark,
-    /// Announce the seal, and remove what NATS holds of the pass.
-    Finish,
-    /// Remove what NATS holds of a cancelled pass.
-    Free,
-    /// Nothing is left to do.
-    Rest,
-}
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,26 +132,6 @@ impl Step {
     /// Whether the step may read or write all rows of a pass: a process runs few of these at once.
     pub(crate) fn is_heavy(self) -> bool {
         matches!(self, Self::TakeOver | Self::Prove | Self::Merge | Self::Repair | Self::Show | Self::Free)
-    }
-
-    /// The step's label in metrics; `None` if there is no step to take.
-    pub(crate) fn label(self) -> Option<SealStep> {
-        Some(match self {
-            Self::Read => SealStep::Read,
-            Self::Ask => SealStep::Ask,
-            Self::Count => SealStep::Count,
-            Self::Landing => SealStep::Landing,
-            Self::Turn => SealStep::Turn,
-            Self::TakeOver => SealStep::TakeOver,
-            Self::Prove => SealStep::Prove,
-            Self::Merge => SealStep::Merge,
-            Self::Repair => SealStep::Repair,
-            Self::Show => SealStep::Show,
-            Self::Mark => SealStep::Mark,
-            Self::Finish => SealStep::Finish,
-            Self::Free => SealStep::Free,
-            Self::Rest => return None,
-        })
     }
 
     /// Whether the step's wait ends with a change of the records or of the workers' consumer, or with inserted

@@ -95,7 +95,7 @@ impl Sealer {
             Step::Repair => Box::pin(self.repair::<I>(pass, carried)).await,
             Step::Show => Box::pin(self.show(pass, carried)).await,
             Step::Mark => match (carried.before.take(), carried.sealed.clone()) {
-                (Some(entry), Some(sealed)) => self.mark(&pass.run, entry, sealed).await,
+                (Some(entry), Some(sealed)) => self.mark(pass, entry, sealed).await,
                 _ => Ok(Seen::Beaten),
             },
             Step::Finish => self.finish(pass).await,

@@ -32,7 +32,7 @@ impl Sealer {
         }
         // The producer may not know of the cancel yet. It is done when two checks, at least a second apart,
         // find nothing to remove.
-        let is_free = self.session.broker.free_ids(&pass.run, &entry.record).await? == 0;
+        let is_free = self.session.broker.free_ids(&entry.record).await? == 0;
         if !(std::mem::replace(was_free, is_free) && is_free) {
             return Ok(Seen::NotFinished);
         }

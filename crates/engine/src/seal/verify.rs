@@ -20,12 +20,11 @@ use crate::error::{Error, full_hint};
 use crate::fleet::heartbeat;
 use crate::model::host::HostReport;
 use crate::model::id_digest::IdDigest;
-use crate::model::record::{Covers, PassRecord, PassState, Published, RunRecord};
+use crate::model::record::{Covers, PassRecord, PassState, RunRecord};
 use crate::nats::broker::Broker;
 use crate::nats::bucket::{Entry, Records};
 use crate::nats::quarantine::fault_of_ids;
 use crate::seal::copied::base_gone;
-use crate::seal::proof::Proof;
 use crate::session::Session;
 
 pub(crate) use landing::{Landing, come_again, is_held_by_none, landing, landing_now, open};
@@ -173,6 +172,11 @@ impl Walk {
 }
 
 impl Report {
+    /// Which pass of which run it is about.
+    pub fn id(&self) -> PassId {
+        self.run.pass(self.pass)
+    }
+
     /// Whether there is nothing to repair.
     pub fn is_clean(&self) -> bool {
         self.complete && self.raw_duplicates == 0 && !self.has_other_dead()
@@ -251,8 +255,7 @@ async fn examine<I: Id>(
     let pass = entry.map(|entry| entry.record);
     let id = run.pass(pass.as_ref().map_or(1, |pass| pass.pass));
     let (walk, stored) = walk::<I>(session, &id, &record, values).await?;
-    let proof = record.published.clone().map(|published| Proof { published, stored });
-    let complete = proof.as_ref().is_some_and(Proof::is_complete);
+    let complete = record.published.as_ref().is_some_and(|published| stored.is_all_of(published));
     let sight = if pass.as_ref().is_some_and(|pass| pass.state == PassState::Sealed) {
         store.sight(&id, stored.ids.saturating_sub(stored.dead), true).await?
     } else {
@@ -286,9 +289,8 @@ async fn walk<I: Id>(
     store.each_batch(id, values, |stored| walk.visit(stored)).await?;
     let stored = store.stored(id, values, published.filter(|_| !record.may_repeat)).await?;
     walk.skip_to(batches.unwrap_or(walk.next));
-    let is_whole = |published: &Published| Proof { published: published.clone(), stored }.is_complete();
     let counts_agree = walk.missing.count + walk.short.count + walk.wrong.count == 0;
-    if counts_agree && published.is_some_and(|published| !is_whole(published)) {
+    if counts_agree && published.is_some_and(|published| !stored.is_all_of(published)) {
         find_wrong::<I>(broker, &id.run, &mut walk).await?;
     }
     Ok((walk, stored))

@@ -12,13 +12,13 @@ use tracing::{Instrument, Level, Span, field};
 use super::group::{GroupKey, Item};
 use super::schemas::Known;
 use super::step::{Seen, Step, is_landed};
-use super::{ASKING, INSERTING, REDELIVER_AFTER, Sink};
+use super::{ASKING, INSERTING, Sink};
 use crate::clickhouse::store::{Fit, in_ranges};
 use crate::error::{Code, Error, StoreFault, full_cause};
 use crate::failpoint;
 use crate::model::host::{Cause, REFUSED_HINT};
+use crate::nats::delivery::REDELIVER_AFTER;
 use crate::retry::Backoff;
-use crate::telemetry::labels::NotTaken;
 
 /// Pauses between attempts while ClickHouse is away: bounded so that the sink soon notices its return.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -119,7 +119,7 @@ impl Sink {
         };
         let longest = items.iter().map(delay).max().unwrap_or_default();
         self.state.left.note(key, Cause::Columns, why, longest);
-        self.state.metrics.not_taken(NotTaken::Columns, items.len());
+        self.state.metrics.not_taken(Cause::Columns, items.len());
         for item in items {
             let delay = delay(&item);
             item.delivery.nak(delay).await;
@@ -131,7 +131,7 @@ impl Sink {
         let drops = fault.constraint().map(|name| self.store.tables().drop_constraint(name));
         let helps = drops
             .map_or_else(String::new, |drops| format!("; `{drops}` takes that constraint from the table"));
-        self.state.metrics.not_taken(NotTaken::Refused, items.len());
+        self.state.metrics.not_taken(Cause::Refused, items.len());
         for item in &items {
             self.state.left.note(
                 key,

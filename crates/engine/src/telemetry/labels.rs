@@ -8,6 +8,30 @@ use std::hash::Hash;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
 use crate::error::Class;
+use crate::model::host::Cause;
+use crate::model::seal_step::Step;
+
+/// Makes each label an enum from one list: its name, its values, and the word of each.
+macro_rules! labels {
+    ($($(#[$about:meta])* $label:ident $key:literal { $($(#[$meaning:meta])* $value:ident = $word:literal,)* })*) => {$(
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $label {
+            $($(#[$meaning])* $value,)*
+        }
+
+        impl Label for $label {
+            const KEY: &'static str = $key;
+            const ALL: &'static [Self] = &[$(Self::$value),*];
+
+            fn word(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)*
+                }
+            }
+        }
+    )*};
+}
 
 /// A label and all of its values.
 pub trait Label: Copy + Eq + Hash + Debug + Send + Sync + 'static {
@@ -48,245 +72,110 @@ impl<A: Label, B: Label> Labels for (By<A>, By<B>) {
     }
 }
 
-/// The stage that holds a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// A worker, which holds batches of ids.
-    Worker,
-    /// A sink, which holds messages of rows.
-    Sink,
-}
-
-impl Label for Stage {
-    const KEY: &'static str = "stage";
-    const ALL: &'static [Self] = &[Self::Worker, Self::Sink];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Worker => "worker",
-            Self::Sink => "sink",
-        }
+labels! {
+    /// The stage that holds a delivery.
+    Stage "stage" {
+        /// A worker, which holds batches of ids.
+        Worker = "worker",
+        /// A sink, which holds messages of rows.
+        Sink = "sink",
     }
-}
 
-/// The stream of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stream {
-    /// The stream of ids.
-    Ids,
-    /// The stream of rows.
-    Rows,
-}
-
-impl Label for Stream {
-    const KEY: &'static str = "stream";
-    const ALL: &'static [Self] = &[Self::Ids, Self::Rows];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ids => "ids",
-            Self::Rows => "rows",
-        }
+    /// The stream of a message.
+    Stream "stream" {
+        /// The stream of ids.
+        Ids = "ids",
+        /// The stream of rows.
+        Rows = "rows",
     }
-}
 
-/// The reason why a publish was not confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Unconfirmed {
-    /// The stream is full.
-    Full,
-    /// NATS did not answer in time.
-    NoAnswer,
-    /// NATS answered with another error.
-    Refused,
-}
-
-impl Label for Unconfirmed {
-    const KEY: &'static str = "reason";
-    const ALL: &'static [Self] = &[Self::Full, Self::NoAnswer, Self::Refused];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Full => "stream_full",
-            Self::NoAnswer => "no_answer",
-            Self::Refused => "refused",
-        }
+    /// The reason why a publish was not confirmed.
+    Unconfirmed "reason" {
+        /// The stream is full.
+        Full = "stream_full",
+        /// NATS did not answer in time.
+        NoAnswer = "no_answer",
+        /// NATS answered with another error.
+        Refused = "refused",
     }
-}
 
-/// Whether a delivery is the first of its message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Arrival {
-    /// The first delivery.
-    First,
-    /// A redelivery.
-    Again,
-}
-
-impl Label for Arrival {
-    const KEY: &'static str = "arrival";
-    const ALL: &'static [Self] = &[Self::First, Self::Again];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Again => "redelivery",
-        }
+    /// Whether a delivery is the first of its message.
+    Arrival "arrival" {
+        /// The first delivery.
+        First = "first",
+        /// A redelivery.
+        Again = "redelivery",
     }
-}
 
-/// The end of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum End {
-    /// Acked: the work of the delivery is done.
-    Acked,
-    /// Ended with a nak, to be redelivered.
-    HandedBack,
-    /// Left to an earlier delivery of the same message, which this process still holds.
-    Left,
-    /// Dropped without an ack or nak, which is a fault of Millstream.
-    Dropped,
-}
-
-impl Label for End {
-    const KEY: &'static str = "end";
-    const ALL: &'static [Self] = &[Self::Acked, Self::HandedBack, Self::Left, Self::Dropped];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Acked => "acked",
-            Self::HandedBack => "handed_back",
-            Self::Left => "left",
-            Self::Dropped => "dropped",
-        }
+    /// The end of a delivery.
+    End "end" {
+        /// Acked: the work of the delivery is done.
+        Acked = "acked",
+        /// Ended with a nak, to be redelivered.
+        HandedBack = "handed_back",
+        /// Left to an earlier delivery of the same message, which this process still holds.
+        Left = "left",
+        /// Dropped without an ack or nak, which is a fault of Millstream.
+        Dropped = "dropped",
     }
-}
 
-/// How a batch of a producer came into the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// This producer stored it.
-    Published,
-    /// An earlier start, or another producer, had stored it.
-    Found,
-}
-
-impl Label for Origin {
-    const KEY: &'static str = "origin";
-    const ALL: &'static [Self] = &[Self::Published, Self::Found];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Published => "published",
-            Self::Found => "found",
-        }
+    /// How a batch of a producer came into the stream.
+    Origin "origin" {
+        /// This producer stored it.
+        Published = "published",
+        /// An earlier start, or another producer, had stored it.
+        Found = "found",
     }
-}
 
-/// The outcome of an id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fate {
-    /// The id has an ok row.
-    Ok,
-    /// The id is a dead letter.
-    Dead,
-}
-
-impl Label for Fate {
-    const KEY: &'static str = "status";
-    const ALL: &'static [Self] = &[Self::Ok, Self::Dead];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Dead => "dead",
-        }
+    /// The outcome of an id.
+    Fate "status" {
+        /// The id has an ok row.
+        Ok = "ok",
+        /// The id is a dead letter.
+        Dead = "dead",
     }
-}
 
-/// The activity of a worker's core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Activity {
-    /// The core computes the user's function.
-    Computing,
-    /// The core encodes and compresses rows.
-    Encoding,
-}
-
-impl Label for Activity {
-    const KEY: &'static str = "activity";
-    const ALL: &'static [Self] = &[Self::Computing, Self::Encoding];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Computing => "computing",
-            Self::Encoding => "encoding",
-        }
+    /// The activity of a worker's core.
+    Activity "activity" {
+        /// The core computes the user's function.
+        Computing = "computing",
+        /// The core encodes and compresses rows.
+        Encoding = "encoding",
     }
-}
 
-/// What an idle core of a worker waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum WaitsFor {
-    /// Ids to compute.
-    Ids,
-    /// Capacity in the rows stream.
-    Room,
-    /// The next slot of a run with a rate limit.
-    Rate,
-}
-
-impl Label for WaitsFor {
-    const KEY: &'static str = "waits_for";
-    const ALL: &'static [Self] = &[Self::Ids, Self::Room, Self::Rate];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ids => "ids",
-            Self::Room => "room",
-            Self::Rate => "rate",
-        }
+    /// What an idle core of a worker waits for.
+    WaitsFor "waits_for" {
+        /// Ids to compute.
+        Ids = "ids",
+        /// Capacity in the rows stream.
+        Room = "room",
+        /// The next slot of a run with a rate limit.
+        Rate = "rate",
     }
-}
 
-/// The reason why a worker did not finish a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Unfinished {
-    /// The pass is paused or cancelled, or the process ends.
-    Stopped,
-    /// The message cannot be decoded.
-    Unreadable,
-    /// This host cannot compute.
-    Host,
-    /// Anything else: the batch is redelivered after a while.
-    Failed,
-}
-
-impl Label for Unfinished {
-    const KEY: &'static str = "reason";
-    const ALL: &'static [Self] = &[Self::Stopped, Self::Unreadable, Self::Host, Self::Failed];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Unreadable => "unreadable",
-            Self::Host => "host_cannot_compute",
-            Self::Failed => "failed",
-        }
+    /// The reason why a worker did not finish a batch.
+    Unfinished "reason" {
+        /// The pass is paused or cancelled, or the process ends.
+        Stopped = "stopped",
+        /// The message cannot be decoded.
+        Unreadable = "unreadable",
+        /// This host cannot compute.
+        Host = "host_cannot_compute",
+        /// Anything else: the batch is redelivered after a while.
+        Failed = "failed",
     }
-}
 
-/// The outcome of an insert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// ClickHouse reported success.
-    Accepted,
-    /// The server has a fault: the sink tries again.
-    Fault,
-    /// There was no clear answer: the sink kills the insert, asks for the rows, and tries again.
-    Unclear,
-    /// ClickHouse refused the rows.
-    Refused,
+    /// The outcome of an insert.
+    Outcome "outcome" {
+        /// ClickHouse reported success.
+        Accepted = "accepted",
+        /// The server has a fault: the sink tries again.
+        Fault = "server_fault",
+        /// There was no clear answer: the sink kills the insert, asks for the rows, and tries again.
+        Unclear = "unclear",
+        /// ClickHouse refused the rows.
+        Refused = "refused",
+    }
 }
 
 impl From<Class> for Outcome {
@@ -299,30 +188,7 @@ impl From<Class> for Outcome {
     }
 }
 
-impl Label for Outcome {
-    const KEY: &'static str = "outcome";
-    const ALL: &'static [Self] = &[Self::Accepted, Self::Fault, Self::Unclear, Self::Refused];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Fault => "server_fault",
-            Self::Unclear => "unclear",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// The reason why a sink naks rows and does not retry soon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum NotTaken {
-    /// The table lacks columns of the rows.
-    Columns,
-    /// ClickHouse refuses the rows.
-    Refused,
-}
-
-impl Label for NotTaken {
+impl Label for Cause {
     const KEY: &'static str = "cause";
     const ALL: &'static [Self] = &[Self::Columns, Self::Refused];
 
@@ -334,38 +200,8 @@ impl Label for NotTaken {
     }
 }
 
-/// A step of the sealer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SealStep {
-    /// Reads the records.
-    Read,
-    /// Asks NATS for the state of workers and sinks.
-    Ask,
-    /// Counts the pass's rows.
-    Count,
-    /// Asks whether rows are on their way to ClickHouse.
-    Landing,
-    /// Asks whether another sealer comes first.
-    Turn,
-    /// Copies unchanged rows from another pass.
-    TakeOver,
-    /// Proves ids and values.
-    Prove,
-    /// Removes raw duplicates.
-    Merge,
-    /// Repairs lost rows.
-    Repair,
-    /// Shows the pass to readers.
-    Show,
-    /// Marks the pass sealed in its record.
-    Mark,
-    /// Announces the seal and removes the pass from NATS.
-    Finish,
-    /// Removes the rest of a cancelled pass from NATS.
-    Free,
-}
-
-impl Label for SealStep {
+/// A sealer takes every step but [`Step::Rest`], which has no series.
+impl Label for Step {
     const KEY: &'static str = "step";
     const ALL: &'static [Self] = &[
         Self::Read,
@@ -398,6 +234,7 @@ impl Label for SealStep {
             Self::Mark => "mark",
             Self::Finish => "finish",
             Self::Free => "free",
+            Self::Rest => "rest",
         }
     }
 }

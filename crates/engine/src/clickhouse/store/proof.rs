@@ -32,6 +32,11 @@ impl Stored {
     pub fn id_digest(&self) -> IdDigest {
         IdDigest { ids: self.ids, digest: self.digest }
     }
+
+    /// Whether every id of every batch is stored, with the computed values as far as they were checked.
+    pub fn is_all_of(&self, published: &Published) -> bool {
+        published.is(self.batches, self.id_digest()) && self.values.is_none_or(|values| values.at_fault == 0)
+    }
 }
 
 /// Stored values compared with what workers computed.
@@ -71,8 +76,7 @@ struct Proven {
 impl Proven {
     /// Whether the stored rows match what was published, value by value.
     fn is_all_of(&self, published: &Published) -> bool {
-        self.batches == u64::from(published.batches)
-            && IdDigest { ids: self.ids, digest: self.digest } == published.id_digest()
+        published.is(self.batches, IdDigest { ids: self.ids, digest: self.digest })
             && self.values == StoredValues { at_fault: 0, unproven: 0 }
     }
 }

@@ -41,12 +41,12 @@ impl Broker {
     ///
     /// # Errors
     /// When NATS refuses or does not answer. The call can be repeated at any time.
-    pub(crate) async fn free_ids(&self, run: &RunName, pass: &PassRecord) -> Result<u64, Error> {
-        self.remove_work_consumer(&run.pass(pass.pass)).await?;
-        let names = self.names();
+    pub(crate) async fn free_ids(&self, pass: &PassRecord) -> Result<u64, Error> {
+        let id = pass.id();
+        self.remove_work_consumer(&id).await?;
         match (&pass.covers, pass.pass) {
-            (Some(_), _) => self.purge_ids(names.replay_ids(&run.pass(pass.pass))).await,
-            (None, 1) => self.purge_ids(names.run_ids(run)).await,
+            (Some(_), _) => self.purge_ids(self.names().replay_ids(&id)).await,
+            (None, 1) => self.purge_ids(self.names().run_ids(&id.run)).await,
             (None, _) => Ok(0),
         }
     }

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use millstream::Id;
-use millstream::names::{PassId, RunName};
+use millstream::names::PassId;
 use serde::Serialize;
 
 use super::landing::{not_acked, open};
@@ -125,7 +125,7 @@ pub async fn heal<I: Id>(session: &Session, pass: &PassId) -> Result<Repair, Err
 pub async fn repair(session: &Session, report: &Report, unstored: Unstored) -> Result<Repair, Error> {
     let Session { broker, store, .. } = session;
     let run = &report.run;
-    let pass = run.pass(report.pass);
+    let pass = report.id();
     let mut repair = Repair::default();
     if report.forgetting {
         let stuck =
@@ -233,18 +233,17 @@ async fn carry_out(
     repair: &mut Repair,
 ) -> Result<bool, Error> {
     let Session { broker, records, store } = session;
-    let run = &report.run;
-    let pass = run.pass(report.pass);
-    let Some(claim) = claim(records, run, report).await? else { return Ok(false) };
+    let pass = report.id();
+    let Some(claim) = claim(records, &pass, report).await? else { return Ok(false) };
     failpoint::pass("repair-after-claim");
     if !holds(records, &pass, claim).await? {
         return Ok(false);
     }
-    remove_wrong(broker, store, run, report, &todo.wrong).await?;
+    remove_wrong(broker, store, report, &todo.wrong).await?;
     if !holds(records, &pass, claim).await? {
         return Ok(false);
     }
-    compute_again(broker, run, report, &todo.again, repair).await?;
+    compute_again(broker, report, &todo.again, repair).await?;
     for (_, messages) in todo.unstored {
         for message in messages {
             broker.hand_out_again(message).await?;
@@ -307,10 +306,10 @@ async fn at_rest(
 
 /// Claims the pass in one step: it becomes a running pass under repair. Returns the claim; `None` if the record
 /// has changed since the report, or another repair has the claim.
-async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Option<u64>, Error> {
+async fn claim(records: &Records, pass: &PassId, report: &Report) -> Result<Option<u64>, Error> {
     // Unique, because the system seeds each `RandomState`.
     let claim = RandomState::new().hash_one(now_ms());
-    let change = match records.pass(&run.pass(report.pass)).await? {
+    let change = match records.pass(pass).await? {
         Some(mut entry) => {
             if Some(entry.revision) != report.revision || is_being_repaired(records, &entry).await? {
                 return Ok(None);
@@ -323,8 +322,8 @@ async fn claim(records: &Records, run: &RunName, report: &Report) -> Result<Opti
             records.update_pass(&entry).await?
         }
         None => {
-            let batch_ids = records.known_run(run).await?.record.batch_ids;
-            let begun = PassRecord::begin(&run.pass(report.pass), batch_ids, records.server_ms().await?);
+            let batch_ids = records.known_run(&pass.run).await?.record.batch_ids;
+            let begun = PassRecord::begin(pass, batch_ids, records.server_ms().await?);
             records.create_pass(&PassRecord { repair: Some(claim), ..begun }).await?
         }
     };
@@ -350,21 +349,16 @@ async fn release(records: &Records, pass: &PassId, claim: u64) -> Result<(), Err
 
 /// Removes the rows of wrong batches, because computing a batch again adds its own ids and would leave the
 /// others.
-async fn remove_wrong(
-    broker: &Broker,
-    store: &Store,
-    run: &RunName,
-    report: &Report,
-    wrong: &[u32],
-) -> Result<(), Error> {
+async fn remove_wrong(broker: &Broker, store: &Store, report: &Report, wrong: &[u32]) -> Result<(), Error> {
     if wrong.is_empty() {
         return Ok(());
     }
-    store.remove_batches(&run.pass(report.pass), wrong).await?;
+    let pass = report.id();
+    store.remove_batches(&pass, wrong).await?;
     for batch in wrong.iter().filter(|batch| report.is_beyond(**batch)) {
         // This message was not published by the producer.
-        broker.purge_ids(broker.names().ids_subject(run, *batch)).await?;
-        broker.purge_batch(&run.pass(report.pass), *batch).await?;
+        broker.purge_ids(broker.names().ids_subject(&pass.run, *batch)).await?;
+        broker.purge_batch(&pass, *batch).await?;
     }
     Ok(())
 }
@@ -373,7 +367,6 @@ async fn remove_wrong(
 /// whole run if they cannot all be listed.
 async fn compute_again(
     broker: &Broker,
-    run: &RunName,
     report: &Report,
     again: &[u32],
     repair: &mut Repair,
@@ -381,28 +374,29 @@ async fn compute_again(
     if again.is_empty() {
         return Ok(());
     }
+    let pass = report.id();
     repair.whole_run = report.is_too_much();
     // The first worker's rows would block those of the second.
     if report.computes.is_some() {
         // Only the computed ids; the sealer copies the other rows from the base pass.
         repair.batches_again = again.len() as u64;
-        broker.purge_rows(broker.names().pass_rows(&run.pass(report.pass))).await?;
+        broker.purge_rows(broker.names().pass_rows(&pass)).await?;
         failpoint::pass("repair-before-consumer");
-        broker.remove_work_consumer(&run.pass(report.pass)).await?;
-        return broker.ensure_replay_consumer(&run.pass(report.pass)).await;
+        broker.remove_work_consumer(&pass).await?;
+        return broker.ensure_replay_consumer(&pass).await;
     }
     if repair.whole_run {
         repair.batches_again = report.batches;
-        broker.purge_rows(broker.names().pass_rows(&run.pass(report.pass))).await?;
+        broker.purge_rows(broker.names().pass_rows(&pass)).await?;
     } else {
         repair.batches_again = again.len() as u64;
         for batch in again {
-            broker.purge_batch(&run.pass(report.pass), *batch).await?;
+            broker.purge_batch(&pass, *batch).await?;
         }
     }
     failpoint::pass("repair-before-consumer");
     let listed = (!repair.whole_run).then_some(again);
-    broker.replace_work_consumer(&run.pass(report.pass), listed).await?;
+    broker.replace_work_consumer(&pass, listed).await?;
     failpoint::pass("repair-after-consumer");
     Ok(())
 }

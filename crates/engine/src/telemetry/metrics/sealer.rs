@@ -8,13 +8,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::{Metrics, Registering, level, of_work, seconds};
-use crate::telemetry::labels::{By, SealStep};
+use crate::model::seal_step::Step;
+use crate::telemetry::labels::By;
 
 pub(super) struct Sealer {
     passes: Gauge,
     waiting: Gauge,
-    took: Family<By<SealStep>, Histogram>,
-    failed: Family<By<SealStep>, Counter>,
+    took: Family<By<Step>, Histogram>,
+    failed: Family<By<Step>, Counter>,
     sealed: Counter,
     sealed_rows: Counter,
     repairs: Counter,
@@ -63,7 +64,7 @@ impl Metrics {
     }
 
     /// Counts a step. `failed` says that a server did not answer, or the step took too long.
-    pub fn step_taken(&self, step: SealStep, failed: bool, took: Duration) {
+    pub fn step_taken(&self, step: Step, failed: bool, took: Duration) {
         self.0.sealer.took.get_or_create(&By(step)).observe(seconds(took));
         if failed {
             self.0.sealer.failed.get_or_create(&By(step)).inc();

@@ -11,7 +11,8 @@ use prometheus_client::registry::Unit;
 use super::{ANSWERS, Metrics, ROWS, Registering, of_answers, seconds};
 use crate::error::Class;
 use crate::model::counts::SinkCounts;
-use crate::telemetry::labels::{By, Label, NotTaken, Outcome, Stage};
+use crate::model::host::Cause;
+use crate::telemetry::labels::{By, Label, Outcome, Stage};
 
 pub(super) struct Sink {
     inserts: Family<By<Outcome>, Counter>,
@@ -22,7 +23,7 @@ pub(super) struct Sink {
     asks: Histogram,
     confirmed_rows: Counter,
     confirmed_messages: Counter,
-    not_taken: Family<By<NotTaken>, Counter>,
+    not_taken: Family<By<Cause>, Counter>,
     lacking_views: Counter,
     waiting: Gauge,
 }
@@ -107,7 +108,7 @@ impl Metrics {
     }
 
     /// Counts messages that the sink naks because the table does not accept their rows.
-    pub fn not_taken(&self, cause: NotTaken, messages: usize) {
+    pub fn not_taken(&self, cause: Cause, messages: usize) {
         self.0.sink.not_taken.get_or_create(&By(cause)).inc_by(messages as u64);
     }
 
